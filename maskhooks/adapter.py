@@ -1,0 +1,119 @@
+"""Adapters: a plugin's claim on module types, and the sites it finds in such modules."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from maskhooks.errors import AdapterConflictError
+from maskhooks.site import Site
+
+
+class Adapter(ABC):
+    """Finds the sites of certain module types, wherever they stand in a model.
+
+    Attributes:
+        name: how the adapter is listed and named in errors.
+    """
+
+    name: str
+
+    @abstractmethod
+    def types(self) -> tuple[type[nn.Module], ...]:
+        """The module types claimed; asked at each wrap. Look in `sys.modules` before importing a library for this."""
+
+    @abstractmethod
+    def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
+        """The sites of a claimed module, in the order of computation.
+
+        Args:
+            name: the module's name in the whole model, to begin each address with; empty for the model itself.
+            module: the claimed module.
+        """
+
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+        """A context in which the given sites exist, for modules whose fused kernels hide them; must restore all."""
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An adapter's right to one module."""
+
+    adapter: Adapter
+    name: str
+    module: nn.Module
+
+    def covers(self, module: str) -> bool:
+        return not self.name or module == self.name or module.startswith(self.name + ".")
+
+
+def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
+    """Who finds the sites of which module: the more derived claim wins, and an adapter's claim covers what is below it.
+
+    Raises:
+        AdapterConflictError: two adapters claim one module with equal right.
+    """
+    types = [(adapter, adapter.types()) for adapter in adapters]
+    found: list[Claim] = []
+    for name, module in model.named_modules():
+        ancestry = type(module).__mro__
+        ranked = sorted(
+            ((min(ancestry.index(t) for t in claimed if t in ancestry), adapter)
+             for adapter, claimed in types if any(t in ancestry for t in claimed)),
+            key=lambda pair: pair[0],
+        )
+        if not ranked:
+            continue
+        if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+            first, second = ranked[0][1].name, ranked[1][1].name
+            raise AdapterConflictError(
+                f"adapters {first!r} and {second!r} both claim module {name!r} ({ancestry[ranked[0][0]].__name__}). "
+                f"Choose one: wrap(model, adapter=...), or let one claim a more derived type.",
+                plugin=first,
+            )
+        adapter = ranked[0][1]
+        if not any(claim.adapter is adapter and claim.covers(name) for claim in found):
+            found.append(Claim(adapter, name, module))
+    return found
+
+
+def claimed_sites(found: Sequence[Claim]) -> list[Site]:
+    """The sites of all claims in order; within a deeper claim only that claim's own."""
+    sites: dict[str, Site] = {}
+    for claim in found:
+        deeper = [c for c in found if c.name != claim.name and claim.covers(c.name)]
+        for site in claim.adapter.sites(claim.name, claim.module):
+            if not any(c.covers(site.module) for c in deeper):
+                sites.setdefault(str(site), site)
+    return list(sites.values())
+
+
+def join(name: str, child: str) -> str:
+    """A child's full name: `join("", "encoder") == "encoder"`."""
+    return f"{name}.{child}" if name and child else name or child
+
+
+def stacks(module: nn.Module) -> list[list[str]]:
+    """The ordered stacks inside a module, largest first: children of a list that are of one type and do not nest.
+
+    Each stack is a list of module names relative to `module`. A stack's size is its number of weights; the experts of a
+    mixture and the like stand inside a layer of the larger stack, and are left out.
+    """
+    found: list[tuple[int, list[str]]] = []
+    for name, part in module.named_modules():
+        if not isinstance(part, (nn.ModuleList, nn.Sequential)) or len(part) < 2:
+            continue
+        if len({type(child) for child in part}) == 1 and any(True for child in part for _ in child.parameters()):
+            size = sum(weight.numel() for weight in part.parameters())
+            found.append((size, [join(name, child) for child, _ in part.named_children()]))
+    found.sort(key=lambda pair: -pair[0])
+    outer: list[list[str]] = []
+    for _, names in found:
+        if not any(name.startswith(layer + ".") for stack in outer for layer in stack for name in names):
+            outer.append(names)
+    return outer

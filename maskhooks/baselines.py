@@ -1,0 +1,112 @@
+"""Baselines: what a closed gate lets through."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from maskhooks.errors import SettingError
+
+
+class Baseline(nn.Module):
+    """A tensor over the feature axes of its site's pattern, the same at every position.
+
+    `start` is called once with the shape before training, `fit` with batches of values to gather statistics, and
+    `forward` gives the baseline in float32; `mix` casts it to the value's dtype and device.
+    """
+
+    vector: Tensor
+    needs_fit = False  # whether `fit` must see values before the first use
+
+    def start(self, shape: tuple[int, ...]) -> None:
+        """Allocates the vector for feature axes of this shape."""
+        self.register_buffer("vector", torch.zeros(shape))
+
+    def fit(self, values: Tensor) -> None:  # noqa: B027 # most baselines gather nothing
+        """Gathers statistics from values at real positions, shape `(positions, *features)`; may be called repeatedly."""
+
+    @abstractmethod
+    def forward(self) -> Tensor: ...
+
+
+class Zero(Baseline):
+    """The zero vector."""
+
+    def forward(self) -> Tensor:
+        return self.vector
+
+
+class Mean(Baseline):
+    """The mean value over real positions of the training data."""
+
+    count: Tensor
+    needs_fit = True
+
+    def start(self, shape: tuple[int, ...]) -> None:
+        super().start(shape)
+        self.register_buffer("count", torch.zeros(()))
+
+    def fit(self, values: Tensor) -> None:
+        self.count += len(values)
+        self.vector += (values.float() - self.vector).sum(0) / self.count.clamp(min=1)
+
+    def forward(self) -> Tensor:
+        return self.vector
+
+
+class Learned(Baseline):
+    """A vector learned with the gates (De Cao et al. 2020), from the mean over real positions, or from `init`.
+
+    The mean is a stable start: a random one may stand in for a value that the model reacts to.
+    """
+
+    needs_fit = True
+
+    def __init__(self, init: Tensor | None = None) -> None:
+        super().__init__()
+        self.init = init
+        self.mean = Mean()
+
+    def start(self, shape: tuple[int, ...]) -> None:
+        self.mean.start(shape)
+        self.vector = nn.Parameter(torch.zeros(shape))
+        if self.init is not None:
+            _check_shape(self.init, shape)
+            self.vector.data.copy_(self.init)
+
+    def fit(self, values: Tensor) -> None:
+        if self.init is None:
+            self.mean.fit(values)
+            self.vector.data.copy_(self.mean.vector)
+
+    def forward(self) -> Tensor:
+        return self.vector
+
+
+class Token(Baseline):
+    """The value that a certain token has at the site, such as the word embedding of `[MASK]`.
+
+    Args:
+        value: the vector, over the feature axes.
+    """
+
+    def __init__(self, value: Tensor | None = None) -> None:
+        super().__init__()
+        self.value = value
+
+    def start(self, shape: tuple[int, ...]) -> None:
+        super().start(shape)
+        if self.value is None:
+            raise SettingError("the token baseline needs the token's vector: Token(embedding.weight[mask_id])")
+        _check_shape(self.value, shape)
+        self.vector.copy_(self.value.detach())
+
+    def forward(self) -> Tensor:
+        return self.vector
+
+
+def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(given.shape) != tuple(shape):
+        raise SettingError(f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}")

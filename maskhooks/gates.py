@@ -1,0 +1,118 @@
+"""Gates: logits become a sample in [0, 1], the probability that it is not zero, and the sample's log-probability."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from maskhooks.errors import SettingError
+
+
+class Gate(ABC):
+    """What turns logits into gate values. Mathematics is float32 whatever the logits' dtype."""
+
+    @abstractmethod
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
+        """One sample in [0, 1] per logit, differentiable in the logits."""
+
+    @abstractmethod
+    def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """log P(z != 0), in nats."""
+
+    @abstractmethod
+    def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Log-probability of a sample, in nats: a mass at the ends, a density between them."""
+
+    def probability(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """P(z != 0), the fraction kept in expectation; its mean over positions is the expected L0."""
+        return self.log_open(logits).exp()
+
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds the gate."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return] # our gates are dataclasses
+
+
+@dataclass(frozen=True)
+class HardConcrete(Gate):
+    """Stretched and clipped binary concrete variable (Louizos et al. 2018, eq. 10 to 12).
+
+    With u ~ U(0, 1): s = sigmoid((log u - log(1 - u) + a) / temperature), z = clip(s (high - low) + low, 0, 1), and
+    P(z != 0) = sigmoid(a - temperature log(-low / high)). The defaults are those of DiffMask, (-0.2, 1.0) at 0.2:
+    only 0 has a mass of its own on paper, though in float32 most samples at a high logit are exactly 1.
+
+    Raises:
+        SettingError: temperature not positive, or not low < 0 < 1 <= high.
+    """
+
+    temperature: float = 0.2
+    low: float = -0.2
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.low < 0 and self.high >= 1):
+            raise SettingError(
+                f"hard concrete needs temperature > 0 and low < 0 < 1 <= high, got temperature={self.temperature}, "
+                f"low={self.low}, high={self.high}"
+            )
+
+    @classmethod
+    def louizos(cls) -> HardConcrete:
+        """The settings of Louizos et al. 2018: temperature 2/3, stretched to (-0.1, 1.1)."""
+        return cls(2 / 3, -0.1, 1.1)
+
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
+        tiny = torch.finfo(torch.float32).tiny
+        u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
+        u = u.clamp(tiny, 1 - 2**-24)
+        s = torch.sigmoid((u.log() - (-u).log1p() + logits.float()) / self.temperature)
+        return (s * (self.high - self.low) + self.low).clamp(0, 1)
+
+    def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return F.logsigmoid(logits.float() - self.temperature * math.log(-self.low / self.high))
+
+    def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        logits, width = logits.float(), self.high - self.low
+        inside = sample.float().clamp(1e-6, 1 - 1e-6)
+        s = (inside - self.low) / width
+        odds = s.log() - (-s).log1p()
+        x = self.temperature * odds - logits  # the logistic variable that gives this sample
+        density = (
+            math.log(self.temperature / width) - s.log() - (-s).log1p() + F.logsigmoid(x) + F.logsigmoid(-x)
+        )
+        closed = F.logsigmoid(self.temperature * math.log(-self.low / self.high) - logits)
+        if self.high == 1:
+            opened = density  # no mass at 1 on paper: a sample rounded to 1 counts with the density beside it
+        else:
+            top = (1 - self.low) / width
+            opened = F.logsigmoid(logits - self.temperature * (math.log(top) - math.log1p(-top)))
+        return torch.where(sample == 0, closed, torch.where(sample == 1, opened, density))
+
+
+@dataclass(frozen=True)
+class Bernoulli(Gate):
+    """z = 1 with probability sigmoid(a), else 0; the gradient is straight-through (Bengio et al. 2013), dz/da = p (1 - p).
+
+    For an unbiased gradient use `log_prob` in a score-function estimator.
+    """
+
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
+        p = torch.sigmoid(logits.float())
+        u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
+        return (u < p).float() + (p - p.detach())
+
+    def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return F.logsigmoid(logits.float())
+
+    def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return F.logsigmoid(torch.where(sample == 0, -logits.float(), logits.float()))
+
+
+def _device(logits: Tensor, generator: Generator | None) -> torch.device:
+    return generator.device if generator is not None else logits.device

@@ -1,0 +1,81 @@
+"""Hooked: a model with its sites, its task, and the adapters that found them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from maskhooks.adapter import Claim
+from maskhooks.outputs import Outputs
+from maskhooks.site import Selector, Site, SiteTable, resolve
+from maskhooks.tap import Replacement, Tap
+from maskhooks.task import Task
+
+
+class Hooked:
+    """A model with named sites. Made by `maskhooks.wrap`; holds the model, does not change it, and is no module.
+
+    Attributes:
+        model: the model, as it was given.
+        sites: `SiteTable`, in the order of computation.
+        task: how batches become calls and outputs become distributions.
+    """
+
+    def __init__(self, model: nn.Module, sites: SiteTable, task: Task, claims: Sequence[Claim] = ()) -> None:
+        self.model = model
+        self.sites = sites
+        self.task = task
+        self.claims = list(claims)
+
+    def __repr__(self) -> str:
+        adapters = ", ".join(sorted({claim.adapter.name for claim in self.claims})) or "none"
+        return f"Hooked({type(self.model).__name__}, {len(self.sites)} sites, task {self.task.name}, adapters {adapters})"
+
+    def _repr_html_(self) -> str:
+        return self.sites._repr_html_()
+
+    def __call__(self, batch: Any) -> Any:
+        """Runs the model on a batch, as its task says; the result is the model's own."""
+        return self.task.call(self.model, batch)
+
+    def distribution(self, outputs: Any, batch: Any) -> Outputs:
+        """The model's outputs as `torch.distributions`."""
+        return self.task.distribution(outputs, batch)
+
+    def find(self, selector: Selector) -> list[Site]:
+        """The sites meant by an address, a glob, a tag, a Site, or several of these.
+
+        Raises:
+            UnknownSiteError: nothing matches; near names are listed.
+        """
+        return resolve(selector, self.sites, (name for name, _ in self.model.named_modules(remove_duplicate=False)))
+
+    @contextlib.contextmanager
+    def tap(
+        self,
+        read: Selector = (),
+        replace: Mapping[str | Site, Replacement] | None = None,
+    ) -> Iterator[Tap]:
+        """Reads and replaces values while the `with` lasts; see `Tap`.
+
+        Args:
+            read: what to read.
+            replace: for each address, glob, tag or Site a function from its value to one like it.
+        """
+        replaced = {site: f for selector, f in (replace or {}).items() for site in self.find(selector)}
+        tap = Tap(self.model, self.find(read), replaced)
+        with self.opened([*self.find(read), *replaced]), tap:
+            yield tap
+
+    def opened(self, sites: Iterable[Site]) -> contextlib.ExitStack:
+        """A context in which the sites exist: adapters open the fused kernels that hide them."""
+        stack = contextlib.ExitStack()
+        wanted = list(sites)
+        for claim in self.claims:
+            inside = [site for site in wanted if claim.covers(site.module)]
+            if inside:
+                stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))
+        return stack

@@ -1,0 +1,51 @@
+"""Mix: a value, a gate sample and a baseline become the replaced value, exactly at 0 and 1, with useful gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def mix(value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:
+    """`z h + (1 - z) b`, exact: where z is 1 the value's own bits, where z is 0 the baseline's (De Cao et al. 2020, eq. 2).
+
+    The usual formula turns -0.0 into 0.0 and gives NaN for a NaN baseline under an open gate or an infinite value
+    under a closed one. The gradients are those of the formula, at 0 and 1 too, so that gates at either end still
+    learn: dh = g z, db = g (1 - z), dz = sum of g (h - b), where terms that are not finite are dropped; dh is exactly
+    zero under a closed gate, db under an open one.
+
+    Args:
+        value: h, any shape.
+        sample: z in [0, 1], of a shape that broadcasts to the value's; any float dtype.
+        baseline: b, of a shape that broadcasts to the value's.
+
+    Returns:
+        A tensor of the value's shape, dtype and device.
+    """
+    mixed: Tensor = _Mix.apply(value, sample, baseline.to(value))
+    return mixed
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:
+        ctx.save_for_backward(value, sample, baseline)
+        weight = sample.to(value.dtype)
+        between = torch.lerp(baseline.expand_as(value), value, weight.expand_as(value))
+        return torch.where(weight == 1, value, torch.where(weight == 0, baseline, between))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        value, sample, baseline = ctx.saved_tensors
+        weight = sample.to(grad.dtype)
+        of_value = of_sample = of_baseline = None
+        if ctx.needs_input_grad[0]:
+            of_value = torch.where(weight == 0, 0, grad * weight)
+        if ctx.needs_input_grad[1]:
+            terms = torch.nan_to_num(grad * (value - baseline), nan=0.0, posinf=0.0, neginf=0.0)
+            of_sample = terms.to(sample.dtype).sum_to_size(sample.shape)
+        if ctx.needs_input_grad[2]:
+            of_baseline = torch.where(weight == 1, 0, grad * (1 - weight)).sum_to_size(baseline.shape)
+        return of_value, of_sample, of_baseline

@@ -1,0 +1,123 @@
+"""Nested values: read and replace one tensor inside tuples, lists, mappings and dataclasses.
+
+A path is a tuple of steps. An `int` indexes a sequence (`[1]`), a `str` names a mapping's key, a dataclass's or named
+tuple's field (`.last_hidden_state`). Nothing is changed in place: `put` copies the containers along the path only.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+Step = int | str
+Path = tuple[Step, ...]
+
+
+class PathError(LookupError):
+    """A path leads nowhere in a value; the message says where it ends and what there is instead."""
+
+
+def get(value: Any, path: Path) -> Any:
+    """The value at `path`.
+
+    Raises:
+        PathError: a step does not exist; the message describes the value at hand.
+    """
+    for depth, step in enumerate(path):
+        try:
+            value = _child(value, step)
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            raise PathError(
+                f"no {format_path((step,))} in {describe(value)}" + (f" at {format_path(path[:depth])}" if depth else "")
+            ) from error
+    return value
+
+
+def put(value: Any, path: Path, new: Any) -> Any:
+    """A copy of `value` with `new` at `path`; containers beside the path are shared with the original.
+
+    Raises:
+        PathError: a step does not exist.
+        TypeError: a container on the path cannot be copied with one part exchanged.
+    """
+    if not path:
+        return new
+    step, rest = path[0], path[1:]
+    inner = put(get(value, (step,)), rest, new)
+    if isinstance(value, tuple):
+        if hasattr(value, "_fields"):
+            name = value._fields[step] if isinstance(step, int) else step
+            return value._replace(**{name: inner})  # type: ignore[attr-defined] # a named tuple
+        items = list(value)
+        items[step] = inner  # type: ignore[call-overload] # get() has proved that step is an int
+        return type(value)(items)
+    if isinstance(value, list) or (isinstance(value, MutableMapping) and isinstance(step, str)):
+        result = copy.copy(value)
+        result[step] = inner  # type: ignore[call-overload, index] # a list's int or a mapping's key
+        return result
+    if isinstance(value, MutableMapping):  # an ordered mapping addressed by position, as in ModelOutput
+        result = copy.copy(value)
+        result[list(value)[step]] = inner  # type: ignore[index]
+        return result
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = {field.name for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(value, **{step: inner}) if step in names else _copy_with(value, step, inner)
+    return _copy_with(value, step, inner)
+
+
+def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor inside `value` with its path, in order; cycles are not followed into plain objects."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors(item, (*path, key))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for name, item in zip(value._fields, value, strict=True):
+            yield from tensors(item, (*path, name))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from tensors(item, (*path, index))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name, None), (*path, field.name))
+
+
+def format_path(path: Path) -> str:
+    """`(1, "states")` as `[1].states`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+def describe(value: Any) -> str:
+    """A short account of a value for messages: its type, and where tensors are found inside it."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    inside = [f"{format_path(path)} {list(tensor.shape)}" for path, tensor in tensors(value)]
+    kind = f"a {type(value).__name__}" if value is not None else "None"
+    return kind + (f" with tensors at {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else "")
+
+
+def _child(value: Any, step: Step) -> Any:
+    if isinstance(value, Tensor):
+        raise TypeError("a tensor has no parts to address")
+    if isinstance(step, int):
+        if isinstance(value, Mapping) and step not in value:
+            return list(value.values())[step]
+        return value[step]
+    if isinstance(value, Mapping):
+        return value[step]
+    if step.startswith("__"):
+        raise AttributeError(step)
+    return getattr(value, step)
+
+
+def _copy_with(value: Any, step: Step, inner: Any) -> Any:
+    if not isinstance(step, str):
+        raise TypeError(f"cannot replace {format_path((step,))} in {describe(value)}")
+    result = copy.copy(value)
+    object.__setattr__(result, step, inner)
+    return result

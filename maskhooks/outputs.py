@@ -1,0 +1,104 @@
+"""Outputs as distributions, and how far two of them lie apart.
+
+A model's outputs are a `torch.distributions.Distribution`, a `Positions` (one distribution per position), or a mapping
+of several of these, whose divergences add up. The first axis of every batch shape is the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, kl_divergence
+
+from maskhooks.errors import UnknownDistributionError
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One distribution per position, as in token classification; divergences are means over the chosen positions.
+
+    Args:
+        distribution: batch shape `(batch, position)`.
+        chosen: bool `(batch, position)`, the positions that count; at least one in each example.
+    """
+
+    distribution: Distribution
+    chosen: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool(self.chosen.any(-1).all()):
+            raise UnknownDistributionError(
+                "an example has no position whose prediction counts (no label, mask token or real token in it). "
+                "Choose others, with wrap(model, output=...) returning Positions(distribution, chosen)"
+            )
+
+
+Outputs = Union[Distribution, Positions, Mapping[str, Union[Distribution, Positions]]]
+Divergence = Callable[[Outputs, Outputs], Float[Tensor, " batch"]]
+
+
+def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+    """KL(original || masked) per example, in nats: heads add up, positions are averaged."""
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([kl(part, masked[name]) for name, part in original.items()]).sum(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        return _mean(kl_divergence(original.distribution, masked.distribution), original.chosen)
+    return _per_example(kl_divergence(original, masked))
+
+
+def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+    """Per example, whether both predict the same: 1 or 0, the mean over positions, all heads at once.
+
+    The prediction is the most probable class; for other distributions the mean, rounded for binary ones. Continuous
+    predictions agree where they differ by less than one standard deviation of the original.
+    """
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([agreement(part, masked[name]) for name, part in original.items()]).amin(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        return _mean(_same(original.distribution, masked.distribution), original.chosen)
+    same = _same(original, masked)
+    return same.flatten(1).amin(1) if same.dim() > 1 else same
+
+
+def check(outputs: object) -> Outputs:
+    """The outputs, if they are distributions.
+
+    Raises:
+        UnknownDistributionError: they are not.
+    """
+    if isinstance(outputs, (Distribution, Positions)) or (
+        isinstance(outputs, Mapping) and outputs and all(isinstance(o, (Distribution, Positions)) for o in outputs.values())
+    ):
+        return outputs  # type: ignore[return-value] # the mapping's values were just looked at
+    raise UnknownDistributionError(
+        f"outputs of type {type(outputs).__name__} are no torch.distributions.Distribution. Say what the model predicts, "
+        f"for example wrap(model, output=lambda outputs: torch.distributions.Categorical(logits=outputs))"
+    )
+
+
+def _same(original: Distribution, masked: Distribution) -> Tensor:
+    base, other = original, masked
+    while isinstance(base, Independent) and isinstance(other, Independent):
+        base, other = base.base_dist, other.base_dist
+    if isinstance(base, Categorical) and isinstance(other, Categorical):
+        return (base.logits.argmax(-1) == other.logits.argmax(-1)).float()
+    if isinstance(base, Bernoulli) and isinstance(other, Bernoulli):
+        return ((base.probs > 0.5) == (other.probs > 0.5)).float()
+    return ((base.mean - other.mean).abs() < base.stddev).float()
+
+
+def _per_example(divergence: Tensor) -> Tensor:
+    return divergence.flatten(1).sum(1) if divergence.dim() > 1 else divergence
+
+
+def _mean(values: Float[Tensor, "batch position"], chosen: Bool[Tensor, "batch position"]) -> Float[Tensor, " batch"]:
+    return torch.where(chosen, values, 0).sum(-1) / chosen.sum(-1)

@@ -1,0 +1,199 @@
+"""Patterns: how a value's axes map to its gated positions, as an einops arrow.
+
+`"batch token hidden -> batch token"` gates each token as a whole. `"batch token (head dim) -> batch token head"`
+with `head=12` gates each head of each token. Axes fall into three kinds:
+
+- position: gated, of a size that may differ from batch to batch (`batch`, `token`); the first is the batch;
+- group: gated, of a size given in the pattern (`head`);
+- feature: not gated (`hidden`, `dim`).
+
+A baseline has the group and feature axes; a probe reads the group and feature axes and gives a logit per group.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import einops
+from torch import Tensor
+
+from maskhooks.errors import PatternError
+
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An einops arrow from a value's axes to its gated positions.
+
+    Args:
+        arrow: for example `"batch token hidden -> batch token"`; axes on the right must stand on the left.
+        sizes: sizes of axes inside a parenthesis, such as `{"head": 12}`.
+
+    Raises:
+        PatternError: the arrow cannot be read.
+    """
+
+    arrow: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        left, right = self._sides()
+        object.__setattr__(self, "arrow", f"{' '.join(left.split())} -> {' '.join(right.split())}")
+        object.__setattr__(self, "sizes", dict(self.sizes))
+        inside = [axis for group in self.axes for axis in group]
+        if len(set(inside)) != len(inside) or not inside:
+            raise PatternError(f"pattern {self.arrow!r}: each axis stands once on the left, and there is at least one")
+        if "(" in right or not set(right.split()) <= set(inside) or len(set(right.split())) != len(right.split()):
+            raise PatternError(
+                f"pattern {self.arrow!r}: the right side lists gated axes of the left side, each once, "
+                f"without parentheses; the left side has {', '.join(inside)}"
+            )
+        if not right.split():
+            raise PatternError(f"pattern {self.arrow!r}: at least the batch axis is gated")
+        unknown = set(self.sizes) - set(inside)
+        if unknown:
+            raise PatternError(f"pattern {self.arrow!r} has no axis {', '.join(sorted(unknown))} to give a size")
+
+    def __str__(self) -> str:
+        return ", ".join([self.arrow, *(f"{name}={size}" for name, size in self.sizes.items())])
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @classmethod
+    def parse(cls, text: str | Pattern) -> Pattern:
+        """The inverse of `str`: `"batch token (head dim) -> batch token head, head=12"`."""
+        if isinstance(text, Pattern):
+            return text
+        arrow, *pairs = text.split(",")
+        sizes = {}
+        for pair in pairs:
+            name, _, size = pair.partition("=")
+            if not size.strip().isdigit():
+                raise PatternError(f"pattern {text!r}: {pair.strip()!r} is not of the form axis=size")
+            sizes[name.strip()] = int(size)
+        return cls(arrow, sizes)
+
+    def _sides(self) -> tuple[str, str]:
+        sides = self.arrow.split("->")
+        if len(sides) != 2:
+            raise PatternError(f"pattern {self.arrow!r} needs one arrow, as in 'batch token hidden -> batch token'")
+        left, right = sides
+        rest = re.sub(r"\(([^()]*)\)", r"\1", left) + right
+        odd = [word for word in rest.split() if not _AXIS.fullmatch(word)]
+        if odd:
+            raise PatternError(f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name")
+        return left, right
+
+    @functools.cached_property
+    def axes(self) -> tuple[tuple[str, ...], ...]:
+        """The left side, one tuple of axes per dimension of the value."""
+        left = self.arrow.split("->")[0]
+        return tuple(tuple(_AXIS.findall(word)) for word in re.findall(r"\([^()]*\)|\S+", left))
+
+    @functools.cached_property
+    def gated(self) -> tuple[str, ...]:
+        """The right side: the axes of the mask."""
+        return tuple(self.arrow.split("->")[1].split())
+
+    @functools.cached_property
+    def positions(self) -> tuple[str, ...]:
+        """Gated axes without a given size, in the mask's order."""
+        return tuple(axis for axis in self.gated if axis not in self.sizes)
+
+    @functools.cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Gated axes with a given size, in the mask's order."""
+        return tuple(axis for axis in self.gated if axis in self.sizes)
+
+    @functools.cached_property
+    def features(self) -> tuple[str, ...]:
+        """Group and feature axes, in the value's order: what a baseline has and a probe reads."""
+        return tuple(axis for group in self.axes for axis in group if axis not in self.positions)
+
+    def shape(self, value: Tensor, *, site: object = None) -> dict[str, int]:
+        """The size of every axis in a value.
+
+        Raises:
+            PatternError: the value does not fit.
+        """
+        where = f" at {site}" if site is not None else ""
+        if value.dim() != len(self.axes):
+            raise PatternError(
+                f"pattern '{self}' has {len(self.axes)} axes, the value{where} has shape {list(value.shape)}. "
+                f"Give a pattern with {value.dim()} axes, for example "
+                f"wrap(model, sites={{address: {suggestion(value.dim())!r}}})",
+                site=site,
+            )
+        sizes: dict[str, int] = {}
+        for group, size in zip(self.axes, value.shape, strict=True):
+            known = 1
+            for axis in group:
+                known *= self.sizes.get(axis, 1)
+            free = [axis for axis in group if axis not in self.sizes]
+            if len(free) > 1 or size % known or (not free and size != known):
+                raise PatternError(
+                    f"pattern '{self}' does not fit the value{where} of shape {list(value.shape)}: the axis "
+                    f"({' '.join(group)}) of size {size} cannot be split with the sizes {dict(self.sizes)}",
+                    site=site,
+                )
+            sizes.update({axis: self.sizes.get(axis, size // known) for axis in group})
+        return sizes
+
+    def mask_shape(self, value: Tensor, *, site: object = None) -> tuple[int, ...]:
+        """The shape of a mask for this value, axes as on the right side."""
+        sizes = self.shape(value, site=site)
+        return tuple(sizes[axis] for axis in self.gated)
+
+    def spread(self, mask: Tensor, value: Tensor) -> Tensor:
+        """A mask of gated positions as a tensor that broadcasts against the value (a view where one exists)."""
+        if all(len(group) == 1 for group in self.axes):
+            left = [axis for (axis,) in self.axes]
+            return einops.rearrange(mask, f"{' '.join(self.gated)} -> {' '.join(a if a in self.gated else '1' for a in left)}")
+        sizes = self.shape(value)
+        missing = {axis: size for axis, size in sizes.items() if axis not in self.gated}
+        return einops.repeat(mask, f"{' '.join(self.gated)} -> {self.arrow.split('->')[0]}", **missing)
+
+    def spread_features(self, baseline: Tensor, value: Tensor) -> Tensor:
+        """A baseline over the feature axes as a tensor that broadcasts against the value."""
+        left = " ".join(
+            word if all(axis in self.features for axis in axes) else "1"
+            for axes, word in ((axes, f"({' '.join(axes)})" if len(axes) > 1 else axes[0]) for axes in self.axes)
+        )
+        if any(0 < sum(axis in self.features for axis in axes) < len(axes) for axes in self.axes):
+            raise PatternError(f"pattern '{self}' mixes position and feature axes in one parenthesis")
+        return einops.rearrange(baseline, f"{' '.join(self.features)} -> {left}")
+
+    def rows(self, value: Tensor, *, site: object = None) -> Tensor:
+        """The value with its position axes in front and all features flattened behind: `(*positions, features)`."""
+        sizes = self.shape(value, site=site)
+        left = self.arrow.split("->")[0]
+        return einops.rearrange(
+            value,
+            f"{left} -> {' '.join(self.positions)} ({' '.join(self.features)})",
+            **{axis: size for axis, size in sizes.items() if self._inside_parenthesis(axis)},
+        )
+
+    def feature_shape(self, value: Tensor, *, site: object = None) -> tuple[int, ...]:
+        """The sizes of the feature axes in a value."""
+        sizes = self.shape(value, site=site)
+        return tuple(sizes[axis] for axis in self.features)
+
+    def _inside_parenthesis(self, axis: str) -> bool:
+        return any(len(group) > 1 and axis in group for group in self.axes)
+
+
+def suggestion(dimensions: int) -> str:
+    """A usual pattern for a value with this many dimensions."""
+    usual = {
+        1: "batch -> batch",
+        2: "batch feature -> batch feature",
+        3: "batch token hidden -> batch token",
+        4: "batch channel height width -> batch height width",
+    }
+    names = ["batch", *(f"axis{i}" for i in range(1, dimensions))]
+    return usual.get(dimensions, f"{' '.join(names)} -> {' '.join(names[:-1])}")

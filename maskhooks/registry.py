@@ -1,0 +1,206 @@
+"""The registry: which plugins there are, where they come from, what they offer and what failed.
+
+Three doors lead here: `register()` in a notebook, `wrap(..., adapter=...)` for one call, and the entry-point group
+`maskhooks` of installed packages. Entry points are loaded one by one, so that one broken plugin does not end discovery
+for all; built-ins come the same way.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+import pluggy
+
+from maskhooks import hookspecs
+from maskhooks.adapter import Adapter
+from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError, near
+from maskhooks.task import Task
+
+FAMILIES = ("gates", "baselines", "explainers", "sources")
+_OURS = "maskhooks"
+
+T = TypeVar("T")
+
+
+@dataclass
+class PluginReport:
+    """One plugin as `maskhooks plugins` lists it."""
+
+    name: str
+    distribution: str
+    version: str
+    offers: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+class Registry:
+    """Plugins and the parts they offer; entry points are looked for at the first question."""
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager("maskhooks")
+        self.manager.add_hookspecs(hookspecs)
+        self.reports: list[PluginReport] = []
+        self._loaded = False
+
+    def load(self) -> None:
+        """Loads the entry points of the group `maskhooks`, once; what fails is reported and left out."""
+        if self._loaded:
+            return
+        self._loaded = True
+        for distribution in importlib.metadata.distributions():
+            for entry in distribution.entry_points:
+                if entry.group == "maskhooks" and not self.manager.has_plugin(entry.name):
+                    self._load(entry, distribution)
+
+    def _load(self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution) -> None:
+        name = distribution.metadata["Name"]
+        report = PluginReport(entry.name, name, distribution.version)
+        self.reports.append(report)
+        try:
+            report.offers = self._add(entry.load(), entry.name)
+        except Exception as error:
+            if name == _OURS and not isinstance(error, ImportError):
+                raise
+            report.error = f"{type(error).__name__}: {error}"
+            warnings.warn(
+                f"plugin {entry.name!r} of {name} {distribution.version} was not loaded: {report.error}",
+                PluginWarning,
+                stacklevel=4,
+            )
+
+    def register(self, plugin: Any, name: str | None = None) -> Any:
+        """Adds a plugin by hand and returns it, so that it serves as a decorator too.
+
+        Args:
+            plugin: an adapter or task, as a class or an object, or a module or object with hook implementations.
+            name: how it is listed; taken from the plugin where not given.
+
+        Raises:
+            NameTakenError: a part of this name is registered.
+            PluginError: it implements no hook, or one that does not exist.
+        """
+        self.load()
+        part = plugin() if inspect.isclass(plugin) else plugin
+        if name is None:
+            name = getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__
+        holder = _Single(part) if isinstance(part, (Adapter, Task)) else part
+        if self.manager.has_plugin(name):
+            raise NameTakenError(
+                f"a plugin named {name!r} is registered. Unregister it first (maskhooks.unregister({name!r})), or "
+                f"register this one with another name=.",
+                plugin=name,
+            )
+        offers = self._add(holder, name)
+        self.reports.append(PluginReport(name, "(registered by hand)", "", offers))
+        return plugin
+
+    def unregister(self, name: str) -> None:
+        """Removes a plugin.
+
+        Raises:
+            UnknownNameError: there is none of this name.
+        """
+        if not self.manager.has_plugin(name):
+            names = [report.name for report in self.reports]
+            raise UnknownNameError(f"no plugin {name!r} is registered.", plugin=name, near=near(name, names))
+        self.manager.unregister(name=name)
+        self.reports = [report for report in self.reports if report.name != name]
+
+    def adapters(self) -> list[Adapter]:
+        self.load()
+        return [adapter for found in self.manager.hook.maskhooks_adapters() for adapter in found]
+
+    def tasks(self) -> list[Task]:
+        self.load()
+        return [task for found in self.manager.hook.maskhooks_tasks() for task in found]
+
+    def family(self, family: str) -> dict[str, Any]:
+        """All parts of one family (`gates`, `baselines`, `explainers`, `sources`) by name."""
+        self.load()
+        found: list[Mapping[str, Any]] = getattr(self.manager.hook, f"maskhooks_{family}")()
+        return {name: part for parts in reversed(found) for name, part in parts.items()}
+
+    def make(self, family: str, wanted: str | T, **settings: Any) -> T:
+        """A part by name; a part that is given comes back as it is.
+
+        Raises:
+            UnknownNameError: no part of this name; near names are listed.
+        """
+        if not isinstance(wanted, str):
+            return wanted
+        parts = self.family(family)
+        if wanted not in parts:
+            raise UnknownNameError(
+                f"no {family[:-1]} is named {wanted!r}. There are: {', '.join(sorted(parts))}.", near=near(wanted, parts)
+            )
+        return cast(T, parts[wanted](**settings))
+
+    def _add(self, plugin: Any, name: str) -> list[str]:
+        """Registers with pluggy; takes it back where a hook is unknown or a name is taken."""
+        taken = {family: set(self._names(family)) for family in FAMILIES}
+        self.manager.register(plugin, name)
+        try:
+            self._check(name)
+            offers = []
+            for hook in self.manager.get_hookcallers(plugin) or []:
+                kind = hook.name.removeprefix("maskhooks_")
+                (found,) = [implementation.function() for implementation in hook.get_hookimpls() if implementation.plugin is plugin]
+                parts = list(found) if isinstance(found, Mapping) else [part.name for part in found]
+                clash = taken.get(kind, set()) & set(parts)
+                if clash:
+                    raise NameTakenError(
+                        f"plugin {name!r} offers the {kind[:-1]} {sorted(clash)[0]!r}, and that name is taken. "
+                        f"Choose another name.",
+                        plugin=name,
+                    )
+                offers += [f"{kind[:-1]} {part}" for part in parts]
+        except Exception:
+            self.manager.unregister(plugin)
+            raise
+        return sorted(offers)
+
+    def _names(self, family: str) -> list[str]:
+        found: list[Mapping[str, Any]] = getattr(self.manager.hook, f"maskhooks_{family}")()
+        return [name for parts in found for name in parts]
+
+    def _check(self, name: str) -> None:
+        plugin = self.manager.get_plugin(name)
+        hooks = [hook.name for hook in self.manager.get_hookcallers(plugin) or []]
+        try:
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            known = [key for key in vars(hookspecs) if key.startswith("maskhooks_")]
+            raise PluginError(f"{error}. The hooks are {', '.join(known)}.", plugin=name) from error
+        if not hooks:
+            what = "a module" if isinstance(plugin, ModuleType) else f"an object of type {type(plugin).__name__}"
+            raise PluginError(
+                f"plugin {name!r}, {what}, implements no hook of maskhooks. Decorate its functions with "
+                f"@maskhooks.hookimpl, or register an Adapter or a Task.",
+                plugin=name,
+            )
+
+
+class _Single:
+    """A plugin that offers one adapter or one task."""
+
+    def __init__(self, part: Adapter | Task) -> None:
+        self._part = part
+
+    @hookspecs.hookimpl
+    def maskhooks_adapters(self) -> list[Adapter]:
+        return [self._part] if isinstance(self._part, Adapter) else []
+
+    @hookspecs.hookimpl
+    def maskhooks_tasks(self) -> list[Task]:
+        return [self._part] if isinstance(self._part, Task) else []
+
+
+registry = Registry()
+register = registry.register
+unregister = registry.unregister

@@ -1,0 +1,220 @@
+"""Sites: addresses of values in a model, and the table that finds them by name, glob or tag."""
+
+from __future__ import annotations
+
+import fnmatch
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
+
+from maskhooks import nested
+from maskhooks.errors import PatternError, UnknownSiteError, near
+from maskhooks.pattern import Pattern
+
+_ADDRESS = re.compile(
+    r"(?P<module>[^:@\[\]]*)(?:@(?P<call>\d+|\*))?:(?P<port>input|output)(?P<path>(?:\.[^.\[\]]+|\[-?\d+\])*)"
+)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
+
+
+@dataclass(frozen=True)
+class Site:
+    """An address of a value, and how it is gated.
+
+    The address prints as `module[@call]:input|output[.path]`, for example `bert.encoder.layer.0:output`,
+    `cell@3:output`, `layers.3:input.hidden_states` or `rnn:output[1]`; `Site.parse` is the inverse of `str`.
+
+    Args:
+        module: the module's name as in `model.named_modules()`; empty for the model itself.
+        port: `"input"` or `"output"`. An input's path begins with the argument, by position or by name, however the
+            caller passed it; without a path it is the first argument.
+        path: steps into a nested value.
+        call: which call within one forward pass: a number from 0, `"*"` for each, None where there is just one.
+        pattern: the gated positions; None for a site that is only read.
+        tags: for example `{"hidden"}`; the output of a word embedding has both `input` and `hidden`.
+        depth: place in the order of computation.
+        optional: never firing is reported instead of being an error.
+        shape: the value's shape, where an example was given.
+    """
+
+    module: str
+    port: Literal["input", "output"] = "output"
+    path: nested.Path = ()
+    call: int | Literal["*"] | None = None
+    pattern: Pattern | None = None
+    tags: frozenset[str] = field(default_factory=frozenset)
+    depth: int | None = None
+    optional: bool = field(default=False, compare=False)
+    shape: tuple[int, ...] | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        call = "" if self.call is None else f"@{self.call}"
+        return f"{self.module}{call}:{self.port}{nested.format_path(self.path)}"
+
+    @classmethod
+    def parse(cls, address: str, pattern: str | Pattern | None = None, **settings: Any) -> Site:
+        """A site from its address.
+
+        Raises:
+            UnknownSiteError: the text is no address.
+            PatternError: the pattern cannot be read.
+        """
+        match = _ADDRESS.fullmatch(address)
+        if match is None:
+            raise UnknownSiteError(
+                f"{address!r} is no site address; addresses look like 'encoder.layer.0:output', "
+                f"'cell@3:output', 'layers.3:input.hidden_states' or 'rnn:output[1]' (the colon is needed)",
+                site=address,
+            )
+        call = match["call"]
+        path = tuple(name or int(index) for name, index in _STEP.findall(match["path"]))
+        return cls(
+            module=match["module"],
+            port="input" if match["port"] == "input" else "output",
+            path=path,
+            call="*" if call == "*" else None if call is None else int(call),
+            pattern=None if pattern is None else Pattern.parse(pattern),
+            **settings,
+        )
+
+    def at(self, call: int | None) -> Site:
+        """The same site at one call."""
+        return replace(self, call=call)
+
+    def gating(self) -> Pattern:
+        """The site's pattern.
+
+        Raises:
+            PatternError: the site has none.
+        """
+        if self.pattern is None:
+            raise PatternError(
+                f"site {self} has no pattern, so its positions cannot be gated. Give one: "
+                f"wrap(model, sites={{'{self}': 'batch token hidden -> batch token'}})",
+                site=self,
+            )
+        return self.pattern
+
+
+Selector = str | Site | Iterable["str | Site"]
+
+
+class SiteTable(Sequence[Site]):
+    """The sites of a model, in the order of computation."""
+
+    def __init__(self, sites: Iterable[Site] = ()) -> None:
+        self._sites = list(sites)
+        self._by_name = {str(site): site for site in self._sites}
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @overload
+    def __getitem__(self, index: int | str) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> SiteTable: ...
+    def __getitem__(self, index: int | str | slice) -> Site | SiteTable:
+        if isinstance(index, slice):
+            return SiteTable(self._sites[index])
+        return self._by_name[index] if isinstance(index, str) else self._sites[index]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites)
+
+    @property
+    def tags(self) -> list[str]:
+        return sorted({tag for site in self._sites for tag in site.tags})
+
+    def get(self, address: str) -> Site | None:
+        return self._by_name.get(address)
+
+    def tagged(self, tag: str) -> list[Site]:
+        return [site for site in self._sites if tag in site.tags]
+
+    def glob(self, pattern: str) -> list[Site]:
+        """The sites whose address matches a glob; `*` crosses dots, `[1]` is a path and not a set of characters."""
+        match = _glob(pattern)
+        return [site for site in self._sites if match(str(site))]
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table as text, one dictionary a site: address, pattern, tags, depth, shape."""
+        return [
+            {
+                "address": str(site),
+                "pattern": str(site.pattern or ""),
+                "tags": " ".join(sorted(site.tags)),
+                "depth": "" if site.depth is None else str(site.depth),
+                "shape": "" if site.shape is None else str(list(site.shape)),
+            }
+            for site in self._sites
+        ]
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        if not rows:
+            return "SiteTable: no sites"
+        columns = [name for name in rows[0] if any(row[name] for row in rows)]
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+        lines = ["  ".join(name.ljust(widths[name]) for name in columns).rstrip()]
+        lines += ["  ".join(row[name].ljust(widths[name]) for name in columns).rstrip() for row in rows]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        head = "".join(f"<th>{name}</th>" for name in (rows[0] if rows else {"no sites": ""}))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row.values()) + "</tr>" for row in rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def is_glob(text: str) -> bool:
+    """Whether a selector asks for many sites; an `@*` alone asks for all calls of one."""
+    return "*" in text.replace("@*", "") or "?" in text
+
+
+def resolve(selector: Selector, table: SiteTable, modules: Iterable[str]) -> list[Site]:
+    """The sites meant by an address, a glob, a tag, a Site, or several of these, without repetition.
+
+    A glob looks through the table; where nothing there matches, through the inputs and outputs of all modules.
+    Sites found by a glob are optional: never firing is reported, and an error only where none of them ever fired.
+
+    Raises:
+        UnknownSiteError: nothing matches; near names are listed.
+    """
+    if isinstance(selector, Site):
+        return [selector]
+    if not isinstance(selector, str):
+        found = [site for item in selector for site in resolve(item, table, modules)]
+        return list({str(site): site for site in found}.values())
+    if table.get(selector) is not None:
+        return [table[selector]]
+    if ":" not in selector and table.tagged(selector):
+        return table.tagged(selector)
+    names = list(modules)
+    if is_glob(selector):
+        found = table.glob(selector) or [
+            Site.parse(address) for name in names for port in ("input", "output")
+            if _glob(selector)(address := f"{name}:{port}")
+        ]
+        if found:
+            return [replace(site, optional=True) for site in found]
+    elif ":" in selector:
+        site = Site.parse(selector)
+        if site.module in names:
+            return [site]
+    known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in names]
+    what = "glob matches no site" if is_glob(selector) else "no site"
+    raise UnknownSiteError(
+        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites) and {len(names)} modules, "
+        f"each with an input and an output.",
+        site=selector,
+        near=near(selector, known),
+    )
+
+
+def _glob(pattern: str) -> Callable[[str], bool]:
+    expression = re.compile(fnmatch.translate(pattern.replace("[", "[[]")))
+    return lambda text: expression.match(text) is not None

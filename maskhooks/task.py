@@ -1,0 +1,190 @@
+"""Tasks: how a batch becomes a call, which positions are real and what they are called, and what outputs mean."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Generator, Tensor, nn
+
+from maskhooks import nested, outputs
+from maskhooks.errors import BatchError
+from maskhooks.outputs import Outputs
+from maskhooks.pattern import Pattern
+from maskhooks.site import Site
+
+
+class Task:
+    """What holds for a whole model. This class serves models without a plugin; each method may be given to `wrap`.
+
+    Args:
+        call: `(model, batch) -> outputs`. Default: a mapping is passed by keyword, a tuple or list by position (as many
+            items as the model's forward takes, so that trailing labels are left out), anything else as it is.
+        output: `outputs -> distribution` or `(outputs, batch) -> distribution`.
+        real: `batch -> bool tensor` over the sites' position axes, True where a position is no padding; or
+            `(batch, site) -> ...` where sites differ. Default: all positions are real.
+        names: `batch -> names`, a list per example of what its positions are called.
+        vary: `(batch, generator) -> batch`, another input of the same shape and padding, for the bypass test.
+    """
+
+    name = "function"
+
+    def __init__(
+        self,
+        *,
+        call: Callable[[nn.Module, Any], Any] | None = None,
+        output: Callable[..., Outputs] | None = None,
+        real: Callable[..., Tensor] | None = None,
+        names: Callable[[Any], Sequence[Sequence[str]]] | None = None,
+        vary: Callable[[Any, Generator], Any] | None = None,
+    ) -> None:
+        self._call, self._output, self._real, self._names, self._vary = call, output, real, names, vary
+
+    def types(self) -> tuple[type[nn.Module], ...]:
+        """The model types that a plugin's task serves; the most derived claim wins, as with adapters."""
+        return ()
+
+    def serve(self, model: nn.Module) -> Task:
+        """The task for one model of a claimed type; a plugin's task may return one of its own that knows the model."""
+        return self
+
+    def given(self, functions: Mapping[str, Any]) -> Task:
+        """This task with the user's own functions in front; options of a plugin's task come here too."""
+        unknown = set(functions) - {"call", "output", "real", "names", "vary"}
+        if unknown:
+            raise BatchError(
+                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes call, output, real, names, vary"
+            )
+        task = copy.copy(self)
+        for key, function in functions.items():
+            setattr(task, f"_{key}", function)
+        return task
+
+    def call(self, model: nn.Module, batch: Any) -> Any:
+        """Runs the model on a batch.
+
+        Raises:
+            BatchError: the batch does not fit the model's forward.
+        """
+        if self._call is not None:
+            return self._call(model, batch)
+        args, kwargs = self.arguments(model, batch)
+        try:
+            inspect.signature(model.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            raise BatchError(
+                f"the batch, {nested.describe(batch)}, does not fit {type(model).__name__}.forward"
+                f"{inspect.signature(model.forward)}: {error}. Say how to call it: "
+                f"wrap(model, call=lambda model, batch: model(batch['x']))"
+            ) from error
+        return model(*args, **kwargs)
+
+    def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments made from a batch."""
+        if isinstance(batch, Mapping):
+            return (), {str(key): value for key, value in batch.items()}
+        if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+            kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+            takes = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+            return (tuple(batch) if inspect.Parameter.VAR_POSITIONAL in kinds else tuple(batch)[:takes]), {}
+        return (batch,), {}
+
+    def distribution(self, result: Any, batch: Any) -> Outputs:
+        """The model's outputs as distributions.
+
+        Raises:
+            UnknownDistributionError: nothing says what they are.
+        """
+        return outputs.check(_apply(self._output, result, batch) if self._output is not None else result)
+
+    def real(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
+        """Which positions of a site are real, over the position axes of its pattern.
+
+        Raises:
+            BatchError: the mask given has another shape.
+        """
+        pattern = site.gating()
+        sizes = pattern.shape(value, site=site)
+        shape = tuple(sizes[axis] for axis in pattern.positions)
+        if self._real is None:
+            return torch.ones(shape, dtype=torch.bool, device=value.device)
+        mask = torch.as_tensor(_apply(self._real, batch, site)).to(value.device).bool()
+        return self._fit(mask, shape, site, pattern)
+
+    def _fit(self, mask: Tensor, shape: tuple[int, ...], site: Site, pattern: Pattern) -> Tensor:
+        if tuple(mask.shape) != shape:
+            raise BatchError(
+                f"the mask of real positions has shape {list(mask.shape)}, site {site} has positions "
+                f"({', '.join(pattern.positions)}) of shape {list(shape)}. Give a function of (batch, site) that "
+                f"fits each: wrap(model, real=lambda batch, site: ...)"
+            )
+        return mask
+
+    def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
+        """What the positions are called, a list per example; None where nothing is known."""
+        return self._names(batch) if self._names is not None else None
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        """The examples' labels in words, where the batch holds them."""
+        return None
+
+    def vary(self, batch: Any, generator: Generator) -> Any | None:
+        """Another input of the same shape and padding, for the bypass test; None where none can be made.
+
+        Default: floating-point tensors and token ids are permuted among the real positions of the whole batch;
+        masks, lengths and labels (bool, or one number an example) stay.
+        """
+        if self._vary is not None:
+            return self._vary(batch, generator)
+        real = torch.as_tensor(_apply(self._real, batch, None)).bool() if self._takes_batch_only() else None
+        varied = batch
+        for path, tensor in nested.tensors(batch):
+            if tensor.dtype == torch.bool or tensor.dim() < 2 or (real is None and not tensor.is_floating_point()):
+                continue
+            if real is None:
+                order = torch.randperm(len(tensor), generator=generator)
+                varied = nested.put(varied, path, tensor[order.to(tensor.device)])
+            elif tensor.shape[: real.dim()] == real.shape and not torch.equal(tensor.bool(), real.to(tensor.device)):
+                rows = tensor[real.to(tensor.device)]
+                order = torch.randperm(len(rows), generator=generator).to(tensor.device)
+                changed = tensor.clone()
+                changed[real.to(tensor.device)] = rows[order]
+                varied = nested.put(varied, path, changed)
+        return None if varied is batch else varied
+
+    def _takes_batch_only(self) -> bool:
+        return self._real is not None and _arity(self._real) == 1
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; containers with a `to` of their own are asked."""
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return type(batch)({key: move(value, device) for key, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return dataclasses.replace(
+            batch, **{f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
+        )
+    return batch
+
+
+def _arity(function: Callable[..., Any]) -> int:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 2
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+
+
+def _apply(function: Callable[..., Any] | None, first: Any, second: Any) -> Any:
+    assert function is not None
+    return function(first, second) if _arity(function) >= 2 else function(first)

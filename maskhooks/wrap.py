@@ -1,0 +1,101 @@
+"""wrap: a model becomes a Hooked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from maskhooks.adapter import Adapter, claimed_sites, claims
+from maskhooks.errors import ModelError
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import Outputs
+from maskhooks.pattern import Pattern
+from maskhooks.registry import registry
+from maskhooks.site import Site, SiteTable
+from maskhooks.tap import Tap
+from maskhooks.task import Task
+
+
+def wrap(
+    model: nn.Module,
+    *,
+    sites: Mapping[str, str | Pattern] | Iterable[Site] | None = None,
+    example: Any = None,
+    adapter: Adapter | Sequence[Adapter] | None = None,
+    task: Task | None = None,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+    output: Callable[..., Outputs] | None = None,
+    real: Callable[..., Tensor] | None = None,
+    names: Callable[[Any], Sequence[Sequence[str]]] | None = None,
+    vary: Callable[[Any, Generator], Any] | None = None,
+    **options: Any,
+) -> Hooked:
+    """Finds the sites of a model, and how to call it. The model is not changed.
+
+    Args:
+        model: any `nn.Module`.
+        sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or `Site` objects, in
+            the order of computation; instead of what adapters find.
+        example: a batch to run once, so that shapes are known and every site is checked to fire.
+        adapter: one or more adapters for this call; they go before registered ones.
+        task: how to call the model; found by a plugin where not given.
+        call, output, real, names, vary: functions of the task; see `Task`.
+        **options: further settings of the task that is found, such as `tokenizer=` for Hugging Face models.
+
+    Raises:
+        ModelError: `model` is no module.
+        UnknownSiteError: a site's module is not in the model; near names are listed.
+        AdapterConflictError: two adapters claim one module.
+    """
+    if isinstance(model, Hooked):
+        raise ModelError("the model is wrapped already; wrap takes the module itself, `hooked.model`")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}")
+    given = [adapter] if isinstance(adapter, Adapter) else list(adapter or ())
+    found = claims(model, given) if given else []
+    found = found or claims(model, registry.adapters())
+    if sites is None:
+        chosen = claimed_sites(found)
+    elif isinstance(sites, Mapping):
+        chosen = [Site.parse(address, pattern, tags=frozenset({"hidden"})) for address, pattern in sites.items()]
+    else:
+        chosen = list(sites)
+    chosen = [site if site.depth is not None else dataclasses.replace(site, depth=i) for i, site in enumerate(chosen)]
+    functions = {"call": call, "output": output, "real": real, "names": names, "vary": vary, **options}
+    functions = {key: function for key, function in functions.items() if function is not None}
+    chosen_task = (task or _task(model)).given(functions)
+    hooked = Hooked(model, SiteTable(chosen), chosen_task, found)
+    Tap(model, chosen)  # checks that each module exists, and that none is compiled
+    return hooked if example is None else with_shapes(hooked, example)
+
+
+def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
+    """The same with every site's shape filled in from one batch; a site that does not fire is an error.
+
+    Raises:
+        SiteNeverFiredError, NotATensorError: a site gives no tensor.
+        PatternError: a pattern does not fit.
+    """
+    with torch.no_grad(), torch.random.fork_rng(enabled=True), hooked.tap(read=list(hooked.sites)) as tap:
+        hooked(batch)
+    shaped = []
+    for site in hooked.sites:
+        value = tap.values.get(str(site))
+        if value is not None and site.pattern is not None:
+            site.pattern.shape(value, site=site)
+        shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
+    return Hooked(hooked.model, SiteTable(shaped), hooked.task, hooked.claims)
+
+
+def _task(model: nn.Module) -> Task:
+    """The plugin's task with the most derived claim on the model, or the one that serves any model."""
+    ancestry = type(model).__mro__
+    ranked = [
+        (ancestry.index(t), order, task)
+        for order, task in enumerate(registry.tasks()) for t in task.types() if t in ancestry
+    ]
+    return min(ranked)[2].serve(model) if ranked else Task()
