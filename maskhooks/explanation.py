@@ -1,0 +1,380 @@
+"""Explanation: which positions of which examples a prediction needs, in rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskhooks import rowfiles
+from maskhooks.errors import BatchError, SettingError, UnknownSiteError, near
+from maskhooks.layers import Layers
+from maskhooks.scores import Column, Columns, Scores, stack
+from maskhooks.site import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Explanation", "Scores"]
+
+_KINDS = ("auto", "heatmap", "bars", "image")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """The result of an explainer, a row for each gated position of each example.
+
+    Columns: `example` (int); `site` (the masked site's address); `depth` (int, the place of the site that was
+    read); `position` (int); `label` (what the position is called, such as a token); `real` (False at
+    padding); `score` (float32, P(z != 0), the fraction kept in expectation); `kept` (score above the
+    threshold). Patches add `row` and `column`, other gated axes (such as `head`) a column of their own, which
+    is -1 where a row has no such axis.
+
+    Attributes:
+        columns: numpy arrays of equal length by name; `site` holds indices into `sites`.
+        sites: the addresses of the masked sites.
+        provenance: what made the explanation (fingerprint, sites, parts, seed, versions), as JSON has it.
+        examples: for an example's number what is known of it, such as `{"prediction": ..., "target": ...}`.
+
+    `explanation["score"]` is a column, with sites as addresses.
+    """
+
+    columns: Columns
+    sites: tuple[str, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    examples: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        scores: Sequence[Scores],
+        *,
+        provenance: Mapping[str, Any],
+        examples: Sequence[Mapping[str, str]] | None = None,
+        threshold: float = 0.5,
+        first: int = 0,
+    ) -> Explanation:
+        """An explanation of one batch.
+
+        Args:
+            scores: one for each masked site and depth.
+            provenance: what made them; anything that JSON can hold.
+            examples: for each example of the batch its prediction, target and the like, in words.
+            threshold: a position is kept where its score is larger.
+            first: the number of the batch's first example.
+
+        Raises:
+            SettingError: no scores, two of one site and depth, or a provenance that is no JSON.
+            PatternError, BatchError: scores, masks, names or examples that do not fit each other.
+        """
+        if not scores:
+            raise SettingError("an explanation needs scores: give at least one masked site")
+        layers = [(str(part.site), part.depth) for part in scores]
+        if len(set(layers)) < len(layers):
+            raise SettingError(
+                f"two scores of one site and depth: {max(layers, key=layers.count)}. Give each its own depth"
+            )
+        columns, sites = stack([(part.rows(first, threshold), [str(part.site)]) for part in scores])
+        batch = len(np.unique(columns["example"]))
+        if examples is not None and len(examples) != batch:
+            raise BatchError(
+                f"what is known of {len(examples)} examples, with scores for {batch}. Give one mapping for "
+                f"each, such as {{'prediction': 'positive'}}"
+            )
+        known = {first + index: dict(about) for index, about in enumerate(examples or ())}
+        return cls(columns, sites, _as_json(provenance), known)
+
+    @staticmethod
+    def concat(parts: Iterable[Explanation]) -> Explanation:
+        """The rows of several explanations: other examples (`build(first=...)`), sites or depths.
+
+        The provenance is that of the parts, where they agree; otherwise it lists the different ones as
+        `"of"`.
+
+        Raises:
+            SettingError: there are no parts, or two hold the same site of the same example at the same depth.
+        """
+        found = list(parts)
+        if not found:
+            raise SettingError("nothing to put together: give at least one explanation")
+        columns, sites = stack([(part.columns, part.sites) for part in found])
+        if _repeated(columns, [len(part) for part in found]):
+            raise SettingError(
+                "two of the explanations hold the same site of the same example at the same depth. Number "
+                "the examples of later batches on: Explanation.build(scores, first=32, ...)"
+            )
+        made = [part.provenance for part in found]
+        different = [one for index, one in enumerate(made) if one not in made[:index]]
+        provenance = different[0] if len(different) == 1 else {"of": different}
+        examples = {number: about for part in found for number, about in part.examples.items()}
+        return Explanation(columns, sites, provenance, examples)
+
+    def __len__(self) -> int:
+        return len(self.columns["score"])
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self.columns:
+            raise SettingError(f"no column {name!r}; there are {', '.join(self.columns)}")
+        column = self.columns[name]
+        return np.array(self.sites, dtype=object)[column] if name == "site" else column
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Explanation):
+            return NotImplemented
+        return (
+            self.columns.keys() == other.columns.keys()
+            and all(np.array_equal(self[n], other[n], equal_nan=n == "score") for n in self.columns)
+            and (self.provenance, self.examples) == (other.provenance, other.examples)
+        )
+
+    def __repr__(self) -> str:
+        layers = self._layers()
+        means = [f"{label}: {mean:.2f}" for label, mean in zip(layers.labels, layers.means(), strict=True)]
+        if len(means) > 8:
+            means[4:-3] = ["..."]
+        return f"Explanation({self._counts()}; mean kept by depth: {', '.join(means)})"
+
+    def _repr_html_(self) -> str:
+        from maskhooks.viz.table import table
+
+        layers = self._layers()
+        rows = [f"{label} ({mean:.2f})" for label, mean in zip(layers.labels, layers.means(), strict=True)]
+        caption = f"Explanation of {self._counts()}."
+        for number, scores, labels, _ in self._each():
+            caption += f" Example {number} by depth, and in brackets the mean kept over all examples:"
+            return table(scores, rows, labels, caption)
+        return table(np.empty((0, 0)), [], [], caption)
+
+    def select(
+        self,
+        example: int | Iterable[int] | None = None,
+        site: str | Site | Iterable[str | Site] | None = None,
+        depth: int | Iterable[int] | None = None,
+        real: bool | None = True,
+    ) -> Explanation:
+        """The rows of some examples, sites and depths; None is all.
+
+        Args:
+            real: True leaves padding out, False leaves only padding, None has both.
+
+        Raises:
+            UnknownSiteError: no such site here; near names are listed.
+            SettingError: no such example or depth here.
+        """
+        chosen = np.ones(len(self), bool) if real is None else self["real"] == real
+        for name, wanted in (("example", example), ("depth", depth)):
+            if wanted is not None:
+                numbers = [wanted] if isinstance(wanted, (int, np.integer)) else list(wanted)
+                chosen &= np.isin(self[name], self._known(name, numbers))
+        if site is not None:
+            addresses = [str(one) for one in ([site] if isinstance(site, (str, Site)) else site)]
+            for address in set(addresses) - set(self.sites):
+                raise UnknownSiteError(
+                    f"no scores of site {address!r}; there are {', '.join(self.sites)}.",
+                    site=address,
+                    near=near(address, self.sites),
+                )
+            chosen &= np.isin(self.columns["site"], [self.sites.index(address) for address in addresses])
+        columns, sites = stack(
+            [({name: column[chosen] for name, column in self.columns.items()}, self.sites)]
+        )
+        left = set(np.unique(columns["example"]).tolist())
+        about = {number: what for number, what in self.examples.items() if number in left}
+        return Explanation(columns, sites, self.provenance, about)
+
+    def matrix(self, example: int | None = None) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
+        """The scores of one example's real positions, as a picture has them.
+
+        Args:
+            example: its number; None is the first one.
+
+        Returns:
+            scores `[depth, position]`, from the lowest depth up, NaN where there is none, the mean over
+            further axes such as heads; what the depths are called (with the site, where several share a
+            depth); what the positions are called.
+
+        Raises:
+            SettingError: no such example here.
+        """
+        part = self._one(example)
+        layers = part._layers()
+        scores, labels = layers.grid()
+        return scores, layers.labels, labels
+
+    def mean_kept(self) -> dict[tuple[str, int], float]:
+        """For each (site, depth), in order of depth, the fraction kept in expectation over real positions."""
+        layers = self._layers()
+        return dict(zip(layers.pairs, map(float, layers.means()), strict=True))
+
+    # Tables and files
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows as a DataFrame; `site` is categorical."""
+        import pandas as pd
+
+        columns: dict[str, Any] = dict(self.columns)
+        columns["site"] = pd.Categorical.from_codes(
+            self.columns["site"], categories=pd.Index(self.sites, dtype=object)
+        )
+        return pd.DataFrame(columns)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Writes the rows, with provenance and examples in the file's metadata."""
+        rowfiles.write_parquet(Path(path), self.columns, self._about())
+
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> Explanation:
+        """The inverse of `to_parquet`.
+
+        Raises:
+            CorruptFileError: the file is missing, broken, or holds other columns.
+        """
+        return cls._from(*rowfiles.read_parquet(Path(path)))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `explanation.safetensors` and `explanation.json` into a folder, made where missing."""
+        rowfiles.write_folder(Path(folder), self.columns, self._about())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Explanation:
+        """The inverse of `save`.
+
+        Raises:
+            CorruptFileError: a file is missing, broken, a pickle, or does not belong to the other.
+        """
+        return cls._from(*rowfiles.read_folder(Path(folder)))
+
+    def _about(self) -> dict[str, Any]:
+        return {"sites": list(self.sites), "provenance": self.provenance, "examples": self.examples}
+
+    @classmethod
+    def _from(cls, columns: Columns, about: Mapping[str, Any]) -> Explanation:
+        return cls(columns, tuple(about["sites"]), about["provenance"], about["examples"])
+
+    # Pictures
+
+    def plot(self, example: int | None = None, kind: str = "auto", ax: Axes | None = None) -> Figure:
+        """A picture of one example's scores; no window is opened, and pyplot is not touched.
+
+        Args:
+            example: its number; None is the first one.
+            kind: `"heatmap"`, depths by positions; `"bars"`, a bar for each position, depths side by side;
+                `"image"`, patches by row and column, an image for each depth; `"auto"`, the image for
+                patches, bars for one depth, otherwise the heat map.
+            ax: Axes to draw on, from any figure; None makes a figure, in which long sentences are wrapped.
+
+        Returns:
+            The figure drawn on; `figure.savefig("name.png")` writes it.
+
+        Raises:
+            SettingError: no such example or kind, an image without patches or of several depths on one `ax`.
+        """
+        part = self._one(example)
+        number = int(part["example"][0])
+        scores, rows, labels = part.matrix()
+        if kind not in _KINDS:
+            raise SettingError(f"no kind of picture {kind!r}; there are {', '.join(_KINDS)}")
+        layers = part._layers()
+        if kind == "auto":
+            kind = "image" if layers.width() else "bars" if len(layers) == 1 else "heatmap"
+        if kind == "image" and not layers.width():
+            raise SettingError(
+                "an image needs patches, from a pattern such as 'batch channel height width -> batch height "
+                "width'; these positions are no patches. Plot them as 'heatmap' or 'bars'"
+            )
+        title = " · ".join(
+            [f"example {number}", *(f"{key}: {text}" for key, text in self.examples.get(number, {}).items())]
+        )
+        if kind == "image":
+            from maskhooks.viz.image import images
+
+            return images(layers.images(), [f"depth {row}" for row in rows], title=title, ax=ax)
+        if kind == "bars":
+            from maskhooks.viz.bars import bars
+
+            return bars(scores, [f"depth {row}" for row in rows], labels, title=title, ax=ax)
+        from maskhooks.viz.heatmap import heatmap
+
+        return heatmap(scores, rows, labels, title=title, ax=ax)
+
+    def to_html(
+        self, path: str | Path | None = None, title: str = "Which positions does the prediction need?"
+    ) -> str:
+        """One page that needs no network: positions coloured by score, with a slider for the depth.
+
+        Args:
+            path: where to write the page as well, in UTF-8.
+            title: its heading.
+        """
+        from maskhooks.viz.page import Example, page
+
+        examples = [
+            Example(number, scores, labels, self.examples.get(number, {}), width)
+            for number, scores, labels, width in self._each()
+        ]
+        masked = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
+        note = f"Masked: {masked}."
+        text = page(examples, self._layers().labels, title=title, note=note, provenance=self.provenance)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _one(self, example: int | None) -> Explanation:
+        """The real rows of one example; of the first where it is None."""
+        if not len(self):
+            raise SettingError("this explanation has no rows, so there is no example to show")
+        return self.select(example=int(self["example"].min()) if example is None else example)
+
+    def _each(self) -> Iterator[tuple[int, npt.NDArray[np.float32], list[str], int]]:
+        """Each example: its number, scores `[layer, position]` over all layers, labels, patches a row."""
+        layers = self._layers()
+        rows = np.flatnonzero(self["real"])
+        rows = rows[np.argsort(self["example"][rows], kind="stable")]
+        numbers, starts = np.unique(self["example"][rows], return_index=True)
+        for number, start, stop in zip(numbers, starts, [*starts[1:], len(rows)], strict=False):
+            chosen = rows[start:stop]
+            yield int(number), *layers.grid(chosen), layers.width(chosen)
+
+    def _counts(self) -> str:
+        counts = {"example": len(np.unique(self["example"])), "site": len(self.sites), "row": len(self)}
+        return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+
+    def _layers(self) -> Layers:
+        return Layers(self.columns, self.sites)
+
+    def _known(self, name: str, numbers: Sequence[int]) -> Sequence[int]:
+        here = np.unique(self[name])
+        for number in numbers:
+            if number not in here:
+                raise SettingError(
+                    f"no {name} {number} here; there are {', '.join(map(str, here[:20]))}"
+                    + (", ..." if len(here) > 20 else "")
+                )
+        return numbers
+
+
+def _repeated(columns: Columns, lengths: Sequence[int]) -> bool:
+    """Whether two parts, of these lengths, hold the same (example, site, depth)."""
+    keys = np.zeros(len(columns["score"]), np.int64)
+    for name in ("example", "site", "depth"):
+        keys = keys * (int(columns[name].max(initial=0)) + 1) + columns[name]
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    return len(np.unique(keys)) != len(np.unique(keys * len(lengths) + owners))
+
+
+def _as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a JSON file would give back, so that saving changes nothing."""
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"the provenance cannot be written as JSON: {error}. Give numbers, text and lists"
+        ) from error
+    return result

@@ -1,0 +1,75 @@
+"""Heat map: scores of layers by positions, as in figures 6 and 8 of De Cao et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maskhooks.viz.figure import COLOURS, figure_of, name_columns, panels, visible
+
+
+def heatmap(
+    scores: npt.ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    x: str = "",
+    y: str = "depth",
+    label: str = "P(kept)",
+    wide: float = 10.8,
+    ax: Axes | None = None,
+) -> Figure:
+    """Scores as colours, from the first row at the bottom to the last at the top.
+
+    Args:
+        scores: `[row, column]` in [0, 1]; NaN is left grey.
+        rows: what the rows are called.
+        columns: what the columns are called.
+        title: above the picture.
+        x: below it.
+        y: what the rows are.
+        label: what the colours mean.
+        wide: width of a panel at most, in inches; further columns go on in a panel below.
+        ax: Axes to draw on, in one panel; None makes a figure.
+
+    Returns:
+        The figure drawn on.
+    """
+    values = np.ma.masked_invalid(np.asarray(scores, float).reshape(len(rows), len(columns)))
+    parts = panels(len(columns), 0.3, wide, 0.24 * len(rows) + 1.0, ax)
+    colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
+    for part, chosen in parts:
+        mesh = part.pcolormesh(
+            values[:, chosen], cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6
+        )
+        part.set_xlim(0, parts[0][1].stop)
+        name_columns(part, columns[chosen], at=0.5)
+        step = -(-len(rows) // 26)
+        part.set_yticks(
+            np.arange(0, len(rows), step) + 0.5, [visible(row, 40) for row in rows[::step]], parse_math=False
+        )
+        part.set_ylabel(y)
+        part.tick_params(length=0)
+        part.spines[:].set_visible(False)
+    first, last = parts[0][0], parts[-1][0]
+    first.set_title(title, loc="left", fontsize="medium", parse_math=False)
+    last.set_xlabel(x)
+    figure = figure_of(first)
+    bar = figure.colorbar(
+        mesh,
+        ax=[part for part, _ in parts],
+        label=label,
+        ticks=[0, 0.5, 1],
+        aspect=12,
+        shrink=1 / len(parts),
+        anchor=(0, 1),
+        panchor=False,
+    )
+    bar.outline.set_visible(False)
+    return figure

@@ -1,0 +1,66 @@
+"""Images: scores of patches by row and column, one image for each depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maskhooks.errors import SettingError
+from maskhooks.viz.figure import COLOURS, Picture, figure_of
+
+
+def images(
+    scores: npt.ArrayLike,
+    names: Sequence[str],
+    *,
+    title: str = "",
+    label: str = "P(kept)",
+    wrap: int = 4,
+    ax: Axes | None = None,
+) -> Figure:
+    """Scores as images side by side, row 0 at the top.
+
+    Args:
+        scores: `[image, row, column]` in [0, 1]; NaN is left grey.
+        names: what the images are called.
+        title: above them all.
+        label: what the colours mean.
+        wrap: images side by side.
+        ax: Axes to draw on, for one image; None makes a figure.
+
+    Returns:
+        The figure drawn on.
+
+    Raises:
+        SettingError: several images for one `ax`.
+    """
+    values = np.ma.masked_invalid(np.asarray(scores, float))
+    if ax is not None and len(names) > 1:
+        raise SettingError(
+            f"one Axes for {len(names)} images. Choose a depth (explanation.select(depth=0)), or give no ax"
+        )
+    across = min(wrap, len(names))
+    down = -(-len(names) // across)
+    height = 2.2 * values.shape[1] / values.shape[2] + 0.3
+    figure: Figure
+    if ax is None:
+        figure = Picture(figsize=(2.2 * across + 1.2, height * down + 0.4), layout="constrained")
+        axes = list(figure.subplots(down, across, squeeze=False).flat)
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium", parse_math=False)
+    else:
+        axes = [ax]
+        figure = figure_of(ax)
+    colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
+    for part in axes:
+        part.set_axis_off()
+    for part, name, image in zip(axes, names, values, strict=False):
+        shown = part.imshow(image, cmap=colours, vmin=0, vmax=1)
+        part.set_title(name, fontsize="small", parse_math=False)
+    bar = figure.colorbar(shown, ax=axes, label=label, ticks=[0, 0.5, 1], aspect=12, fraction=0.05)
+    bar.outline.set_visible(False)
+    return figure

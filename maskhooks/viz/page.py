@@ -1,0 +1,78 @@
+"""Page: scores of many examples as one HTML page, with a slider for the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of the page.
+
+    Args:
+        number: its number.
+        scores: `[row, column]` in [0, 1]; NaN where there is none.
+        columns: what the columns are called, such as tokens.
+        about: what is known of it, such as `{"prediction": ..., "target": ...}`.
+        width: columns are patches, this many in a row; 0 where they are words.
+    """
+
+    number: int
+    scores: npt.ArrayLike
+    columns: Sequence[str]
+    about: Mapping[str, str]
+    width: int = 0
+
+
+def page(
+    examples: Sequence[Example],
+    rows: Sequence[str],
+    *,
+    title: str,
+    note: str = "",
+    label: str = "P(kept)",
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """A page that needs no network; it opens from a file or in a notebook's frame.
+
+    All that varies is in one block of JSON whose `<`, `>` and `&` are escaped; the script writes it as text,
+    never as HTML. The page forbids itself every connection.
+
+    Args:
+        examples: shown one below the other.
+        rows: what the rows of all examples are called, such as depths, from the first up.
+        title: the heading.
+        note: a sentence below it.
+        label: what the colours mean.
+        provenance: shown at the end, folded.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    data = {
+        "rows": list(rows),
+        "label": label,
+        "examples": [_as_json(example, len(rows)) for example in examples],
+        "provenance": provenance or {},
+    }
+    return environment.get_template("page.html.jinja").render(title=title, note=note, label=label, data=data)
+
+
+def _as_json(example: Example, rows: int) -> dict[str, Any]:
+    scores = np.asarray(example.scores, float).reshape(rows, len(example.columns))
+    return {
+        "number": example.number,
+        "columns": list(example.columns),
+        "about": [[name, text] for name, text in example.about.items()],
+        "width": example.width,
+        "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
+    }

@@ -1,0 +1,43 @@
+"""A small HTML table of coloured scores, for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_CELL = "padding:1px 3px;white-space:pre;text-align:center"
+
+
+def table(
+    scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", most: int = 40
+) -> str:
+    """Scores as shaded cells, the last row at the top; all text is escaped.
+
+    Args:
+        scores: `[row, column]` in [0, 1].
+        rows: what the rows are called.
+        columns: what the columns are called; those after the first `most` are left out.
+        caption: above the table.
+        most: columns shown.
+    """
+    values = np.asarray(scores, float).reshape(len(rows), len(columns))
+    head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in columns[:most])
+    head += f'<th style="{_CELL}">… {len(columns) - most} more</th>' if len(columns) > most else ""
+    lines = [
+        f'<tr><th style="{_CELL}">{html.escape(row)}</th>' + "".join(map(_cell, line[:most])) + "</tr>"
+        for row, line in zip(rows[::-1], values[::-1], strict=True)
+    ]
+    foot = f"<tr><th></th>{head}</tr>" if columns else ""
+    return (
+        f'<div style="overflow-x:auto"><p>{html.escape(caption)}</p>'
+        f'<table style="border-collapse:collapse;font-size:85%">{"".join(lines)}{foot}</table></div>'
+    )
+
+
+def _cell(score: float) -> str:
+    if np.isnan(score):
+        return "<td></td>"
+    return f'<td title="{score:.3f}" style="background:rgb(33 113 181 / {score:.3f});min-width:1em"></td>'

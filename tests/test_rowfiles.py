@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from maskhooks.errors import CorruptFileError
+from maskhooks.explanation import Explanation, Scores
+from maskhooks.site import Site
+
+
+@pytest.fixture
+def explanation() -> Explanation:
+    tokens = Site.parse("embed:output", "batch token hidden -> batch token")
+    heads = Site.parse("attention:output[0]", "batch token (head dim) -> batch token head, head=2")
+    real = torch.tensor([[True, True, True], [True, False, False]])
+    names = [["a", "</script>", "\n"], ["ü"]]
+    scores = [
+        Scores(tokens, 0, torch.rand(2, 3), real, names),
+        Scores(heads, 1, torch.tensor([[[0.1, float("nan")]] * 3] * 2), real, names),
+    ]
+    return Explanation.build(
+        scores, provenance={"seed": 3, "parts": ["x"]}, examples=[{"target": "t"}, {}], first=7
+    )
+
+
+@pytest.fixture
+def folder(explanation: Explanation, tmp_path: Path) -> Path:
+    explanation.save(tmp_path / "deep" / "folder")
+    return tmp_path / "deep" / "folder"
+
+
+def test_folder_and_back(explanation: Explanation, folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["explanation.json", "explanation.safetensors"]
+    again = Explanation.load(folder)
+    assert again == explanation
+    assert {n: c.dtype for n, c in again.columns.items()} == {
+        n: c.dtype for n, c in explanation.columns.items()
+    }
+
+
+def test_parquet_and_back(explanation: Explanation, tmp_path: Path) -> None:
+    explanation.to_parquet(tmp_path / "rows.parquet")
+    again = Explanation.from_parquet(tmp_path / "rows.parquet")
+    assert again == explanation
+    assert {n: c.dtype for n, c in again.columns.items()} == {
+        n: c.dtype for n, c in explanation.columns.items()
+    }
+    assert parquet.read_table(tmp_path / "rows.parquet").to_pandas()["site"].tolist() == list(
+        explanation["site"]
+    )
+
+
+def test_a_selection_without_rows_survives(explanation: Explanation, tmp_path: Path) -> None:
+    empty = explanation.select(example=7, real=False)
+    assert len(empty) == 0
+    empty.save(tmp_path)
+    empty.to_parquet(tmp_path / "rows.parquet")
+    assert Explanation.load(tmp_path) == empty == Explanation.from_parquet(tmp_path / "rows.parquet")
+
+
+def test_explanations_differ_by_any_part(explanation: Explanation) -> None:
+    same = Explanation(
+        dict(explanation.columns), explanation.sites, explanation.provenance, explanation.examples
+    )
+    assert same == explanation
+    changed = {**explanation.columns, "score": explanation["score"] + np.float32(1e-3)}
+    assert Explanation(changed, same.sites, same.provenance, same.examples) != explanation
+    assert Explanation(same.columns, same.sites[::-1], same.provenance, same.examples) != explanation
+    assert Explanation(same.columns, same.sites, {}, same.examples) != explanation
+    assert Explanation(same.columns, same.sites, same.provenance, {}) != explanation
+    assert explanation != "text"
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("name", ["explanation.json", "explanation.safetensors"])
+@pytest.mark.parametrize("what", ["missing", "cut", "empty", "pickle", "torch"])
+def test_a_broken_file_is_named(folder: Path, name: str, what: str) -> None:
+    path = folder / name
+    data = path.read_bytes()
+    if what == "torch":
+        torch.save({"a": torch.ones(1)}, path)
+    elif what == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "pickle": pickle.dumps([1])}[what])
+    with pytest.raises(CorruptFileError, match=r"Explanation\.load") as caught:
+        Explanation.load(folder)
+    assert caught.value.path == path
+    assert ("pickle" in str(caught.value)) == (what in ("pickle", "torch"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("sites"),
+        lambda about: about.update(format=2),
+        lambda about: about.update(rows=3),
+        lambda about: about.update(sites=["only one"]),
+        lambda about: about.update(labels=["only one"]),
+        lambda about: about.update(columns=["score"]),
+        lambda about: about.update(examples=[1]),
+        lambda about: about.update(provenance=None),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(
+    folder: Path, change: Callable[[dict[str, object]], object]
+) -> None:
+    _rewrite(folder / "explanation.json", change)
+    with pytest.raises(CorruptFileError, match=str(folder)):
+        Explanation.load(folder)
+
+
+def test_other_parquet_files_are_refused(explanation: Explanation, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(CorruptFileError, match="cannot be read"):
+        Explanation.from_parquet(path)
+    path.write_bytes(pickle.dumps([1]))
+    with pytest.raises(CorruptFileError, match="pickle"):
+        Explanation.from_parquet(path)
+    parquet.write_table(pa.table({"score": [1.0]}), path)
+    with pytest.raises(CorruptFileError, match="not written by"):
+        Explanation.from_parquet(path)
+    explanation.to_parquet(path)
+    parquet.write_table(parquet.read_table(path).drop_columns(["kept"]), path)
+    with pytest.raises(CorruptFileError, match="no column kept"):
+        Explanation.from_parquet(path)
+    explanation.to_parquet(path)
+    table = parquet.read_table(path)
+    index = table.column_names.index("score")
+    parquet.write_table(table.set_column(index, "score", pa.array(["x"] * len(table))), path)
+    with pytest.raises(CorruptFileError, match="score"):
+        Explanation.from_parquet(path)
