@@ -1,0 +1,36 @@
+"""Hook any PyTorch model and learn which inputs, hidden states or graph edges its predictions need."""
+
+from maskhooks.adapter import Adapter
+from maskhooks.doctor import examine
+from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.random import Random
+from maskhooks.explanation import Explanation
+from maskhooks.hooked import Hooked
+from maskhooks.hookspecs import hookimpl
+from maskhooks.outputs import Positions
+from maskhooks.pattern import Pattern
+from maskhooks.recipe import Recipe
+from maskhooks.registry import register, unregister
+from maskhooks.site import Site
+from maskhooks.storage import load
+from maskhooks.task import Task
+from maskhooks.wrap import wrap
+
+__all__ = [
+    "Adapter",
+    "DiffMask",
+    "Explanation",
+    "Hooked",
+    "Pattern",
+    "Positions",
+    "Random",
+    "Recipe",
+    "Site",
+    "Task",
+    "examine",
+    "hookimpl",
+    "load",
+    "register",
+    "unregister",
+    "wrap",
+]

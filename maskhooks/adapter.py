@@ -35,7 +35,9 @@ class Adapter(ABC):
             module: the claimed module.
         """
 
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+    def opened(
+        self, name: str, module: nn.Module, sites: Sequence[Site]
+    ) -> contextlib.AbstractContextManager[None]:
         """A context in which the given sites exist, for modules whose fused kernels hide them; must restore all."""
         return contextlib.nullcontext()
 
@@ -63,8 +65,11 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
     for name, module in model.named_modules():
         ancestry = type(module).__mro__
         ranked = sorted(
-            ((min(ancestry.index(t) for t in claimed if t in ancestry), adapter)
-             for adapter, claimed in types if any(t in ancestry for t in claimed)),
+            (
+                (min(ancestry.index(t) for t in claimed if t in ancestry), adapter)
+                for adapter, claimed in types
+                if any(t in ancestry for t in claimed)
+            ),
             key=lambda pair: pair[0],
         )
         if not ranked:
@@ -99,17 +104,19 @@ def join(name: str, child: str) -> str:
 
 
 def stacks(module: nn.Module) -> list[list[str]]:
-    """The ordered stacks inside a module, largest first: children of a list that are of one type and do not nest.
+    """The ordered stacks inside a module, largest first: the children of a list, where lists do not nest.
 
-    Each stack is a list of module names relative to `module`. A stack's size is its number of weights; the experts of a
-    mixture and the like stand inside a layer of the larger stack, and are left out.
+    Each stack is a list of module names relative to `module`. A `ModuleList` is one, also of a single layer or of
+    layers of several types; a `Sequential` is one where its children, two at least, are of one type. A stack's size is
+    its number of weights; the experts of a mixture and the like stand inside a layer of the larger stack, and are left
+    out.
     """
     found: list[tuple[int, list[str]]] = []
     for name, part in module.named_modules():
-        if not isinstance(part, (nn.ModuleList, nn.Sequential)) or len(part) < 2:
+        if not (isinstance(part, nn.ModuleList) or (isinstance(part, nn.Sequential) and _alike(part))):
             continue
-        if len({type(child) for child in part}) == 1 and any(True for child in part for _ in child.parameters()):
-            size = sum(weight.numel() for weight in part.parameters())
+        size = sum(weight.numel() for weight in part.parameters())
+        if size:
             found.append((size, [join(name, child) for child, _ in part.named_children()]))
     found.sort(key=lambda pair: -pair[0])
     outer: list[list[str]] = []
@@ -117,3 +124,7 @@ def stacks(module: nn.Module) -> list[list[str]]:
         if not any(name.startswith(layer + ".") for stack in outer for layer in stack for name in names):
             outer.append(names)
     return outer
+
+
+def _alike(part: nn.Sequential) -> bool:
+    return len(part) > 1 and len({type(child) for child in part}) == 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
+from maskhooks.moments import update_moments
 
 
 class Baseline(nn.Module):
@@ -18,7 +19,7 @@ class Baseline(nn.Module):
     """
 
     vector: Tensor
-    needs_fit = False  # whether `fit` must see values before the first use
+    started = False
 
     def start(self, shape: tuple[int, ...]) -> None:
         """Allocates the vector for feature axes of this shape."""
@@ -39,18 +40,23 @@ class Zero(Baseline):
 
 
 class Mean(Baseline):
-    """The mean value over real positions of the training data."""
+    """The mean value over real positions of the training data; `deviation` is the standard deviation."""
 
     count: Tensor
-    needs_fit = True
+    variance: Tensor
 
     def start(self, shape: tuple[int, ...]) -> None:
         super().start(shape)
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("variance", torch.zeros(shape))
 
     def fit(self, values: Tensor) -> None:
-        self.count += len(values)
-        self.vector += (values.float() - self.vector).sum(0) / self.count.clamp(min=1)
+        if len(values):
+            update_moments(self.vector, self.variance, self.count, values.float())
+
+    @property
+    def deviation(self) -> Tensor:
+        return self.variance.sqrt()
 
     def forward(self) -> Tensor:
         return self.vector
@@ -62,7 +68,7 @@ class Learned(Baseline):
     The mean is a stable start: a random one may stand in for a value that the model reacts to.
     """
 
-    needs_fit = True
+    vector: nn.Parameter
 
     def __init__(self, init: Tensor | None = None) -> None:
         super().__init__()
@@ -77,9 +83,14 @@ class Learned(Baseline):
             self.vector.data.copy_(self.init)
 
     def fit(self, values: Tensor) -> None:
+        self.mean.fit(values)
         if self.init is None:
-            self.mean.fit(values)
             self.vector.data.copy_(self.mean.vector)
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation of values at the site, over the feature axes."""
+        return self.mean.deviation
 
     def forward(self) -> Tensor:
         return self.vector
@@ -99,7 +110,9 @@ class Token(Baseline):
     def start(self, shape: tuple[int, ...]) -> None:
         super().start(shape)
         if self.value is None:
-            raise SettingError("the token baseline needs the token's vector: Token(embedding.weight[mask_id])")
+            raise SettingError(
+                "the token baseline needs the token's vector: Token(embedding.weight[mask_id])"
+            )
         _check_shape(self.value, shape)
         self.vector.copy_(self.value.detach())
 
@@ -109,4 +122,6 @@ class Token(Baseline):
 
 def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(given.shape) != tuple(shape):
-        raise SettingError(f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}")
+        raise SettingError(
+            f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}"
+        )

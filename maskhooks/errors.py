@@ -33,6 +33,7 @@
     ├── UnfiredSiteWarning
     ├── BypassedWarning
     ├── MarginWarning
+    ├── FingerprintWarning
     └── PluginWarning
 
 Each message says what is wrong, names the thing, and gives a way out. Each class has a page under docs/errors.
@@ -224,6 +225,10 @@ class BypassedWarning(MaskhooksWarning):
 
 class MarginWarning(MaskhooksWarning):
     """No checkpoint kept the divergence within the margin."""
+
+
+class FingerprintWarning(MaskhooksWarning):
+    """What was saved belongs to another model, and was loaded all the same."""
 
 
 class PluginWarning(MaskhooksWarning):

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from maskhooks.adapter import Claim
+from maskhooks.errors import SiteConflictError
 from maskhooks.outputs import Outputs
+from maskhooks.port import Replacement
 from maskhooks.site import Selector, Site, SiteTable, resolve
-from maskhooks.tap import Replacement, Tap
+from maskhooks.tap import Tap
 from maskhooks.task import Task
 
 
@@ -51,7 +53,9 @@ class Hooked:
         Raises:
             UnknownSiteError: nothing matches; near names are listed.
         """
-        return resolve(selector, self.sites, (name for name, _ in self.model.named_modules(remove_duplicate=False)))
+        return resolve(
+            selector, self.sites, (name for name, _ in self.model.named_modules(remove_duplicate=False))
+        )
 
     @contextlib.contextmanager
     def tap(
@@ -64,18 +68,35 @@ class Hooked:
         Args:
             read: what to read.
             replace: for each address, glob, tag or Site a function from its value to one like it.
+
+        Raises:
+            UnknownSiteError: a selector finds nothing.
+            SiteConflictError: two selectors replace one value.
         """
-        replaced = {site: f for selector, f in (replace or {}).items() for site in self.find(selector)}
-        tap = Tap(self.model, self.find(read), replaced)
-        with self.opened([*self.find(read), *replaced]), tap:
+        reads, replaced = self.find(read), self._replaced(replace or {})
+        tap = Tap(self.model, reads, replaced)
+        with self.opened([*reads, *replaced]), tap:
             yield tap
+
+    def _replaced(self, replace: Mapping[str | Site, Replacement]) -> dict[Site, Replacement]:
+        found: dict[Site, Replacement] = {}
+        for selector, function in replace.items():
+            for site in self.find(selector):
+                if site in found:
+                    raise SiteConflictError(
+                        f"two replacements of one value: {str(selector)!r} finds {site} once more. Combine the two "
+                        f"functions, or nest two taps: the inner one sees the outer one's value.",
+                        site=site,
+                    )
+                found[site] = function
+        return found
 
     def opened(self, sites: Iterable[Site]) -> contextlib.ExitStack:
         """A context in which the sites exist: adapters open the fused kernels that hide them."""
-        stack = contextlib.ExitStack()
         wanted = list(sites)
-        for claim in self.claims:
-            inside = [site for site in wanted if claim.covers(site.module)]
-            if inside:
-                stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))
-        return stack
+        with contextlib.ExitStack() as stack:  # closes what is open already where a later one raises
+            for claim in self.claims:
+                inside = [site for site in wanted if claim.covers(site.module)]
+                if inside:
+                    stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))
+            return stack.pop_all()

@@ -1,10 +1,10 @@
 """The hooks a plugin may implement. Each returns new parts; names must be free, and parts are found by name or type.
 
-    from maskhooks import hookimpl
+from maskhooks import hookimpl
 
-    @hookimpl
-    def maskhooks_gates():
-        return {"always-open": AlwaysOpen}
+@hookimpl
+def maskhooks_gates():
+    return {"always-open": AlwaysOpen}
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def mix(value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:
     Returns:
         A tensor of the value's shape, dtype and device.
     """
-    mixed: Tensor = _Mix.apply(value, sample, baseline.to(value))
+    mixed: Tensor = _Mix.apply(value, sample, baseline.to(value))  # type: ignore[no-untyped-call] # torch's own
     return mixed
 
 
@@ -37,15 +37,19 @@ class _Mix(torch.autograd.Function):
         return torch.where(weight == 1, value, torch.where(weight == 0, baseline, between))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         value, sample, baseline = ctx.saved_tensors
         weight = sample.to(grad.dtype)
         of_value = of_sample = of_baseline = None
         if ctx.needs_input_grad[0]:
             of_value = torch.where(weight == 0, 0, grad * weight)
         if ctx.needs_input_grad[1]:
-            terms = torch.nan_to_num(grad * (value - baseline), nan=0.0, posinf=0.0, neginf=0.0)
-            of_sample = terms.to(sample.dtype).sum_to_size(sample.shape)
+            wide = torch.promote_types(
+                grad.dtype, sample.dtype
+            )  # half precision may overflow, or lose all digits
+            terms = grad.to(wide) * (value.to(wide) - baseline.to(wide))
+            terms = torch.nan_to_num(terms, nan=0.0, posinf=0.0, neginf=0.0)
+            of_sample = terms.sum_to_size(sample.shape).to(sample.dtype)
         if ctx.needs_input_grad[2]:
             of_baseline = torch.where(weight == 1, 0, grad * (1 - weight)).sum_to_size(baseline.shape)
         return of_value, of_sample, of_baseline

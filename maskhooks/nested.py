@@ -27,13 +27,13 @@ def get(value: Any, path: Path) -> Any:
     Raises:
         PathError: a step does not exist; the message describes the value at hand.
     """
-    for depth, step in enumerate(path):
-        try:
+    depth = 0
+    try:
+        for depth, step in enumerate(path):
             value = _child(value, step)
-        except (KeyError, IndexError, AttributeError, TypeError) as error:
-            raise PathError(
-                f"no {format_path((step,))} in {describe(value)}" + (f" at {format_path(path[:depth])}" if depth else "")
-            ) from error
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        where = f" at {format_path(path[:depth])}" if depth else ""
+        raise PathError(f"no {format_path((path[depth],))} in {describe(value)}{where}") from error
     return value
 
 
@@ -52,20 +52,15 @@ def put(value: Any, path: Path, new: Any) -> Any:
         if hasattr(value, "_fields"):
             name = value._fields[step] if isinstance(step, int) else step
             return value._replace(**{name: inner})  # type: ignore[attr-defined] # a named tuple
-        items = list(value)
-        items[step] = inner  # type: ignore[call-overload] # get() has proved that step is an int
-        return type(value)(items)
-    if isinstance(value, list) or (isinstance(value, MutableMapping) and isinstance(step, str)):
-        result = copy.copy(value)
-        result[step] = inner  # type: ignore[call-overload, index] # a list's int or a mapping's key
+        items: Any = list(value)
+        items[step] = inner
+        return type(value)(items)  # torch's return types take a list too
+    if isinstance(value, (list, MutableMapping)):
+        result: Any = copy.copy(value)
+        if isinstance(value, MutableMapping) and isinstance(step, int) and step not in value:
+            step = list(value)[step]  # by position, as in ModelOutput
+        result[step] = inner
         return result
-    if isinstance(value, MutableMapping):  # an ordered mapping addressed by position, as in ModelOutput
-        result = copy.copy(value)
-        result[list(value)[step]] = inner  # type: ignore[index]
-        return result
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = {field.name for field in dataclasses.fields(value) if field.init}
-        return dataclasses.replace(value, **{step: inner}) if step in names else _copy_with(value, step, inner)
     return _copy_with(value, step, inner)
 
 
@@ -98,7 +93,9 @@ def describe(value: Any) -> str:
         return f"a tensor {list(value.shape)}"
     inside = [f"{format_path(path)} {list(tensor.shape)}" for path, tensor in tensors(value)]
     kind = f"a {type(value).__name__}" if value is not None else "None"
-    return kind + (f" with tensors at {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else "")
+    return kind + (
+        f" with tensors at {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else ""
+    )
 
 
 def _child(value: Any, step: Step) -> Any:
@@ -116,8 +113,13 @@ def _child(value: Any, step: Step) -> Any:
 
 
 def _copy_with(value: Any, step: Step, inner: Any) -> Any:
-    if not isinstance(step, str):
-        raise TypeError(f"cannot replace {format_path((step,))} in {describe(value)}")
-    result = copy.copy(value)
-    object.__setattr__(result, step, inner)
+    try:
+        if not isinstance(step, str) or isinstance(value, Mapping):
+            raise TypeError("it is read-only")
+        result = copy.copy(value)
+        object.__setattr__(result, step, inner)  # a frozen dataclass too
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"cannot exchange {format_path((step,))} in a copy of {describe(value)}: {error}"
+        ) from error
     return result

@@ -49,8 +49,9 @@ def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
         return torch.stack([kl(part, masked[name]) for name, part in original.items()]).sum(0)
     if isinstance(original, Positions):
         assert isinstance(masked, Positions)
-        return _mean(kl_divergence(original.distribution, masked.distribution), original.chosen)
-    return _per_example(kl_divergence(original, masked))
+        return _mean(_kl(original.distribution, masked.distribution), original.chosen)
+    assert isinstance(masked, Distribution)
+    return _per_example(_kl(original, masked))
 
 
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -65,8 +66,26 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     if isinstance(original, Positions):
         assert isinstance(masked, Positions)
         return _mean(_same(original.distribution, masked.distribution), original.chosen)
+    assert isinstance(masked, Distribution)
     same = _same(original, masked)
     return same.flatten(1).amin(1) if same.dim() > 1 else same
+
+
+def predictions(outputs: Outputs) -> list[str] | None:
+    """The predicted class of each example as text, heads joined; None where there is no single class an example."""
+    if isinstance(outputs, Mapping):
+        heads = {name: predictions(part) for name, part in outputs.items()}
+        if any(head is None for head in heads.values()):
+            return None
+        return [
+            ", ".join(f"{n}: {h}" for n, h in zip(heads, row, strict=True))
+            for row in zip(*heads.values(), strict=True)
+        ]  # type: ignore[arg-type] # no head is None
+    if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:
+        return [str(index) for index in outputs.logits.argmax(-1).tolist()]
+    if isinstance(outputs, Bernoulli) and outputs.probs.dim() == 1:
+        return [str(int(p > 0.5)) for p in outputs.probs.tolist()]
+    return None
 
 
 def check(outputs: object) -> Outputs:
@@ -76,9 +95,11 @@ def check(outputs: object) -> Outputs:
         UnknownDistributionError: they are not.
     """
     if isinstance(outputs, (Distribution, Positions)) or (
-        isinstance(outputs, Mapping) and outputs and all(isinstance(o, (Distribution, Positions)) for o in outputs.values())
+        isinstance(outputs, Mapping)
+        and outputs
+        and all(isinstance(o, (Distribution, Positions)) for o in outputs.values())
     ):
-        return outputs  # type: ignore[return-value] # the mapping's values were just looked at
+        return outputs
     raise UnknownDistributionError(
         f"outputs of type {type(outputs).__name__} are no torch.distributions.Distribution. Say what the model predicts, "
         f"for example wrap(model, output=lambda outputs: torch.distributions.Categorical(logits=outputs))"
@@ -96,9 +117,22 @@ def _same(original: Distribution, masked: Distribution) -> Tensor:
     return ((base.mean - other.mean).abs() < base.stddev).float()
 
 
+def _kl(original: Distribution, masked: Distribution) -> Tensor:
+    try:
+        return kl_divergence(original, masked)
+    except NotImplementedError as error:
+        raise UnknownDistributionError(
+            f"torch.distributions knows no divergence of {type(masked).__name__} from {type(original).__name__}. "
+            f"Give one of your own, `divergence=` with a function of (original, masked) to a value per example, or "
+            f"register one with torch.distributions.kl.register_kl"
+        ) from error
+
+
 def _per_example(divergence: Tensor) -> Tensor:
     return divergence.flatten(1).sum(1) if divergence.dim() > 1 else divergence
 
 
-def _mean(values: Float[Tensor, "batch position"], chosen: Bool[Tensor, "batch position"]) -> Float[Tensor, " batch"]:
+def _mean(
+    values: Float[Tensor, "batch position"], chosen: Bool[Tensor, "batch position"]
+) -> Float[Tensor, " batch"]:
     return torch.where(chosen, values, 0).sum(-1) / chosen.sum(-1)

@@ -42,21 +42,34 @@ class Pattern:
 
     def __post_init__(self) -> None:
         left, right = self._sides()
-        object.__setattr__(self, "arrow", f"{' '.join(left.split())} -> {' '.join(right.split())}")
-        object.__setattr__(self, "sizes", dict(self.sizes))
+        words = [f"({' '.join(axes)})" if len(axes) != 1 else axes[0] for axes in _groups(left)]
+        object.__setattr__(self, "arrow", f"{' '.join(words)} -> {' '.join(right.split())}")
         inside = [axis for group in self.axes for axis in group]
         if len(set(inside)) != len(inside) or not inside:
-            raise PatternError(f"pattern {self.arrow!r}: each axis stands once on the left, and there is at least one")
-        if "(" in right or not set(right.split()) <= set(inside) or len(set(right.split())) != len(right.split()):
+            raise PatternError(
+                f"pattern {self.arrow!r}: each axis stands once on the left, and there is at least one"
+            )
+        if not set(right.split()) <= set(inside) or len(set(right.split())) != len(right.split()):
             raise PatternError(
                 f"pattern {self.arrow!r}: the right side lists gated axes of the left side, each once, "
                 f"without parentheses; the left side has {', '.join(inside)}"
             )
         if not right.split():
-            raise PatternError(f"pattern {self.arrow!r}: at least the batch axis is gated")
-        unknown = set(self.sizes) - set(inside)
-        if unknown:
-            raise PatternError(f"pattern {self.arrow!r} has no axis {', '.join(sorted(unknown))} to give a size")
+            raise PatternError(
+                f"pattern {self.arrow!r} gates nothing: name at least the batch axis on the right side"
+            )
+        self._check_sizes(inside)
+        sizes = {axis: self.sizes[axis] for axis in inside if axis in self.sizes}
+        object.__setattr__(self, "sizes", sizes)  # in one order, so that equal patterns print and hash alike
+
+    def _check_sizes(self, inside: list[str]) -> None:
+        for name, size in self.sizes.items():
+            if name not in inside:
+                raise PatternError(
+                    f"pattern {self.arrow!r} has no axis {name!r} to give a size; it has {', '.join(inside)}"
+                )
+            if size < 1:
+                raise PatternError(f"pattern {self.arrow!r}: the size of {name!r} is {size}, give 1 or more")
 
     def __str__(self) -> str:
         return ", ".join([self.arrow, *(f"{name}={size}" for name, size in self.sizes.items())])
@@ -70,30 +83,36 @@ class Pattern:
         if isinstance(text, Pattern):
             return text
         arrow, *pairs = text.split(",")
-        sizes = {}
+        sizes: dict[str, int] = {}
         for pair in pairs:
-            name, _, size = pair.partition("=")
-            if not size.strip().isdigit():
-                raise PatternError(f"pattern {text!r}: {pair.strip()!r} is not of the form axis=size")
-            sizes[name.strip()] = int(size)
+            name, _, size = (part.strip() for part in pair.partition("="))
+            if not (size.isascii() and size.isdigit()) or name in sizes:
+                raise PatternError(
+                    f"pattern {text!r}: {pair.strip()!r} is not of the form axis=size, each once"
+                )
+            sizes[name] = int(size)
         return cls(arrow, sizes)
 
     def _sides(self) -> tuple[str, str]:
         sides = self.arrow.split("->")
         if len(sides) != 2:
-            raise PatternError(f"pattern {self.arrow!r} needs one arrow, as in 'batch token hidden -> batch token'")
+            raise PatternError(
+                f"pattern {self.arrow!r} needs one arrow, as in 'batch token hidden -> batch token'"
+            )
         left, right = sides
-        rest = re.sub(r"\(([^()]*)\)", r"\1", left) + right
+        rest = re.sub(r"\(([^()]*)\)", r" \1 ", left) + " " + right
         odd = [word for word in rest.split() if not _AXIS.fullmatch(word)]
         if odd:
-            raise PatternError(f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name")
+            raise PatternError(
+                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names are of letters, digits and _, and "
+                f"parentheses, on the left only, hold axes that one dimension is split into"
+            )
         return left, right
 
     @functools.cached_property
     def axes(self) -> tuple[tuple[str, ...], ...]:
         """The left side, one tuple of axes per dimension of the value."""
-        left = self.arrow.split("->")[0]
-        return tuple(tuple(_AXIS.findall(word)) for word in re.findall(r"\([^()]*\)|\S+", left))
+        return _groups(self.arrow.split("->")[0])
 
     @functools.cached_property
     def gated(self) -> tuple[str, ...]:
@@ -126,7 +145,7 @@ class Pattern:
             raise PatternError(
                 f"pattern '{self}' has {len(self.axes)} axes, the value{where} has shape {list(value.shape)}. "
                 f"Give a pattern with {value.dim()} axes, for example "
-                f"wrap(model, sites={{address: {suggestion(value.dim())!r}}})",
+                f"wrap(model, sites={{{str(site or 'address')!r}: {suggestion(value.dim())!r}}})",
                 site=site,
             )
         sizes: dict[str, int] = {}
@@ -138,7 +157,8 @@ class Pattern:
             if len(free) > 1 or size % known or (not free and size != known):
                 raise PatternError(
                     f"pattern '{self}' does not fit the value{where} of shape {list(value.shape)}: the axis "
-                    f"({' '.join(group)}) of size {size} cannot be split with the sizes {dict(self.sizes)}",
+                    f"({' '.join(group)}) of size {size} cannot be split with the sizes {dict(self.sizes)}. "
+                    f"Give the sizes behind the arrow, as in '{self.arrow}, {group[0]}=2'",
                     site=site,
                 )
             sizes.update({axis: self.sizes.get(axis, size // known) for axis in group})
@@ -152,8 +172,8 @@ class Pattern:
     def spread(self, mask: Tensor, value: Tensor) -> Tensor:
         """A mask of gated positions as a tensor that broadcasts against the value (a view where one exists)."""
         if all(len(group) == 1 for group in self.axes):
-            left = [axis for (axis,) in self.axes]
-            return einops.rearrange(mask, f"{' '.join(self.gated)} -> {' '.join(a if a in self.gated else '1' for a in left)}")
+            left = " ".join(axis if axis in self.gated else "1" for (axis,) in self.axes)
+            return einops.rearrange(mask, f"{' '.join(self.gated)} -> {left}")
         sizes = self.shape(value)
         missing = {axis: size for axis, size in sizes.items() if axis not in self.gated}
         return einops.repeat(mask, f"{' '.join(self.gated)} -> {self.arrow.split('->')[0]}", **missing)
@@ -162,7 +182,9 @@ class Pattern:
         """A baseline over the feature axes as a tensor that broadcasts against the value."""
         left = " ".join(
             word if all(axis in self.features for axis in axes) else "1"
-            for axes, word in ((axes, f"({' '.join(axes)})" if len(axes) > 1 else axes[0]) for axes in self.axes)
+            for axes, word in (
+                (axes, f"({' '.join(axes)})" if len(axes) > 1 else axes[0]) for axes in self.axes
+            )
         )
         if any(0 < sum(axis in self.features for axis in axes) < len(axes) for axes in self.axes):
             raise PatternError(f"pattern '{self}' mixes position and feature axes in one parenthesis")
@@ -185,6 +207,10 @@ class Pattern:
 
     def _inside_parenthesis(self, axis: str) -> bool:
         return any(len(group) > 1 and axis in group for group in self.axes)
+
+
+def _groups(left: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(_AXIS.findall(word)) for word in re.findall(r"\([^()]*\)|[^\s()]+", left))
 
 
 def suggestion(dimensions: int) -> str:

@@ -53,16 +53,22 @@ class Registry:
         if self._loaded:
             return
         self._loaded = True
+        seen: set[tuple[str, str]] = set()  # a distribution may be found twice, in two folders of the path
         for distribution in importlib.metadata.distributions():
             for entry in distribution.entry_points:
-                if entry.group == "maskhooks" and not self.manager.has_plugin(entry.name):
+                key = (distribution.metadata["Name"], entry.name)
+                if entry.group == "maskhooks" and key not in seen:
+                    seen.add(key)
                     self._load(entry, distribution)
 
-    def _load(self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution) -> None:
+    def _load(
+        self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution
+    ) -> None:
         name = distribution.metadata["Name"]
         report = PluginReport(entry.name, name, distribution.version)
         self.reports.append(report)
         try:
+            self._check_free(entry.name)
             report.offers = self._add(entry.load(), entry.name)
         except Exception as error:
             if name == _OURS and not isinstance(error, ImportError):
@@ -90,12 +96,7 @@ class Registry:
         if name is None:
             name = getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__
         holder = _Single(part) if isinstance(part, (Adapter, Task)) else part
-        if self.manager.has_plugin(name):
-            raise NameTakenError(
-                f"a plugin named {name!r} is registered. Unregister it first (maskhooks.unregister({name!r})), or "
-                f"register this one with another name=.",
-                plugin=name,
-            )
+        self._check_free(name)
         offers = self._add(holder, name)
         self.reports.append(PluginReport(name, "(registered by hand)", "", offers))
         return plugin
@@ -137,21 +138,33 @@ class Registry:
         parts = self.family(family)
         if wanted not in parts:
             raise UnknownNameError(
-                f"no {family[:-1]} is named {wanted!r}. There are: {', '.join(sorted(parts))}.", near=near(wanted, parts)
+                f"no {family[:-1]} is named {wanted!r}. There are: {', '.join(sorted(parts))}.",
+                near=near(wanted, parts),
             )
         return cast(T, parts[wanted](**settings))
 
+    def spell(self, family: str, part: Any) -> dict[str, Any] | None:
+        """A part as a registered name and the settings that make it again; None where no registered name does."""
+        settings = part.settings() if hasattr(part, "settings") else {}
+        for name, make in self.family(family).items():
+            if make is type(part):
+                return {"name": name, "settings": settings}
+        return None
+
     def _add(self, plugin: Any, name: str) -> list[str]:
         """Registers with pluggy; takes it back where a hook is unknown or a name is taken."""
+        known = self.manager.get_name(plugin)
+        if known is not None:
+            raise NameTakenError(
+                f"plugin {name!r} is registered already, as {known!r}; once is enough.", plugin=name
+            )
         taken = {family: set(self._names(family)) for family in FAMILIES}
-        self.manager.register(plugin, name)
         try:
+            self._register(plugin, name)
             self._check(name)
             offers = []
             for hook in self.manager.get_hookcallers(plugin) or []:
-                kind = hook.name.removeprefix("maskhooks_")
-                (found,) = [implementation.function() for implementation in hook.get_hookimpls() if implementation.plugin is plugin]
-                parts = list(found) if isinstance(found, Mapping) else [part.name for part in found]
+                kind, parts = self._offered(hook, plugin, name)
                 clash = taken.get(kind, set()) & set(parts)
                 if clash:
                     raise NameTakenError(
@@ -161,9 +174,44 @@ class Registry:
                     )
                 offers += [f"{kind[:-1]} {part}" for part in parts]
         except Exception:
-            self.manager.unregister(plugin)
+            if self.manager.get_name(plugin) is not None:
+                self.manager.unregister(plugin)
             raise
         return sorted(offers)
+
+    def _offered(self, hook: pluggy.HookCaller, plugin: Any, name: str) -> tuple[str, list[str]]:
+        """What one hook of a plugin returns: the kind of part, and the parts' names."""
+        kind = hook.name.removeprefix("maskhooks_")
+        (found,) = [part.function() for part in hook.get_hookimpls() if part.plugin is plugin]
+        if kind in FAMILIES and isinstance(found, Mapping):
+            return kind, list(found)
+        base = {"adapters": Adapter, "tasks": Task}.get(kind)
+        if (
+            base is not None
+            and isinstance(found, (list, tuple))
+            and all(isinstance(part, base) for part in found)
+        ):
+            return kind, [part.name for part in found]
+        wanted = f"a list of {base.__name__} objects" if base else f"a mapping from name to {kind[:-1]}"
+        raise PluginError(
+            f"plugin {name!r}: {hook.name} returned {found!r}; it returns {wanted}.", plugin=name
+        )
+
+    def _check_free(self, name: str) -> None:
+        if self.manager.has_plugin(name):
+            raise NameTakenError(
+                f"a plugin named {name!r} is registered. Unregister it first (maskhooks.unregister({name!r})), or "
+                f"register this one with another name=.",
+                plugin=name,
+            )
+
+    def _register(self, plugin: Any, name: str) -> None:
+        try:
+            self.manager.register(plugin, name)
+        except pluggy.PluginValidationError as error:
+            raise PluginError(
+                f"plugin {name!r} has a hook with wrong arguments: {error}", plugin=name
+            ) from error
 
     def _names(self, family: str) -> list[str]:
         found: list[Mapping[str, Any]] = getattr(self.manager.hook, f"maskhooks_{family}")()
@@ -178,7 +226,9 @@ class Registry:
             known = [key for key in vars(hookspecs) if key.startswith("maskhooks_")]
             raise PluginError(f"{error}. The hooks are {', '.join(known)}.", plugin=name) from error
         if not hooks:
-            what = "a module" if isinstance(plugin, ModuleType) else f"an object of type {type(plugin).__name__}"
+            what = (
+                "a module" if isinstance(plugin, ModuleType) else f"an object of type {type(plugin).__name__}"
+            )
             raise PluginError(
                 f"plugin {name!r}, {what}, implements no hook of maskhooks. Decorate its functions with "
                 f"@maskhooks.hookimpl, or register an Adapter or a Task.",

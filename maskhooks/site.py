@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
-from maskhooks import nested
+from maskhooks import nested, table
 from maskhooks.errors import PatternError, UnknownSiteError, near
 from maskhooks.pattern import Pattern
 
@@ -79,6 +78,21 @@ class Site:
             **settings,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The site as JSON has it; `from_dict` is the inverse."""
+        return {
+            "address": str(self),
+            "pattern": None if self.pattern is None else str(self.pattern),
+            "tags": sorted(self.tags),
+            "depth": self.depth,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Site:
+        return cls.parse(
+            saved["address"], saved["pattern"], tags=frozenset(saved["tags"]), depth=saved["depth"]
+        )
+
     def at(self, call: int | None) -> Site:
         """The same site at one call."""
         return replace(self, call=call)
@@ -118,7 +132,12 @@ class SiteTable(Sequence[Site]):
     def __getitem__(self, index: int | str | slice) -> Site | SiteTable:
         if isinstance(index, slice):
             return SiteTable(self._sites[index])
-        return self._by_name[index] if isinstance(index, str) else self._sites[index]
+        if not isinstance(index, str):
+            return self._sites[index]
+        if index not in self._by_name:
+            known = near(index, self._by_name)
+            raise UnknownSiteError(f"no site {index!r} is listed here.", site=index, near=known)
+        return self._by_name[index]
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._sites)
@@ -152,22 +171,10 @@ class SiteTable(Sequence[Site]):
         ]
 
     def __repr__(self) -> str:
-        rows = self.rows()
-        if not rows:
-            return "SiteTable: no sites"
-        columns = [name for name in rows[0] if any(row[name] for row in rows)]
-        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-        lines = ["  ".join(name.ljust(widths[name]) for name in columns).rstrip()]
-        lines += ["  ".join(row[name].ljust(widths[name]) for name in columns).rstrip() for row in rows]
-        return "\n".join(lines)
+        return table.text(self.rows()) if self._sites else "SiteTable: no sites"
 
     def _repr_html_(self) -> str:
-        rows = self.rows()
-        head = "".join(f"<th>{name}</th>" for name in (rows[0] if rows else {"no sites": ""}))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row.values()) + "</tr>" for row in rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return table.markup(self.rows()) if self._sites else "no sites"
 
 
 def is_glob(text: str) -> bool:
@@ -195,16 +202,14 @@ def resolve(selector: Selector, table: SiteTable, modules: Iterable[str]) -> lis
         return table.tagged(selector)
     names = list(modules)
     if is_glob(selector):
-        found = table.glob(selector) or [
-            Site.parse(address) for name in names for port in ("input", "output")
-            if _glob(selector)(address := f"{name}:{port}")
-        ]
+        found = table.glob(selector)
+        if not found:
+            match = _glob(selector)
+            found = [site for name in names for site in (Site(name, "input"), Site(name)) if match(str(site))]
         if found:
             return [replace(site, optional=True) for site in found]
-    elif ":" in selector:
-        site = Site.parse(selector)
-        if site.module in names:
-            return [site]
+    elif _ADDRESS.fullmatch(selector) and Site.parse(selector).module in names:
+        return [Site.parse(selector)]
     known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in names]
     what = "glob matches no site" if is_glob(selector) else "no site"
     raise UnknownSiteError(

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks import nested
 from maskhooks.errors import (
     CompiledModelError,
-    NotATensorError,
-    ReplacementError,
     SiteConflictError,
-    SiteFiredTooOftenError,
     SiteNeverFiredError,
-    TappedModelError,
     UnfiredSiteWarning,
     UnknownSiteError,
     near,
 )
+from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.site import Site
-
-Replacement = Callable[[Tensor], Tensor]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Values(dict[str, Tensor]):
@@ -43,15 +35,16 @@ class Values(dict[str, Tensor]):
         return super().__contains__(str(key))
 
     def __missing__(self, key: str) -> NoReturn:
-        raise UnknownSiteError(f"no value was read at {key!r}.", site=key, near=near(key, self) or list(self)[:5])
+        known = near(key, self) or list(self)[:5]
+        raise UnknownSiteError(f"no value was read at {key!r}.", site=key, near=known)
 
 
 class Tap:
     """Reads and replaces values at sites while its `with` lasts; afterwards the model is as it was, bit for bit.
 
-    Meanwhile the model is in eval mode with frozen weights. Values belong to the latest forward pass of the model. A
-    site that is both read and replaced gives its value before the replacement. Taps nest: the inner one sees what the
-    outer one put in place.
+    Meanwhile the model is in eval mode with frozen weights. Values belong to the latest forward pass of the model.
+    A site that is both read and replaced gives its value before the replacement. Taps nest: the inner one sees what
+    the outer one put in place.
 
     Args:
         model: the whole model, whose forward pass counts the calls of its modules.
@@ -59,8 +52,8 @@ class Tap:
         replace: for each site a function from its value to one of the same shape, dtype and device.
 
     Attributes:
-        values: `Values`, address to tensor. Without grad mode a copy, so that later in-place changes do not reach it;
-            with grad mode the tensor itself, on the path of the gradient.
+        values: `Values`, address to tensor: a copy, so that later in-place changes do not reach it. A tensor that
+            requires grad is given itself, on the path of the gradient, and the model goes on with a copy.
         outputs: what the model returned.
         skipped: address to reason, for optional sites that gave no value.
 
@@ -80,9 +73,10 @@ class Tap:
         self.values = Values()
         self.outputs: Any = None
         self.skipped: dict[str, str] = {}
-        self._ports: dict[tuple[int, str], _Port] = {}
+        self._ports: dict[tuple[int, str], Port] = {}
         self._handles: list[RemovableHandle] = []
         self._frozen: contextlib.AbstractContextManager[None] | None = None
+        self._handling: BaseException | None = None  # what the caller of the model is handling, if anything
         self._depth = self._runs = 0
         self._modules = dict(model.named_modules(remove_duplicate=False))
         for site in {str(site): site for site in read}.values():
@@ -102,13 +96,9 @@ class Tap:
         self._frozen = frozen(self.model)
         self._frozen.__enter__()
         try:
-            self._handles.append(self.model.register_forward_pre_hook(_Begin(self)))
+            self._handles.append(self.model.register_forward_pre_hook(_Begin(self), prepend=True))
             for port in self._ports.values():
-                if isinstance(port.hook, _OnInput):
-                    handle = port.module.register_forward_pre_hook(port.hook, with_kwargs=True)
-                else:
-                    handle = port.module.register_forward_hook(port.hook)
-                self._handles.append(handle)
+                self._handles.append(port.attach())
             self._handles.append(self.model.register_forward_hook(_End(self), always_call=True))
         except BaseException:
             self._remove()
@@ -129,7 +119,7 @@ class Tap:
             if held is not None:
                 held.__exit__(None, None, None)
 
-    def _points(self) -> list[_Point]:
+    def _points(self) -> list[Point]:
         return [point for port in self._ports.values() for point in port.points]
 
     def _add(self, site: Site, function: Replacement | None) -> None:
@@ -140,21 +130,22 @@ class Tap:
                 site=site,
                 near=near(site.module, self._modules),
             )
-        port = self._ports.setdefault((id(module), site.port), _Port(self, module, site.port))
+        kind = InputPort if site.port == "input" else OutputPort
+        port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped))
         if function is None:
-            port.reads.append(_Point(site, None))
+            port.reads.append(Point(site, None))
             return
         for other in (point.site for point in port.replaces):
-            shorter = min(len(site.path), len(other.path))
-            if site.path[:shorter] == other.path[:shorter] and (
-                site.call == other.call or None in (site.call, other.call) or "*" in (site.call, other.call)
+            calls = (site.call, other.call)
+            if port.overlap(site.path, other.path) and (
+                calls[0] == calls[1] or None in calls or "*" in calls
             ):
                 raise SiteConflictError(
-                    f"two replacements of one value: {other} and {site}. Combine the two functions, or nest two "
-                    f"taps: the inner one sees the outer one's value.",
+                    f"two replacements of one value: {other} and {site}. Combine the two functions, or nest "
+                    f"two taps: the inner one sees the outer one's value.",
                     site=site,
                 )
-        port.replaces.append(_Point(site, function))
+        port.replaces.append(Point(site, function))
 
     def _check_compiled(self) -> None:
         dynamo = sys.modules.get("torch._dynamo.eval_frame")
@@ -170,8 +161,9 @@ class Tap:
                     ):
                         what = f"module {name!r}" if name else "the model"
                         raise CompiledModelError(
-                            f"site {site}: {what} is compiled or scripted, and hooks added now would be ignored. "
-                            f"Wrap the model before compiling it; torch.compile keeps it as `compiled._orig_mod`.",
+                            f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. "
+                            f"Wrap the model before compiling it: torch.compile keeps it as "
+                            f"`compiled._orig_mod`.",
                             module=name,
                         )
 
@@ -180,6 +172,7 @@ class Tap:
     def _begin(self) -> None:
         self._depth += 1
         if self._depth == 1:
+            self._handling = sys.exc_info()[1]
             self.values.clear()
             for port in self._ports.values():
                 port.calls = 0
@@ -187,30 +180,39 @@ class Tap:
                     point.now = False
 
     def _end(self, outputs: Any) -> None:
+        if self._depth == 0:  # another library's hook raised before the pass began
+            return
         self._depth -= 1
-        if self._depth == 0 and outputs is not None:  # None: the model raised
+        raised = sys.exc_info()[1] is not self._handling
+        if self._depth == 0 and not raised:
             self._runs += 1
             self.outputs = outputs
             self._check_fired(ever=False)
 
     def _check_fired(self, *, ever: bool) -> None:
-        """After a pass: exactly named sites fired. At the end: so they did without any pass of the whole model."""
+        """After a pass: exactly named sites fired in it. At the end: they did where no whole pass was run."""
         if ever:
             self._check_optional()
         if ever and self._runs:
             return
         missing = {
-            point.site: port for port in self._ports.values() for point in port.points
+            point.site: port
+            for port in self._ports.values()
+            for point in port.points
             if not point.site.optional and not (point.ever if ever else point.now)
         }
         if missing:
             site, port = next(iter(missing.items()))
             names = ", ".join(str(site) for site in missing)
-            calls = "did not run" if not port.calls else f"ran {port.calls} time(s), so its last call is @{port.calls - 1}"
+            calls = (
+                f"ran {port.calls} time(s), its last call is @{port.calls - 1}"
+                if port.calls
+                else "did not run"
+            )
             raise SiteNeverFiredError(
-                f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, called as "
-                f"module.forward(...), or bypassed by a fused path; `maskhooks doctor` shows which sites fire. "
-                f"Mark a site optional=True if it need not fire.",
+                f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, called "
+                f"as module.forward(...), or bypassed by a fused path; `maskhooks doctor` shows which sites "
+                f"fire. Mark a site optional=True if it need not fire.",
                 sites=list(missing),
             )
 
@@ -229,208 +231,64 @@ class Tap:
         if silent:
             self.skipped.update(dict.fromkeys(silent, "never fired"))
             names = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
-            warnings.warn(f"{len(silent)} optional sites never fired: {names}", UnfiredSiteWarning, stacklevel=4)
+            message = f"{len(silent)} optional sites never fired: {names}"
+            warnings.warn(message, UnfiredSiteWarning, stacklevel=4)
 
 
-class _Point:
-    """One site within a port, with what happened there; `function` is None for a read."""
-
-    __slots__ = ("ever", "function", "key", "now", "path", "site")
-
-    def __init__(self, site: Site, function: Replacement | None) -> None:
-        self.site = site
-        self.function = function
-        self.key = str(site)
-        self.path = site.path
-        self.now = self.ever = False
-
-    def fires(self, call: int) -> bool:
-        wanted = self.site.call
-        if wanted is None and call:
-            site, path = self.site, nested.format_path(self.path)
-            raise SiteFiredTooOftenError(
-                f"site {site}: module {site.module!r} ran more than once in one forward pass. Address one call as "
-                f"'{site.at(0)}' (from 0), or every call as '{site.module}@*:{site.port}{path}'.",
-                site=site,
-            )
-        if wanted is None or wanted == "*" or wanted == call:
-            self.now = self.ever = True
-            return True
-        return False
-
-
-class _Port:
-    """One module's input or output: the points there, and the calls so far in this pass."""
-
-    def __init__(self, tap: Tap, module: nn.Module, side: str) -> None:
-        self.tap = tap
-        self.module = module
-        self.reads: list[_Point] = []
-        self.replaces: list[_Point] = []
-        self.calls = 0
-        self.hook = _OnInput(self) if side == "input" else _OnOutput(self)
-
-    @property
-    def points(self) -> list[_Point]:
-        return [*self.reads, *self.replaces]
-
-    def pass_through(self, value: Any, get: Callable[[Any, _Point], Any], put: Callable[..., Any]) -> Any:
-        """Reads and replaces at one call; returns the value to go on with, or None where it is unchanged."""
-        call, changed = self.calls, False
-        self.calls += 1
-        grad = torch.is_grad_enabled()
-        originals = [(point, get(value, point)) for point in self.replaces if point.fires(call)]
-        for point in self.reads:
-            if not point.fires(call):
-                continue
-            tensor = get(value, point)
-            if not isinstance(tensor, Tensor):
-                self._not_a_tensor(tensor, point)
-                continue
-            key = f"{point.site.at(call)}" if point.site.call == "*" else point.key
-            if grad and tensor.requires_grad:
-                self.tap.values[key] = tensor
-                value, changed = put(value, point, tensor.clone()), True
-            else:
-                self.tap.values[key] = tensor.clone()
-        for point, tensor in originals:
-            if not isinstance(tensor, Tensor):
-                self._not_a_tensor(tensor, point)
-                continue
-            value, changed = put(value, point, self._replaced(tensor, point)), True
-        return value if changed else None
-
-    def _not_a_tensor(self, value: Any, point: _Point) -> None:
-        missing = isinstance(value, nested.PathError)
-        what = str(value) if missing else f"the value is {nested.describe(value)}"
-        if point.site.optional:
-            self.tap.skipped[point.key] = what
-            return
-        inside = [] if missing else [f"'{point.key}{nested.format_path(path)}'" for path, _ in nested.tensors(value)]
-        way_out = f"Address one of {', '.join(inside[:5])}." if inside else "Address another part of the value."
-        raise NotATensorError(f"site {point.key}: no tensor there; {what}. {way_out}", site=point.site)
-
-    def _replaced(self, old: Tensor, point: _Point) -> Tensor:
-        assert point.function is not None
-        new: Any = point.function(old)
-        if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
-            got = f"{list(new.shape)} {new.dtype} {new.device}" if isinstance(new, Tensor) else nested.describe(new)
-            raise ReplacementError(
-                f"site {point.key}: the replacement is {got}, the value is {list(old.shape)} {old.dtype} "
-                f"{old.device}. Return a tensor like the value, for example new.to(value) or new.expand_as(value).",
-                site=point.site,
-            )
-        return new
-
-
-class _Hook:
-    """A hook of ours. Copies of a tapped model would keep it for good, so copying one raises."""
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise TappedModelError("the model is tapped: copy it outside the `with hooked.tap(...)` block")
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TappedModelError("the model is tapped: pickle or save it outside the `with hooked.tap(...)` block")
-
-
-class _Begin(_Hook):
+class _Begin(Uncopied):
     def __init__(self, tap: Tap) -> None:
-        self.tap = tap
+        self._tap = tap
 
     def __call__(self, module: nn.Module, args: object) -> None:
-        self.tap._begin()
+        self._tap._begin()
 
 
-class _End(_Hook):
+class _End(Uncopied):
     def __init__(self, tap: Tap) -> None:
-        self.tap = tap
+        self._tap = tap
 
     def __call__(self, module: nn.Module, args: object, outputs: Any) -> None:
-        self.tap._end(outputs)
+        self._tap._end(outputs)
 
 
-class _OnOutput(_Hook):
-    def __init__(self, port: _Port) -> None:
-        self.port = port
+@dataclass
+class _Hold:
+    """A module in training mode or a weight that requires grad, switched off by so many `with` blocks."""
 
-    def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
-        return self.port.pass_through(output, self.get, self.put)
+    part: nn.Module | Tensor
+    count: int = 0
 
-    @staticmethod
-    def get(output: Any, point: _Point) -> Any:
-        return _get(output, point.path) if point.path else output
-
-    @staticmethod
-    def put(output: Any, point: _Point, new: Tensor) -> Any:
-        return nested.put(output, point.path, new)
+    def switch(self, on: bool) -> None:
+        if isinstance(self.part, nn.Module):
+            self.part.training = on
+        else:
+            self.part.requires_grad_(on)
 
 
-class _OnInput(_Hook):
-    def __init__(self, port: _Port) -> None:
-        self.port = port
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.port.pass_through((args, kwargs), self.get, self.put)
-
-    def get(self, arguments: Arguments, point: _Point) -> Any:
-        try:
-            return _get(arguments, (*self.locate(arguments, point), *point.path[1:]))
-        except nested.PathError as error:
-            return error
-
-    def put(self, arguments: Arguments, point: _Point, new: Tensor) -> Any:
-        return nested.put(arguments, (*self.locate(arguments, point), *point.path[1:]), new)
-
-    def locate(self, arguments: Arguments, point: _Point) -> nested.Path:
-        """Where an argument named by position or by name was passed: (0, position) or (1, name)."""
-        args, kwargs = arguments
-        wanted = point.path[0] if point.path else 0
-        if isinstance(wanted, int) and wanted < len(args):
-            return (0, wanted)
-        if isinstance(wanted, str) and wanted in kwargs:
-            return (1, wanted)
-        names = list(inspect.signature(self.port.module.forward).parameters)
-        if isinstance(wanted, int) and wanted < len(names) and names[wanted] in kwargs:
-            return (1, names[wanted])
-        if isinstance(wanted, str) and wanted in names[: len(args)]:
-            return (0, names.index(wanted))
-        given = [f"[{index}]" for index in range(len(args))] + [f".{name}" for name in kwargs]
-        raise nested.PathError(f"no argument {nested.format_path((wanted,))} in this call, which has {', '.join(given) or 'none'}")
-
-
-def _get(value: Any, path: nested.Path) -> Any:
-    try:
-        return nested.get(value, path)
-    except nested.PathError as error:
-        return error
-
-
-_holds: weakref.WeakKeyDictionary[nn.Module, list[Any]] = weakref.WeakKeyDictionary()
+_holds: dict[int, _Hold] = {}
 
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen weights for the length of a `with`; flags are set directly and restored one by one.
+    """Eval mode and frozen weights while a `with` lasts; flags are set directly and restored one by one.
 
-    Several may be open on one model, and may close in any order: the last one restores.
+    Several may be open on one model, or on parts of it, and close in any order: the last one restores a part.
     """
-    hold = _holds.get(model)
-    if hold is None:
-        training = [module for module in model.modules() if module.training]
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        hold = _holds[model] = [0, training, weights]
-        for module in training:
-            module.training = False
-        for weight in weights:
-            weight.requires_grad_(False)
-    hold[0] += 1
+    mine: list[_Hold] = []
+    parts: list[nn.Module | Tensor] = [*model.modules(), *model.parameters()]
     try:
+        for part in parts:
+            hold = _holds.get(id(part))
+            if hold is None and (part.training if isinstance(part, nn.Module) else part.requires_grad):
+                hold = _holds[id(part)] = _Hold(part)
+                hold.switch(False)
+            if hold is not None:
+                hold.count += 1
+                mine.append(hold)
         yield
     finally:
-        hold[0] -= 1
-        if not hold[0]:
-            del _holds[model]
-            for module in hold[1]:
-                module.training = True
-            for weight in hold[2]:
-                weight.requires_grad_(True)
+        for hold in mine:
+            hold.count -= 1
+            if not hold.count:
+                del _holds[id(hold.part)]
+                hold.switch(True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class Task:
     """
 
     name = "function"
+    # What `given` takes; a subclass adds its own.
+    options: tuple[str, ...] = ("call", "output", "real", "names", "vary")
 
     def __init__(
         self,
@@ -54,11 +57,15 @@ class Task:
         return self
 
     def given(self, functions: Mapping[str, Any]) -> Task:
-        """This task with the user's own functions in front; options of a plugin's task come here too."""
-        unknown = set(functions) - {"call", "output", "real", "names", "vary"}
+        """This task with the user's own functions in front; a plugin's task may take further `options`.
+
+        Raises:
+            BatchError: an option that this task does not have.
+        """
+        unknown = set(functions) - set(self.options)
         if unknown:
             raise BatchError(
-                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes call, output, real, names, vary"
+                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes {', '.join(self.options)}"
             )
         task = copy.copy(self)
         for key, function in functions.items():
@@ -90,7 +97,10 @@ class Task:
             return (), {str(key): value for key, value in batch.items()}
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
             kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-            takes = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+            takes = sum(
+                kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+                for kind in kinds
+            )
             return (tuple(batch) if inspect.Parameter.VAR_POSITIONAL in kinds else tuple(batch)[:takes]), {}
         return (batch,), {}
 
@@ -129,6 +139,10 @@ class Task:
         """What the positions are called, a list per example; None where nothing is known."""
         return self._names(batch) if self._names is not None else None
 
+    def predictions(self, result: Outputs) -> Sequence[str] | None:
+        """What the model predicts for each example, in words; None where there is no single class."""
+        return outputs.predictions(result)
+
     def targets(self, batch: Any) -> Sequence[str] | None:
         """The examples' labels in words, where the batch holds them."""
         return None
@@ -144,12 +158,18 @@ class Task:
         real = torch.as_tensor(_apply(self._real, batch, None)).bool() if self._takes_batch_only() else None
         varied = batch
         for path, tensor in nested.tensors(batch):
-            if tensor.dtype == torch.bool or tensor.dim() < 2 or (real is None and not tensor.is_floating_point()):
+            if (
+                tensor.dtype == torch.bool
+                or tensor.dim() < 2
+                or (real is None and not tensor.is_floating_point())
+            ):
                 continue
             if real is None:
                 order = torch.randperm(len(tensor), generator=generator)
                 varied = nested.put(varied, path, tensor[order.to(tensor.device)])
-            elif tensor.shape[: real.dim()] == real.shape and not torch.equal(tensor.bool(), real.to(tensor.device)):
+            elif tensor.shape[: real.dim()] == real.shape and not torch.equal(
+                tensor.bool(), real.to(tensor.device)
+            ):
                 rows = tensor[real.to(tensor.device)]
                 order = torch.randperm(len(rows), generator=generator).to(tensor.device)
                 changed = tensor.clone()
@@ -173,16 +193,26 @@ def move(batch: Any, device: torch.device) -> Any:
         return type(batch)(move(value, device) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return dataclasses.replace(
-            batch, **{f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
+            batch,
+            **{f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init},
         )
     return batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: the device of its first weight or buffer, the CPU without any."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def _arity(function: Callable[..., Any]) -> int:
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return 2
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+    return sum(
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters
+    )
 
 
 def _apply(function: Callable[..., Any] | None, first: Any, second: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from maskhooks.adapter import Adapter, claimed_sites, claims
-from maskhooks.errors import ModelError
+from maskhooks.errors import ModelError, PluginError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
@@ -23,7 +24,7 @@ from maskhooks.task import Task
 def wrap(
     model: nn.Module,
     *,
-    sites: Mapping[str, str | Pattern] | Iterable[Site] | None = None,
+    sites: Mapping[str, str | Pattern] | Iterable[Site | str] | None = None,
     example: Any = None,
     adapter: Adapter | Sequence[Adapter] | None = None,
     task: Task | None = None,
@@ -38,8 +39,9 @@ def wrap(
 
     Args:
         model: any `nn.Module`.
-        sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or `Site` objects, in
-            the order of computation; instead of what adapters find.
+        sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or a list of `Site`
+            objects (or addresses, for sites that are only read), in the order of computation; instead of what
+            adapters find.
         example: a batch to run once, so that shapes are known and every site is checked to fire.
         adapter: one or more adapters for this call; they go before registered ones.
         task: how to call the model; found by a plugin where not given.
@@ -55,16 +57,21 @@ def wrap(
         raise ModelError("the model is wrapped already; wrap takes the module itself, `hooked.model`")
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}")
-    given = [adapter] if isinstance(adapter, Adapter) else list(adapter or ())
+    given = _adapters(adapter)
     found = claims(model, given) if given else []
     found = found or claims(model, registry.adapters())
     if sites is None:
         chosen = claimed_sites(found)
     elif isinstance(sites, Mapping):
-        chosen = [Site.parse(address, pattern, tags=frozenset({"hidden"})) for address, pattern in sites.items()]
+        chosen = [
+            Site.parse(address, pattern, tags=frozenset({"hidden"})) for address, pattern in sites.items()
+        ]
     else:
-        chosen = list(sites)
-    chosen = [site if site.depth is not None else dataclasses.replace(site, depth=i) for i, site in enumerate(chosen)]
+        chosen = [Site.parse(site) if isinstance(site, str) else site for site in sites]
+    chosen = [
+        site if site.depth is not None else dataclasses.replace(site, depth=i)
+        for i, site in enumerate(chosen)
+    ]
     functions = {"call": call, "output": output, "real": real, "names": names, "vary": vary, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
     chosen_task = (task or _task(model)).given(functions)
@@ -80,7 +87,8 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
         SiteNeverFiredError, NotATensorError: a site gives no tensor.
         PatternError: a pattern does not fit.
     """
-    with torch.no_grad(), torch.random.fork_rng(enabled=True), hooked.tap(read=list(hooked.sites)) as tap:
+    devices = sorted({p.device.index or 0 for p in hooked.model.parameters() if p.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(devices), hooked.tap(read=list(hooked.sites)) as tap:
         hooked(batch)
     shaped = []
     for site in hooked.sites:
@@ -91,11 +99,24 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
     return Hooked(hooked.model, SiteTable(shaped), hooked.task, hooked.claims)
 
 
+def _adapters(given: Adapter | Sequence[Adapter] | None) -> list[Adapter]:
+    found = [given] if isinstance(given, Adapter) or inspect.isclass(given) else list(given or ())
+    adapters = [part() if inspect.isclass(part) else part for part in found]
+    for part in adapters:
+        if not isinstance(part, Adapter):
+            raise PluginError(
+                f"adapter={part!r} is no maskhooks.adapter.Adapter; derive its class from that one"
+            )
+    return adapters
+
+
 def _task(model: nn.Module) -> Task:
     """The plugin's task with the most derived claim on the model, or the one that serves any model."""
     ancestry = type(model).__mro__
     ranked = [
         (ancestry.index(t), order, task)
-        for order, task in enumerate(registry.tasks()) for t in task.types() if t in ancestry
+        for order, task in enumerate(registry.tasks())
+        for t in task.types()
+        if t in ancestry
     ]
     return min(ranked)[2].serve(model) if ranked else Task()

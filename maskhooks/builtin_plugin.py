@@ -1,0 +1,31 @@
+"""Our own gates, baselines and explainers, registered through the same hooks as a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from maskhooks.baselines import Baseline, Learned, Mean, Token, Zero
+from maskhooks.explainers.base import Explainer
+from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.random import Random
+from maskhooks.gates import Bernoulli, Gate, HardConcrete
+from maskhooks.hookspecs import hookimpl
+
+
+@hookimpl
+def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:
+    return {
+        "hard-concrete": HardConcrete,
+        "hard-concrete-louizos": HardConcrete.louizos,
+        "bernoulli": Bernoulli,
+    }
+
+
+@hookimpl
+def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
+    return {"learned": Learned, "zero": Zero, "mean": Mean, "token": Token}
+
+
+@hookimpl
+def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
+    return {"diffmask": DiffMask, "random": Random}

@@ -1,0 +1,182 @@
+"""doctor: one batch through a wrapped model, and what each site does: fires, how often, shape, dtype, bypassed."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from maskhooks import nested, table
+from maskhooks.errors import SiteNeverFiredError, UnknownDistributionError
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import Positions
+from maskhooks.seeds import generator
+from maskhooks.site import Selector, Site
+from maskhooks.tap import Tap, frozen
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one site did in one forward pass.
+
+    Attributes:
+        calls: how often its module ran.
+        trouble: why it cannot be used as addressed, empty where it can.
+        bypassed: whether, with all its positions closed, another input still changes the output; None where no other
+            input could be made.
+        foreign_hooks: forward hooks of others on its module.
+    """
+
+    site: Site
+    calls: int
+    shape: tuple[int, ...] | None
+    dtype: str
+    device: str
+    bypassed: bool | None
+    foreign_hooks: int
+    trouble: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `examine` found; prints as a table."""
+
+    findings: Sequence[Finding]
+    distribution: str
+
+    @property
+    def healthy(self) -> bool:
+        return not any(finding.trouble or finding.bypassed for finding in self.findings)
+
+    def rows(self) -> list[dict[str, str]]:
+        return [
+            {
+                "site": str(f.site),
+                "calls": str(f.calls),
+                "shape": "" if f.shape is None else str(list(f.shape)),
+                "dtype": f.dtype.removeprefix("torch."),
+                "device": f.device,
+                "bypassed": {True: "BYPASSED", False: "no", None: "unknown"}[f.bypassed],
+                "foreign hooks": str(f.foreign_hooks or ""),
+                "trouble": f.trouble,
+            }
+            for f in self.findings
+        ]
+
+    def __str__(self) -> str:
+        return f"{table.text(self.rows())}\noutput: {self.distribution}"
+
+    def _repr_html_(self) -> str:
+        return f"{table.markup(self.rows())}<p>output: {html.escape(self.distribution)}</p>"
+
+
+def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
+    """Runs a batch and reports on every site; the model and the random state are left as they were.
+
+    Args:
+        sites: which to look at, by default all listed ones.
+    """
+    chosen = list(hooked.sites) if sites is None else hooked.find(sites)
+    every = [dataclasses.replace(site, call="*", optional=True) for site in chosen]
+    tap = Tap(hooked.model, every)
+    with torch.random.fork_rng(), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
+        try:
+            with tap:
+                outputs = hooked(batch)
+        except SiteNeverFiredError:
+            outputs = tap.outputs
+        try:
+            described = _describe(hooked.distribution(outputs, batch))
+        except UnknownDistributionError as error:
+            described = f"unknown ({error})"
+        return Report([_finding(hooked, batch, site, tap) for site in chosen], described)
+
+
+def bypassed(hooked: Hooked, batch: Any, site: Site, seed: int = 0) -> bool | None:
+    """Whether information goes around a site: with every position closed, another input changes the output's bits.
+
+    Gradients cannot see this: a second embedding or a skip connection past the site leaves the gradient at the masked
+    value exactly zero. Other inputs have the same shape and padding (`Task.vary`).
+
+    Returns:
+        None where no other input could be made, or where another input changes nothing even with open gates.
+    """
+    with torch.random.fork_rng(), torch.no_grad(), frozen(hooked.model):
+        other = hooked.task.vary(batch, generator(seed))
+        if other is None or _same(_outputs(hooked, batch), _outputs(hooked, other)):
+            return None
+        with hooked.tap(replace={site: torch.zeros_like}):
+            return not _same(_outputs(hooked, batch), _outputs(hooked, other))
+
+
+def _finding(hooked: Hooked, batch: Any, site: Site, tap: Tap) -> Finding:
+    path = nested.format_path(site.path)
+    values = [
+        value
+        for call in range(10_000)
+        if (value := tap.values.get(f"{site.module}@{call}:{site.port}{path}")) is not None
+    ]
+    module = hooked.model.get_submodule(site.module)
+    trouble = tap.skipped.get(f"{site.module}@*:{site.port}{path}", "")
+    if not values and not trouble:
+        trouble = "never fires"
+    elif site.call is None and len(values) > 1:
+        trouble = f"fires {len(values)} times: address one call, {site.at(0)} to {site.at(len(values) - 1)}"
+    elif isinstance(site.call, int) and site.call >= len(values):
+        trouble = f"fires {len(values)} times, so there is no call {site.call}"
+    value = (
+        values[site.call if isinstance(site.call, int) and site.call < len(values) else 0] if values else None
+    )
+    return Finding(
+        site,
+        len(values),
+        None if value is None else tuple(value.shape),
+        "" if value is None else str(value.dtype),
+        "" if value is None else str(value.device),
+        bypassed(hooked, batch, site) if not trouble and site.call != "*" else None,
+        len(module._forward_hooks) + len(module._forward_pre_hooks),
+        trouble,
+    )
+
+
+def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
+    outputs = hooked(batch)
+    try:
+        return list(_parameters(hooked.distribution(outputs, batch)))
+    except UnknownDistributionError:
+        return [tensor for _, tensor in nested.tensors(outputs)]
+
+
+def _parameters(outputs: Any) -> Iterable[Tensor]:
+    if isinstance(outputs, Distribution):
+        yield from (value for value in vars(outputs).values() if isinstance(value, Tensor))
+    elif isinstance(outputs, Positions):
+        yield from _parameters(outputs.distribution)
+    else:
+        for part in outputs.values():
+            yield from _parameters(part)
+
+
+def _same(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Equal bit for bit, NaN included."""
+    return len(left) == len(right) and all(
+        a.shape == b.shape and torch.equal(_bits(a), _bits(b)) for a, b in zip(left, right, strict=True)
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def _describe(outputs: Any) -> str:
+    if isinstance(outputs, Distribution):
+        return f"{type(outputs).__name__} over batch {list(outputs.batch_shape)}"
+    if isinstance(outputs, Positions):
+        return f"{_describe(outputs.distribution)}, {int(outputs.chosen.sum())} positions chosen"
+    return ", ".join(f"{name}: {_describe(part)}" for name, part in outputs.items())

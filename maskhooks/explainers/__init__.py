@@ -1,0 +1,1 @@
+"""Explainers: recipes over sites, gates, baselines, probes and objectives."""

@@ -1,0 +1,330 @@
+"""DiffMask (De Cao et al. 2020): learn which positions a prediction does not need."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskhooks.baselines import Baseline
+from maskhooks.checkpoint import Measure
+from maskhooks.doctor import bypassed
+from maskhooks.errors import BypassedWarning, NotFittedError, SettingError
+from maskhooks.explainers.base import Explainer
+from maskhooks.explanation import Scores
+from maskhooks.gates import Gate
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Masking, Vote
+from maskhooks.outputs import Divergence, kl
+from maskhooks.preparation import begin_free, closed_divergence, start
+from maskhooks.probes import FreeLogits, Probe
+from maskhooks.progress import track
+from maskhooks.recipe import Recipe
+from maskhooks.registry import registry
+from maskhooks.replay import Replay
+from maskhooks.seeds import generator, seeded
+from maskhooks.site import Selector, Site
+from maskhooks.step import Clean, masked_pass
+from maskhooks.task import device_of, move
+
+_EVALUATE, _EXPLAIN = 100, 101
+
+
+class DiffMask(Explainer):
+    """Gates that drop as many positions as possible while the output distribution stays within a margin.
+
+    min E[mean P(z != 0)] subject to E[D(y || y_masked)] <= margin, over probes and baselines (De Cao et al. 2020,
+    eq. 2 to 4). Hidden states: each site is masked by itself, its gates read from the same state. Inputs: masked with
+    the product of votes, one for each state up to a depth, each reading input and state; so every depth has a mask, and
+    what is dropped at one depth stays dropped further up.
+
+    Args:
+        hooked: the wrapped model.
+        sites: what to mask: a tag ("hidden", "input"), an address, a glob, a Site, or several of these.
+        given: the states on which masks of `sites` are conditioned, depth by depth. Default: for "input" the sites tagged
+            hidden, for anything else each site itself.
+        margin: the divergence allowed on average, in nats.
+        gate: a registered name or a `Gate`.
+        baseline: a registered name, or a `Baseline` for a single masked site. Default "learned", without amortisation
+            "zero".
+        divergence: of original and masked outputs, in nats per example; default KL(original || masked).
+        amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
+        recipe: a `Recipe`, or the name of one ("stable", "paper").
+        seed: of all random numbers.
+
+    Attributes:
+        maskings: one for each masked site and depth.
+        result: what the last fit left: log, validation, within_margin, chosen steps.
+
+    Raises:
+        SettingError: the margin is not positive, or another setting is out of range.
+        UnknownSiteError: no site is meant; near names are listed.
+        PatternError: a site has no pattern.
+    """
+
+    name = "diffmask"
+
+    def __init__(
+        self,
+        hooked: Hooked,
+        sites: Selector = "hidden",
+        *,
+        given: Selector | None = None,
+        margin: float = 0.1,
+        gate: str | Gate = "hard-concrete",
+        baseline: str | Baseline | None = None,
+        divergence: Divergence = kl,
+        amortized: bool = True,
+        recipe: str | Recipe = "stable",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hooked, seed=seed)
+        self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
+        self.objective = self.recipe.make_objective(margin)  # checks the margin
+        self.margin, self.divergence, self.amortized = margin, divergence, amortized
+        self.gate: Gate = registry.make("gates", gate)
+        self._baseline = baseline if baseline is not None else "learned" if amortized else "zero"
+        self.sites = _exact(hooked, sites)
+        if given is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
+            given = "hidden"
+        self.given = None if given is None else _exact(hooked, given)
+        if not amortized and self.given is not None:
+            raise SettingError("free logits read no states: leave out `given`, or use amortized=True")
+        self.maskings = self._conditioned() if self.given is not None else self._unconditioned()
+        self.replay = Replay(hooked.model) if self.recipe.replay else None
+        self.fitted = False
+        self.result: Any = None
+
+    def __repr__(self) -> str:
+        state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
+        return f"DiffMask({len(self.maskings)} maskings of {len(self.sites)} sites, margin {self.margin} nats, {state})"
+
+    @property
+    def reads(self) -> list[Site]:
+        return list(dict.fromkeys(site for masking in self.maskings for site in masking.reads))
+
+    @property
+    def onward(self) -> list[Site]:
+        return [] if self.amortized else self.sites
+
+    @property
+    def within_margin(self) -> bool | None:
+        """Whether the chosen state keeps every masking's divergence within the margin, on the validation data."""
+        return self.result.within_margin if self.result is not None else None
+
+    def fit(
+        self,
+        train: Iterable[Any],
+        validation: Iterable[Any] | None = None,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        run_dir: str | Path | None = None,
+        progress: bool = True,
+        **trainer: Any,
+    ) -> DiffMask:
+        """Learns probes and baselines; the model is left as it was.
+
+        Args:
+            train: batches, in a DataLoader or a list.
+            validation: batches on which the sparsest state within the margin is chosen; without them the last is kept.
+            steps: training steps in all; default `recipe.steps` for each masking.
+            epochs: instead of steps, how often to go through `train`.
+            run_dir: where logs are written as CSV, and the fitted explainer is saved.
+            progress: whether to show a bar on stderr.
+            trainer: settings of Lightning's Trainer, such as accelerator="cpu", devices=2.
+
+        Raises:
+            EmptyLoaderError, NonFiniteError, UnknownDistributionError, BatchError: see docs/errors.
+
+        Warns:
+            BypassedWarning: information goes around a masked site.
+            MarginWarning: no state kept the divergence within the margin; the nearest was kept.
+        """
+        from maskhooks import training
+
+        if epochs is not None and not isinstance(train, Sized):
+            raise SettingError("epochs needs a loader with a length; give steps instead")
+        total = steps or (
+            epochs * len(train)
+            if epochs and isinstance(train, Sized)
+            else self.recipe.steps * len(self.maskings)
+        )
+        problem = training.Problem(
+            self.hooked,
+            self.maskings,
+            [self.recipe.make_objective(self.margin) for _ in self.maskings],
+            self.recipe,
+            self.divergence,
+            self.margin,
+            self.seed,
+        )
+        training.check_loaders(train, validation)
+        self._warn_bypassed(train)
+        folder = None if run_dir is None else Path(run_dir)
+        self.fitted = self.amortized or self.fitted
+        if self.amortized:
+            self.result = training.fit(
+                problem, train, validation, steps=total, run_dir=folder, progress=progress, **trainer
+            )
+        else:
+            training.fit_baselines_only(problem, train, self.replay)
+        self.fitted = True
+        if folder is not None:
+            self.save(folder)
+        return self
+
+    def scores(self, clean: Clean) -> list[Scores]:
+        if self.amortized and not self.fitted:
+            raise NotFittedError(
+                "this DiffMask has not learned anything yet: call fit(train_loader) first, or load a saved one"
+            )
+        if not self.amortized:
+            self._optimise(clean)
+        with torch.no_grad():
+            return [
+                self._scores(clean, masking.site, masking.depth, masking.log_open(clean.values).exp())
+                for masking in self.maskings
+            ]
+
+    def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
+        """What the masks do to predictions, a row for each masked site and depth.
+
+        Returns:
+            Rows with site, depth; divergence (nats), expected_l0 (fraction kept), agreement (fraction of predictions
+            unchanged) with sampled gates; rounded_divergence, rounded_kept, rounded_agreement with gates rounded at .5.
+        """
+        if not self.fitted:
+            raise NotFittedError("this DiffMask has not learned anything yet: call fit(train_loader) first")
+        from maskhooks.step import clean_pass
+
+        measures = [Measure(masking, rounded=True) for masking in self.maskings]
+        for number, batch in enumerate(track(batches, "evaluating", shown=progress)):
+            on_device = move(batch, device_of(self.hooked.model))
+            clean = clean_pass(self.hooked, on_device, self.reads, self.sites, self.replay)
+            for index, measure in enumerate(measures):
+                measure.add(
+                    self.hooked, clean, self.divergence, generator(self.seed, _EVALUATE, number, index)
+                )
+        return [measure.row() for measure in measures]
+
+    def save(self, folder: str | Path) -> Path:
+        """Saves to a folder of safetensors and JSON; `maskhooks.load(folder, model)` is the inverse."""
+        from maskhooks.storage import save
+
+        return save(self, Path(folder))
+
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds the explainer, as JSON has it; None for a part that is no registered one."""
+        return {
+            "sites": [site.to_dict() for site in self.sites],
+            "given": None if self.given is None else [site.to_dict() for site in self.given],
+            "margin": self.margin,
+            "gate": registry.spell("gates", self.gate),
+            "baseline": self._baseline if isinstance(self._baseline, str) else None,
+            "divergence": "kl" if self.divergence is kl else None,
+            "amortized": self.amortized,
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+        }
+
+    def shapes(self) -> list[dict[str, Any]]:
+        """For each masking the sizes that its parts were started with."""
+        return [masking.sizes for masking in self.maskings]
+
+    def restart(self, shapes: Sequence[Mapping[str, Any]]) -> None:
+        """Allocates the parts for sizes that `shapes` gave."""
+        for masking, sizes in zip(self.maskings, shapes, strict=True):
+            start(masking, sizes, device_of(self.hooked.model))
+
+    def provenance(self) -> dict[str, Any]:
+        return {**super().provenance(), **self.settings(), "within_margin": self.within_margin}
+
+    def _unconditioned(self) -> list[Masking]:
+        return [
+            Masking(
+                site,
+                _depth(site),
+                [Vote((site,) if self.amortized else (), self._probe())],
+                self.gate,
+                self._make_baseline(),
+            )
+            for site in self.sites
+        ]
+
+    def _conditioned(self) -> list[Masking]:
+        maskings = []
+        for site in self.sites:
+            states = sorted((s for s in self.given or () if _depth(s) >= _depth(site)), key=_depth)
+            if not states:
+                raise SettingError(
+                    f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of it. "
+                    f"Add {site} itself, or sites further up."
+                )
+            votes = [Vote((site,) if state == site else (site, state), self._probe()) for state in states]
+            baseline = self._make_baseline()
+            maskings += [
+                Masking(site, _depth(state), votes[: number + 1], self.gate, baseline)
+                for number, state in enumerate(states)
+            ]
+        return maskings
+
+    def _probe(self) -> Probe:
+        return self.recipe.make_probe() if self.amortized else FreeLogits()
+
+    def _make_baseline(self) -> Baseline:
+        if not isinstance(self._baseline, str) and len(self.sites) > 1:
+            raise SettingError(
+                "one Baseline object serves one site; give a registered name, or a DiffMask for each site"
+            )
+        baseline: Baseline = registry.make("baselines", self._baseline)
+        return baseline
+
+    def _optimise(self, clean: Clean) -> None:
+        """Free logits for one batch: as many steps as the recipe has, a multiplier for each example."""
+        begin_free(self.maskings, clean)
+        for number, masking in enumerate(self.maskings):
+            (probe,) = (vote.probe for vote in masking.votes)
+            objective = self.recipe.make_objective(self.margin)
+            objective.start(closed_divergence(self.hooked, clean, masking, self.divergence))
+            optimizer = torch.optim.Adam(probe.parameters(), lr=self.recipe.free_rate, betas=(0.9, 0.99))
+            for step in range(self.recipe.steps):
+                source = generator(self.seed, _EXPLAIN, number, step)
+                with torch.enable_grad():
+                    masked, outputs = masked_pass(self.hooked, clean, masking, source)
+                    divergence = self.divergence(clean.outputs, outputs)
+                    loss = objective(masked, divergence)
+                optimizer.param_groups[0]["lr"] = self.recipe.free_rate * self.recipe.rate(
+                    step, self.recipe.steps
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                objective.ascend(divergence)
+
+    def _warn_bypassed(self, train: Iterable[Any]) -> None:
+        batch = move(next(iter(train)), device_of(self.hooked.model))
+        around = [str(site) for site in self.sites if bypassed(self.hooked, batch, site, seeded(self.seed))]
+        if around:
+            warnings.warn(
+                f"with every position masked at {', '.join(around)}, another input still changes the output: information "
+                f"goes another way, and masks there tell only part of the story. `maskhooks doctor` shows all sites.",
+                BypassedWarning,
+                stacklevel=3,
+            )
+
+
+def _exact(hooked: Hooked, selector: Selector) -> list[Site]:
+    """The sites meant, each one needed."""
+    found = [dataclasses.replace(site, optional=False) for site in hooked.find(selector)]
+    for site in found:
+        site.gating()
+    return found
+
+
+def _depth(site: Site) -> int:
+    return site.depth or 0

@@ -1,0 +1,42 @@
+"""Random scores: what any other explainer has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from maskhooks.explainers.base import Explainer
+from maskhooks.explanation import Scores
+from maskhooks.hooked import Hooked
+from maskhooks.seeds import generator
+from maskhooks.site import Selector, Site
+from maskhooks.step import Clean
+
+
+class Random(Explainer):
+    """Scores drawn from U(0, 1), the same for the same seed and shape.
+
+    Args:
+        hooked: the wrapped model.
+        sites: what to score: a tag, an address, a glob, a Site, or several of these.
+        seed: of the scores.
+    """
+
+    name = "random"
+
+    def __init__(self, hooked: Hooked, sites: Selector = "hidden", *, seed: int = 0) -> None:
+        super().__init__(hooked, seed=seed)
+        self.sites = hooked.find(sites)
+
+    @property
+    def reads(self) -> Sequence[Site]:
+        return self.sites
+
+    def scores(self, clean: Clean) -> list[Scores]:
+        found = []
+        for number, site in enumerate(self.sites):
+            shape = site.gating().mask_shape(clean.values[str(site)], site=site)
+            values = torch.rand(shape, generator=generator(self.seed, number))
+            found.append(self._scores(clean, site, site.depth or 0, values))
+        return found

@@ -1,0 +1,66 @@
+"""Fingerprints: whether a saved explainer belongs to a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SAMPLES = 64
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Structure, names, shapes, and a digest of 64 values of each tensor, rounded to bfloat16.
+
+    Rounding lets a model saved in half precision pass for itself.
+
+    Returns:
+        `{"model": class name, "digest": sha256, "tensors": {name: [shape, short digest]}}`.
+    """
+    tensors = {
+        name: [list(tensor.shape), _digest(tensor)]
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+    modules = [f"{name}:{type(module).__name__}" for name, module in model.named_modules()]
+    text = json.dumps([modules, tensors])
+    return {
+        "model": type(model).__name__,
+        "digest": hashlib.sha256(text.encode()).hexdigest(),
+        "tensors": tensors,
+    }
+
+
+def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """What differs between two fingerprints, in words; empty where nothing does."""
+    if saved["digest"] == present["digest"]:
+        return []
+    old, new = saved["tensors"], present["tensors"]
+    found = (
+        [f"the model is a {present['model']}, saved for a {saved['model']}"]
+        if saved["model"] != present["model"]
+        else []
+    )
+    found += [f"{name} is missing" for name in old if name not in new]
+    found += [f"{name} is new" for name in new if name not in old]
+    for name in old.keys() & new.keys():
+        if old[name][0] != new[name][0]:
+            found.append(f"{name} has shape {new[name][0]}, saved with {old[name][0]}")
+        elif old[name][1] != new[name][1]:
+            found.append(f"{name} has other values")
+    return found or ["modules of other types"]
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().reshape(-1)
+    if flat.is_meta or not len(flat):
+        return ""
+    places = torch.linspace(
+        0, len(flat) - 1, min(SAMPLES, len(flat)), device=flat.device, dtype=torch.float64
+    ).long()
+    values = flat[places]
+    sampled = values.to(torch.bfloat16).float() if values.is_floating_point() else values.to(torch.float64)
+    return hashlib.sha256(sampled.cpu().numpy().tobytes()).hexdigest()[:12]

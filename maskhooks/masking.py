@@ -1,0 +1,166 @@
+"""Masking: a site, a gate, a baseline and probes together mask a value position by position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import einops
+import torch
+from torch import Generator, Tensor, nn
+
+from maskhooks.baselines import Baseline
+from maskhooks.errors import PatternError
+from maskhooks.gates import Gate
+from maskhooks.mix import mix
+from maskhooks.probes import Probe
+from maskhooks.site import Site
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One probe and the sites it reads; empty for free logits."""
+
+    reads: tuple[Site, ...]
+    probe: Probe
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What a masking did to one batch; objectives read it.
+
+    Attributes:
+        original: the value h.
+        replaced: the value that goes on, z h + (1 - z) b.
+        sample: z in [0, 1] over the gated positions; 1 at positions that are not real.
+        baseline: b over the feature axes.
+        log_open: log P(z != 0) in nats over the gated positions.
+        real: which gates are at real positions, as `sample`.
+    """
+
+    original: Tensor
+    replaced: Tensor
+    sample: Tensor
+    baseline: Tensor
+    log_open: Tensor
+    real: Tensor
+
+    def per_example(self, gates: Tensor) -> Tensor:
+        """The mean over an example's real gates of any number per gate, shape `(batch,)`."""
+        real = self.real.flatten(1) if self.real.dim() > 1 else self.real[:, None]
+        kept = torch.where(real, gates.reshape(real.shape), 0)
+        return kept.sum(1) / real.sum(1).clamp(min=1)
+
+    @property
+    def expected_l0(self) -> Tensor:
+        """The mean P(z != 0) over real positions, the fraction kept in expectation, shape `(batch,)`."""
+        return self.per_example(self.log_open.exp())
+
+
+class Masking:
+    """Masks one site with the product of votes: z = prod_k z_k, P(z != 0) = prod_k P(z_k != 0).
+
+    Hidden states take one vote, read at the site itself. Inputs conditioned on the states up to a depth take one vote for
+    each state up to there, each reading input and state (De Cao et al. 2020, section 2.2).
+
+    Args:
+        site: what is masked.
+        depth: the place of the last site read; what rows of an explanation call depth.
+        votes: probes with the sites they read.
+        gate: the distribution of each vote.
+        baseline: what a closed gate lets through.
+    """
+
+    def __init__(self, site: Site, depth: int, votes: Sequence[Vote], gate: Gate, baseline: Baseline) -> None:
+        self.site = site
+        self.depth = depth
+        self.votes = list(votes)
+        self.gate = gate
+        self.baseline = baseline
+        self.sizes: dict[str, Any] = {}  # what the parts were started with
+
+    def __str__(self) -> str:
+        read = self.votes[-1].reads[-1:] if self.votes else ()
+        return f"{self.site} given {read[0]}" if read and read[0] != self.site else str(self.site)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What is trained: probes and baseline."""
+        return [*(vote.probe for vote in self.votes), self.baseline]
+
+    @property
+    def reads(self) -> list[Site]:
+        """All sites whose values the votes need, the masked one first."""
+        return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.reads)]))
+
+    def logits(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """The votes' logits over the gated positions."""
+        shape = self.site.gating().mask_shape(values[str(self.site)], site=self.site)
+        return [self._vote(vote, values, shape) for vote in self.votes]
+
+    def log_open(self, values: Mapping[str, Tensor]) -> Tensor:
+        """log P(z != 0) over the gated positions, in nats: the sum over votes."""
+        return torch.stack([self.gate.log_open(logits) for logits in self.logits(values)]).sum(0)
+
+    def __call__(
+        self,
+        values: Mapping[str, Tensor],
+        real: Tensor,
+        generator: Generator | None = None,
+        *,
+        rounded: float | None = None,
+    ) -> Masked:
+        """Masks a batch.
+
+        Args:
+            values: by address, the values at `reads`.
+            real: bool over the position axes of the site.
+            generator: for the samples.
+            rounded: instead of sampling, open the gates with P(z != 0) above this.
+        """
+        logits = self.logits(values)
+        log_open = torch.stack([self.gate.log_open(vote) for vote in logits]).sum(0)
+        if rounded is None:
+            sample = torch.stack([self.gate.sample(vote, generator) for vote in logits]).prod(0)
+        else:
+            sample = (log_open > math.log(rounded)).float()
+        return self.mask(values[str(self.site)], real, sample, log_open)
+
+    def mask(self, value: Tensor, real: Tensor, sample: Tensor, log_open: Tensor | None = None) -> Masked:
+        """Masks a value with a given sample over the gated positions, whatever the probes say."""
+        pattern = self.site.gating()
+        log_open = sample.log() if log_open is None else log_open
+        real = self._gates_real(real, sample)
+        sample = torch.where(real, sample, 1.0)
+        baseline = self.baseline()
+        replaced = mix(value, pattern.spread(sample, value), pattern.spread_features(baseline, value))
+        return Masked(value, replaced, sample, baseline, log_open, real)
+
+    def _gates_real(self, real: Tensor, like: Tensor) -> Tensor:
+        """Real positions as real gates: group axes share their position's."""
+        pattern = self.site.gating()
+        left = " ".join(pattern.positions)
+        right = " ".join(axis if axis in pattern.positions else "1" for axis in pattern.gated)
+        return einops.rearrange(real, f"{left} -> {right}").expand_as(like)
+
+    def _vote(self, vote: Vote, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        pattern = self.site.gating()
+        rows = [site.gating().rows(values[str(site)], site=site) for site in vote.reads]
+        logits = vote.probe(rows)
+        sizes = dict(zip(pattern.gated, shape, strict=True))
+        expected = tuple(sizes[axis] for axis in pattern.positions)
+        if tuple(logits.shape[:-1]) != expected:
+            raise PatternError(
+                f"site {self.site} has positions ({', '.join(pattern.positions)}) of shape {list(expected)}, but "
+                f"{', '.join(map(str, vote.reads))} gives logits for {list(logits.shape[:-1])}: sites read together "
+                f"need the same positions.",
+                site=self.site,
+            )
+        groups = " ".join(pattern.groups)
+        return einops.rearrange(
+            logits,
+            f"{' '.join(pattern.positions)} ({groups}) -> {' '.join(pattern.gated)}",
+            **{axis: sizes[axis] for axis in pattern.groups},
+        )

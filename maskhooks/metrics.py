@@ -1,0 +1,43 @@
+"""Measures of attributions: distance from a known truth, and how far they are from singling anything out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def normalize(
+    scores: Float[Tensor, "example token"], real: Bool[Tensor, "example token"]
+) -> Float[Tensor, "example token"]:
+    """Non-negative scores as a distribution over real tokens; uniform where all scores are zero."""
+    kept = torch.where(real, scores, 0).double()
+    total = kept.sum(1, keepdim=True)
+    uniform = real.double() / real.sum(1, keepdim=True)
+    return torch.where(total > 0, kept / total.clamp(min=1e-300), uniform).to(scores.dtype)
+
+
+def kl(
+    truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]
+) -> Float[Tensor, " example"]:
+    """KL(truth || attribution) in nats; infinite where the attribution is zero on a token of the truth."""
+    return (torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, attribution)).sum(1)
+
+
+def js(
+    truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]
+) -> Float[Tensor, " example"]:
+    """Jensen-Shannon divergence in nats, at most ln 2 (Lin 1991)."""
+    middle = (truth + attribution) / 2
+    return (kl(truth, middle) + kl(attribution, middle)) / 2
+
+
+def entropy_ratio(
+    attribution: Float[Tensor, "example token"], real: Bool[Tensor, "example token"]
+) -> Float[Tensor, " example"]:
+    """H(attribution) / ln n over n real tokens: 1 where nothing is singled out; NaN for fewer than two tokens."""
+    entropy = -torch.special.xlogy(attribution, attribution).sum(1)
+    count = real.sum(1)
+    return torch.where(count > 1, entropy / count.clamp(min=2).log(), math.nan)

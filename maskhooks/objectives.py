@@ -1,0 +1,129 @@
+"""Objectives: a loss over masked values and a divergence, with multipliers that ascend while the parameters descend."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from maskhooks.errors import SettingError
+from maskhooks.masking import Masked
+
+
+class Objective(nn.Module):
+    """min sparsity subject to divergence <= margin, for one masking.
+
+    `start` is called once with the divergence of the fully masked model, `forward` gives the loss of a step, and
+    `ascend` moves the multiplier after it. Where every example has parameters of its own (no amortisation), so it has a
+    multiplier: both then work per example, and losses add up.
+
+    Args:
+        margin: m, in nats.
+    """
+
+    multiplier: Tensor
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        if not margin > 0:
+            raise SettingError(
+                f"the margin is a divergence in nats and positive, got {margin!r}; 0.1 is usual"
+            )
+        self.margin = margin
+
+    @abstractmethod
+    def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
+        """Sets the multiplier to its start.
+
+        Args:
+            closed: the divergence with every position masked, a scalar, or one number an example.
+        """
+
+    @abstractmethod
+    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The loss to descend on."""
+
+    @abstractmethod
+    def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
+        """Moves the multiplier after a step, given that step's divergence (over all devices)."""
+
+    def _level(self, per_example: Tensor) -> Tensor:
+        """Means over the batch, or the examples themselves where each has a multiplier."""
+        return per_example if self.multiplier.dim() else per_example.mean()
+
+
+class AugmentedLagrangian(Objective):
+    """Method of multipliers for the constraint (Hestenes 1969, Powell 1969; Rockafellar 1973 for inequalities).
+
+    With e = (D - m) / K, where K is the divergence of the fully masked model, the loss is (S + mu e) / (1 + mu) with
+    mu = max(0, multiplier + damping e), and after the step multiplier <- max(0, multiplier + rate e), where e is clipped
+    to +-m / K so that the multiplier rises no faster than it can fall. S is the mean P(z != 0) over real positions.
+
+    Dividing by K makes the multiplier a pure number whose collapse threshold is known: closing every gate costs mu and
+    saves the sparsity S < 1, so it can pay only where mu < S. A multiplier without damping sinks towards that
+    threshold while gates are still open, because the constraint is slack then, and all gates close at once; a floor
+    under it hides this, and is a fixed penalty. With damping mu rises with the divergence in the same step, so that
+    closing everything never pays, whatever the multiplier; no floor is needed.
+
+    Args:
+        margin: m, in nats.
+        rate: speed of the multiplier.
+        damping: how far mu rises above the multiplier with the divergence; 0 is the plain Lagrangian.
+        initial: the multiplier's start.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self, margin: float, *, rate: float = 0.05, damping: float = 5.0, initial: float = 0.5
+    ) -> None:
+        super().__init__(margin)
+        self.rate, self.damping, self.initial = rate, damping, initial
+        self.register_buffer("multiplier", torch.tensor(initial))
+        self.register_buffer("scale", torch.ones(()))
+
+    def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
+        self.scale = closed.detach().float().clamp(min=self.margin)
+        self.multiplier = torch.full_like(self.scale, self.initial)
+
+    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        error = (self._level(divergence) - self.margin) / self.scale
+        weight = (self.multiplier + self.damping * error.detach()).clamp(min=0)
+        loss = (self._level(masked.expected_l0) + weight * error) / (1 + weight)
+        return loss.sum()
+
+    def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
+        error = (self._level(divergence.detach()) - self.margin) / self.scale
+        most = self.margin / self.scale
+        self.multiplier = (self.multiplier + self.rate * torch.clamp(error, -most, most)).clamp(min=0)
+
+
+class PaperLagrangian(Objective):
+    """The authors' objective (De Cao et al. 2020, eq. 4 and code): multiplier (D - m) + mean log P(z != 0).
+
+    The multiplier starts at 1, ascends by RMSprop at the given rate, and is clipped to [0, 200].
+    """
+
+    square: Tensor
+
+    def __init__(self, margin: float, *, rate: float = 0.3) -> None:
+        super().__init__(margin)
+        self.rate = rate
+        self.register_buffer("multiplier", torch.ones(()))
+        self.register_buffer("square", torch.zeros(()))
+
+    def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
+        self.multiplier = torch.ones_like(closed)
+        self.square = torch.zeros_like(closed)
+
+    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        sparsity = self._level(masked.per_example(masked.log_open))
+        loss = self.multiplier * (self._level(divergence) - self.margin) + sparsity
+        return loss.sum()
+
+    def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
+        slope = self._level(divergence.detach()) - self.margin
+        self.square = 0.99 * self.square + 0.01 * slope**2
+        self.multiplier = (self.multiplier + self.rate * slope / (self.square.sqrt() + 1e-8)).clamp(0, 200)

@@ -1,0 +1,38 @@
+"""Lookahead, which torch.optim does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Every k steps of an inner optimiser the weights go back half the way (Zhang et al. 2019, algorithm 1).
+
+    Args:
+        inner: the fast optimiser.
+        k: steps between two synchronisations.
+        alpha: the slow weights' step towards the fast ones.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, *, k: int = 6, alpha: float = 0.5) -> None:
+        self.inner, self.k, self.alpha = inner, k, alpha
+        super().__init__(inner.param_groups, {})
+        self.param_groups = inner.param_groups
+        self._steps = 0
+        self._slow = [[weight.detach().clone() for weight in group["params"]] for group in self.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        loss = self.inner.step(closure)
+        self._steps += 1
+        if self._steps % self.k == 0:
+            self._synchronise()
+        return loss
+
+    @torch.no_grad()
+    def _synchronise(self) -> None:
+        for group, slow in zip(self.param_groups, self._slow, strict=True):
+            for weight, held in zip(group["params"], slow, strict=True):
+                weight.copy_(held.lerp_(weight, self.alpha))

@@ -1,0 +1,144 @@
+"""What comes before training: shapes, statistics, a fitted baseline, and the divergence of the fully masked model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from maskhooks.baselines import Learned
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Masked, Masking
+from maskhooks.outputs import Divergence
+from maskhooks.probes import FreeLogits
+from maskhooks.replay import Replay
+from maskhooks.seeds import generator
+from maskhooks.site import Site
+from maskhooks.step import Clean, clean_pass, onward_pass, real_positions
+from maskhooks.task import move
+
+
+def start(masking: Masking, sizes: Mapping[str, Any], device: torch.device) -> None:
+    """Allocates a masking's parts, those that another masking has not started yet.
+
+    Args:
+        sizes: `baseline`, the shape of the baseline; `reads`, for each vote the features of the sites it reads;
+            `groups`, logits a position. As `sizes` gives them, and as JSON has them.
+    """
+    masking.sizes = dict(sizes)
+    if not masking.baseline.started:
+        masking.baseline.start(tuple(sizes["baseline"]))
+        masking.baseline.to(device).started = True
+    for vote, features in zip(masking.votes, sizes["reads"], strict=True):
+        if not vote.probe.started:
+            vote.probe.start(features, sizes["groups"])
+            vote.probe.to(device).started = True
+
+
+def sizes(masking: Masking, clean: Clean) -> dict[str, Any]:
+    """The sizes of a masking's parts, from the values of one batch."""
+    pattern, value = masking.site.gating(), clean.values[str(masking.site)]
+    known = pattern.shape(value, site=masking.site)
+
+    def features(site: Site) -> int:
+        return math.prod(site.gating().feature_shape(clean.values[str(site)], site=site))
+
+    return {
+        "baseline": list(pattern.feature_shape(value, site=masking.site)),
+        "reads": [[features(site) for site in vote.reads] for vote in masking.votes],
+        "groups": math.prod(known[axis] for axis in pattern.groups),
+    }
+
+
+def begin_free(maskings: Sequence[Masking], clean: Clean) -> None:
+    """Fresh free logits for one batch; baselines are started where no fit has done so."""
+    for masking in maskings:
+        pattern, value = masking.site.gating(), clean.values[str(masking.site)]
+        start(masking, sizes(masking, clean), value.device)
+        known = pattern.shape(value)
+        for vote in masking.votes:
+            assert isinstance(vote.probe, FreeLogits)
+            vote.probe.begin([known[axis] for axis in pattern.positions], value.device)
+
+
+def gather(hooked: Hooked, maskings: Sequence[Masking], batches: Iterable[Any], device: torch.device) -> None:
+    """Starts all parts on the first batch, and fits them on values at real positions of all batches."""
+    reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
+    votes = {id(vote.probe): vote for masking in maskings for vote in masking.votes}
+    baselines = {id(masking.baseline): masking for masking in maskings}
+    for number, batch in enumerate(batches):
+        clean = clean_pass(hooked, move(batch, device), reads)
+        if number == 0:
+            for masking in maskings:
+                start(masking, sizes(masking, clean), device)
+        rows = {}
+        for site in reads:
+            value = clean.values[str(site)]
+            rows[site] = site.gating().rows(value, site=site)[hooked.task.real(site, clean.batch, value)]
+        for vote in votes.values():
+            vote.probe.fit([rows[site] for site in vote.reads])
+        for masking in baselines.values():
+            masking.baseline.fit(rows[masking.site].unflatten(-1, masking.sizes["baseline"]))
+
+
+def fit_baselines(
+    hooked: Hooked,
+    maskings: Sequence[Masking],
+    batches: Iterable[Any],
+    divergence: Divergence,
+    *,
+    steps: int,
+    rate: float = 0.2,
+    seed: int,
+    device: torch.device,
+    replay: Replay | None,
+) -> None:
+    """Fits learned baselines under random masks, each example at a rate of its own, before any gate learns.
+
+    A gate that learns beside a poor baseline keeps positions because their replacement does harm, not because they
+    are needed. Adam on the baseline in units of the features' deviation, its rate falling from `rate` to zero.
+    """
+    learned = {id(m.baseline): m for m in maskings if isinstance(m.baseline, Learned)}
+    for number, masking in enumerate(learned.values() if steps else ()):
+        assert isinstance(masking.baseline, Learned)
+        vector, deviation = masking.baseline.vector, masking.baseline.deviation
+        start, offset = vector.detach().clone(), torch.zeros_like(vector).requires_grad_()
+        optimizer = torch.optim.Adam([offset], lr=rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        for step, batch in enumerate(itertools.islice(_again(batches), steps)):
+            clean = clean_pass(hooked, move(batch, device), [masking.site], [masking.site], replay)
+            vector.data.copy_(start + offset.detach() * deviation)
+            masked = random_mask(hooked, clean, masking, generator(seed, number, step))
+            loss = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masked.replaced)).mean()
+            (slope,) = torch.autograd.grad(loss, vector)
+            offset.grad = slope * deviation
+            optimizer.step()
+            schedule.step()
+        vector.data.copy_(start + offset.detach() * deviation)
+
+
+def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator) -> Masked:
+    """Positions kept at random, each example at a rate drawn from U(0, 1)."""
+    value = clean.values[str(masking.site)]
+    shape = masking.site.gating().mask_shape(value)
+    rate = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=source)
+    sample = (torch.rand(shape, generator=source) < rate).float().to(value.device)
+    return masking.mask(value, real_positions(hooked, clean, masking.site), sample)
+
+
+@torch.no_grad()
+def closed_divergence(hooked: Hooked, clean: Clean, masking: Masking, divergence: Divergence) -> Tensor:
+    """The divergence of the model with every position of a site masked, shape `(batch,)`, in nats."""
+    value = clean.values[str(masking.site)]
+    closed = torch.zeros(masking.site.gating().mask_shape(value), device=value.device)
+    masked = masking.mask(value, real_positions(hooked, clean, masking.site), closed)
+    return divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masked.replaced))
+
+
+def _again(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from batches

@@ -1,0 +1,174 @@
+"""Probes: where a gate's logits come from, a small network on the values it reads or free numbers per example."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from maskhooks.errors import SettingError
+from maskhooks.moments import update_moments
+
+
+class Probe(nn.Module):
+    """Gives logits per position and group, from the values at the sites it reads.
+
+    `start` is called once with the number of features of each site read; `fit` sees values before training; `forward`
+    takes them in float32.
+    """
+
+    started = False
+
+    @abstractmethod
+    def start(self, features: Sequence[int], groups: int) -> None:
+        """Allocates weights for values with these numbers of features, and this many logits a position."""
+
+    @abstractmethod
+    def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
+        """Gathers statistics from values at real positions; may be called repeatedly."""
+
+    @abstractmethod
+    def forward(
+        self, values: Sequence[Float[Tensor, "*positions _"]]
+    ) -> Float[Tensor, "*positions groups"]: ...
+
+
+class MLP(Probe):
+    """One hidden layer on standardised values: logit = clamp(scale (W2 tanh(W1 x + c) + c2) + b, low, high).
+
+    x is (value - mean) / deviation over real training positions. Where several sites are read, a value with more
+    features is scaled down by their number: Adam moves all weights alike, so a wide value would outrun a narrow one. The clamp is projected: its gradient is dropped only where it would push a logit
+    further out, so that a gate at either end can come back.
+
+    Args:
+        hidden: units of the hidden layer; by default a quarter of the features, at least 32.
+        start_logit: b at the start; 2 keeps a position with probability .91.
+        low, high: the logits' range. Above 5 a gate is open beyond what a gradient can undo; far below it the noise of
+            the open gate alone costs divergence.
+        scale: speed of the logits in terms of the output layer's.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+    weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        hidden: int | None = None,
+        start_logit: float = 2.0,
+        low: float = -7.0,
+        high: float = 5.0,
+        scale: float = 3.0,
+    ) -> None:
+        super().__init__()
+        if not low < start_logit < high:
+            raise SettingError(
+                f"a probe's logits start between low and high, got {low} < {start_logit} < {high}"
+            )
+        self.hidden, self.low, self.high, self.scale = hidden, low, high, scale
+        self.start_logit = start_logit
+
+    def start(self, features: Sequence[int], groups: int) -> None:
+        size = sum(features)
+        self.network = _network(size, self.hidden, groups)
+        self.bias = nn.Parameter(torch.full((groups,), self.start_logit))
+        least = min(features)
+        scale = math.sqrt(size / (len(features) * least))
+        equal = [scale * least / count for count in features for _ in range(count)]
+        self.register_buffer("weight", torch.tensor(equal))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
+        if len(values[0]):
+            update_moments(
+                self.mean, self.variance, self.count, torch.cat([value.float() for value in values], -1)
+            )
+
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
+        x = (x - self.mean) * (self.weight / self.variance.sqrt().clamp(min=1e-6))
+        logits: Tensor = _ProjectedClamp.apply(self.scale * self.network(x) + self.bias, self.low, self.high)
+        return logits
+
+
+class PaperMLP(Probe):
+    """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a learned bias of 5.
+
+    Values are not standardised. The head saturates open: at a logit near 15 hardly any gradient comes back.
+    """
+
+    def __init__(self, *, hidden: int | None = None) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def start(self, features: Sequence[int], groups: int) -> None:
+        size = sum(features)
+        hidden = self.hidden or max(32, size // 8)
+        self.network = nn.Sequential(
+            weight_norm(nn.Linear(size, hidden)),
+            nn.Tanh(),
+            weight_norm(nn.Linear(hidden, groups, bias=False)),
+        )
+        self.bias = nn.Parameter(torch.tensor(5.0))
+
+    def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
+        """Gathers nothing."""
+
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        x = torch.cat([value.float() for value in values], -1)
+        logits: Tensor = 10 * torch.tanh(self.network(x)) + self.bias
+        return logits
+
+
+class FreeLogits(Probe):
+    """Free numbers, one per example, position and group: no amortisation. They live for one batch."""
+
+    logits: nn.Parameter
+
+    def __init__(self, *, start_logit: float = 2.0, low: float = -7.0, high: float = 5.0) -> None:
+        super().__init__()
+        self.start_logit, self.low, self.high = start_logit, low, high
+
+    def start(self, features: Sequence[int], groups: int) -> None:
+        self.groups = groups
+
+    def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
+        """Gathers nothing."""
+
+    def begin(self, positions: Sequence[int], device: torch.device) -> None:
+        """Fresh numbers for a batch with these position axes."""
+        self.logits = nn.Parameter(torch.full((*positions, self.groups), self.start_logit, device=device))
+
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        logits: Tensor = _ProjectedClamp.apply(self.logits, self.low, self.high)
+        return logits
+
+
+def _network(size: int, hidden: int | None, groups: int) -> nn.Sequential:
+    width = hidden or max(32, size // 4)
+    return nn.Sequential(nn.Linear(size, width), nn.Tanh(), nn.Linear(width, groups))
+
+
+class _ProjectedClamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.range = low, high
+        return logits.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (logits,) = ctx.saved_tensors
+        low, high = ctx.range
+        outward = ((logits >= high) & (grad < 0)) | ((logits <= low) & (grad > 0))
+        return torch.where(outward, 0, grad), None, None

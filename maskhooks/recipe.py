@@ -1,0 +1,105 @@
+"""Recipes: the settings of a training run, as presets by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskhooks.errors import UnknownNameError, near
+from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian
+from maskhooks.optimizers import Lookahead
+from maskhooks.probes import MLP, PaperMLP, Probe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How masks are trained. The defaults are stable over seeds; `Recipe.named("paper")` is the authors' way.
+
+    Args:
+        steps: training steps per masking.
+        learning_rate: of the probes.
+        free_rate: of free logits, without amortisation.
+        baseline_rate: of learned baselines, after they were fitted.
+        baseline_steps: steps in which a learned baseline is fitted first, under masks drawn at random, so that gates do not
+            learn around a poor one; 0 to learn it with the gates only.
+        warmup: steps over which rates rise.
+        decay: the last fraction of steps, over which rates fall to zero.
+        validations: how often checkpoints are compared.
+        patience: validations without a better checkpoint after which training stops; None for never.
+        statistics: batches from which means and deviations are taken.
+        replay: whether masked passes go on from the masked site; False runs the model in full.
+        optimizer: "adam", or "lookahead" for Lookahead over centered RMSprop.
+        probe: "mlp" or "paper".
+        objective: "augmented" or "paper".
+    """
+
+    name: str = "stable"
+    steps: int = 700
+    learning_rate: float = 1e-2
+    free_rate: float = 0.1
+    baseline_rate: float = 1e-3
+    baseline_steps: int = 300
+    warmup: int = 50
+    decay: float = 0.3
+    validations: int = 10
+    patience: int | None = None
+    statistics: int = 64
+    replay: bool = True
+    optimizer: str = "adam"
+    probe: str = "mlp"
+    objective: str = "augmented"
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """A preset: "stable" or "paper".
+
+        Raises:
+            UnknownNameError: there is none of this name.
+        """
+        presets = {
+            "stable": cls(),
+            "paper": cls(
+                name="paper",
+                learning_rate=3e-4,
+                baseline_rate=1e-3,
+                baseline_steps=0,
+                warmup=200,
+                decay=0.0,
+                optimizer="lookahead",
+                probe="paper",
+                objective="paper",
+            ),
+        }
+        if name not in presets:
+            raise UnknownNameError(
+                f"no recipe is named {name!r}. There are: {', '.join(presets)}.", near=near(name, presets)
+            )
+        return presets[name]
+
+    def make_probe(self) -> Probe:
+        return {"mlp": MLP, "paper": PaperMLP}[self.probe]()
+
+    def make_objective(self, margin: float) -> Objective:
+        return {"augmented": AugmentedLagrangian, "paper": PaperLagrangian}[self.objective](margin)
+
+    def make_optimizer(
+        self, probes: list[nn.Parameter], baselines: list[nn.Parameter]
+    ) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [
+            {"params": parameters, "lr": rate}
+            for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_rate))
+            if parameters
+        ]
+        if self.optimizer == "lookahead":
+            return Lookahead(partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8, centered=True)(groups))
+        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+
+    def rate(self, step: int, steps: int) -> float:
+        """The factor on learning rates at a step: linear warm-up, constant, linear decay."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fall = min(1.0, (steps - step) / (self.decay * steps)) if self.decay else 1.0
+        return rise * fall

@@ -1,0 +1,1 @@
+"""Synthetic tasks whose true explanation is known."""

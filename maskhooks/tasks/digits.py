@@ -1,0 +1,176 @@
+"""The digits task of De Cao et al. 2020, section 3.1: does one digit occur more often than another?
+
+A query of two distinct digits, a sequence of one to ten digits; the label is 1 where the first query digit occurs more
+often than the second. A prediction needs just the tokens that equal a query digit, so the true attribution is known:
+equal weight on these, nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+from torch.distributions import Bernoulli
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.data import DataLoader, TensorDataset
+
+from maskhooks.hooked import Hooked
+from maskhooks.site import Site
+from maskhooks.wrap import wrap
+
+LENGTH = 10
+INPUT, HIDDEN = "embedding:output", "bottleneck:output"
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Examples of the task, one row each.
+
+    query holds two distinct digits, digits the sequence padded with 0, real what is no padding.
+    """
+
+    query: Int[Tensor, "batch 2"]
+    digits: Int[Tensor, "batch token"]
+    real: Bool[Tensor, "batch token"]
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def __getitem__(self, rows: slice | Tensor) -> Digits:
+        return Digits(self.query[rows], self.digits[rows], self.real[rows])
+
+    @property
+    def label(self) -> Float[Tensor, " batch"]:
+        first, second = (self._equals(which).sum(1) for which in (0, 1))
+        return (first > second).float()
+
+    def truth(self) -> Float[Tensor, "batch token"]:
+        """The true attribution, which sums to 1; all zero where no query digit occurs."""
+        needed = (self._equals(0) | self._equals(1)).float()
+        return needed / needed.sum(1, keepdim=True).clamp(min=1)
+
+    def erasure(self) -> Float[Tensor, "batch token"]:
+        """The constructed erasure of the paper's table 1: all weight on the first digit that decides the label.
+
+        The smallest set that keeps the prediction holds one token only, which says little about what the model uses.
+        """
+        deciding = torch.where(self.label.bool()[:, None], self._equals(0), self._equals(1))
+        first = deciding & (deciding.cumsum(1) == 1)
+        return first.float()
+
+    def loader(self, batch_size: int = 128, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of (query, digits, real)."""
+        data = TensorDataset(self.query, self.digits, self.real)
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+
+    def _equals(self, which: int) -> Bool[Tensor, "batch token"]:
+        return (self.digits == self.query[:, which, None]) & self.real
+
+
+def generate(count: int = 10_000, seed: int = 0) -> tuple[Digits, Digits]:
+    """Training and validation examples (nine to one).
+
+    A digit of the sequence is either query digit with probability .25 each, any other with .0625; lengths are uniform
+    from 1 to 10.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.rand(count, 10, generator=generator).argsort(1)[:, :2]
+    weights = torch.full((count, 10), 0.5 / 8).scatter(1, query, 0.25)
+    digits = torch.multinomial(weights, LENGTH, replacement=True, generator=generator)
+    length = torch.randint(1, LENGTH + 1, (count, 1), generator=generator)
+    real = torch.arange(LENGTH) < length
+    data = Digits(query, torch.where(real, digits, 0), real)
+    cut = count * 9 // 10
+    return data[:cut], data[cut:]
+
+
+class DigitsModel(nn.Module):
+    """The paper's toy model: two embeddings, a two-dimensional bottleneck per token, a GRU over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_embedding = nn.Embedding(10, 64)
+        self.embedding = nn.Embedding(10, 64)
+        self.feedforward = nn.Linear(192, 64)
+        self.bottleneck = nn.Linear(64, 2)
+        self.gru = nn.GRU(2, 64, batch_first=True)
+        self.classifier = nn.Linear(64, 1)
+
+    def forward(
+        self,
+        query: Int[Tensor, "batch 2"],
+        digits: Int[Tensor, "batch token"],
+        real: Bool[Tensor, "batch token"],
+    ) -> Float[Tensor, " batch"]:
+        """Logits of the label."""
+        asked = self.query_embedding(query).flatten(1)[:, None].expand(-1, digits.shape[1], -1)
+        states = self.bottleneck(torch.tanh(self.feedforward(torch.cat([asked, self.embedding(digits)], -1))))
+        packed = pack_padded_sequence(states, real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        logits: Tensor = self.classifier(self.gru(packed)[1][0]).squeeze(-1)
+        return logits
+
+
+def train_model(
+    train: Digits, *, seed: int = 0, epochs: int = 20, learning_rate: float = 3e-3
+) -> Iterator[tuple[int, DigitsModel]]:
+    """Trains the model, yielding (epoch, model) after each epoch; the last one is done.
+
+    Adam, batches of 128, linear decay over the second half; loss is the cross-entropy less 0.35 times the mean entropy
+    of the predictions, which keeps logits moderate (the authors' term is an entropy over the batch axis).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DigitsModel()
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: min(1.0, 2 * (1 - epoch / epochs)))
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        model.train()
+        for rows in torch.randperm(len(train), generator=generator).split(128):
+            batch = train[rows]
+            logits = model(batch.query, batch.digits, batch.real)
+            entropy = Bernoulli(logits=logits).entropy().mean()
+            loss = F.binary_cross_entropy_with_logits(logits, batch.label) - 0.35 * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+        yield epoch, model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: DigitsModel, data: Digits) -> float:
+    """The fraction of right predictions."""
+    logits = model(data.query, data.digits, data.real)
+    return ((logits > 0) == data.label.bool()).float().mean().item()
+
+
+def hook(model: nn.Module) -> Hooked:
+    """The model wrapped without any plugin: two sites, one mask of real positions, one output function."""
+    pattern = "batch token hidden -> batch token"
+    return wrap(
+        model,
+        sites=[
+            Site.parse(INPUT, pattern, tags=frozenset({"input", "hidden"})),
+            Site.parse(HIDDEN, pattern, tags=frozenset({"hidden"})),
+        ],
+        output=lambda logits: Bernoulli(logits=logits),
+        real=lambda batch: batch[2],
+        names=_names,
+        vary=_vary,
+    )
+
+
+def _names(batch: Sequence[Tensor]) -> list[list[str]]:
+    return [[str(digit) for digit in row] for row in batch[1].tolist()]
+
+
+def _vary(batch: Sequence[Tensor], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Other digits, the same query: the query is not masked, so it goes its own way."""
+    query, digits, real = batch
+    other = torch.randint(0, 10, digits.shape, generator=generator).to(digits.device)
+    return query, torch.where(real, other, digits), real
