@@ -29,7 +29,7 @@ def get(value: Any, path: Path) -> Any:
     """
     depth = 0
     try:
-        for depth, step in enumerate(path):
+        for depth, step in enumerate(path):  # noqa: B007 # `depth` is for the message
             value = _child(value, step)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         where = f" at {format_path(path[:depth])}" if depth else ""
@@ -44,24 +44,8 @@ def put(value: Any, path: Path, new: Any) -> Any:
         PathError: a step does not exist.
         TypeError: a container on the path cannot be copied with one part exchanged.
     """
-    if not path:
-        return new
-    step, rest = path[0], path[1:]
-    inner = put(get(value, (step,)), rest, new)
-    if isinstance(value, tuple):
-        if hasattr(value, "_fields"):
-            name = value._fields[step] if isinstance(step, int) else step
-            return value._replace(**{name: inner})  # type: ignore[attr-defined] # a named tuple
-        items: Any = list(value)
-        items[step] = inner
-        return type(value)(items)  # torch's return types take a list too
-    if isinstance(value, (list, MutableMapping)):
-        result: Any = copy.copy(value)
-        if isinstance(value, MutableMapping) and isinstance(step, int) and step not in value:
-            step = list(value)[step]  # by position, as in ModelOutput
-        result[step] = inner
-        return result
-    return _copy_with(value, step, inner)
+    get(value, path)
+    return _put(value, path, new)
 
 
 def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
@@ -110,6 +94,27 @@ def _child(value: Any, step: Step) -> Any:
     if step.startswith("__"):
         raise AttributeError(step)
     return getattr(value, step)
+
+
+def _put(value: Any, path: Path, new: Any) -> Any:
+    if not path:
+        return new
+    step, rest = path[0], path[1:]
+    inner = _put(_child(value, step), rest, new)
+    if isinstance(value, tuple):
+        if hasattr(value, "_fields"):
+            name = value._fields[step] if isinstance(step, int) else step
+            return value._replace(**{name: inner})  # type: ignore[attr-defined] # a named tuple
+        items: Any = list(value)
+        items[step] = inner
+        return type(value)(items)  # torch's return types take a list too
+    if isinstance(value, (list, MutableMapping)):
+        result: Any = copy.copy(value)
+        if isinstance(value, MutableMapping) and isinstance(step, int) and step not in value:
+            step = list(value)[step]  # by position, as in ModelOutput
+        result[step] = inner
+        return result
+    return _copy_with(value, step, inner)
 
 
 def _copy_with(value: Any, step: Step, inner: Any) -> Any:

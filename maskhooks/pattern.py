@@ -22,7 +22,7 @@ from torch import Tensor
 
 from maskhooks.errors import PatternError
 
-_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_AXIS = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?")  # as einops has it
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Pattern:
         odd = [word for word in rest.split() if not _AXIS.fullmatch(word)]
         if odd:
             raise PatternError(
-                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names are of letters, digits and _, and "
+                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names are of letters, digits and inner _, and "
                 f"parentheses, on the left only, hold axes that one dimension is split into"
             )
         return left, right
