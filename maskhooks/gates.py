@@ -15,6 +15,9 @@ from torch import Generator, Tensor
 from maskhooks.errors import SettingError
 
 
+_EDGE = 1e-6  # samples this near to 1 are taken as 1: in float32 there is little between
+
+
 class Gate(ABC):
     """What turns logits into gate values. Mathematics is float32 whatever the logits' dtype."""
 
@@ -47,7 +50,8 @@ class HardConcrete(Gate):
 
     With u ~ U(0, 1): s = sigmoid((log u - log(1 - u) + a) / temperature), z = clip(s (high - low) + low, 0, 1), and
     P(z != 0) = sigmoid(a - temperature log(-low / high)). The defaults are those of DiffMask, (-0.2, 1.0) at 0.2:
-    only 0 has a mass of its own on paper, though in float32 most samples at a high logit are exactly 1.
+    only 0 has a mass of its own on paper, though in float32 most samples at a high logit are exactly 1. `log_prob`
+    therefore counts all samples within 1e-6 of 1 as one mass, for any `high`.
 
     Raises:
         SettingError: temperature not positive, or not low < 0 < 1 <= high.
@@ -83,20 +87,14 @@ class HardConcrete(Gate):
 
     def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         logits, width = logits.float(), self.high - self.low
-        inside = sample.float().clamp(1e-6, 1 - 1e-6)
-        s = (inside - self.low) / width
-        odds = s.log() - (-s).log1p()
-        x = self.temperature * odds - logits  # the logistic variable that gives this sample
-        density = (
-            math.log(self.temperature / width) - s.log() - (-s).log1p() + F.logsigmoid(x) + F.logsigmoid(-x)
-        )
+        inside = sample.float().clamp(_EDGE, 1 - _EDGE)
+        log_s, log_rest = ((inside - self.low) / width).log(), ((self.high - inside) / width).log()
+        x = self.temperature * (log_s - log_rest) - logits  # the logistic variable that gives this sample
+        density = math.log(self.temperature / width) - log_s - log_rest + F.logsigmoid(x) + F.logsigmoid(-x)
         closed = F.logsigmoid(self.temperature * math.log(-self.low / self.high) - logits)
-        if self.high == 1:
-            opened = density  # no mass at 1 on paper: a sample rounded to 1 counts with the density beside it
-        else:
-            top = (1 - self.low) / width
-            opened = F.logsigmoid(logits - self.temperature * (math.log(top) - math.log1p(-top)))
-        return torch.where(sample == 0, closed, torch.where(sample == 1, opened, density))
+        top = math.log((1 - _EDGE - self.low) / (self.high - 1 + _EDGE))
+        opened = F.logsigmoid(logits - self.temperature * top)
+        return torch.where(sample == 0, closed, torch.where(sample >= 1 - _EDGE, opened, density))
 
 
 @dataclass(frozen=True)

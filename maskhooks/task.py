@@ -167,15 +167,14 @@ class Task:
             if real is None:
                 order = torch.randperm(len(tensor), generator=generator)
                 varied = nested.put(varied, path, tensor[order.to(tensor.device)])
-            elif tensor.shape[: real.dim()] == real.shape and not torch.equal(
-                tensor.bool(), real.to(tensor.device)
-            ):
+            elif tensor.shape[: real.dim()] == real.shape and not torch.equal(tensor, real.to(tensor)):
                 rows = tensor[real.to(tensor.device)]
                 order = torch.randperm(len(rows), generator=generator).to(tensor.device)
                 changed = tensor.clone()
                 changed[real.to(tensor.device)] = rows[order]
                 varied = nested.put(varied, path, changed)
-        return None if varied is batch else varied
+        pairs = zip(nested.tensors(batch), nested.tensors(varied), strict=True)
+        return None if all(torch.equal(old, new) for (_, old), (_, new) in pairs) else varied
 
     def _takes_batch_only(self) -> bool:
         return self._real is not None and _arity(self._real) == 1
