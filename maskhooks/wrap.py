@@ -26,7 +26,7 @@ def wrap(
     *,
     sites: Mapping[str, str | Pattern] | Iterable[Site | str] | None = None,
     example: Any = None,
-    adapter: Adapter | Sequence[Adapter] | None = None,
+    adapter: Adapter | type[Adapter] | Sequence[Adapter | type[Adapter]] | None = None,
     task: Task | None = None,
     call: Callable[[nn.Module, Any], Any] | None = None,
     output: Callable[..., Outputs] | None = None,
@@ -99,8 +99,8 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
     return Hooked(hooked.model, SiteTable(shaped), hooked.task, hooked.claims)
 
 
-def _adapters(given: Adapter | Sequence[Adapter] | None) -> list[Adapter]:
-    found = [given] if isinstance(given, Adapter) or inspect.isclass(given) else list(given or ())
+def _adapters(given: Any) -> list[Adapter]:
+    found = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     adapters = [part() if inspect.isclass(part) else part for part in found]
     for part in adapters:
         if not isinstance(part, Adapter):

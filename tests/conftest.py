@@ -22,6 +22,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switches off the shapes' check, which would answer a user's mistake before our own error does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def bits(tensor: Tensor) -> Tensor:
     """A tensor's bits as integers: NaN equals itself, -0.0 differs from 0.0."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

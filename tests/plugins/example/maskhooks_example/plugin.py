@@ -1,0 +1,21 @@
+"""What maskhooks finds through the entry point: light, the parts stand in files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from maskhooks import hookimpl
+from maskhooks.adapter import Adapter
+from maskhooks.gates import Gate
+from maskhooks_example.adapter import PyramidAdapter
+from maskhooks_example.gate import Step
+
+
+@hookimpl
+def maskhooks_adapters() -> Sequence[Adapter]:
+    return [PyramidAdapter()]
+
+
+@hookimpl
+def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:
+    return {"step": Step}

@@ -1,0 +1,339 @@
+"""The registry: three doors, names that clash, and plugins that are broken in every way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import maskhooks
+from maskhooks import hookimpl
+from maskhooks.adapter import Adapter
+from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError
+from maskhooks.gates import Bernoulli, HardConcrete
+from maskhooks.registry import Registry
+from maskhooks.site import Site
+from maskhooks.task import Task
+
+EXAMPLE = Path(__file__).parent / "plugins" / "example"
+
+
+class Probe(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class ProbeAdapter(Adapter):
+    name = "probe"
+
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return (Probe,)
+
+    def sites(self, name: str, module: nn.Module) -> list[Site]:
+        return [Site(name)]
+
+
+class Fakes(ModuleType):
+    """The module that the fake packages' entry points name; some of its attributes raise when they are asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.plugins[name]
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+class Package(importlib.metadata.Distribution):
+    """An installed package whose entry points load the given plugins."""
+
+    def __init__(self, distribution: str, **plugins: Any) -> None:
+        self._name = distribution
+        fakes = Fakes(f"fakes_of_{distribution}")
+        fakes.plugins = plugins  # type: ignore[attr-defined]
+        sys.modules[fakes.__name__] = fakes
+        entries = "".join(f"{name} = {fakes.__name__}:{name}\n" for name in plugins)
+        self._texts = {
+            "METADATA": f"Name: {distribution}\nVersion: 9.9\n",
+            "entry_points.txt": f"[console_scripts]\nother = nothing:here\n[maskhooks]\n{entries}",
+        }
+
+    def read_text(self, filename: str) -> str | None:
+        return self._texts.get(filename)
+
+    def locate_file(self, path: Any) -> Any:
+        raise NotImplementedError
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, *found: Package) -> Registry:
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
+    registry = Registry()
+    registry.load()
+    return registry
+
+
+def plugin(**hooks: Any) -> ModuleType:
+    """A module with hook implementations that return the given values."""
+    module = ModuleType("a_plugin")
+    for name, value in hooks.items():
+        setattr(module, name, hookimpl(lambda value=value: value))
+    return module
+
+
+GOOD = plugin(maskhooks_gates={"good": Bernoulli})
+
+
+# Three doors
+
+
+def test_register_and_unregister() -> None:
+    registry = Registry()
+    assert registry.register(ProbeAdapter) is ProbeAdapter
+    assert "probe" in [adapter.name for adapter in registry.adapters()]
+    report = registry.reports[-1]
+    assert (report.name, report.distribution, report.offers) == (
+        "probe",
+        "(registered by hand)",
+        ["adapter probe"],
+    )
+    registry.unregister("probe")
+    assert "probe" not in [adapter.name for adapter in registry.adapters()]
+    assert "probe" not in [report.name for report in registry.reports]
+    registry.register(ProbeAdapter())
+
+
+def test_register_as_a_decorator_reaches_wrap() -> None:
+    @maskhooks.register
+    class Mine(ProbeAdapter):
+        name = "mine"
+
+    try:
+        hooked = maskhooks.wrap(nn.Sequential(Probe()))
+        assert [str(site) for site in hooked.sites] == ["0:output"]
+    finally:
+        maskhooks.unregister("mine")
+    assert len(maskhooks.wrap(nn.Sequential(Probe())).sites) == 0
+
+
+@pytest.mark.parametrize("adapter", [ProbeAdapter(), ProbeAdapter, [ProbeAdapter()]])
+def test_adapter_for_one_call(adapter: Any) -> None:
+    assert [str(site) for site in maskhooks.wrap(Probe(), adapter=adapter).sites] == [":output"]
+
+
+def test_register_a_task_and_a_module() -> None:
+    registry = Registry()
+
+    class Mine(Task):
+        name = "mine"
+
+    registry.register(Mine())
+    registry.register(plugin(maskhooks_gates={"always": Bernoulli}), name="gates")
+    assert [task.name for task in registry.tasks() if task.name == "mine"] == ["mine"]
+    assert registry.family("gates")["always"] is Bernoulli
+
+
+def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = loaded(monkeypatch, Package("stranger", good=GOOD))
+    (report,) = registry.reports
+    assert (report.name, report.distribution, report.version) == ("good", "stranger", "9.9")
+    assert report.offers == ["gate good"]
+    assert registry.family("gates") == {"good": Bernoulli}
+
+
+def test_built_ins_come_through_the_same_door() -> None:
+    registry = Registry()
+    assert {"hard-concrete", "hard-concrete-louizos", "bernoulli"} <= set(registry.family("gates"))
+    assert {"learned", "zero", "mean", "token"} <= set(registry.family("baselines"))
+    report = next(report for report in registry.reports if report.name == "builtin")
+    assert report.distribution == "maskhooks"
+    assert "gate hard-concrete" in report.offers
+
+
+def test_make() -> None:
+    registry = Registry()
+    assert registry.make("gates", "hard-concrete", temperature=0.5) == HardConcrete(0.5)
+    assert registry.make("gates", "hard-concrete-louizos") == HardConcrete.louizos()
+    gate = Bernoulli()
+    assert registry.make("gates", gate) is gate
+    with pytest.raises(
+        UnknownNameError, match=r"no gate is named 'hard-concret'\. There are: bernoulli.*Did you mean"
+    ):
+        registry.make("gates", "hard-concret")
+
+
+# What is broken is reported, and ends nothing
+
+
+BROKEN = {
+    "raises": (ZeroDivisionError("at import"), "ZeroDivisionError: at import"),
+    "missing": (ModuleNotFoundError("No module named 'x'"), "No module named 'x'"),
+    "misspelt": (plugin(maskhooks_gate={"x": Bernoulli}), "unknown hook 'maskhooks_gate'"),
+    "empty": (ModuleType("empty"), "implements no hook of maskhooks"),
+    "list": (plugin(maskhooks_gates=[Bernoulli]), "it returns a mapping from name to gate"),
+    "classes": (plugin(maskhooks_adapters=[ProbeAdapter]), "it returns a list of Adapter objects"),
+    "nothing": (plugin(maskhooks_tasks=None), "it returns a list of Task objects"),
+    "clash": (plugin(maskhooks_gates={"good": Bernoulli}), "offers the gate 'good', and that name is taken"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_of_a_stranger(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, message = BROKEN[name]
+    found = (
+        Package("first", good=GOOD),
+        Package("bad", **{name: broken}),
+        Package("last", fine=plugin(maskhooks_gates={"fine": Bernoulli})),
+    )
+    with pytest.warns(PluginWarning, match=f"plugin '{name}' of bad 9.9 was not loaded") as warned:
+        registry = loaded(monkeypatch, *found)
+    assert len(warned) == 1
+    assert message in str(warned[0].message)
+    assert [report.error != "" for report in registry.reports] == [False, True, False]
+    assert message in registry.reports[1].error
+    assert set(registry.family("gates")) == {"good", "fine"}
+    assert not registry.manager.has_plugin(name)
+    registry.register(ProbeAdapter)  # a misspelt hook left behind would fail this
+
+
+@pytest.mark.parametrize("name", ["misspelt", "raises"])
+def test_a_broken_plugin_of_ours_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((PluginError, ZeroDivisionError)):
+        loaded(monkeypatch, Package("maskhooks", **{name: BROKEN[name][0]}))
+
+
+def test_our_adapter_for_a_library_that_is_not_there_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(PluginWarning):
+        registry = loaded(monkeypatch, Package("maskhooks", x=ImportError("no library")))
+    assert registry.reports[0].error == "ImportError: no library"
+
+
+def test_two_packages_with_one_plugin_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = plugin(maskhooks_gates={"other": Bernoulli})
+    with pytest.warns(PluginWarning, match="plugin 'good' of second 9.9 was not loaded: NameTakenError"):
+        registry = loaded(monkeypatch, Package("first", good=GOOD), Package("second", good=other))
+    assert set(registry.family("gates")) == {"good"}
+
+
+def test_one_package_found_twice_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry = loaded(monkeypatch, Package("first", good=GOOD), Package("first", good=GOOD))
+    assert len(registry.reports) == 1
+
+
+# By hand, what is wrong raises
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    registry = loaded(monkeypatch)
+    registry.register(plugin(maskhooks_gates={"good": Bernoulli}), name="first")
+    yield registry
+    assert set(registry.family("gates")) == {"good"}  # nothing half registered is left
+    assert [report.name for report in registry.reports] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        (
+            plugin(maskhooks_gates={"good": Bernoulli}),
+            NameTakenError,
+            "the gate 'good', and that name is taken",
+        ),
+        (
+            plugin(maskhooks_gatez={}),
+            PluginError,
+            r"unknown hook 'maskhooks_gatez'.*The hooks are maskhooks_adapters",
+        ),
+        (object(), PluginError, "an object of type object, implements no hook"),
+        (ModuleType("empty"), PluginError, r"a module, implements no hook.*@maskhooks.hookimpl"),
+    ],
+)
+def test_what_cannot_be_registered(
+    registry: Registry, part: Any, error: type[PluginError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        registry.register(part, name="second")
+    assert raised.value.plugin == "second"
+    assert not registry.manager.has_plugin("second")
+
+
+def test_a_hook_with_arguments_that_do_not_exist(registry: Registry) -> None:
+    class Odd:
+        @hookimpl
+        def maskhooks_gates(self, colour: str) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(PluginError, match=r"(?s)plugin 'odd' has a hook with wrong arguments.*colour"):
+        registry.register(Odd(), name="odd")
+
+
+def test_a_name_in_use(registry: Registry) -> None:
+    with pytest.raises(NameTakenError, match=r"maskhooks.unregister\('first'\)"):
+        registry.register(GOOD, name="first")
+
+
+def test_one_object_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = loaded(monkeypatch)
+    registry.register(GOOD, name="one")
+    with pytest.raises(NameTakenError, match="plugin 'two' is registered already, as 'one'"):
+        registry.register(GOOD, name="two")
+
+
+def test_unregister_what_is_not_there(registry: Registry) -> None:
+    with pytest.raises(UnknownNameError, match=r"no plugin 'frist' is registered\. Did you mean 'first'"):
+        registry.unregister("frist")
+
+
+# A stranger's package, installed
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example plugin under tests/plugins, installed into a folder of its own, without a network."""
+    target = tmp_path_factory.mktemp("site")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", target, EXAMPLE], check=True
+    )
+    return target
+
+
+USE = """
+import sys, torch, maskhooks
+from maskhooks.registry import registry
+hooked = maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+assert "maskhooks_example.pyramid" not in sys.modules  # the plugin did not load its library
+from maskhooks_example.pyramid import Pyramid
+hooked = maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8), Pyramid()), example=torch.randn(2, 8))
+print([str(site) for site in hooked.sites], hooked.sites[0].shape)
+print(registry.make("gates", "step", threshold=1.0).sample(torch.tensor([0.5, 2.0])).tolist())
+report = next(report for report in registry.reports if report.name == "example")
+print(report.distribution, report.version, report.offers, repr(report.error))
+"""
+
+
+def test_the_example_plugin_installed(installed: Path) -> None:
+    environment = {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", USE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "['1.storeys.0:output', '1.storeys.1:output', '1.storeys.2:output'] (2, 4)",
+        "[0.0, 1.0]",
+        "maskhooks-example 1.2.3 ['adapter pyramid', 'gate step'] ''",
+    ]
