@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -184,8 +184,10 @@ def move(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; containers with a `to` of their own are asked."""
     if hasattr(batch, "to"):
         return batch.to(device)
-    if isinstance(batch, dict):
-        return type(batch)({key: move(value, device) for key, value in batch.items()})
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)
+        moved.update({key: move(value, device) for key, value in batch.items()})
+        return moved
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(move(value, device) for value in batch))
     if isinstance(batch, (tuple, list)):
