@@ -101,7 +101,7 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
 
 def _adapters(given: Any) -> list[Adapter]:
     found = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    adapters = [part() if inspect.isclass(part) else part for part in found]
+    adapters: list[Any] = [part() if inspect.isclass(part) else part for part in found]
     for part in adapters:
         if not isinstance(part, Adapter):
             raise PluginError(
