@@ -1,0 +1,164 @@
+"""What hooks, training steps and attribution cost, in units U of one bare forward pass without gradients.
+
+A BERT encoder with 6 layers of 384 units, random weights, batch 32, length 64; one thread, process time. Each cost is
+measured beside bare forward passes in the same process, in turn, and medians are compared. Training steps are timed
+through `fit` itself, from one batch handed out to the next, with validation and logs off.
+
+    python benchmarks/step_cost.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import nn
+
+import maskhooks
+
+BATCH, LENGTH = 32, 64
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=5
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(1000, 30000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def spent(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def bare(model: nn.Module, data: dict[str, torch.Tensor]) -> float:
+    with torch.no_grad():
+        return spent(lambda: model(**data))
+
+
+def beside_bare(model: nn.Module, data: dict[str, torch.Tensor], run: Callable[[], object], repeats: int) -> float:
+    """The median cost of `run` over that of a bare forward pass, measured in turn."""
+    run(), bare(model, data)
+    pairs = [(bare(model, data), spent(run)) for _ in range(repeats)]
+    return statistics.median(cost for _, cost in pairs) / statistics.median(unit for unit, _ in pairs)
+
+
+class Stopwatch:
+    """A loader that measures the time from one batch to the next, and a bare forward pass between."""
+
+    def __init__(self, model: nn.Module, data: dict[str, torch.Tensor]) -> None:
+        self.model, self.data = model, data
+        self.steps: list[float] = []
+        self.units: list[float] = []
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            start = time.process_time()
+            yield self.data
+            self.steps.append(time.process_time() - start)
+            self.units.append(bare(self.model, self.data))
+
+
+def step_cost(hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], steps: int, **settings: Any) -> float:
+    """The median cost of a training step over that of a bare forward pass, through `fit`."""
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=0)
+    watch = Stopwatch(hooked.model, data)
+    explainer = maskhooks.DiffMask(hooked, recipe=recipe, **settings)
+    explainer.fit(watch, steps=steps + 1, progress=False, accelerator="cpu")
+    return statistics.median(watch.steps[-steps:]) / statistics.median(watch.units[-steps:])
+
+
+def hook_microseconds(repeats: int) -> float:
+    """Time added per site and forward pass by reading the outputs of a hundred modules that do nothing."""
+    model = nn.Sequential(*[nn.Identity() for _ in range(100)])
+    x = torch.zeros(2, 3, 4)
+    hooked = maskhooks.wrap(model)
+    sites = [f"{index}:output" for index in range(100)]
+    with torch.no_grad():
+        plain, tapped = [], []
+        for _ in range(repeats):
+            plain.append(min(spent(lambda: model(x)) for _ in range(20)))
+            with hooked.tap(read=sites):
+                tapped.append(min(spent(lambda: model(x)) for _ in range(20)))
+    return (statistics.median(tapped) - statistics.median(plain)) * 1e6 / 100
+
+
+def import_over_torch(repeats: int) -> float:
+    """Time of `import maskhooks` over `import torch`, in fresh processes in turn."""
+
+    def start(module: str) -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return time.perf_counter() - begun
+
+    pairs = [(start("torch"), start("maskhooks")) for _ in range(repeats + 1)][1:]
+    return statistics.median(m for _, m in pairs) / statistics.median(t for t, _ in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few repeats, under a minute")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    model, data = bert(), batch()
+    hooked = maskhooks.wrap(model)
+    hidden = hooked.sites.tagged("hidden")
+    result: dict[str, Any] = {}
+
+    def capture() -> None:
+        with torch.no_grad(), hooked.tap(read=list(hooked.sites)):
+            hooked(data)
+
+    result["capture"] = beside_bare(model, data, capture, 3 if quick else 25)
+    say(f"capture {result['capture']:.3f}")
+    chosen = [hidden[0], hidden[4], hidden[-1]] if quick else hidden
+    inputs = [
+        step_cost(hooked, data, 2 if quick else 9, sites=[hidden[0]], given=hidden[: (site.depth or 0) + 1])
+        for site in (chosen[-1:] if quick else chosen)
+    ]
+    result["input_step"] = statistics.mean(inputs)
+    say(f"input_step {result['input_step']:.3f}")
+    steps = {}
+    for site in chosen:
+        steps[str(site)] = step_cost(hooked, data, 2 if quick else 9, sites=[site])
+        say(f"hidden_step at {site}: {steps[str(site)]:.3f}")
+    result["hidden_step"] = statistics.mean(steps.values())
+    result["hidden_step_by_site"] = steps
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1)
+    explainer = maskhooks.DiffMask(hooked, "hidden", recipe=recipe).fit([data], steps=1, progress=False)
+    result["attribution"] = beside_bare(model, data, lambda: explainer.explain(data), 3 if quick else 25)
+    say(f"attribution {result['attribution']:.3f}")
+    result["hook_microseconds"] = hook_microseconds(5 if quick else 25)
+    result["import_over_torch"] = import_over_torch(2 if quick else 7)
+    print(json.dumps({"benchmark": "step_cost", "quick": quick, "torch": torch.__version__, **result}))
+
+
+if __name__ == "__main__":
+    main()
