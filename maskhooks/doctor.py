@@ -95,27 +95,34 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
             described = _describe(hooked.distribution(outputs, batch))
         except UnknownDistributionError as error:
             described = f"unknown ({error})"
-        return Report([_finding(hooked, batch, site, tap) for site in chosen], described)
+        findings = [_finding(hooked, site, tap) for site in chosen]
+        sound = [f.site for f in findings if not f.trouble and f.site.call != "*"]
+        around = bypassed(hooked, batch, sound)
+        return Report([dataclasses.replace(f, bypassed=around.get(f.site)) for f in findings], described)
 
 
-def bypassed(hooked: Hooked, batch: Any, site: Site, seed: int = 0) -> bool | None:
-    """Whether information goes around a site: with every position closed, another input changes the output's bits.
+def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, bool | None]:
+    """Whether information goes around sites: with every position closed, another input changes the output's bits.
 
     Gradients cannot see this: a second embedding or a skip connection past the site leaves the gradient at the masked
     value exactly zero. Other inputs have the same shape and padding (`Task.vary`).
 
     Returns:
-        None where no other input could be made, or where another input changes nothing even with open gates.
+        For each site whether it is bypassed; None where no other input could be made, or where another input changes
+        nothing even with open gates.
     """
     with torch.random.fork_rng(), torch.no_grad(), frozen(hooked.model):
         other = hooked.task.vary(batch, generator(seed))
         if other is None or _same(_outputs(hooked, batch), _outputs(hooked, other)):
-            return None
-        with hooked.tap(replace={site: torch.zeros_like}):
-            return not _same(_outputs(hooked, batch), _outputs(hooked, other))
+            return dict.fromkeys(sites)
+        found: dict[Site, bool | None] = {}
+        for site in sites:
+            with hooked.tap(replace={site: torch.zeros_like}):
+                found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
+        return found
 
 
-def _finding(hooked: Hooked, batch: Any, site: Site, tap: Tap) -> Finding:
+def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
     path = nested.format_path(site.path)
     values = [
         value
@@ -139,7 +146,7 @@ def _finding(hooked: Hooked, batch: Any, site: Site, tap: Tap) -> Finding:
         None if value is None else tuple(value.shape),
         "" if value is None else str(value.dtype),
         "" if value is None else str(value.device),
-        bypassed(hooked, batch, site) if not trouble and site.call != "*" else None,
+        None,
         len(module._forward_hooks) + len(module._forward_pre_hooks),
         trouble,
     )

@@ -71,4 +71,5 @@ def _means(scores: Column, cells: Column, count: int) -> Scored:
     total = np.bincount(cells, scores.astype(np.float64), count)
     number = np.bincount(cells, minlength=count)
     means = np.divide(total, number, out=np.full(count, np.nan), where=number > 0)
-    return means.astype(np.float32, copy=False)
+    single: Scored = means.astype(np.float32, copy=False)
+    return single

@@ -159,8 +159,9 @@ class Masking:
                 site=self.site,
             )
         groups = " ".join(pattern.groups)
-        return einops.rearrange(
+        gates: Tensor = einops.rearrange(
             logits,
             f"{' '.join(pattern.positions)} ({groups}) -> {' '.join(pattern.gated)}",
             **{axis: sizes[axis] for axis in pattern.groups},
         )
+        return gates

@@ -23,7 +23,8 @@ def kl(
     truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]
 ) -> Float[Tensor, " example"]:
     """KL(truth || attribution) in nats; infinite where the attribution is zero on a token of the truth."""
-    return (torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, attribution)).sum(1)
+    terms: Tensor = torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, attribution)
+    return terms.sum(1)
 
 
 def js(

@@ -92,15 +92,15 @@ def fit_baselines(
     divergence: Divergence,
     *,
     steps: int,
-    rate: float = 0.2,
+    rate: float = 0.5,
     seed: int,
     device: torch.device,
     replay: Replay | None,
 ) -> None:
-    """Fits learned baselines under random masks, each example at a rate of its own, before any gate learns.
+    """Fits learned baselines under random masks, each example at a rate of its own, and keeps them from then on.
 
-    A gate that learns beside a poor baseline keeps positions because their replacement does harm, not because they
-    are needed. Adam on the baseline in units of the features' deviation, its rate falling from `rate` to zero.
+    Inputs need this: a gate that learns beside a poor baseline keeps positions because their replacement does harm, not
+    because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units of the features' deviation, its rate falling from `rate` to zero.
     """
     learned = {id(m.baseline): m for m in maskings if isinstance(m.baseline, Learned)}
     for number, masking in enumerate(learned.values() if steps else ()):
@@ -119,6 +119,7 @@ def fit_baselines(
             optimizer.step()
             schedule.step()
         vector.data.copy_(start + offset.detach() * deviation)
+        vector.requires_grad_(False)
 
 
 def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator) -> Masked:
@@ -128,6 +129,24 @@ def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generato
     rate = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=source)
     sample = (torch.rand(shape, generator=source) < rate).float().to(value.device)
     return masking.mask(value, real_positions(hooked, clean, masking.site), sample)
+
+
+def closed_divergences(
+    hooked: Hooked,
+    maskings: Sequence[Masking],
+    batches: Iterable[Any],
+    divergence: Divergence,
+    device: torch.device,
+    replay: Replay | None,
+) -> list[Tensor]:
+    """For each masking the divergence with its site fully masked, per example of all batches."""
+    sites = list(dict.fromkeys(masking.site for masking in maskings))
+    found: list[list[Tensor]] = [[] for _ in maskings]
+    for batch in batches:
+        clean = clean_pass(hooked, move(batch, device), sites, sites, replay)
+        for masking, mine in zip(maskings, found, strict=True):
+            mine.append(closed_divergence(hooked, clean, masking, divergence))
+    return [torch.cat(mine) for mine in found]
 
 
 @torch.no_grad()

@@ -167,7 +167,7 @@ class _ProjectedClamp(torch.autograd.Function):
         return logits.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
         low, high = ctx.range
         outward = ((logits >= high) & (grad < 0)) | ((logits <= low) & (grad > 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,9 +24,9 @@ class Recipe:
         steps: training steps per masking.
         learning_rate: of the probes.
         free_rate: of free logits, without amortisation.
-        baseline_rate: of learned baselines, after they were fitted.
-        baseline_steps: steps in which a learned baseline is fitted first, under masks drawn at random, so that gates do not
-            learn around a poor one; 0 to learn it with the gates only.
+        baseline_rate: of learned baselines that learn together with the gates (hidden states).
+        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks drawn
+            at random, and then kept; 0 to let it learn with the gates.
         warmup: steps over which rates rise.
         decay: the last fraction of steps, over which rates fall to zero.
         validations: how often checkpoints are compared.
@@ -81,10 +82,15 @@ class Recipe:
         return presets[name]
 
     def make_probe(self) -> Probe:
-        return {"mlp": MLP, "paper": PaperMLP}[self.probe]()
+        probes: dict[str, Callable[[], Probe]] = {"mlp": MLP, "paper": PaperMLP}
+        return probes[self.probe]()
 
     def make_objective(self, margin: float) -> Objective:
-        return {"augmented": AugmentedLagrangian, "paper": PaperLagrangian}[self.objective](margin)
+        objectives: dict[str, Callable[[float], Objective]] = {
+            "augmented": AugmentedLagrangian,
+            "paper": PaperLagrangian,
+        }
+        return objectives[self.objective](margin)
 
     def make_optimizer(
         self, probes: list[nn.Parameter], baselines: list[nn.Parameter]

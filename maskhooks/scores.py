@@ -63,10 +63,10 @@ class Scores:
                 f"({', '.join(pattern.gated)}). Give one score for each gated position.",
                 site=self.site,
             )
-        axes = dict(zip(pattern.gated, np.indices(values.shape, dtype=np.int32), strict=True))
+        axes: Columns = dict(zip(pattern.gated, np.indices(values.shape, dtype=np.int32), strict=True))
         example = axes.pop(pattern.positions[0])
         position, further = _places(pattern, axes) if axes else (np.zeros_like(example), {})
-        columns = {
+        columns: Columns = {
             "example": example + np.int32(first),
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),

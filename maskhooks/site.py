@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
@@ -182,7 +182,7 @@ def is_glob(text: str) -> bool:
     return "*" in text.replace("@*", "") or "?" in text
 
 
-def resolve(selector: Selector, table: SiteTable, modules: Iterable[str]) -> list[Site]:
+def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> list[Site]:
     """The sites meant by an address, a glob, a tag, a Site, or several of these, without repetition.
 
     A glob looks through the table; where nothing there matches, through the inputs and outputs of all modules.
@@ -200,20 +200,19 @@ def resolve(selector: Selector, table: SiteTable, modules: Iterable[str]) -> lis
         return [table[selector]]
     if ":" not in selector and table.tagged(selector):
         return table.tagged(selector)
-    names = list(modules)
     if is_glob(selector):
         found = table.glob(selector)
         if not found:
             match = _glob(selector)
-            found = [site for name in names for site in (Site(name, "input"), Site(name)) if match(str(site))]
+            found = [site for name in modules for site in (Site(name, "input"), Site(name)) if match(str(site))]
         if found:
             return [replace(site, optional=True) for site in found]
-    elif _ADDRESS.fullmatch(selector) and Site.parse(selector).module in names:
+    elif _ADDRESS.fullmatch(selector) and Site.parse(selector).module in modules:
         return [Site.parse(selector)]
-    known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in names]
+    known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in modules]
     what = "glob matches no site" if is_glob(selector) else "no site"
     raise UnknownSiteError(
-        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites) and {len(names)} modules, "
+        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites) and {len(modules)} modules, "
         f"each with an input and an output.",
         site=selector,
         near=near(selector, known),

@@ -124,8 +124,9 @@ def _wrapped(
     hooked = wrap(model, **given)
     if all(hooked.sites.get(str(site)) is not None for site in [*sites, *(conditions or [])]):
         return hooked
-    every = {str(site): site for site in [*(conditions or []), *sites]}
-    return wrap(model, sites=sorted(every.values(), key=lambda site: site.depth or 0), **given)
+    every = list({str(site): site for site in [*(conditions or []), *sites]}.values())
+    every.sort(key=lambda site: site.depth or 0)
+    return wrap(model, sites=every, **given)
 
 
 def _compare(folder: Path, saved: dict[str, Any], present: dict[str, Any], strict: bool) -> None:

@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from maskhooks.checkpoint import Checkpoint, Fitted, Measure, grouped
 from maskhooks.errors import EmptyLoaderError, MarginWarning, NonFiniteError, SettingError
@@ -28,7 +29,7 @@ from maskhooks.masking import Masking
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence, agreement
 from maskhooks.progress import bar
-from maskhooks.preparation import closed_divergence, fit_baselines, gather
+from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
@@ -50,6 +51,7 @@ class Problem:
     divergence: Divergence
     margin: float
     seed: int
+    fit_first: Sequence[Masking] = ()  # maskings whose learned baseline is fitted before any gate, and then kept
 
     @property
     def parts(self) -> list[nn.Module]:
@@ -110,8 +112,22 @@ def fit(
         )
         stack.enter_context(_placed(problem.hooked.model, runner.strategy.root_device))
         loop.prepare(train, runner.strategy.root_device)
-        runner.fit(loop, train, validation)
+        runner.fit(loop, _loader(train), _loader(validation) if validation is not None else None)
     return loop.finish()
+
+
+class _Batches:
+    """Any iterable of batches as one loader; Lightning takes a list for a list of loaders."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def _loader(batches: Iterable[Any]) -> Any:
+    return batches if isinstance(batches, DataLoader) else _Batches(batches)
 
 
 class _Loop(pl.LightningModule):
@@ -133,7 +149,7 @@ class _Loop(pl.LightningModule):
         gather(hooked, problem.maskings, itertools.islice(train, recipe.statistics), device)
         fit_baselines(
             hooked,
-            problem.maskings,
+            problem.fit_first,
             train,
             problem.divergence,
             steps=recipe.baseline_steps,
@@ -141,16 +157,12 @@ class _Loop(pl.LightningModule):
             seed=seeded(problem.seed, _BASELINE),
             replay=self.replay,
         )
-        batches = [move(batch, device) for batch in itertools.islice(train, 4)]
-        for masking, objective in zip(problem.maskings, problem.objectives, strict=True):
-            closed = [
-                closed_divergence(
-                    hooked, clean_pass(hooked, batch, [masking.site]), masking, problem.divergence
-                )
-                for batch in batches
-            ]
+        closed = closed_divergences(
+            hooked, problem.maskings, itertools.islice(train, min(4, recipe.statistics)), problem.divergence, device, self.replay
+        )
+        for objective, divergence in zip(problem.objectives, closed, strict=True):
             objective.to(device)
-            objective.start(torch.cat(closed).mean())
+            objective.start(divergence.mean())
         self.parts = nn.ModuleList(problem.parts)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -183,7 +195,9 @@ class _Loop(pl.LightningModule):
         optimizer.step()
         everyone = divergence.detach()
         if self.trainer.world_size > 1:
-            everyone = self.all_gather(everyone).flatten()
+            gathered = self.all_gather(everyone)
+            assert isinstance(gathered, Tensor)
+            everyone = gathered.flatten()
         self._note(masking, objective, everyone, masked.expected_l0, agreement(clean.outputs, outputs))
         objective.ascend(everyone)
         self.done += 1
@@ -274,7 +288,7 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
         gather(problem.hooked, problem.maskings, itertools.islice(train, problem.recipe.statistics), device)
         fit_baselines(
             problem.hooked,
-            problem.maskings,
+            problem.fit_first,
             train,
             problem.divergence,
             steps=problem.recipe.baseline_steps,

@@ -162,6 +162,7 @@ class DiffMask(Explainer):
             self.divergence,
             self.margin,
             self.seed,
+            fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
         training.check_loaders(train, validation)
         self._warn_bypassed(train)
@@ -308,7 +309,8 @@ class DiffMask(Explainer):
 
     def _warn_bypassed(self, train: Iterable[Any]) -> None:
         batch = move(next(iter(train)), device_of(self.hooked.model))
-        around = [str(site) for site in self.sites if bypassed(self.hooked, batch, site, seeded(self.seed))]
+        found = bypassed(self.hooked, batch, self.sites, seeded(self.seed))
+        around = [str(site) for site, way in found.items() if way]
         if around:
             warnings.warn(
                 f"with every position masked at {', '.join(around)}, another input still changes the output: information "

@@ -27,6 +27,29 @@ INPUT, HIDDEN = "embedding:output", "bottleneck:output"
 
 
 @dataclass(frozen=True)
+class Setting:
+    """How DiffMask is asked about this model.
+
+    Args:
+        sites: what is masked.
+        given: what masks are read from; None for the masked site itself.
+        margin: divergence allowed on average, in nats.
+        steps: training steps.
+    """
+
+    sites: str
+    given: str | None
+    margin: float
+    steps: int = 700
+
+
+SETTINGS = {
+    "hidden state": Setting(HIDDEN, None, 0.05),
+    "input, given the hidden state": Setting(INPUT, HIDDEN, 0.12),
+}
+
+
+@dataclass(frozen=True)
 class Digits:
     """Examples of the task, one row each.
 
@@ -146,7 +169,7 @@ def train_model(
 def accuracy(model: DigitsModel, data: Digits) -> float:
     """The fraction of right predictions."""
     logits = model(data.query, data.digits, data.real)
-    return ((logits > 0) == data.label.bool()).float().mean().item()
+    return float(((logits > 0) == data.label.bool()).float().mean())
 
 
 def hook(model: nn.Module) -> Hooked:
