@@ -106,10 +106,10 @@ def join(name: str, child: str) -> str:
 def stacks(module: nn.Module) -> list[list[str]]:
     """The ordered stacks inside a module, largest first: the children of a list, where lists do not nest.
 
-    Each stack is a list of module names relative to `module`. A `ModuleList` is one, also of a single layer or of
-    layers of several types; a `Sequential` is one where its children, two at least, are of one type. A stack's size is
-    its number of weights; the experts of a mixture and the like stand inside a layer of the larger stack, and are left
-    out.
+    Each stack is a list of module names relative to `module`. A `ModuleList` is one, also of a single layer or
+    of layers of several types; a `Sequential` is one where its children, two at least, are of one type. A
+    stack's size is its number of weights; the experts of a mixture and the like stand inside a layer of the
+    larger stack, and are left out.
     """
     found: list[tuple[int, list[str]]] = []
     for name, part in module.named_modules():

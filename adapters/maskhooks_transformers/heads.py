@@ -1,0 +1,259 @@
+"""Heads: what the outputs of a transformer with a task on top mean, as distributions and as words.
+
+Distributions are computed in float32 and are not validated: a NaN goes on to where training looks for one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Normal
+
+from maskhooks import outputs as distributions
+from maskhooks.errors import UnknownDistributionError
+from maskhooks.outputs import Outputs, Positions
+from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, token_ids
+from maskhooks_transformers.words import Words
+
+PADDING_LOGIT = -1e4  # finite, since -inf gives NaN in differences; exp(-1e4) is 0
+Real = Callable[[], Bool[Tensor, "batch token"]]
+
+
+class Head(ABC):
+    """What a model of one kind predicts.
+
+    Args:
+        config: the model's configuration.
+        words: what its tokens are called.
+    """
+
+    name: str
+
+    def __init__(self, config: Any, words: Words) -> None:
+        self.config = config
+        self.words = words
+
+    @abstractmethod
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        """The prediction.
+
+        Args:
+            outputs: what the model returned.
+            batch: what it was called with, labels included.
+            real: gives which tokens are no padding.
+
+        Raises:
+            UnknownDistributionError: the outputs have no logits of this kind.
+        """
+
+    def predictions(self, result: Outputs) -> Sequence[str] | None:
+        """The prediction in words, one text an example; None where there is no single one."""
+        return distributions.predictions(result)
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        """The labels in words, one text an example; None where the batch has none."""
+        return None
+
+    def _word(self, label: Any) -> str:
+        names: Mapping[int, str] = getattr(self.config, "id2label", None) or {}
+        return names.get(int(label), str(int(label)))
+
+
+class SequenceClassification(Head):
+    """One label an example (Categorical), any of several (Bernoulli), or numbers (Normal of scale 1).
+
+    Which one says `config.problem_type`; where it is not set, as transformers' own losses decide: one output
+    is a number, labels in floating point are several, and anything else is one of them.
+    """
+
+    name = "sequence classification"
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        logits = field(outputs, "logits", 0)
+        problem = self._problem(logits.shape[-1], labels(batch))
+        if problem == "regression":
+            mean = logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+            return Normal(mean, torch.ones_like(mean), validate_args=False)
+        if problem == "multi_label_classification":
+            return Bernoulli(logits=logits, validate_args=False)
+        return Categorical(logits=logits, validate_args=False)
+
+    def predictions(self, result: Outputs) -> Sequence[str] | None:
+        if isinstance(result, Categorical):
+            return [self._word(label) for label in result.logits.argmax(-1)]
+        if isinstance(result, Bernoulli):
+            return self._several(result.probs)
+        return super().predictions(result)
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        given = labels(batch)
+        if given is None:
+            return None
+        problem = self._problem(getattr(self.config, "num_labels", 2), given)
+        if problem == "regression":
+            return [
+                " ".join(f"{number:g}" for number in row) for row in given.reshape(len(given), -1).tolist()
+            ]
+        if problem == "multi_label_classification":
+            return self._several(given)
+        return [self._word(label) for label in given.flatten()]
+
+    def _several(self, probable: Tensor) -> list[str]:
+        return [", ".join(self._word(i) for i in row.nonzero().flatten()) for row in probable > 0.5]
+
+    def _problem(self, size: int, given: Tensor | None) -> str:
+        problem = getattr(self.config, "problem_type", None)
+        if problem is not None:
+            return str(problem)
+        if size == 1:
+            return "regression"
+        several = given is not None and given.is_floating_point() and given.dim() == 2
+        return "multi_label_classification" if several else "single_label_classification"
+
+
+class TokenClassification(Head):
+    """One label at each real token."""
+
+    name = "token classification"
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        return Positions(Categorical(logits=field(outputs, "logits", 0), validate_args=False), real())
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        given = labels(batch)
+        return (
+            None if given is None else [" ".join(self._word(i) for i in row[row != IGNORED]) for row in given]
+        )
+
+
+class QuestionAnswering(Head):
+    """Where the answer starts and where it ends, among the real tokens."""
+
+    name = "question answering"
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        logits = {"start": field(outputs, "start_logits", 0), "end": field(outputs, "end_logits", 1)}
+        padding = ~real().to(logits["start"].device)
+        return {
+            name: Categorical(logits=part.masked_fill(padding, PADDING_LOGIT), validate_args=False)
+            for name, part in logits.items()
+        }
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        ends = [as_mapping(batch).get(key) for key in ("start_positions", "end_positions")]
+        if any(end is None for end in ends):
+            return None
+        return [
+            f"start: {start}, end: {end}"
+            for start, end in zip(*(torch.as_tensor(end).tolist() for end in ends), strict=True)
+        ]
+
+
+class MaskedLanguageModel(Head):
+    """The token at each position that counts.
+
+    Those are the positions with a label, else those with the mask token, else all real ones.
+    Each example is looked at alone, so that what counts does not depend on the rest of its batch.
+    """
+
+    name = "masked language model"
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        ids, given = token_ids(batch), labels(batch)
+        chosen = real()
+        if ids is not None and self.words.mask_token is not None:
+            chosen = _where_any(ids == self.words.mask_token, chosen)
+        if given is not None and given.shape == chosen.shape:
+            chosen = _where_any(given != IGNORED, chosen)
+        return at_positions(field(outputs, "logits", 0), chosen)
+
+
+class CausalLanguageModel(Head):
+    """The token after the last real one or, with `positions="all"`, after each real one but the last."""
+
+    name = "causal language model"
+    positions = "last"
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        logits = field(outputs, "logits", 0)
+        tokens = real().to(logits.device)
+        if self.positions == "all":
+            followed = nn.functional.pad(tokens[:, 1:], (0, 1), value=False)
+            return at_positions(logits, tokens & followed)
+        last = (tokens * torch.arange(tokens.shape[1], device=tokens.device)).argmax(1)
+        rows = torch.arange(len(logits), device=logits.device)
+        return Categorical(logits=logits[rows, last], validate_args=False)
+
+    def predictions(self, result: Outputs) -> Sequence[str] | None:
+        if isinstance(result, Categorical):
+            return self.words.tokens(result.logits.argmax(-1).tolist())
+        return super().predictions(result)
+
+
+# A head's class stands in one of transformers' own tables; the first table that has a class's name decides.
+# The first one keeps out encoder-decoders, which are listed as masked language models too.
+_TABLES: dict[str, type[Head] | None] = {
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": None,
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": SequenceClassification,
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": TokenClassification,
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": QuestionAnswering,
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MaskedLanguageModel,
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": CausalLanguageModel,
+}
+
+
+def head_of(model: nn.Module, words: Words) -> Head | None:
+    """The head of a model, by the name of its class or of one it derives from; None where none is known."""
+    from transformers.models.auto import modeling_auto
+
+    tables = {table: _names(getattr(modeling_auto, table, {})) for table in _TABLES}
+    for ancestor in type(model).__mro__:
+        for table, names in tables.items():
+            if ancestor.__name__ in names:
+                head = _TABLES[table]
+                return None if head is None else head(model.config, words)
+    return None
+
+
+def field(outputs: Any, name: str, index: int) -> Float[Tensor, "..."]:
+    """One part of a model's outputs in float32, by name or, with `return_dict=False`, by place.
+
+    Raises:
+        UnknownDistributionError: it is not there.
+    """
+    found = (
+        outputs[index]
+        if isinstance(outputs, tuple) and index < len(outputs)
+        else getattr(outputs, name, None)
+    )
+    if not isinstance(found, Tensor):
+        keys = ", ".join(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise UnknownDistributionError(
+            f"the model's outputs have no {name}, only: {keys}. Say what it predicts: "
+            f"wrap(model, output=lambda outputs: torch.distributions.Categorical(logits=outputs.{name}))"
+        )
+    return found.float()
+
+
+def at_positions(logits: Float[Tensor, "batch token word"], chosen: Bool[Tensor, "batch token"]) -> Positions:
+    """One Categorical at each chosen position; the others' logits are left out, as a vocabulary is large."""
+    chosen = chosen.to(logits.device)
+    count = int(chosen.sum(1).max())
+    order = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    picked = logits.gather(1, order[..., None].expand(-1, -1, logits.shape[-1]))
+    return Positions(Categorical(logits=picked, validate_args=False), chosen.gather(1, order))
+
+
+def _where_any(wanted: Tensor, otherwise: Tensor) -> Tensor:
+    return torch.where(
+        wanted.any(1, keepdim=True).to(otherwise.device), wanted.to(otherwise.device), otherwise
+    )
+
+
+def _names(table: Mapping[str, str | tuple[str, ...]]) -> set[str]:
+    return {name for value in table.values() for name in ((value,) if isinstance(value, str) else value)}

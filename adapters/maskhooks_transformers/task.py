@@ -1,0 +1,218 @@
+"""The task: how a batch becomes a call of a transformer, and what its positions are called."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import einops
+import torch
+from jaxtyping import Bool
+from torch import Generator, Tensor, nn
+
+from maskhooks import nested, outputs
+from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
+from maskhooks.outputs import Outputs
+from maskhooks.site import Site
+from maskhooks.task import Task
+from maskhooks_transformers.heads import CausalLanguageModel, Head, head_of
+from maskhooks_transformers.inputs import as_mapping, real_tokens, token_ids
+from maskhooks_transformers.loaded import model_types
+from maskhooks_transformers.words import Words
+
+
+class TransformersTask(Task):
+    """What holds for a `PreTrainedModel`.
+
+    A batch is a mapping (a `BatchEncoding`, a dict of tensors) or a tensor of token ids. Labels, and keys
+    that the model's forward does not name, are left out of the call. No key-value cache is written
+    (`use_cache=False`), so that replay may skip layers.
+
+    Options of `wrap`:
+        tokenizer: names the tokens, the special ones and the mask token. Default: the one saved in the
+            folder, or cached for the hub id, that the model was loaded from; nothing is downloaded, and
+            without any, tokens are called by their ids.
+        positions: for causal language models, `"last"` (the token after the last real one) or `"all"`.
+        call, output, real, names, vary: functions that go before what this task does; see `Task`.
+    """
+
+    name = "transformers"
+    options = (*Task.options, "tokenizer", "positions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = "a model"
+        self.head: Head | None = None
+        self.words = Words(None)
+
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return model_types()
+
+    def serve(self, model: nn.Module) -> TransformersTask:
+        task = copy.copy(self)
+        task.served = type(model).__name__
+        task.words = Words(model.config)
+        task.head = head_of(model, task.words)
+        task.name = f"transformers ({task.head.name if task.head is not None else 'no known head'})"
+        return task
+
+    def given(self, functions: Mapping[str, Any]) -> TransformersTask:
+        """This task with the user's own functions and options.
+
+        Raises:
+            BatchError: an option that this task does not have.
+            SettingError: `positions` is neither `"last"` nor `"all"`, or the model predicts no next token.
+        """
+        own = {key: value for key, value in functions.items() if key not in ("tokenizer", "positions")}
+        task = super().given(own)
+        assert isinstance(task, TransformersTask)
+        task.head = copy.copy(self.head)
+        if "tokenizer" in functions:
+            task.words = Words(self.words.config, functions["tokenizer"])
+            if task.head is not None:
+                task.head.words = task.words
+        if "positions" in functions:
+            positions = functions["positions"]
+            if positions not in ("last", "all") or not isinstance(task.head, CausalLanguageModel):
+                raise SettingError(
+                    f"positions={positions!r}: it is 'last' or 'all', for causal language models, and "
+                    f"{self.served} is served by the task {self.name!r}"
+                )
+            task.head.positions = positions
+        return task
+
+    def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The keyword arguments made from a batch.
+
+        Raises:
+            BatchError: the batch has no input for the model, or lists where tensors belong.
+        """
+        mapping = as_mapping(batch)
+        takes = _named(type(model))
+        kwargs = {
+            key: value
+            for key, value in mapping.items()
+            if key in takes and value is not None and not _is_label(key)
+        }
+        inputs = dict.fromkeys(["input_ids", "inputs_embeds", getattr(model, "main_input_name", "input_ids")])
+        present = [key for key in inputs if key in kwargs]
+        way_out = (
+            f"{type(model).__name__} takes what tokenizer(texts, padding=True, return_tensors='pt') gives. "
+            f"For other batches: wrap(model, call=lambda model, batch: model(input_ids=batch[0]), real=...)"
+        )
+        if not present:
+            has = f"has {', '.join(map(str, mapping))}" if mapping else f"is {nested.describe(batch)}"
+            raise BatchError(f"the batch has no {' or '.join(inputs)}; it {has}. {way_out}")
+        given = kwargs[present[0]]
+        if not isinstance(given, Tensor):
+            raise BatchError(f"{present[0]} is no tensor but {nested.describe(given)}. {way_out}")
+        return (), {**kwargs, **_without_cache(model)}
+
+    def distribution(self, result: Any, batch: Any) -> Outputs:
+        """The model's outputs as its head means them.
+
+        Raises:
+            UnknownDistributionError: transformers lists no head for this class, or the outputs do not fit it.
+        """
+        if self._output is not None:
+            return super().distribution(result, batch)
+        if self.head is None:
+            raise UnknownDistributionError(
+                f"what {self.served} predicts is not known: transformers lists it neither for sequence "
+                f"or token classification, nor for question answering, nor for masked or causal language "
+                f"models. Load it with such a head (AutoModelForSequenceClassification, ...), or say what it "
+                f"predicts: wrap(model, output=lambda outputs: Categorical(logits=outputs.logits))"
+            )
+        return outputs.check(self.head.distribution(result, batch, lambda: self._real_tokens(batch)))
+
+    def predictions(self, result: Outputs) -> Sequence[str] | None:
+        """The predicted labels in the words of `config.id2label`, or the predicted token."""
+        own = self.head if self._output is None else None
+        return super().predictions(result) if own is None else own.predictions(result)
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        """The labels in the words of `config.id2label`."""
+        return None if self.head is None else self.head.targets(batch)
+
+    def real(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
+        """Which positions are real: by the attention mask, where the pattern has the axes batch and token.
+
+        Raises:
+            BatchError: the mask does not fit the site.
+        """
+        pattern = site.gating()
+        mask = None if self._real is not None else real_tokens(batch)
+        if mask is None or not {"batch", "token"} <= set(pattern.positions):
+            return super().real(site, batch, value)
+        sizes = pattern.shape(value, site=site)
+        others = {axis: sizes[axis] for axis in pattern.positions if axis not in ("batch", "token")}
+        arrow = f"batch token -> {' '.join(pattern.positions)}"
+        spread = einops.repeat(mask.to(value.device), arrow, **others)
+        return self._fit(spread, tuple(sizes[axis] for axis in pattern.positions), site, pattern)
+
+    def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
+        """The tokens of each example, as the tokenizer has them; None for sites without a token axis."""
+        ids = token_ids(batch)
+        if self._names is not None or ids is None or (site.pattern and "token" not in site.pattern.positions):
+            return super().names(site, batch)
+        return [self.words.tokens(row) for row in ids.tolist()]
+
+    def vary(self, batch: Any, generator: Generator) -> Any | None:
+        """Another input of the same shape and padding: real tokens change places, special ones stay.
+
+        They do so within the whole batch. None where that changes nothing, as for a batch of one token.
+        """
+        key = "inputs_embeds" if token_ids(batch) is None else "input_ids"
+        tokens, mask = as_mapping(batch).get(key), real_tokens(batch)
+        if self._vary is not None or mask is None or not isinstance(tokens, Tensor):
+            return super().vary(batch, generator)
+        free = mask.to(tokens.device)
+        if key == "input_ids":
+            free = free & ~torch.isin(tokens, torch.tensor(sorted(self.words.special)).to(tokens))
+        rows = tokens[free]
+        varied = tokens.clone()
+        varied[free] = rows[torch.randperm(len(rows), generator=generator).to(tokens.device)]
+        if torch.equal(varied, tokens):
+            varied[free] = rows.roll(1, 0)
+        if torch.equal(varied, tokens):
+            return None
+        return varied if tokens is batch else nested.put(batch, (key,), varied)
+
+    def _real_tokens(self, batch: Any) -> Bool[Tensor, "batch token"]:
+        if self._real is not None and self._takes_batch_only():
+            return torch.as_tensor(self._real(batch)).bool()
+        mask = real_tokens(batch)
+        if mask is None:
+            raise BatchError(
+                f"which tokens of the batch, {nested.describe(batch)}, are real is not known, and the task "
+                f"{self.name!r} needs it. Say so: wrap(model, real=lambda batch: batch[1] != 0)"
+            )
+        return mask
+
+
+def _named(model: type[nn.Module]) -> set[str]:
+    """The arguments that a class's forward names, and those it derives from while they hand on `**kwargs`."""
+    found: set[str] = set()
+    for ancestor in model.__mro__:
+        forward = vars(ancestor).get("forward")
+        if forward is not None:
+            parameters = inspect.signature(forward).parameters
+            found |= set(parameters)
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return found
+
+
+def _is_label(key: str) -> bool:
+    """Whether an argument of a model's forward only serves its loss; transformers names them all this way."""
+    return "label" in key or key in ("start_positions", "end_positions")
+
+
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    """`use_cache=False` for a model that takes it, or hands it on to a base model that does."""
+    own = inspect.signature(model.forward).parameters
+    base = inspect.signature(getattr(model, "base_model", model).forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+    return {"use_cache": False} if "use_cache" in own or (hands_on and "use_cache" in base) else {}

@@ -1,0 +1,61 @@
+"""Words: what token ids are called, and which of them are special."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+
+class Words:
+    """The tokens of one model.
+
+    Args:
+        config: the model's configuration, which knows some special tokens, and where the model was loaded
+            from.
+        tokenizer: the user's. Default: the one saved where the model was loaded from, looked for when first
+            needed, in the folder itself or among what is cached; without any, tokens are called by their ids.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any = None) -> None:
+        self.config = config
+        self._given = tokenizer
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None. Nothing is downloaded, and no code of a model's author is run."""
+        if self._given is not None:
+            return self._given
+        place = getattr(self.config, "_name_or_path", "")
+        if not place:
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except Exception:  # anything may be wrong with such files: names are a courtesy, ids do as well
+            return None
+        # Where no tokenizer was saved, transformers makes one up that has special tokens only.
+        return found if len(found) > len(found.all_special_ids) else None
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Ids as the tokenizer's tokens, word pieces as they are; an id without a token as its number."""
+        if self.tokenizer is None:
+            return [str(index) for index in ids]
+        found = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return [str(index) if token is None else str(token) for index, token in zip(ids, found, strict=True)]
+
+    @property
+    def mask_token(self) -> int | None:
+        """The id of the mask token, where there is one and it is known."""
+        found = getattr(self.tokenizer, "mask_token_id", None)
+        return found if found is not None else getattr(self.config, "mask_token_id", None)
+
+    @property
+    def special(self) -> set[int]:
+        """The ids of special tokens: the tokenizer's, and every `..._token_id` of the configuration."""
+        found: list[Any] = list(getattr(self.tokenizer, "all_special_ids", []))
+        for key, value in vars(self.config).items():
+            if key.endswith("_token_id"):
+                found += value if isinstance(value, (list, tuple)) else [value]
+        return {index for index in found if isinstance(index, int)}
