@@ -21,6 +21,8 @@ from maskhooks.site import Site
 from maskhooks.step import Clean, clean_pass, onward_pass, real_positions
 from maskhooks.task import move
 
+_OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
+
 
 def start(masking: Masking, sizes: Mapping[str, Any], device: torch.device) -> None:
     """Allocates a masking's parts, those that another masking has not started yet.
@@ -82,7 +84,8 @@ def gather(hooked: Hooked, maskings: Sequence[Masking], batches: Iterable[Any], 
         for vote in votes.values():
             vote.probe.fit([rows[site] for site in vote.reads])
         for masking in baselines.values():
-            masking.baseline.fit(rows[masking.site].unflatten(-1, masking.sizes["baseline"]))
+            values = rows[masking.site]
+            masking.baseline.fit(values.reshape(len(values), *masking.sizes["baseline"]))
 
 
 def fit_baselines(
@@ -92,7 +95,7 @@ def fit_baselines(
     divergence: Divergence,
     *,
     steps: int,
-    rate: float = 0.5,
+    rate: float = 0.2,
     seed: int,
     device: torch.device,
     replay: Replay | None,
@@ -123,11 +126,15 @@ def fit_baselines(
 
 
 def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator) -> Masked:
-    """Positions kept at random, each example at a rate drawn from U(0, 1)."""
+    """Positions kept at random, each example at a rate drawn from U(0, 1); samples of nearly open or closed gates.
+
+    The gate's own noise is part of it: a baseline far from all values would do no harm at z = 0, but at z = .95.
+    """
     value = clean.values[str(masking.site)]
     shape = masking.site.gating().mask_shape(value)
     rate = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=source)
-    sample = (torch.rand(shape, generator=source) < rate).float().to(value.device)
+    logits = torch.where(torch.rand(shape, generator=source) < rate, _OPEN, -_OPEN)
+    sample = masking.gate.sample(logits, source).to(value.device)
     return masking.mask(value, real_positions(hooked, clean, masking.site), sample)
 
 

@@ -164,6 +164,8 @@ class Registry:
             self._check(name)
             offers = []
             for hook in self.manager.get_hookcallers(plugin) or []:
+                if not hook.has_spec():
+                    continue  # marked optional: meant for another version of maskhooks
                 kind, parts = self._offered(hook, plugin, name)
                 clash = taken.get(kind, set()) & set(parts)
                 if clash:
@@ -219,12 +221,17 @@ class Registry:
 
     def _check(self, name: str) -> None:
         plugin = self.manager.get_plugin(name)
-        hooks = [hook.name for hook in self.manager.get_hookcallers(plugin) or []]
-        try:
-            self.manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            known = [key for key in vars(hookspecs) if key.startswith("maskhooks_")]
-            raise PluginError(f"{error}. The hooks are {', '.join(known)}.", plugin=name) from error
+        hooks = self.manager.get_hookcallers(plugin) or []
+        for hook in hooks:  # what pluggy's check_pending does, for this plugin alone and with its name
+            if not hook.has_spec() and not all(part.optionalhook for part in hook.get_hookimpls()):
+                known = [key for key in vars(hookspecs) if key.startswith("maskhooks_")]
+                likely = near(hook.name, known, 1)
+                raise PluginError(
+                    f"plugin {name!r} implements {hook.name!r}, and there is no such hook. "
+                    + (f"Did you mean {likely[0]!r}? " if likely else "")
+                    + f"The hooks are {', '.join(known)}.",
+                    plugin=name,
+                )
         if not hooks:
             what = (
                 "a module" if isinstance(plugin, ModuleType) else f"an object of type {type(plugin).__name__}"

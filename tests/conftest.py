@@ -1,4 +1,4 @@
-"""Shared by all tests: shapes in annotations are enforced, one thread, tiny models, and the model's fingerprint."""
+"""Shared by all tests: shapes in annotations are enforced, one thread, tiny models, a model's fingerprint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """All that must be the same before and after: bits, flags, every attribute and hook of each module, the RNG."""
+    """All that must be the same before and after: bits, flags, attributes and hooks of modules, the RNG."""
     found: dict[str, Any] = {"rng": torch.get_rng_state().tolist()}
     for name, module in model.named_modules(remove_duplicate=False):
         found[f"{name} training"] = module.training

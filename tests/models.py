@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Broken(RuntimeError):
+class Broken(RuntimeError):  # noqa: N818 # reads better in the tests
     """Raised by the tiny models on demand."""
 
 
@@ -56,7 +56,7 @@ class MLP(Tiny):
 
 
 class Stack(Tiny):
-    """An embedding and an ordered stack of layers, with one ReLU that works in place and is called for each layer."""
+    """An embedding and an ordered stack of layers, with one ReLU, in place, that is called after each."""
 
     def __init__(self, depth: int = 3) -> None:
         super().__init__()

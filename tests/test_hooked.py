@@ -53,15 +53,17 @@ def test_selectors_that_replace_one_value_twice(hooked: maskhooks.Hooked) -> Non
         {"layers.0:output": torch.neg, "hidden": torch.zeros_like},
         {"layers.0:output": torch.neg, Site.parse("layers.0:output"): torch.zeros_like},
     ]:
-        with pytest.raises(SiteConflictError, match="layers.0:output"), hooked.tap(replace=replace):
+        with pytest.raises(SiteConflictError, match=r"layers\.0:output"), hooked.tap(replace=replace):
             pass
 
 
 def test_sites_found_by_glob_are_an_error_only_when_none_fired(hooked: maskhooks.Hooked) -> None:
     hooked.model.spared = nn.Linear(4, 4)
-    with pytest.warns(UnfiredSiteWarning, match="1 optional sites never fired: spared:output"):
-        with hooked.tap(read=["*d:output"]) as tap:
-            hooked((TOKENS,))
+    with (
+        pytest.warns(UnfiredSiteWarning, match="1 optional sites never fired: spared:output"),
+        hooked.tap(read=["*d:output"]) as tap,
+    ):
+        hooked((TOKENS,))
     assert list(tap.values) == ["embed:output", "head:output"]
     with pytest.raises(SiteNeverFiredError, match="none of the"), hooked.tap(read="spared*"):
         hooked((TOKENS,))

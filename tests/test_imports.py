@@ -67,4 +67,6 @@ def test_nothing_public_is_left_out() -> None:
     """What stands in the package and is neither private nor a module is exported on purpose."""
     modules = {name for name in vars(maskhooks) if f"maskhooks.{name}" in sys.modules}
     public = {name for name in vars(maskhooks) if not name.startswith("_")} - modules
-    assert public - {"annotations", "jaxtyping"} <= set(maskhooks.__all__)  # jaxtyping: the tests' import hook
+    assert public - {"annotations", "jaxtyping"} <= set(
+        maskhooks.__all__
+    )  # jaxtyping: the tests' import hook

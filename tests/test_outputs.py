@@ -1,4 +1,4 @@
-"""Outputs as distributions: divergences against sums worked out in float64, agreement, and what is no distribution."""
+"""Outputs as distributions: divergences against sums in float64, agreement, and what is no distribution."""
 
 from __future__ import annotations
 

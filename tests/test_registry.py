@@ -43,7 +43,7 @@ class ProbeAdapter(Adapter):
 
 
 class Fakes(ModuleType):
-    """The module that the fake packages' entry points name; some of its attributes raise when they are asked for."""
+    """The module that a fake package's entry points name; some of its attributes raise when asked for."""
 
     def __getattr__(self, name: str) -> Any:
         found = self.plugins[name]
@@ -175,7 +175,10 @@ def test_make() -> None:
 BROKEN = {
     "raises": (ZeroDivisionError("at import"), "ZeroDivisionError: at import"),
     "missing": (ModuleNotFoundError("No module named 'x'"), "No module named 'x'"),
-    "misspelt": (plugin(maskhooks_gate={"x": Bernoulli}), "unknown hook 'maskhooks_gate'"),
+    "misspelt": (
+        plugin(maskhooks_gate={"x": Bernoulli}),
+        "implements 'maskhooks_gate', and there is no such hook. Did you mean 'maskhooks_gates'?",
+    ),
     "empty": (ModuleType("empty"), "implements no hook of maskhooks"),
     "list": (plugin(maskhooks_gates=[Bernoulli]), "it returns a mapping from name to gate"),
     "classes": (plugin(maskhooks_adapters=[ProbeAdapter]), "it returns a list of Adapter objects"),
@@ -252,7 +255,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         (
             plugin(maskhooks_gatez={}),
             PluginError,
-            r"unknown hook 'maskhooks_gatez'.*The hooks are maskhooks_adapters",
+            r"'maskhooks_gatez'.*Did you mean 'maskhooks_gates'\? The hooks are maskhooks_adapters",
         ),
         (object(), PluginError, "an object of type object, implements no hook"),
         (ModuleType("empty"), PluginError, r"a module, implements no hook.*@maskhooks.hookimpl"),
@@ -275,6 +278,17 @@ def test_a_hook_with_arguments_that_do_not_exist(registry: Registry) -> None:
 
     with pytest.raises(PluginError, match=r"(?s)plugin 'odd' has a hook with wrong arguments.*colour"):
         registry.register(Odd(), name="odd")
+
+
+def test_an_optional_hook_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later:
+        @hookimpl(optionalhook=True)
+        def maskhooks_dreams(self) -> list[str]:
+            return ["electric sheep"]
+
+    registry = loaded(monkeypatch)
+    registry.register(Later(), name="later")
+    assert registry.reports[-1].offers == []
 
 
 def test_a_name_in_use(registry: Registry) -> None:

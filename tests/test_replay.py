@@ -564,7 +564,7 @@ def test_unknown_module() -> None:
     replay = Replay(model)
     replay.trace(model.run)
     with (
-        pytest.raises(UnknownSiteError, match="'lst'.*Did you mean 'last'"),
+        pytest.raises(UnknownSiteError, match=r"'lst'.*Did you mean 'last'"),
         replay.record([Site.parse("lst:output")]),
     ):
         pass

@@ -413,11 +413,13 @@ def test_optional_sites() -> None:
 
     model = Expert()
     sites = [site(f"experts.{i}:output", optional=True) for i in range(3)]
-    with pytest.warns(
-        UnfiredSiteWarning, match="2 optional sites never fired: experts.0:output, experts.2:output"
+    with (
+        pytest.warns(
+            UnfiredSiteWarning, match="2 optional sites never fired: experts.0:output, experts.2:output"
+        ),
+        Tap(model, read=sites) as tap,
     ):
-        with Tap(model, read=sites) as tap:
-            model.run()
+        model.run()
     assert list(tap.values) == ["experts.1:output"]
     assert tap.skipped == {"experts.0:output": "never fired", "experts.2:output": "never fired"}
     raises(SiteNeverFiredError, model, "none of the 1 optional sites", "maskhooks doctor", read=sites[:1])
@@ -464,11 +466,11 @@ def test_messages_have_no_doubled_words_and_end_with_a_sentence() -> None:
 
 def test_the_inner_tap_sees_the_outer_ones_value() -> None:
     model, x = MLP().eval(), torch.randn(3, 4)
-    with Tap(model, replace={site("first:output"): torch.ones_like}):
-        with Tap(
-            model, read=[site("first:output")], replace={site("first:output"): lambda v: 2 * v}
-        ) as inner:
-            outputs = model(x)
+    with (
+        Tap(model, replace={site("first:output"): torch.ones_like}),
+        Tap(model, read=[site("first:output")], replace={site("first:output"): lambda v: 2 * v}) as inner,
+    ):
+        outputs = model(x)
     assert inner.values["first:output"].eq(1).all()
     assert same_bits(outputs, model.last(torch.full((3, 5), 2.0)))
 

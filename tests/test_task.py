@@ -67,7 +67,7 @@ def test_an_error_of_the_model_is_the_models_own() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise TypeError("mine")
 
-    with pytest.raises(TypeError, match="^mine$"):
+    with pytest.raises(TypeError, match=r"^mine$"):
         Task().call(Fails(), X)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -11,7 +13,7 @@ class Pyramid(nn.Module):
     def __init__(self, width: int = 8, storeys: int = 3) -> None:
         super().__init__()
         widths = [width >> storey for storey in range(storeys + 1)]
-        self.storeys = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.storeys = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for storey in self.storeys:
