@@ -1,7 +1,7 @@
 """Outputs as distributions, and how far two of them lie apart.
 
-A model's outputs are a `torch.distributions.Distribution`, a `Positions` (one distribution per position), or a mapping
-of several of these, whose divergences add up. The first axis of every batch shape is the batch.
+A model's outputs are a `torch.distributions.Distribution`, a `Positions` (one distribution per position), or
+a mapping of several of these, whose divergences add up. The first axis of every batch shape is the batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Union
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, kl_divergence
@@ -20,7 +21,8 @@ from maskhooks.errors import UnknownDistributionError
 
 @dataclass(frozen=True)
 class Positions:
-    """One distribution per position, as in token classification; divergences are means over the chosen positions.
+    """One distribution per position, as in token classification; divergences are means over the chosen
+    positions.
 
     Args:
         distribution: batch shape `(batch, position)`.
@@ -33,7 +35,8 @@ class Positions:
     def __post_init__(self) -> None:
         if not bool(self.chosen.any(-1).all()):
             raise UnknownDistributionError(
-                "an example has no position whose prediction counts (no label, mask token or real token in it). "
+                "an example has no position whose prediction counts (no label, mask token or real token in "
+                "it). "
                 "Choose others, with wrap(model, output=...) returning Positions(distribution, chosen)"
             )
 
@@ -57,8 +60,8 @@ def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     """Per example, whether both predict the same: 1 or 0, the mean over positions, all heads at once.
 
-    The prediction is the most probable class; for other distributions the mean, rounded for binary ones. Continuous
-    predictions agree where they differ by less than one standard deviation of the original.
+    The prediction is the most probable class; for other distributions the mean, rounded for binary ones.
+    Continuous predictions agree where they differ by less than one standard deviation of the original.
     """
     if isinstance(original, Mapping):
         assert isinstance(masked, Mapping)
@@ -72,7 +75,8 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
 
 
 def predictions(outputs: Outputs) -> list[str] | None:
-    """The predicted class of each example as text, heads joined; None where there is no single class an example."""
+    """The predicted class of each example as text, heads joined; None where there is no single class an
+    example."""
     if isinstance(outputs, Mapping):
         heads = {name: predictions(part) for name, part in outputs.items()}
         if any(head is None for head in heads.values()):
@@ -101,7 +105,8 @@ def check(outputs: object) -> Outputs:
     ):
         return outputs
     raise UnknownDistributionError(
-        f"outputs of type {type(outputs).__name__} are no torch.distributions.Distribution. Say what the model predicts, "
+        f"outputs of type {type(outputs).__name__} are no torch.distributions.Distribution. Say what the "
+        f"model predicts, "
         f"for example wrap(model, output=lambda outputs: torch.distributions.Categorical(logits=outputs))"
     )
 
@@ -118,14 +123,27 @@ def _same(original: Distribution, masked: Distribution) -> Tensor:
 
 
 def _kl(original: Distribution, masked: Distribution) -> Tensor:
+    if isinstance(original, Bernoulli) and isinstance(masked, Bernoulli):
+        return _kl_bernoulli(original, masked)
     try:
         return kl_divergence(original, masked)
     except NotImplementedError as error:
         raise UnknownDistributionError(
-            f"torch.distributions knows no divergence of {type(masked).__name__} from {type(original).__name__}. "
-            f"Give one of your own, `divergence=` with a function of (original, masked) to a value per example, or "
+            f"torch.distributions knows no divergence of {type(masked).__name__} from "
+            f"{type(original).__name__}. "
+            f"Give one of your own, `divergence=` with a function of (original, masked) to a value per "
+            f"example, or "
             f"register one with torch.distributions.kl.register_kl"
         ) from error
+
+
+def _kl_bernoulli(original: Bernoulli, masked: Bernoulli) -> Tensor:
+    """From logits: torch's own is infinite where a probability rounds to 1, which in float32 is a logit
+    above 17."""
+    p, q = original.logits, masked.logits
+    yes = F.softplus(-q) - F.softplus(-p)
+    no = F.softplus(q) - F.softplus(p)
+    return torch.sigmoid(p) * yes + torch.sigmoid(-p) * no
 
 
 def _per_example(divergence: Tensor) -> Tensor:

@@ -38,6 +38,15 @@ def test_several_axes_add_up() -> None:
     torch.testing.assert_close(kl(categorical(p), categorical(q)).double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_sure_wrong_bernoulli_is_far_away_and_not_infinitely() -> None:
+    p, q = torch.tensor([20.0, -20.0, 30.0]), torch.tensor([-20.0, 20.0, 30.0])
+    logits = q.requires_grad_()
+    divergence = kl(Bernoulli(logits=p), Bernoulli(logits=logits))
+    torch.testing.assert_close(divergence.detach(), torch.tensor([20.0, 20.0, 0.0]))
+    divergence.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([-1.0, 1.0, 0.0]))
+
+
 def test_bernoulli_labels_add_up() -> None:
     p, q = torch.rand(4, 5), torch.rand(4, 5)
     expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1)
