@@ -1,0 +1,301 @@
+"""Masking, probes, objectives and steps on small models."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical
+
+from maskhooks.baselines import Learned, Zero
+from maskhooks.errors import PatternError, SettingError, UnknownNameError
+from maskhooks.gates import Bernoulli, HardConcrete
+from maskhooks.masking import Masked, Masking, Vote
+from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian
+from maskhooks.optimizers import Lookahead
+from maskhooks.outputs import kl
+from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
+from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe
+from maskhooks.recipe import Recipe
+from maskhooks.replay import Replay
+from maskhooks.seeds import generator, seeded
+from maskhooks.site import Site
+from maskhooks.step import clean_pass, masked_pass
+from maskhooks.wrap import wrap
+
+TOKENS = "batch token hidden -> batch token"
+
+
+class Tagger(nn.Module):
+    """An embedding, three layers, and a mean over real tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 12)
+        self.layers = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        states = self.embedding(ids)
+        for layer in self.layers:
+            states = torch.tanh(layer(states))
+        return self.head((states * real[..., None]).sum(1) / real.sum(1, keepdim=True))
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, 11, (4, 6), generator=generator(1))
+    return ids, torch.arange(6) < torch.tensor([[6], [4], [2], [5]])
+
+
+@pytest.fixture
+def hooked():
+    names = ["embedding:output", "layers.0:output", "layers.1:output", "layers.2:output"]
+    return wrap(
+        Tagger(),
+        sites=dict.fromkeys(names, TOKENS),
+        output=lambda o: Categorical(logits=o),
+        real=lambda b: b[1],
+    )
+
+
+def make(
+    hooked, batch, site="layers.1:output", probe: Probe | None = None, baseline=None, gate=None
+) -> Masking:
+    site = hooked.find(site)[0]
+    masking = Masking(site, 1, [Vote((site,), probe or MLP())], gate or HardConcrete(), baseline or Learned())
+    torch.manual_seed(0)
+    gather(hooked, [masking], [batch], torch.device("cpu"))
+    return masking
+
+
+def test_only_real_positions_are_masked(hooked, batch):
+    masking = make(hooked, batch)
+    masked, _ = masked_pass(hooked, clean_pass(hooked, batch, masking.reads), masking, generator(3))
+    padding = ~batch[1]
+    assert bool((masked.sample[padding] == 1).all())
+    assert torch.equal(masked.replaced[padding], masked.original[padding])
+    assert bool((masked.sample[batch[1]] < 1).any())
+
+
+def test_expected_l0_is_the_mean_probability_over_real_positions(hooked, batch):
+    masking = make(hooked, batch)
+    clean = clean_pass(hooked, batch, masking.reads)
+    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    (logits,) = masking.logits(clean.values)
+    probability = torch.sigmoid(logits + 0.2 * math.log(5))
+    expected = torch.stack([p[r].mean() for p, r in zip(probability, batch[1], strict=True)])
+    torch.testing.assert_close(masked.expected_l0, expected)
+
+
+def test_votes_multiply(hooked, batch):
+    first, second = hooked.find(["embedding:output", "layers.1:output"])
+    votes = [Vote((first,), MLP()), Vote((first, second), MLP())]
+    masking = Masking(first, 2, votes, HardConcrete(), Learned())
+    gather(hooked, [masking], [batch], torch.device("cpu"))
+    clean = clean_pass(hooked, batch, masking.reads)
+    each = [HardConcrete().probability(logits) for logits in masking.logits(clean.values)]
+    torch.testing.assert_close(masking.log_open(clean.values).exp(), each[0] * each[1])
+    assert [str(site) for site in masking.reads] == ["embedding:output", "layers.1:output"]
+    assert str(masking) == "embedding:output given layers.1:output"
+
+
+def test_every_part_gets_a_gradient(hooked, batch):
+    masking = make(hooked, batch)
+    clean = clean_pass(hooked, batch, masking.reads)
+    masked, outputs = masked_pass(hooked, clean, masking, generator(3))
+    objective = AugmentedLagrangian(0.001, initial=10.0)
+    objective.start(closed_divergence(hooked, clean, masking, kl).mean())
+    objective(masked, kl(clean.outputs, outputs)).backward()
+    for part in masking.modules:
+        for weight in part.parameters():
+            assert weight.grad is not None
+            assert bool(weight.grad.abs().sum() > 0)
+    assert all(weight.grad is None for weight in hooked.model.parameters())
+
+
+def test_a_masked_pass_from_the_site_onward_is_the_full_one(hooked, batch):
+    masking = make(hooked, batch)
+    replay = Replay(hooked.model)
+    for rounded in (None, 0.5):
+        short = clean_pass(hooked, batch, masking.reads, [masking.site], replay)
+        full = clean_pass(hooked, batch, masking.reads)
+        one = masked_pass(hooked, short, masking, generator(3), rounded=rounded)[1]
+        other = masked_pass(hooked, full, masking, generator(3), rounded=rounded)[1]
+        assert torch.equal(one.logits, other.logits)
+
+
+def test_grouped_positions(batch):
+    pattern = "batch token (head dim) -> batch token head, head=3"
+    hooked = wrap(
+        Tagger(),
+        sites={"layers.1:output": pattern},
+        output=lambda o: Categorical(logits=o),
+        real=lambda b: b[1],
+    )
+    masking = make(hooked, batch)
+    assert masking.sizes == {"baseline": [3, 4], "reads": [[12]], "groups": 3}
+    clean = clean_pass(hooked, batch, masking.reads)
+    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    assert masked.sample.shape == (4, 6, 3)
+    assert bool((masked.sample[~batch[1]] == 1).all())
+    heads = masked.replaced.view(4, 6, 3, 4)
+    closed = masked.sample == 0
+    assert bool(closed.any())
+    assert torch.equal(heads[closed], masked.baseline.expand(4, 6, 3, 4)[closed])
+
+
+def test_sites_read_together_need_the_same_positions(hooked, batch):
+    first = hooked.find("embedding:output")[0]
+    other = Site.parse("layers.1:output", "token batch hidden -> token batch")
+    masking = Masking(first, 0, [Vote((other,), MLP())], HardConcrete(), Zero())
+    clean = clean_pass(hooked, batch, masking.reads)
+    start(masking, sizes(masking, clean), torch.device("cpu"))
+    square = {**clean.values, "layers.1:output": clean.values["layers.1:output"][:3]}
+    with pytest.raises(PatternError, match="same positions"):
+        masking(square, batch[1])
+
+
+def test_random_masks_keep_at_random_rates(hooked, batch):
+    masking = make(hooked, batch)
+    clean = clean_pass(hooked, batch, masking.reads)
+    kept = torch.cat([random_mask(hooked, clean, masking, generator(i)).sample[batch[1]] for i in range(200)])
+    assert 0.4 < kept.mean() < 0.6
+    assert bool((kept == 0).any())
+
+
+class TestProbes:
+    def test_values_are_standardised(self):
+        probe = MLP()
+        probe.start([3, 12], 1)
+        torch.manual_seed(0)
+        rows = [torch.randn(500, 3) * 5 + 7, torch.randn(500, 12) * 0.1 - 2]
+        for part in range(5):  # in batches, as in all at once
+            probe.fit([value[part * 100 : part * 100 + 100] for value in rows])
+        both = torch.cat(rows, -1)
+        torch.testing.assert_close(probe.mean, both.mean(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(probe.variance, both.var(0, unbiased=False), rtol=1e-3, atol=1e-5)
+
+    def test_the_clamp_lets_a_logit_come_back(self):
+        probe = FreeLogits(start_logit=2.0, low=-7.0, high=5.0)
+        probe.start([], 1)
+        probe.begin([2], torch.device("cpu"))
+        probe.logits.data.copy_(torch.tensor([[9.0], [-9.0]]))
+        out = probe([])
+        assert out.flatten().tolist() == [5.0, -7.0]
+        out.backward(torch.tensor([[1.0], [-1.0]]))  # descent takes both back inside
+        assert probe.logits.grad.flatten().tolist() == [1.0, -1.0]
+        probe.logits.grad = None
+        probe([]).backward(torch.tensor([[-1.0], [1.0]]))  # further out
+        assert probe.logits.grad.flatten().tolist() == [0.0, 0.0]
+
+    def test_settings_out_of_range(self):
+        with pytest.raises(SettingError, match="between low and high"):
+            MLP(start_logit=9.0)
+
+    def test_the_papers_head_saturates_open(self):
+        probe = PaperMLP()
+        probe.start([4], 1)
+        logits = probe([torch.randn(100, 4)])
+        assert logits.shape == (100, 1)
+        assert bool((logits > -5).all() and (logits < 15).all())
+
+
+class TestObjectives:
+    def masked(self, probability: torch.Tensor, real: torch.Tensor | None = None) -> Masked:
+        real = torch.ones_like(probability, dtype=torch.bool) if real is None else real
+        value = torch.zeros(*probability.shape, 1)
+        return Masked(value, value, probability, torch.zeros(1), probability.log(), real)
+
+    @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan])
+    def test_the_margin_is_positive(self, margin):
+        with pytest.raises(SettingError, match="margin"):
+            AugmentedLagrangian(margin)
+
+    def test_augmented_formula(self):
+        objective = AugmentedLagrangian(0.1, rate=0.05, damping=5.0, initial=0.5)
+        objective.start(torch.tensor(2.0))
+        masked = self.masked(torch.tensor([[0.2, 0.4], [0.6, 0.8]]))
+        divergence = torch.tensor([0.5, 0.3])
+        e = (0.4 - 0.1) / 2
+        mu = 0.5 + 5 * e
+        torch.testing.assert_close(objective(masked, divergence), torch.tensor((0.5 + mu * e) / (1 + mu)))
+        objective.ascend(divergence)
+        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.05 * 0.05))  # clipped to m / K
+        for _ in range(1000):
+            objective.ascend(torch.zeros(2))
+        assert objective.multiplier == 0
+
+    def test_a_multiplier_for_each_example(self):
+        objective = AugmentedLagrangian(0.1)
+        objective.start(torch.tensor([1.0, 1.0]))
+        objective.ascend(torch.tensor([1.0, 0.0]))
+        assert objective.multiplier[0] > 0.5 > objective.multiplier[1]
+
+    def test_paper_formula(self):
+        objective = PaperLagrangian(0.1)
+        objective.start(torch.tensor(2.0))
+        masked = self.masked(torch.tensor([[0.5, 0.5]]))
+        loss = objective(masked, torch.tensor([0.4]))
+        torch.testing.assert_close(loss, torch.tensor(0.3 + math.log(0.5)))
+        objective.ascend(torch.tensor([0.4]))
+        assert objective.multiplier.item() == pytest.approx(1 + 0.3 * 0.3 / math.sqrt(0.01 * 0.09), rel=1e-4)
+        for _ in range(500):
+            objective.ascend(torch.tensor([9.0]))
+        assert objective.multiplier <= 200
+
+    def test_padding_does_not_count(self):
+        masked = self.masked(torch.tensor([[0.5, 1.0]]), torch.tensor([[True, False]]))
+        assert masked.expected_l0.item() == pytest.approx(0.5)
+
+
+def test_lookahead_goes_half_the_way_back():
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = Lookahead(torch.optim.SGD([weight], lr=1.0), k=2)
+    for _ in range(2):
+        weight.grad = torch.tensor([-1.0])
+        optimizer.step()
+    assert weight.item() == 1.0  # two fast steps to 2, half of the way
+    for _ in range(2):
+        optimizer.step()
+    assert weight.item() == 2.0
+
+
+def test_recipes_by_name():
+    paper = Recipe.named("paper")
+    probe, objective = paper.make_probe(), paper.make_objective(0.1)
+    assert isinstance(probe, PaperMLP)
+    assert isinstance(objective, PaperLagrangian)
+    assert isinstance(paper.make_optimizer([nn.Parameter(torch.zeros(1))], []), Lookahead)
+    with pytest.raises(UnknownNameError, match="stable, paper"):
+        Recipe.named("papr")
+
+
+def test_rates_rise_and_fall():
+    recipe = dataclasses.replace(Recipe(), warmup=10, decay=0.5)
+    rates = [recipe.rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[49] == 1
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.02)
+
+
+def test_seeds_are_of_their_own():
+    assert seeded(0, 1) == seeded(0, 1)
+    assert len({seeded(seed, number) for seed in range(10) for number in range(10)}) == 100
+    before = torch.get_rng_state()
+    torch.rand(3, generator=generator(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bernoulli_gates_learn(hooked, batch):
+    masking = make(hooked, batch, gate=Bernoulli())
+    clean = clean_pass(hooked, batch, masking.reads)
+    masked, outputs = masked_pass(hooked, clean, masking, generator(3))
+    assert set(masked.sample.unique().tolist()) <= {0.0, 1.0}
+    kl(clean.outputs, outputs).mean().backward()
+    assert any(bool(weight.grad.abs().sum() > 0) for weight in masking.votes[0].probe.parameters())
