@@ -1,4 +1,4 @@
-"""Our own gates, baselines and explainers, registered through the same hooks as a stranger's."""
+"""Our own gates, baselines, explainers and sources, registered through the same hooks as a stranger's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.random import Random
 from maskhooks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.hookspecs import hookimpl
+from maskhooks.source import Factory, Source
 
 
 @hookimpl
@@ -29,3 +30,8 @@ def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
 @hookimpl
 def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
     return {"diffmask": DiffMask, "random": Random}
+
+
+@hookimpl
+def maskhooks_sources() -> Mapping[str, Source]:
+    return {"factory": Factory()}

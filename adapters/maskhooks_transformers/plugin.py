@@ -1,11 +1,15 @@
-"""Registers the Hugging Face adapter and task. Importing this does not import transformers."""
+"""Registers the Hugging Face adapter, task and source. Importing this does not import transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from maskhooks.adapter import Adapter
 from maskhooks.hookspecs import hookimpl
+from maskhooks.source import Source
 from maskhooks.task import Task
 from maskhooks_transformers.adapter import TransformersAdapter
+from maskhooks_transformers.source import TransformersSource
 from maskhooks_transformers.task import TransformersTask
 
 
@@ -17,3 +21,8 @@ def maskhooks_adapters() -> list[Adapter]:
 @hookimpl
 def maskhooks_tasks() -> list[Task]:
     return [TransformersTask()]
+
+
+@hookimpl
+def maskhooks_sources() -> Mapping[str, Source]:
+    return {"transformers": TransformersSource()}

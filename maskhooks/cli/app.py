@@ -1,0 +1,62 @@
+"""The application: its commands, and the options that stand before them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from maskhooks.cli.console import reporting, say
+from maskhooks.cli.demo import demo
+from maskhooks.cli.doctor import doctor
+from maskhooks.cli.explain import explain
+from maskhooks.cli.fit import fit
+from maskhooks.cli.plugins import plugins
+from maskhooks.cli.sites import sites
+
+
+class _Commands(TyperGroup):
+    """Commands that report errors and warnings of maskhooks in one line each."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with reporting(debug=bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)  # as they are added: the way a newcomer goes
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, sites, doctor, fit, explain, plugins):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        say(f"maskhooks {version('maskhooks')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback(epilog="Begin with [bold]maskhooks demo[/]: a minute, no downloads.")
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show errors with their traceback.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Learn which inputs and hidden states the predictions of a PyTorch model need."""
+
+
+def main() -> None:
+    """The command `maskhooks`."""
+    app(prog_name="maskhooks")

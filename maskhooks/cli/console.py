@@ -1,0 +1,91 @@
+"""What the commands print: results on stdout, everything else on stderr; errors and warnings in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from maskhooks.errors import MaskhooksError, MaskhooksWarning
+from maskhooks.table import Rows
+
+_WIDE = 400  # columns where no terminal says how many: files and pipes get whole lines
+FAILED = 2
+
+
+def say(text: str = "", style: str = "") -> None:
+    """A paragraph on stdout, taken literally and wrapped by the terminal."""
+    _console().print(Text(text, style), soft_wrap=True)
+
+
+def say_table(rows: Rows, title: str = "", alarm: Callable[[Mapping[str, str]], bool] | None = None) -> None:
+    """Rows with the same keys as a table on stdout; columns without any text are left out.
+
+    Args:
+        alarm: says which rows are printed in red.
+    """
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
+    for name in names:
+        numbers = all(row[name].strip("-.0123456789 %") == "" for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        red = "red" if alarm is not None and alarm(row) else ""
+        table.add_row(*(Text(row[name]) for name in names), style=red)
+    _console().print(table)
+
+
+@contextlib.contextmanager
+def reporting(debug: bool = False) -> Iterator[None]:
+    """Errors of maskhooks end the command in a red line, its warnings are yellow lines, others' are dropped.
+
+    Args:
+        debug: let errors through with their traceback, and show every warning as Python does.
+
+    Raises:
+        typer.Exit: with code 2 where an error of maskhooks was printed.
+    """
+    if debug:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", MaskhooksWarning)
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except MaskhooksError as error:
+            _tell("error", str(error), "red")
+            raise typer.Exit(FAILED) from error
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> Any:
+    _tell("warning", str(message), "yellow")
+
+
+def _tell(kind: str, text: str, style: str) -> None:
+    one_line = " ".join(text.split())
+    _console(stderr=True).print(Text(f"{kind}: {one_line}", style), soft_wrap=True)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    return console

@@ -1,0 +1,56 @@
+"""`maskhooks doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from maskhooks.cli.console import say, say_table
+from maskhooks.cli.material import Material
+from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
+from maskhooks.doctor import examine
+from maskhooks.errors import SettingError
+from maskhooks.records import Columns
+from maskhooks.task import device_of, move
+
+
+def doctor(
+    model: Model,
+    data: Data = None,
+    text_column: TextColumn = "text",
+    second_column: SecondColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = 128,
+    device: Device = None,
+) -> None:
+    """Run one batch and report on every site: does it fire, how often, its shape, and what goes around it.
+
+    Without data, a model that takes texts gets two sentences. Exit code 1 means that a site is in trouble: it
+    does not fire as addressed, or it is bypassed, so that with all its positions closed another input still
+    changes the output.
+
+    [bold]Examples[/]
+
+    [cyan]maskhooks doctor bert-base-uncased[/]
+
+    [cyan]maskhooks doctor my_folder/my_model --data reviews.csv[/]
+
+    [cyan]maskhooks doctor my_package.networks:make[/]
+    """
+    columns = Columns(text_column, second_column, label_column)
+    material = Material.of(model, device, max_length, columns=columns, batch_size=8)
+    batch = material.example(data)
+    if batch is None:
+        raise SettingError(
+            f"there is no batch to run {model} with: have the factory return (model, training batches)"
+        )
+    report = examine(material.hooked, move(batch, device_of(material.hooked.model)))
+    say_table(
+        report.rows(),
+        f"Sites of {model}",
+        alarm=lambda row: bool(row["trouble"]) or row["bypassed"] == "BYPASSED",
+    )
+    say(f"output: {report.distribution}")
+    if not report.healthy:
+        say("A site in red cannot be masked as it is, or its masks would tell only part of the story.", "red")
+        raise typer.Exit(1)
+    say(f"{len(report.findings)} sites, all well." if report.findings else "No sites are listed.")

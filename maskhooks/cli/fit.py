@@ -1,0 +1,183 @@
+"""`maskhooks fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maskhooks.cli.console import say, say_table
+from maskhooks.cli.folder import make_folder
+from maskhooks.cli.material import Material
+from maskhooks.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    LabelColumn,
+    MaxLength,
+    Model,
+    SecondColumn,
+    Seed,
+    TextColumn,
+)
+from maskhooks.errors import SettingError
+from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.records import Columns
+from maskhooks.task import device_of
+
+_MASKS = "Masks"
+
+
+def fit(
+    model: Model,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the trained masks and their logs.", show_default=False)
+    ],
+    data: Data = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(help="As --data, to choose the masks on; by default a tenth of --data is held out."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Examples drawn from either data at most.", rich_help_panel="Data"),
+    ] = None,
+    text_column: TextColumn = "text",
+    second_column: SecondColumn = None,
+    label_column: LabelColumn = None,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 128,
+    sites: Annotated[
+        list[str],
+        typer.Option(
+            help="What to mask: hidden, input, an address or a glob. May be repeated.", rich_help_panel=_MASKS
+        ),
+    ] = ["hidden"],  # noqa: B006 # typer copies it
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The states that masks are read from; by default the hidden states for input, else each "
+            "site itself. May be repeated.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Divergence allowed on average, in nats.", rich_help_panel=_MASKS)
+    ] = 0.1,
+    gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
+    baseline: Annotated[
+        str, typer.Option(help="What a closed gate lets through.", rich_help_panel=_MASKS)
+    ] = "learned",
+    recipe: Annotated[
+        str, typer.Option(help="Way of training: stable or paper.", rich_help_panel=_MASKS)
+    ] = "stable",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Training steps in all; by default as many for each mask as the recipe has."
+        ),
+    ] = None,
+    device: Device = None,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are in --out.")] = False,
+) -> None:
+    """Train DiffMask on a model: which positions can be dropped while its predictions stay the same?
+
+    The model itself is not changed. The best masks within the margin are kept and saved.
+
+    [bold]Examples[/]
+
+    [cyan]maskhooks fit bert-base-uncased-sst5 --data train.txt --validation dev.txt --out run[/]
+
+    [cyan]maskhooks fit my_folder/my_model --data qa.jsonl --text-column question --second-column context
+    --sites input --margin 0.5 --out run[/]
+
+    [cyan]maskhooks fit my_package.networks:make --sites "*layer*:output" --out run[/]
+    """
+    if (out / "explainer.json").exists() and not overwrite:
+        raise SettingError(
+            f"{out} holds trained masks. Choose another --out, or replace them with --overwrite."
+        )
+    make_folder(out)
+    columns = Columns(text_column, second_column, label_column)
+    material = Material.of(model, device, max_length, columns=columns, batch_size=batch_size, seed=seed)
+    explainer = DiffMask(
+        material.hooked,
+        _one_or_more(sites),
+        given=_one_or_more(given) if given else None,
+        margin=margin,
+        gate=gate,
+        baseline=baseline,
+        recipe=recipe,
+        seed=seed,
+    )
+    train, held = material.for_training(data, validation, limit)
+    say(f"Training {len(explainer.maskings)} masks of {model}, within {margin:g} nats of its predictions.")
+    where = device_of(material.hooked.model)
+    explainer.fit(
+        train,
+        held,
+        steps=steps,
+        run_dir=out,
+        accelerator=where.type,
+        devices=1 if where.index is None else [where.index],
+    )
+    _tell(explainer, held if held is not None else train, trained_only=held is None)
+    say(f"Saved to {out}. Next, see what the masks keep:")
+    say(f"  {_next(out, model, validation or data, columns)}", "cyan")
+
+
+def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) -> None:
+    rows = explainer.evaluate(batches)
+    title = (
+        "What the masks do, on the training batches"
+        if trained_only
+        else "What the masks do, on validation data"
+    )
+    say_table(
+        [_cells(row) for row in rows], f"{title} (divergence in nats; rounded: gates open above one half)"
+    )
+    if explainer.within_margin is None:
+        say(f"Without validation data nothing checks the margin of {explainer.margin:g} nats.")
+    elif explainer.within_margin:
+        say(f"All masks keep the mean divergence within the margin of {explainer.margin:g} nats.", "green")
+    else:
+        say(
+            f"Not all masks keep the mean divergence within the margin of {explainer.margin:g} nats. Train "
+            "with more --steps, or allow a larger --margin.",
+            "yellow",
+        )
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    fractions = {"kept": "expected_l0", "agreement": "agreement"}
+    rounded = {"rounded: kept": "rounded_kept", "rounded: agreement": "rounded_agreement"}
+    return {
+        "masked": row["site"],
+        "depth": str(row["depth"]),
+        "divergence": f"{row['divergence']:.3f}",
+        **{name: f"{row[key]:.1%}" for name, key in fractions.items()},
+        "rounded: divergence": f"{row['rounded_divergence']:.3f}",
+        **{name: f"{row[key]:.1%}" for name, key in rounded.items()},
+    }
+
+
+def _one_or_more(selectors: Sequence[str]) -> str | list[str]:
+    return selectors[0] if len(selectors) == 1 else list(selectors)
+
+
+def _next(out: Path, model: str, data: str | None, columns: Columns) -> str:
+    import shlex
+
+    words = ["maskhooks", "explain", str(out), model]
+    given = {
+        "--data": data,
+        "--text-column": None if columns.text == "text" else columns.text,
+        "--second-column": columns.second,
+        "--label-column": columns.label,
+        "--out": f"{out}-explained",
+    }
+    words += [word for option, value in given.items() if value is not None for word in (option, value)]
+    return shlex.join(words)

@@ -1,0 +1,46 @@
+"""`maskhooks sites`."""
+
+from __future__ import annotations
+
+from maskhooks.cli.console import say, say_table
+from maskhooks.cli.material import Material
+from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
+from maskhooks.records import Columns
+from maskhooks.task import device_of, move
+from maskhooks.wrap import with_shapes
+
+
+def sites(
+    model: Model,
+    data: Data = None,
+    text_column: TextColumn = "text",
+    second_column: SecondColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = 128,
+    device: Device = None,
+) -> None:
+    """List the sites of a model: address, pattern, tags, depth, and shape in one batch where there are data.
+
+    [bold]Examples[/]
+
+    [cyan]maskhooks sites bert-base-uncased[/]
+
+    [cyan]maskhooks sites my_folder/my_model --data reviews.csv[/]
+
+    [cyan]maskhooks sites my_package.networks:make[/]
+    """
+    columns = Columns(text_column, second_column, label_column)
+    material = Material.of(model, device, max_length, columns=columns)
+    hooked = material.hooked
+    batch = material.example(data) if data is not None or material.opened.train is not None else None
+    if batch is not None:
+        hooked = with_shapes(hooked, move(batch, device_of(hooked.model)))
+    if not len(hooked.sites):
+        say(
+            f"No site is listed: no plugin knows the modules of this {type(hooked.model).__name__}. Have "
+            "the factory return maskhooks.wrap(model, "
+            f"sites={{'module:output': 'batch token hidden -> batch token'}})."
+        )
+        return
+    say_table(hooked.sites.rows(), f"Sites of {model}")
+    say("A site is chosen by its address, a glob such as '*layer*:output', or a tag.")

@@ -1,0 +1,146 @@
+"""Sources: what MODEL means on the command line, and how records become its batches."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from maskhooks.errors import ModelError, PluginError, near
+from maskhooks.hooked import Hooked
+from maskhooks.records import Record
+from maskhooks.wrap import wrap
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready for data: its own, or records made into batches.
+
+    Args:
+        hooked: the wrapped model.
+        batch: makes a batch from records; None where the model takes no texts.
+        train: training batches that came with the model.
+        validation: validation batches that came with it.
+    """
+
+    hooked: Hooked
+    batch: Callable[[Sequence[Record]], Any] | None = None
+    train: Iterable[Any] | None = None
+    validation: Iterable[Any] | None = None
+
+
+class Source(ABC):
+    """Opens models of one kind from what a user writes for MODEL.
+
+    Attributes:
+        form: what to write for MODEL, in a few words, for help and messages.
+    """
+
+    form: str
+
+    @abstractmethod
+    def claims(self, model: str) -> bool:
+        """Whether this text is meant for this source; nothing is loaded yet."""
+
+    @abstractmethod
+    def open(self, model: str, *, max_length: int = 128) -> Opened:
+        """The model, wrapped.
+
+        Args:
+            model: what the user wrote.
+            max_length: tokens of a text at most, where there are tokens; longer texts are cut.
+
+        Raises:
+            MaskhooksError: it cannot be opened; the message says why, and gives a way out.
+        """
+
+
+def choose(model: str, sources: Mapping[str, Source]) -> Source:
+    """The source that claims MODEL.
+
+    Raises:
+        PluginError: none does, or several do.
+    """
+    claiming = {name: source for name, source in sources.items() if source.claims(model)}
+    if len(claiming) == 1:
+        return next(iter(claiming.values()))
+    if claiming:
+        raise PluginError(
+            f"the sources {' and '.join(sorted(claiming))} both claim the model {model!r}. Write it so "
+            f"that just one does ({_forms(claiming)}), or uninstall the other's plugin."
+        )
+    raise PluginError(f"no source knows how to open the model {model!r}. Give {_forms(sources)}.")
+
+
+def _forms(sources: Mapping[str, Source]) -> str:
+    return ", or ".join(source.form for _, source in sorted(sources.items()))
+
+
+class Factory(Source):
+    """Calls a function without arguments: `package.module:factory`, which may stand in the current folder.
+
+    It returns a `Hooked`, `(Hooked, training batches)` or `(Hooked, training batches, validation batches)`; a
+    plain module stands for `wrap(module)`. A factory whose model takes texts returns an `Opened`.
+    """
+
+    form = "package.module:factory, a function that returns a network and its batches"
+    _written = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*(\.[^\W\d]\w*)*)")
+
+    def claims(self, model: str) -> bool:
+        return self._written.fullmatch(model) is not None and not Path(model).exists()
+
+    def open(self, model: str, *, max_length: int = 128) -> Opened:
+        """The model that the factory makes.
+
+        Raises:
+            ModelError: there is no such module or function, or it returns something else.
+        """
+        made = self._factory(model)()
+        if isinstance(made, Opened):
+            return made
+        network, *batches = made if isinstance(made, tuple) else (made,)
+        if not isinstance(network, (nn.Module, Hooked)) or len(batches) > 2:
+            raise ModelError(
+                f"{model} returned {type(made).__name__} instead of a model. A factory returns a Hooked or "
+                "a module, or (it, training batches), or (it, training batches, validation batches)."
+            )
+        hooked = network if isinstance(network, Hooked) else wrap(network)
+        return Opened(hooked, None, *batches)
+
+    def _factory(self, model: str) -> Callable[[], Any]:
+        name, _, attribute = model.partition(":")
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # a module that the factory's own module needs
+            raise ModelError(
+                f"there is no module {error.name!r} to import, for the model {model!r}. Run from the "
+                "folder that holds it, or install it."
+            ) from error
+        for step in attribute.split("."):
+            if not hasattr(found, step):
+                likely = near(step, [key for key in dir(found) if not key.startswith("_")])
+                raise ModelError(
+                    f"module {name!r} has no {attribute!r}."
+                    + (
+                        f" Did you mean {', '.join(map(repr, likely))}?"
+                        if likely
+                        else " Give the name of a function."
+                    )
+                )
+            found = getattr(found, step)
+        if not callable(found):
+            raise ModelError(
+                f"{model} is no function. Give one that returns the model: def {attribute}(): ..."
+            )
+        return found  # type: ignore[no-any-return] # callable, as checked

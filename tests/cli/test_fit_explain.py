@@ -1,0 +1,207 @@
+"""`maskhooks fit` and `maskhooks explain`, end to end: a transformer's folder, and a factory's network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import Result
+
+from maskhooks.explanation import Explanation
+from maskhooks.records import Record
+from maskhooks.source import Factory
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Twenty labelled texts."""
+    path = tmp_path / "texts.csv"
+    adjectives = {"good": "positive", "bad": "negative"}
+    rows = [
+        f"the film {'very ' * (i % 3)}{word},{name}" for i in range(10) for word, name in adjectives.items()
+    ]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_transformer_from_texts_to_page(run: Run, bert: Path, texts: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "explained"
+    fitted = run(
+        "fit", bert, "--data", texts, "--validation", texts, "--out", folder, "--limit", 12, "--steps", 8
+    )
+    assert fitted.exit_code == 0, fitted.stderr
+    assert len(re.findall(r"^ bert\.\S+:output .*%", fitted.stdout, re.MULTILINE)) == 3
+    assert "within the margin of 0.1 nats" in fitted.stdout
+    with (folder / "validation.csv").open() as file:
+        assert len({row["site"] for row in csv.DictReader(file)}) == 4
+    command = next(line for line in fitted.stdout.splitlines() if "maskhooks explain" in line)
+    words = shlex.split(command)[1:]
+    assert words[-2:] == ["--out", f"{folder}-explained"]
+
+    explained = run(*words[:-1], out, "--limit", 6, "--shown", 2, "--plots", 1, "--batch-size", 4)
+    assert explained.exit_code == 0, explained.stderr
+    assert re.search(r"bert\.encoder\.layer\.1:output +3 +\d+\.\d%", explained.stdout)
+    assert "over 6 examples" in explained.stdout
+    explanation = Explanation.from_parquet(out / "explanation.parquet")
+    assert sorted(set(explanation["example"].tolist())) == list(range(6))
+    assert [about["target"] for about in explanation.examples.values()] == ["positive", "negative"] * 3
+    assert {about["prediction"] for about in explanation.examples.values()} <= {
+        "negative",
+        "neutral",
+        "positive",
+    }
+    assert explanation.select(example=0, depth=0)["label"].tolist() == [
+        "[CLS]",
+        "the",
+        "film",
+        "good",
+        "[SEP]",
+    ]
+    page = (out / "explanation.html").read_text(encoding="utf-8")
+    assert page.count('"number":') == 2
+    assert sorted(path.name for path in out.iterdir()) == [
+        "example-0.png",
+        "explanation.html",
+        "explanation.parquet",
+    ]
+
+
+def test_factory_from_its_batches_to_page(run: Run, network: str, tmp_path: Path) -> None:
+    fitted = run(
+        "fit",
+        f"{network}:with_data",
+        "--out",
+        "run",
+        "--steps",
+        6,
+        "--sites",
+        "layer:output",
+        "--margin",
+        0.5,
+    )
+    assert fitted.exit_code == 0, fitted.stderr
+    saved = json.loads((tmp_path / "run" / "explainer.json").read_text())["settings"]
+    assert [site["address"] for site in saved["sites"]] == ["layer:output"]
+    assert saved["margin"] == 0.5
+    explained = run("explain", "run", f"{network}:with_data", "--out", "explained")
+    assert explained.exit_code == 0, explained.stderr
+    explanation = Explanation.from_parquet(tmp_path / "explained" / "explanation.parquet")
+    assert len(set(explanation["example"].tolist())) == 8  # its two validation batches
+    assert explanation["label"][0].startswith("token ")
+
+
+def test_factory_without_validation(run: Run, network: str) -> None:
+    fitted = run("fit", f"{network}:train_only", "--out", "run", "--steps", 4)
+    assert fitted.exit_code == 0, fitted.stderr
+    assert "on the training batches" in fitted.stdout
+    assert "nothing checks the margin" in fitted.stdout
+
+
+def test_options_reach_the_masks(run: Run, network: str, tmp_path: Path) -> None:
+    fitted = run(
+        *("fit", f"{network}:train_only", "--out", "run", "--steps", 4, "--seed", 3, "--recipe", "paper"),
+        *("--sites", "embed:output", "--given", "embed:output", "--given", "layer:output"),
+        *("--gate", "bernoulli", "--baseline", "zero"),
+    )
+    assert fitted.exit_code == 0, fitted.stderr
+    saved = json.loads((tmp_path / "run" / "explainer.json").read_text())["settings"]
+    assert [site["address"] for site in saved["given"]] == ["embed:output", "layer:output"]
+    assert (saved["gate"]["name"], saved["baseline"], saved["seed"]) == ("bernoulli", "zero", 3)
+    assert saved["recipe"]["name"] == "paper"
+
+
+def test_a_tenth_is_held_out_and_the_seed_decides(run: Run, network: str, tmp_path: Path) -> None:
+    from maskhooks.cli.material import Material
+
+    lines = [json.dumps({"text": f"{1 + i % 9} {1 + i % 4}", "label": i}) for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    seen: list[list[Record]] = []
+
+    def batches(seed: int, limit: int | None = None) -> tuple[set[int], set[int], list[int]]:
+        opened = Factory().open(f"{network}:of_texts")
+        object.__setattr__(
+            opened, "batch", lambda records: seen.append(list(records)) or [r.label for r in records]
+        )
+        material = Material("of_texts", opened, seed=seed, batch_size=7)
+        train, held = material.for_training(str(tmp_path / "data.jsonl"), None, limit)
+        assert held is not None
+        order = [label for batch in train for label in batch]
+        return set(order), {label for batch in held for label in batch}, order
+
+    train, held, order = batches(0)
+    assert (len(train), len(held)) == (36, 4)
+    assert not train & held
+    assert batches(0)[2] == order
+    assert batches(1)[1] != held
+    train, held, _ = batches(0, limit=20)
+    assert (len(train), len(held)) == (18, 2)
+
+
+def test_same_seed_same_masks(run: Run, network: str, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text\n" + "\n".join(f"{1 + i % 9} {1 + i % 4}" for i in range(30)))
+    for name in ("one", "two"):
+        torch.manual_seed(len(name))
+        torch.rand(3)
+        fitted = run(
+            "fit", f"{network}:of_texts", "--data", "data.csv", "--out", name, "--steps", 6, "--batch-size", 8
+        )
+        assert fitted.exit_code == 0, fitted.stderr
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["of_texts"], "there are no data for .*of_texts: give texts with --data"),
+        (["bare"], "there are no data for .*bare: have the factory return"),
+        (["bare", "--data", "data.csv"], "does not say how texts become batches"),
+        (["train_only", "--limit", "3"], "--limit needs --data"),
+        (["train_only", "--validation", "data.csv"], "--validation needs --data"),
+        (["of_texts", "--data", "one.csv"], "one example, of which none is left to hold out"),
+        (["train_only", "--margin", "0"], "margin"),
+        (["train_only", "--sites", "layr:output"], r"layr:output.* Did you mean 'layer:output'"),
+        (["train_only", "--gate", "hard"], r"no gate is named 'hard'.*hard-concrete"),
+        (["train_only", "--recipe", "stabel"], "no recipe is named 'stabel'"),
+        (["train_only", "--baseline", "none"], "no baseline is named 'none'"),
+    ],
+)
+def test_bad_settings_of_fit(run: Run, network: str, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "one.csv").write_text("text\n1 2\n")
+    (tmp_path / "data.csv").write_text("text\n1 2\n3 4\n")
+    result = run("fit", f"{network}:{words[0]}", *words[1:], "--out", "run", "--steps", 2)
+    assert result.exit_code == 2, result.stdout
+    assert re.search(message, result.stderr)
+    assert result.stderr.count("\n") == 1
+
+
+def test_out_that_is_taken(run: Run, network: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for command in (["fit", f"{network}:train_only"], ["explain", "run", f"{network}:train_only"], ["demo"]):
+        result = run(*command, "--out", "file")
+        assert result.exit_code == 2
+        assert "file is no folder that can be written to" in result.stderr
+    words = ("fit", f"{network}:train_only", "--out", "run", "--steps", 2)
+    assert run(*words).exit_code == 0
+    assert "run holds trained masks" in run(*words).stderr
+    assert run(*words, "--overwrite").exit_code == 0
+
+
+def test_explain_what_is_no_run_or_anothers(run: Run, network: str, tmp_path: Path) -> None:
+    result = run("explain", "nowhere", f"{network}:with_data", "--out", "explained")
+    assert result.exit_code == 2
+    assert "explainer.json cannot be read" in result.stderr
+    assert run("fit", f"{network}:train_only", "--out", "run", "--steps", 2).exit_code == 0
+    source = tmp_path / "tiny_network.py"
+    (tmp_path / "other_network.py").write_text(source.read_text().replace("manual_seed(0)", "manual_seed(1)"))
+    other = run("explain", "run", "other_network:with_data", "--out", "explained")
+    assert other.exit_code == 2
+    assert "was saved for another model" in other.stderr
