@@ -62,7 +62,7 @@ def bars(
         part.tick_params(length=0)
         part.spines[["top", "right", "left"]].set_visible(False)
     first, last = parts[0][0], parts[-1][0]
-    first.set_title(title, loc="left", fontsize="medium", parse_math=False)
+    first.set_title(title, loc="left", fontsize="medium", parse_math=False, wrap=True)
     last.set_xlabel(x)
     if len(groups) > 1:
         first.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize="small")

@@ -58,7 +58,7 @@ def heatmap(
         part.tick_params(length=0)
         part.spines[:].set_visible(False)
     first, last = parts[0][0], parts[-1][0]
-    first.set_title(title, loc="left", fontsize="medium", parse_math=False)
+    first.set_title(title, loc="left", fontsize="medium", parse_math=False, wrap=True)
     last.set_xlabel(x)
     figure = figure_of(first)
     bar = figure.colorbar(
