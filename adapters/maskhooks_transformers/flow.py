@@ -68,7 +68,8 @@ def trace(model: nn.Module) -> list[Call]:
     for name, module in body.named_modules():
         module.register_forward_hook(note(name), with_kwargs=True)
     settings = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
-    with warnings.catch_warnings(action="ignore"), torch.no_grad(), torch.device("meta"), _NoValues():
+    with warnings.catch_warnings(), torch.no_grad(), torch.device("meta"), _NoValues():
+        warnings.simplefilter("ignore")  # the real pass gives them again
         body(input_ids=torch.zeros(BATCH, TOKENS, dtype=torch.long), **settings)
     return calls
 

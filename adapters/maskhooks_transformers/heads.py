@@ -122,7 +122,8 @@ class TokenClassification(Head):
     name = "token classification"
 
     def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
-        return Positions(Categorical(logits=field(outputs, "logits", 0), validate_args=False), real())
+        logits = field(outputs, "logits", 0)
+        return Positions(Categorical(logits=logits, validate_args=False), real().to(logits.device))
 
     def targets(self, batch: Any) -> Sequence[str] | None:
         given = labels(batch)
