@@ -24,21 +24,21 @@ class Adapter(ABC):
 
     @abstractmethod
     def types(self) -> tuple[type[nn.Module], ...]:
-        """The module types claimed; asked at each wrap. Look in `sys.modules` before importing a library for this."""
+        """The module types claimed; asked at each wrap. Look in `sys.modules` before importing a library."""
 
     @abstractmethod
     def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
         """The sites of a claimed module, in the order of computation.
 
         Args:
-            name: the module's name in the whole model, to begin each address with; empty for the model itself.
+            name: the module's name in the whole model, to begin addresses with; empty for the model itself.
             module: the claimed module.
         """
 
     def opened(
         self, name: str, module: nn.Module, sites: Sequence[Site]
     ) -> contextlib.AbstractContextManager[None]:
-        """A context in which the given sites exist, for modules whose fused kernels hide them; must restore all."""
+        """A context in which the given sites exist, where fused kernels hide them; must restore all."""
         return contextlib.nullcontext()
 
 
@@ -55,7 +55,7 @@ class Claim:
 
 
 def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
-    """Who finds the sites of which module: the more derived claim wins, and an adapter's claim covers what is below it.
+    """Who finds the sites of which module: the more derived claim wins; a claim covers what is below it.
 
     Raises:
         AdapterConflictError: two adapters claim one module with equal right.
@@ -77,7 +77,8 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
         if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
             first, second = ranked[0][1].name, ranked[1][1].name
             raise AdapterConflictError(
-                f"adapters {first!r} and {second!r} both claim module {name!r} ({ancestry[ranked[0][0]].__name__}). "
+                f"adapters {first!r} and {second!r} both claim module {name!r} "
+                f"({ancestry[ranked[0][0]].__name__}). "
                 f"Choose one: wrap(model, adapter=...), or let one claim a more derived type.",
                 plugin=first,
             )
@@ -106,8 +107,8 @@ def join(name: str, child: str) -> str:
 def stacks(module: nn.Module) -> list[list[str]]:
     """The ordered stacks inside a module, largest first: the children of a list, where lists do not nest.
 
-    Each stack is a list of module names relative to `module`. A `ModuleList` is one, also of a single layer or
-    of layers of several types; a `Sequential` is one where its children, two at least, are of one type. A
+    Each stack is a list of module names relative to `module`. A `ModuleList` is one, also of a single layer
+    or of layers of several types; a `Sequential` is one where its children, two at least, are of one type. A
     stack's size is its number of weights; the experts of a mixture and the like stand inside a layer of the
     larger stack, and are left out.
     """

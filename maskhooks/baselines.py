@@ -14,8 +14,8 @@ from maskhooks.moments import update_moments
 class Baseline(nn.Module):
     """A tensor over the feature axes of its site's pattern, the same at every position.
 
-    `start` is called once with the shape before training, `fit` with batches of values to gather statistics, and
-    `forward` gives the baseline in float32; `mix` casts it to the value's dtype and device.
+    `start` is called once with the shape before training, `fit` with batches of values to gather statistics,
+    and `forward` gives the baseline in float32; `mix` casts it to the value's dtype and device.
     """
 
     vector: Tensor
@@ -25,8 +25,8 @@ class Baseline(nn.Module):
         """Allocates the vector for feature axes of this shape."""
         self.register_buffer("vector", torch.zeros(shape))
 
-    def fit(self, values: Tensor) -> None:  # noqa: B027 # most baselines gather nothing
-        """Gathers statistics from values at real positions, shape `(positions, *features)`; may be called repeatedly."""
+    def fit(self, values: Tensor) -> None:  # most baselines gather nothing
+        """Gathers statistics from values at real positions, `(positions, *features)`; may be called again."""
 
     @abstractmethod
     def forward(self) -> Tensor: ...
@@ -63,7 +63,7 @@ class Mean(Baseline):
 
 
 class Learned(Baseline):
-    """A vector learned with the gates (De Cao et al. 2020), from the mean over real positions, or from `init`.
+    """A vector learned with the gates (De Cao et al. 2020), from the mean at real positions or from `init`.
 
     The mean is a stable start: a random one may stand in for a value that the model reacts to.
     """

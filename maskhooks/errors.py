@@ -36,7 +36,7 @@
     ├── FingerprintWarning
     └── PluginWarning
 
-Each message says what is wrong, names the thing, and gives a way out. Each class has a page under docs/errors.
+Each message says what is wrong, names the thing, and gives a way out; each class has a page in docs/errors.
 """
 
 from __future__ import annotations

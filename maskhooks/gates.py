@@ -1,4 +1,4 @@
-"""Gates: logits become a sample in [0, 1], the probability that it is not zero, and the sample's log-probability."""
+"""Gates: logits become a sample in [0, 1], its probability of being non-zero, and its log-probability."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from maskhooks.errors import SettingError
-
 
 _EDGE = 1e-6  # samples this near to 1 are taken as 1: in float32 there is little between
 
@@ -48,10 +47,10 @@ class Gate(ABC):
 class HardConcrete(Gate):
     """Stretched and clipped binary concrete variable (Louizos et al. 2018, eq. 10 to 12).
 
-    With u ~ U(0, 1): s = sigmoid((log u - log(1 - u) + a) / temperature), z = clip(s (high - low) + low, 0, 1), and
-    P(z != 0) = sigmoid(a - temperature log(-low / high)). The defaults are those of DiffMask, (-0.2, 1.0) at 0.2:
-    only 0 has a mass of its own on paper, though in float32 most samples at a high logit are exactly 1. `log_prob`
-    therefore counts all samples within 1e-6 of 1 as one mass, for any `high`.
+    With u ~ U(0, 1): s = sigmoid((log u - log(1 - u) + a) / temperature), z = clip(s (high - low) + low, 0,
+    1), and P(z != 0) = sigmoid(a - temperature log(-low / high)). The defaults are those of DiffMask, (-0.2,
+    1.0) at 0.2: only 0 has a mass of its own on paper, though in float32 most samples at a high logit are
+    exactly 1. `log_prob` therefore counts all samples within 1e-6 of 1 as one mass, for any `high`.
 
     Raises:
         SettingError: temperature not positive, or not low < 0 < 1 <= high.
@@ -64,7 +63,8 @@ class HardConcrete(Gate):
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and self.low < 0 and self.high >= 1):
             raise SettingError(
-                f"hard concrete needs temperature > 0 and low < 0 < 1 <= high, got temperature={self.temperature}, "
+                f"hard concrete needs temperature > 0 and low < 0 < 1 <= high, got "
+                f"temperature={self.temperature}, "
                 f"low={self.low}, high={self.high}"
             )
 
@@ -99,9 +99,10 @@ class HardConcrete(Gate):
 
 @dataclass(frozen=True)
 class Bernoulli(Gate):
-    """z = 1 with probability sigmoid(a), else 0; the gradient is straight-through (Bengio et al. 2013), dz/da = p (1 - p).
+    """z = 1 with probability sigmoid(a), else 0.
 
-    For an unbiased gradient use `log_prob` in a score-function estimator.
+    The gradient is straight-through (Bengio et al. 2013), dz/da = p (1 - p), with p = sigmoid(a). For an
+    unbiased gradient use `log_prob` in a score-function estimator.
     """
 
     def sample(

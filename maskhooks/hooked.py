@@ -18,7 +18,7 @@ from maskhooks.task import Task
 
 
 class Hooked:
-    """A model with named sites. Made by `maskhooks.wrap`; holds the model, does not change it, and is no module.
+    """A model with named sites, made by `maskhooks.wrap`; it does not change the model, and is no module.
 
     Attributes:
         model: the model, as it was given.
@@ -34,7 +34,8 @@ class Hooked:
 
     def __repr__(self) -> str:
         adapters = ", ".join(sorted({claim.adapter.name for claim in self.claims})) or "none"
-        return f"Hooked({type(self.model).__name__}, {len(self.sites)} sites, task {self.task.name}, adapters {adapters})"
+        what = f"{len(self.sites)} sites, task {self.task.name}, adapters {adapters}"
+        return f"Hooked({type(self.model).__name__}, {what})"
 
     def _repr_html_(self) -> str:
         return self.sites._repr_html_()
@@ -84,8 +85,8 @@ class Hooked:
             for site in self.find(selector):
                 if site in found:
                     raise SiteConflictError(
-                        f"two replacements of one value: {str(selector)!r} finds {site} once more. Combine the two "
-                        f"functions, or nest two taps: the inner one sees the outer one's value.",
+                        f"two replacements of one value: {str(selector)!r} finds {site} once more. Combine "
+                        f"the two functions, or nest two taps: the inner one sees the outer one's value.",
                         site=site,
                     )
                 found[site] = function

@@ -1,4 +1,4 @@
-"""The hooks a plugin may implement. Each returns new parts; names must be free, and parts are found by name or type.
+"""The hooks a plugin may implement. Each returns new parts; names must be free.
 
 from maskhooks import hookimpl
 

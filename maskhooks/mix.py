@@ -1,4 +1,4 @@
-"""Mix: a value, a gate sample and a baseline become the replaced value, exactly at 0 and 1, with useful gradients."""
+"""Mix: value, gate sample and baseline become the replaced value, exact at 0 and 1, and gates still learn."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def mix(value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:
-    """`z h + (1 - z) b`, exact: where z is 1 the value's own bits, where z is 0 the baseline's (De Cao et al. 2020, eq. 2).
+    """`z h + (1 - z) b` (De Cao et al. 2020, eq. 2), with the value's own bits at z = 1, the baseline's at 0.
 
-    The usual formula turns -0.0 into 0.0 and gives NaN for a NaN baseline under an open gate or an infinite value
-    under a closed one. The gradients are those of the formula, at 0 and 1 too, so that gates at either end still
-    learn: dh = g z, db = g (1 - z), dz = sum of g (h - b), where terms that are not finite are dropped; dh is exactly
-    zero under a closed gate, db under an open one.
+    The usual formula turns -0.0 into 0.0 and gives NaN for a NaN baseline under an open gate or an infinite
+    value under a closed one. The gradients are those of the formula, at 0 and 1 too, so that gates at either
+    end still learn: dh = g z, db = g (1 - z), dz = sum of g (h - b), where terms that are not finite are
+    dropped; dh is exactly zero under a closed gate, db under an open one.
 
     Args:
         value: h, any shape.

@@ -1,7 +1,8 @@
 """Nested values: read and replace one tensor inside tuples, lists, mappings and dataclasses.
 
-A path is a tuple of steps. An `int` indexes a sequence (`[1]`), a `str` names a mapping's key, a dataclass's or named
-tuple's field (`.last_hidden_state`). Nothing is changed in place: `put` copies the containers along the path only.
+A path is a tuple of steps. An `int` indexes a sequence (`[1]`), a `str` names a mapping's key, a dataclass's
+or named tuple's field (`.last_hidden_state`). Nothing is changed in place: `put` copies the containers along
+the path only.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,7 @@ from maskhooks.errors import UnknownDistributionError
 
 @dataclass(frozen=True)
 class Positions:
-    """One distribution per position, as in token classification; divergences are means over the chosen
-    positions.
+    """One distribution per position, as in token classification; divergences are means over chosen positions.
 
     Args:
         distribution: batch shape `(batch, position)`.
@@ -36,12 +34,11 @@ class Positions:
         if not bool(self.chosen.any(-1).all()):
             raise UnknownDistributionError(
                 "an example has no position whose prediction counts (no label, mask token or real token in "
-                "it). "
-                "Choose others, with wrap(model, output=...) returning Positions(distribution, chosen)"
+                "it). Choose others, with wrap(model, output=...) returning Positions(distribution, chosen)"
             )
 
 
-Outputs = Union[Distribution, Positions, Mapping[str, Union[Distribution, Positions]]]
+Outputs = Distribution | Positions | Mapping[str, Distribution | Positions]
 Divergence = Callable[[Outputs, Outputs], Float[Tensor, " batch"]]
 
 
@@ -75,8 +72,7 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
 
 
 def predictions(outputs: Outputs) -> list[str] | None:
-    """The predicted class of each example as text, heads joined; None where there is no single class an
-    example."""
+    """The predicted class of each example as text, heads joined; None where it is not a single class."""
     if isinstance(outputs, Mapping):
         heads = {name: predictions(part) for name, part in outputs.items()}
         if any(head is None for head in heads.values()):
@@ -84,7 +80,7 @@ def predictions(outputs: Outputs) -> list[str] | None:
         return [
             ", ".join(f"{n}: {h}" for n, h in zip(heads, row, strict=True))
             for row in zip(*heads.values(), strict=True)
-        ]  # type: ignore[arg-type] # no head is None
+        ]
     if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:
         return [str(index) for index in outputs.logits.argmax(-1).tolist()]
     if isinstance(outputs, Bernoulli) and outputs.probs.dim() == 1:
@@ -106,8 +102,8 @@ def check(outputs: object) -> Outputs:
         return outputs
     raise UnknownDistributionError(
         f"outputs of type {type(outputs).__name__} are no torch.distributions.Distribution. Say what the "
-        f"model predicts, "
-        f"for example wrap(model, output=lambda outputs: torch.distributions.Categorical(logits=outputs))"
+        "model predicts, for example wrap(model, output=lambda outputs: "
+        "torch.distributions.Categorical(logits=outputs))"
     )
 
 
@@ -130,10 +126,8 @@ def _kl(original: Distribution, masked: Distribution) -> Tensor:
     except NotImplementedError as error:
         raise UnknownDistributionError(
             f"torch.distributions knows no divergence of {type(masked).__name__} from "
-            f"{type(original).__name__}. "
-            f"Give one of your own, `divergence=` with a function of (original, masked) to a value per "
-            f"example, or "
-            f"register one with torch.distributions.kl.register_kl"
+            f"{type(original).__name__}. Give one of your own, `divergence=` with a function of (original, "
+            "masked) to a value per example, or register one with torch.distributions.kl.register_kl"
         ) from error
 
 

@@ -1,13 +1,14 @@
 """Patterns: how a value's axes map to its gated positions, as an einops arrow.
 
-`"batch token hidden -> batch token"` gates each token as a whole. `"batch token (head dim) -> batch token head"`
-with `head=12` gates each head of each token. Axes fall into three kinds:
+`"batch token hidden -> batch token"` gates each token as a whole. `"batch token (head dim) -> batch token
+head"` with `head=12` gates each head of each token. Axes fall into three kinds:
 
 - position: gated, of a size that may differ from batch to batch (`batch`, `token`); the first is the batch;
 - group: gated, of a size given in the pattern (`head`);
 - feature: not gated (`hidden`, `dim`).
 
-A baseline has the group and feature axes; a probe reads the group and feature axes and gives a logit per group.
+A baseline has the group and feature axes; a probe reads the group and feature axes and gives a logit per
+group.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class Pattern:
         odd = [word for word in rest.split() if not _AXIS.fullmatch(word)]
         if odd:
             raise PatternError(
-                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names are of letters, digits and inner _, and "
-                f"parentheses, on the left only, hold axes that one dimension is split into"
+                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names are of letters, digits and "
+                "inner _, and parentheses, on the left only, hold axes that one dimension is split into"
             )
         return left, right
 
@@ -143,7 +144,8 @@ class Pattern:
         where = f" at {site}" if site is not None else ""
         if value.dim() != len(self.axes):
             raise PatternError(
-                f"pattern '{self}' has {len(self.axes)} axes, the value{where} has shape {list(value.shape)}. "
+                f"pattern '{self}' has {len(self.axes)} axes, the value{where} has shape "
+                f"{list(value.shape)}. "
                 f"Give a pattern with {value.dim()} axes, for example "
                 f"wrap(model, sites={{{str(site or 'address')!r}: {suggestion(value.dim())!r}}})",
                 site=site,
@@ -170,7 +172,7 @@ class Pattern:
         return tuple(sizes[axis] for axis in self.gated)
 
     def spread(self, mask: Tensor, value: Tensor) -> Tensor:
-        """A mask of gated positions as a tensor that broadcasts against the value (a view where one exists)."""
+        """A mask of gated positions as a tensor that broadcasts against the value (a view where possible)."""
         if all(len(group) == 1 for group in self.axes):
             left = " ".join(axis if axis in self.gated else "1" for (axis,) in self.axes)
             return einops.rearrange(mask, f"{' '.join(self.gated)} -> {left}")
@@ -191,7 +193,7 @@ class Pattern:
         return einops.rearrange(baseline, f"{' '.join(self.features)} -> {left}")
 
     def rows(self, value: Tensor, *, site: object = None) -> Tensor:
-        """The value with its position axes in front and all features flattened behind: `(*positions, features)`."""
+        """The value with position axes in front and features flattened behind, `(*positions, features)`."""
         sizes = self.shape(value, site=site)
         left = self.arrow.split("->")[0]
         return einops.rearrange(

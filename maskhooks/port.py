@@ -54,8 +54,8 @@ class Point:
         if wanted is None and call:
             site, path = self.site, nested.format_path(self.path)
             raise SiteFiredTooOftenError(
-                f"site {site}: module {site.module!r} ran more than once in one forward pass. Address one call "
-                f"as '{site.at(0)}' (from 0), or every call as '{site.module}@*:{site.port}{path}'.",
+                f"site {site}: module {site.module!r} ran more than once in one forward pass. Address one "
+                f"call as '{site.at(0)}' (from 0), or every call as '{site.module}@*:{site.port}{path}'.",
                 site=site,
             )
         if wanted is None or wanted == "*" or wanted == call:
@@ -133,8 +133,9 @@ class Port(Uncopied, ABC):
         else:
             return self._put(value, point, new)
         raise ReplacementError(
-            f"site {point.key}: the replacement is {got}, the value is {list(old.shape)} {old.dtype} {old.device}. "
-            f"Return a tensor like the value, for example new.to(value) or new.expand_as(value).",
+            f"site {point.key}: the replacement is {got}, the value is {list(old.shape)} {old.dtype} "
+            f"{old.device}. Return a tensor like the value, for example new.to(value) or "
+            "new.expand_as(value).",
             site=point.site,
         )
 
@@ -162,8 +163,9 @@ class Port(Uncopied, ABC):
             return nested.put(value, self.path(value, point), new)
         except TypeError as error:
             raise ReplacementError(
-                f"site {point.key}: {error}. Address a site inside module {point.site.module!r}, or the place "
-                f"where this value is used; to read it without a gradient, run the model under torch.no_grad().",
+                f"site {point.key}: {error}. Address a site inside module {point.site.module!r}, or the "
+                "place where this value is used; to read it without a gradient, run the model under "
+                "torch.no_grad().",
                 site=point.site,
             ) from error
 

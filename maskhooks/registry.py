@@ -1,8 +1,8 @@
 """The registry: which plugins there are, where they come from, what they offer and what failed.
 
-Three doors lead here: `register()` in a notebook, `wrap(..., adapter=...)` for one call, and the entry-point group
-`maskhooks` of installed packages. Entry points are loaded one by one, so that one broken plugin does not end discovery
-for all; built-ins come the same way.
+Three doors lead here: `register()` in a notebook, `wrap(..., adapter=...)` for one call, and the entry-point
+group `maskhooks` of installed packages. Entry points are loaded one by one, so that one broken plugin does
+not end discovery for all; built-ins come the same way.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Registry:
         """Adds a plugin by hand and returns it, so that it serves as a decorator too.
 
         Args:
-            plugin: an adapter or task, as a class or an object, or a module or object with hook implementations.
+            plugin: an adapter or task, as a class or an object, or a module or object with hook
+                implementations.
             name: how it is listed; taken from the plugin where not given.
 
         Raises:
@@ -144,7 +145,7 @@ class Registry:
         return cast(T, parts[wanted](**settings))
 
     def spell(self, family: str, part: Any) -> dict[str, Any] | None:
-        """A part as a registered name and the settings that make it again; None where no registered name does."""
+        """A part as a registered name and the settings that make it again; None where there is none."""
         settings = part.settings() if hasattr(part, "settings") else {}
         for name, make in self.family(family).items():
             if make is type(part):
@@ -170,8 +171,8 @@ class Registry:
                 clash = taken.get(kind, set()) & set(parts)
                 if clash:
                     raise NameTakenError(
-                        f"plugin {name!r} offers the {kind[:-1]} {sorted(clash)[0]!r}, and that name is taken. "
-                        f"Choose another name.",
+                        f"plugin {name!r} offers the {kind[:-1]} {sorted(clash)[0]!r}, and that name is "
+                        "taken. Choose another name.",
                         plugin=name,
                     )
                 offers += [f"{kind[:-1]} {part}" for part in parts]
@@ -202,7 +203,8 @@ class Registry:
     def _check_free(self, name: str) -> None:
         if self.manager.has_plugin(name):
             raise NameTakenError(
-                f"a plugin named {name!r} is registered. Unregister it first (maskhooks.unregister({name!r})), or "
+                f"a plugin named {name!r} is registered. Unregister it first "
+                f"(maskhooks.unregister({name!r})), or "
                 f"register this one with another name=.",
                 plugin=name,
             )

@@ -1,8 +1,8 @@
 """Replay: run a model again from a site onward.
 
-A clean pass records what modules returned before the site fired. While replaying, those modules return the recorded
-value instead of computing; everything from the site on computes as always. For a site half way up a stack of layers
-the second pass costs half a forward pass.
+A clean pass records what modules returned before the site fired. While replaying, those modules return the
+recorded value instead of computing; everything from the site on computes as always. For a site half way up a
+stack of layers the second pass costs half a forward pass.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from maskhooks.trace import Span, Tracer, plain
 class Replay:
     """Records clean passes of one model and replays them from a site onward.
 
-    What may be skipped is found out in one traced pass, the first time: modules that finished before the site,
-    except those that write to a weight, buffer, attribute or argument, or are handed an object they could write to
-    (a key-value cache); these compute again. Nothing is skipped in a model that draws random numbers in eval mode.
+    What may be skipped is found out in one traced pass, the first time: modules that finished before the
+    site, except those that write to a weight, buffer, attribute or argument, or are handed an object they
+    could write to (a key-value cache); these compute again. Nothing is skipped in a model that draws random
+    numbers in eval mode.
 
     Args:
         model: the whole model.
@@ -59,10 +60,10 @@ class Replay:
 
     @contextlib.contextmanager
     def record(self, sites: Iterable[Site]) -> Iterator[Recording]:
-        """Records what may be skipped before each of `sites` in the one pass run inside the `with`, under no_grad.
+        """Records what may be skipped before each of `sites` in the one pass run inside, under no_grad.
 
-        `trace` must have run before. Recorded are modules' own returns, before any other library's hook edits them,
-        so that an edit is not applied twice when they are replayed.
+        `trace` must have run before. Recorded are modules' own returns, before any other library's hook
+        edits them, so that an edit is not applied twice when they are replayed.
 
         Raises:
             UnknownSiteError: a site's module is not in the model.
@@ -113,7 +114,7 @@ class Replay:
         outermost = [
             span for span in pure if not any(p.began < span.began and span.ended < p.ended for p in pure)
         ]
-        # A module with another call that has side effects, or that runs inside a skipped one, would lose count.
+        # A module also called with side effects, or inside a skipped one, would lose count.
         calls, skipped = (_count(spans) for spans in (before, outermost))
         modules = {id(span.module): span.module for span in outermost}
         return [module for key, module in modules.items() if calls[key] == skipped[key]]
@@ -124,7 +125,7 @@ def _count(spans: list[Span]) -> Counter[int]:
 
 
 class Recording:
-    """What modules returned in one clean pass, and when each site fired; `play` skips what came before a site."""
+    """What modules returned in one clean pass, and when each site fired."""
 
     def __init__(self, skippable: dict[Site, list[nn.Module]]) -> None:
         self.skippable = skippable
@@ -161,7 +162,7 @@ class Recording:
 
     @contextlib.contextmanager
     def play(self, site: Site) -> Iterator[None]:
-        """Within the `with`, modules return what they returned before `site` fired, call by call, then compute."""
+        """Inside, modules return what they returned before `site` fired, call by call, then compute."""
         self.drop_overwritten()
         missing = object()
         own: list[tuple[nn.Module, Any]] = []
@@ -182,7 +183,7 @@ class Recording:
 
 @dataclass
 class _Returns:
-    """What one module returned, each with its number in the order of recording; `copy` where it is changed in place."""
+    """What one module returned, each with its number in the recording; `copy` if it is changed in place."""
 
     copy: bool
     values: list[tuple[int, Any]] = field(default_factory=list)

@@ -27,10 +27,11 @@ class Site:
 
     Args:
         module: the module's name as in `model.named_modules()`; empty for the model itself.
-        port: `"input"` or `"output"`. An input's path begins with the argument, by position or by name, however the
-            caller passed it; without a path it is the first argument.
+        port: `"input"` or `"output"`. An input's path begins with the argument, by position or by name,
+            however the caller passed it; without a path it is the first argument.
         path: steps into a nested value.
-        call: which call within one forward pass: a number from 0, `"*"` for each, None where there is just one.
+        call: which call within one forward pass: a number from 0, `"*"` for each, None where there is just
+            one.
         pattern: the gated positions; None for a site that is only read.
         tags: for example `{"hidden"}`; the output of a word embedding has both `input` and `hidden`.
         depth: place in the order of computation.
@@ -153,7 +154,7 @@ class SiteTable(Sequence[Site]):
         return [site for site in self._sites if tag in site.tags]
 
     def glob(self, pattern: str) -> list[Site]:
-        """The sites whose address matches a glob; `*` crosses dots, `[1]` is a path and not a set of characters."""
+        """The sites whose address matches a glob; `*` crosses dots, `[1]` is a path, not a set of letters."""
         match = _glob(pattern)
         return [site for site in self._sites if match(str(site))]
 
@@ -185,8 +186,9 @@ def is_glob(text: str) -> bool:
 def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> list[Site]:
     """The sites meant by an address, a glob, a tag, a Site, or several of these, without repetition.
 
-    A glob looks through the table; where nothing there matches, through the inputs and outputs of all modules.
-    Sites found by a glob are optional: never firing is reported, and an error only where none of them ever fired.
+    A glob looks through the table; where nothing there matches, through the inputs and outputs of all
+    modules. Sites found by a glob are optional: never firing is reported, and an error only where none of
+    them ever fired.
 
     Raises:
         UnknownSiteError: nothing matches; near names are listed.
@@ -204,7 +206,9 @@ def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> l
         found = table.glob(selector)
         if not found:
             match = _glob(selector)
-            found = [site for name in modules for site in (Site(name, "input"), Site(name)) if match(str(site))]
+            found = [
+                site for name in modules for site in (Site(name, "input"), Site(name)) if match(str(site))
+            ]
         if found:
             return [replace(site, optional=True) for site in found]
     elif _ADDRESS.fullmatch(selector) and Site.parse(selector).module in modules:
@@ -212,8 +216,8 @@ def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> l
     known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in modules]
     what = "glob matches no site" if is_glob(selector) else "no site"
     raise UnknownSiteError(
-        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites) and {len(modules)} modules, "
-        f"each with an input and an output.",
+        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites) and {len(modules)} "
+        f"modules, each with an input and an output.",
         site=selector,
         near=near(selector, known),
     )

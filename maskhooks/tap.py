@@ -40,11 +40,11 @@ class Values(dict[str, Tensor]):
 
 
 class Tap:
-    """Reads and replaces values at sites while its `with` lasts; afterwards the model is as it was, bit for bit.
+    """Reads and replaces values at sites while its `with` lasts; afterwards the model is as it was.
 
-    Meanwhile the model is in eval mode with frozen weights. Values belong to the latest forward pass of the model.
-    A site that is both read and replaced gives its value before the replacement. Taps nest: the inner one sees what
-    the outer one put in place.
+    Meanwhile the model is in eval mode with frozen weights. Values belong to the latest forward pass of the
+    model. A site that is both read and replaced gives its value before the replacement. Taps nest: the inner
+    one sees what the outer one put in place. What is restored is restored bit for bit, also after an error.
 
     Args:
         model: the whole model, whose forward pass counts the calls of its modules.
@@ -52,8 +52,9 @@ class Tap:
         replace: for each site a function from its value to one of the same shape, dtype and device.
 
     Attributes:
-        values: `Values`, address to tensor: a copy, so that later in-place changes do not reach it. A tensor that
-            requires grad is given itself, on the path of the gradient, and the model goes on with a copy.
+        values: `Values`, address to tensor: a copy, so that later in-place changes do not reach it. A tensor
+            that requires grad is given itself, on the path of the gradient, and the model goes on with a
+            copy.
         outputs: what the model returned.
         skipped: address to reason, for optional sites that gave no value.
 
@@ -210,9 +211,9 @@ class Tap:
                 else "did not run"
             )
             raise SiteNeverFiredError(
-                f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, called "
-                f"as module.forward(...), or bypassed by a fused path; `maskhooks doctor` shows which sites "
-                f"fire. Mark a site optional=True if it need not fire.",
+                f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, "
+                "called as module.forward(...), or bypassed by a fused path; `maskhooks doctor` shows which "
+                "sites fire. Mark a site optional=True if it need not fire.",
                 sites=list(missing),
             )
 

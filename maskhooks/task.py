@@ -1,4 +1,4 @@
-"""Tasks: how a batch becomes a call, which positions are real and what they are called, and what outputs mean."""
+"""Tasks: how a batch becomes a call, which positions are real, what they are called, what outputs mean."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from maskhooks.site import Site
 
 
 class Task:
-    """What holds for a whole model. This class serves models without a plugin; each method may be given to `wrap`.
+    """What holds for a whole model. This class serves any model; each method may be given to `wrap`.
 
     Args:
-        call: `(model, batch) -> outputs`. Default: a mapping is passed by keyword, a tuple or list by position (as many
-            items as the model's forward takes, so that trailing labels are left out), anything else as it is.
+        call: `(model, batch) -> outputs`. Default: a mapping is passed by keyword, a tuple or list by
+            position (as many items as the model's forward takes, so that trailing labels are left out),
+            anything else as it is.
         output: `outputs -> distribution` or `(outputs, batch) -> distribution`.
         real: `batch -> bool tensor` over the sites' position axes, True where a position is no padding; or
             `(batch, site) -> ...` where sites differ. Default: all positions are real.
@@ -53,7 +54,7 @@ class Task:
         return ()
 
     def serve(self, model: nn.Module) -> Task:
-        """The task for one model of a claimed type; a plugin's task may return one of its own that knows the model."""
+        """The task for one model of a claimed type; a plugin may return a task that knows the model."""
         return self
 
     def given(self, functions: Mapping[str, Any]) -> Task:
@@ -65,7 +66,8 @@ class Task:
         unknown = set(functions) - set(self.options)
         if unknown:
             raise BatchError(
-                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes {', '.join(self.options)}"
+                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes "
+                f"{', '.join(self.options)}"
             )
         task = copy.copy(self)
         for key, function in functions.items():
@@ -130,8 +132,8 @@ class Task:
         if tuple(mask.shape) != shape:
             raise BatchError(
                 f"the mask of real positions has shape {list(mask.shape)}, site {site} has positions "
-                f"({', '.join(pattern.positions)}) of shape {list(shape)}. Give a function of (batch, site) that "
-                f"fits each: wrap(model, real=lambda batch, site: ...)"
+                f"({', '.join(pattern.positions)}) of shape {list(shape)}. Give a function of (batch, site) "
+                "that fits each: wrap(model, real=lambda batch, site: ...)"
             )
         return mask
 
@@ -150,8 +152,8 @@ class Task:
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding, for the bypass test; None where none can be made.
 
-        Default: floating-point tensors and token ids are permuted among the real positions of the whole batch;
-        masks, lengths and labels (bool, or one number an example) stay.
+        Default: floating-point tensors and token ids are permuted among the real positions of the whole
+        batch; masks, lengths and labels (bool, or one number an example) stay.
         """
         if self._vary is not None:
             return self._vary(batch, generator)

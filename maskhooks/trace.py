@@ -68,7 +68,7 @@ class Tracer(Uncopied):
         if self.random != _random_state():
             return [], self.fired, set()
         changed = {key for key, tensor, version, _ in self.outputs if tensor._version != version}
-        # An in-place change of a return that is an argument or a buffer itself would not reach that one's replay.
+        # A change in place of a return that is an argument or buffer itself would not reach that in a replay.
         aliases = {
             key for key, tensor, version, alias in self.outputs if alias and tensor._version != version
         }
@@ -101,7 +101,7 @@ class Tracer(Uncopied):
 
 
 def _held(module: nn.Module, given: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    """What a call could write to: its arguments, and the weights, buffers and attributes of the module and its parts.
+    """What a call could write to: its arguments, the module's weights, buffers and attributes.
 
     Each comes with something that tells a change in place: a tensor's version, a container's length.
     """

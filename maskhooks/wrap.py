@@ -39,9 +39,9 @@ def wrap(
 
     Args:
         model: any `nn.Module`.
-        sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or a list of `Site`
-            objects (or addresses, for sites that are only read), in the order of computation; instead of what
-            adapters find.
+        sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or a list of
+            `Site` objects (or addresses, for sites that are only read), in the order of computation; instead
+            of what adapters find.
         example: a batch to run once, so that shapes are known and every site is checked to fire.
         adapter: one or more adapters for this call; they go before registered ones.
         task: how to call the model; found by a plugin where not given.
