@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from maskhooks import nested, table
-from maskhooks.errors import SiteNeverFiredError, UnknownDistributionError
+from maskhooks.errors import SiteNeverFiredError, UnfiredSiteWarning, UnknownDistributionError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Positions
 from maskhooks.seeds import generator
@@ -87,7 +88,8 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
     tap = Tap(hooked.model, every)
     with torch.random.fork_rng(), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
         try:
-            with tap:
+            with warnings.catch_warnings(), tap:
+                warnings.simplefilter("ignore", UnfiredSiteWarning)  # the report says so of each site
                 outputs = hooked(batch)
         except SiteNeverFiredError:
             outputs = tap.outputs
@@ -132,7 +134,7 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
     module = hooked.model.get_submodule(site.module)
     trouble = tap.skipped.get(f"{site.module}@*:{site.port}{path}", "")
     if not values and not trouble:
-        trouble = "never fires"
+        trouble = "never fired"
     elif site.call is None and len(values) > 1:
         trouble = f"fires {len(values)} times: address one call, {site.at(0)} to {site.at(len(values) - 1)}"
     elif isinstance(site.call, int) and site.call >= len(values):

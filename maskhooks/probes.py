@@ -97,8 +97,7 @@ class MLP(Probe):
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
         x = (x - self.mean) * (self.weight / self.variance.sqrt().clamp(min=1e-6))
-        logits: Tensor = _ProjectedClamp.apply(self.scale * self.network(x) + self.bias, self.low, self.high)
-        return logits
+        return _clamp(self.scale * self.network(x) + self.bias, self.low, self.high)
 
 
 class PaperMLP(Probe):
@@ -150,13 +149,17 @@ class FreeLogits(Probe):
         self.logits = nn.Parameter(torch.full((*positions, self.groups), self.start_logit, device=device))
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
-        logits: Tensor = _ProjectedClamp.apply(self.logits, self.low, self.high)
-        return logits
+        return _clamp(self.logits, self.low, self.high)
 
 
 def _network(size: int, hidden: int | None, groups: int) -> nn.Sequential:
     width = hidden or max(32, size // 4)
     return nn.Sequential(nn.Linear(size, width), nn.Tanh(), nn.Linear(width, groups))
+
+
+def _clamp(logits: Tensor, low: float, high: float) -> Tensor:
+    clamped: Tensor = _ProjectedClamp.apply(logits, low, high)  # type: ignore[no-untyped-call] # torch's own
+    return clamped
 
 
 class _ProjectedClamp(torch.autograd.Function):

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -134,15 +134,21 @@ class Registry:
         Raises:
             UnknownNameError: no part of this name; near names are listed.
         """
-        if not isinstance(wanted, str):
-            return wanted
+        return self.part(family, wanted)(**settings) if isinstance(wanted, str) else wanted
+
+    def part(self, family: str, wanted: str) -> Any:
+        """What is registered under a name: a callable that makes the part, such as its class.
+
+        Raises:
+            UnknownNameError: no part of this name; near names are listed.
+        """
         parts = self.family(family)
         if wanted not in parts:
             raise UnknownNameError(
                 f"no {family[:-1]} is named {wanted!r}. There are: {', '.join(sorted(parts))}.",
                 near=near(wanted, parts),
             )
-        return cast(T, parts[wanted](**settings))
+        return parts[wanted]
 
     def spell(self, family: str, part: Any) -> dict[str, Any] | None:
         """A part as a registered name and the settings that make it again; None where there is none."""

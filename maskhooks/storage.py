@@ -5,35 +5,61 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
 from torch import nn
 
+from maskhooks.checkpoint import Fitted
 from maskhooks.errors import (
     CorruptFileError,
     FingerprintError,
     FingerprintWarning,
     NotFittedError,
-    SettingError,
 )
-from maskhooks.checkpoint import Fitted
-from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.fingerprint import differences, fingerprint
 from maskhooks.hooked import Hooked
-from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
 from maskhooks.site import Site
-
 from maskhooks.wrap import wrap
 
 FORMAT = 1
 _SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
 
 
-def save(explainer: DiffMask, folder: Path) -> Path:
+class Saveable(Protocol):
+    """What an explainer offers so that it can be saved; one that does is loaded by its registered name."""
+
+    name: str
+    hooked: Hooked
+    fitted: bool
+    result: Any
+
+    @classmethod
+    def restored(cls, hooked: Hooked, settings: dict[str, Any], **given: Any) -> Saveable:
+        """The explainer that has these settings; `given` holds what could not be saved."""
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """Modules whose weights are saved, always in the same order."""
+
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds the explainer, as JSON has it; `sites` and `given` hold sites as dictionaries."""
+
+    def shapes(self) -> list[dict[str, Any]]:
+        """What allocates the parts, as JSON has it."""
+
+    def restart(self, shapes: Sequence[Mapping[str, Any]]) -> None:
+        """Allocates the parts."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What made it."""
+
+
+def save(explainer: Saveable, folder: Path) -> Path:
     """Writes `explainer.json` and `weights.safetensors` into a folder; `log.csv` and `validation.csv` beside them.
 
     Raises:
@@ -42,9 +68,10 @@ def save(explainer: DiffMask, folder: Path) -> Path:
     if not explainer.fitted:
         raise NotFittedError("there is nothing to save yet: call fit(train_loader) first")
     folder.mkdir(parents=True, exist_ok=True)
-    parts = _parts(explainer)
     weights = {
-        f"{i}.{name}": t.contiguous() for i, part in enumerate(parts) for name, t in part.state_dict().items()
+        f"{number}.{name}": tensor.contiguous()
+        for number, part in enumerate(explainer.parts)
+        for name, tensor in part.state_dict().items()
     }
     settings = {
         "format": FORMAT,
@@ -53,9 +80,7 @@ def save(explainer: DiffMask, folder: Path) -> Path:
         "shapes": explainer.shapes(),
         "fingerprint": fingerprint(explainer.hooked.model),
         "provenance": explainer.provenance(),
-        "result": {
-            key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")
-        },
+        "result": {key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")},
     }
     _write(folder / _WEIGHTS, safetensors.torch.save(weights))
     _write(folder / _SETTINGS, json.dumps(settings, indent=1).encode())
@@ -69,63 +94,46 @@ def save(explainer: DiffMask, folder: Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, **given: Any) -> DiffMask:
+def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, **given: Any) -> Any:
     """A saved explainer, for the model it was fitted to.
 
     Args:
         folder: what `explainer.save` wrote.
-        model: the model, or it wrapped; what was passed to `wrap` as a function cannot be saved, and is passed again,
-            here by name (`output=...`, `real=...`) or by giving the wrapped model.
-        strict: False loads for a model whose fingerprint differs, and warns with the differences instead of refusing.
+        model: the model, or it wrapped. What was passed to `wrap` as a function cannot be saved, and is passed
+            again: here by name (`output=...`, `real=...`), or by giving the wrapped model.
+        strict: False loads for a model whose fingerprint differs, and warns with the differences.
         given: functions and options of `wrap`; `gate`, `baseline` or `divergence` where they were objects.
+
+    Returns:
+        The explainer, of the class that saved it.
 
     Raises:
         CorruptFileError: a file is missing, broken, or a pickle.
         FingerprintError: it was saved for another model; the differences are listed.
         SettingError: a part that could not be saved was not given.
+        UnknownNameError: the plugin with its explainer is not installed.
     """
     folder = Path(folder)
     saved = _read_settings(folder)
-    settings = dict(saved["settings"])
     own = {key: given.pop(key) for key in ("gate", "baseline", "divergence") if key in given}
-    sites = [Site.from_dict(site) for site in settings.pop("sites")]
-    conditions = settings.pop("given")
-    conditions = None if conditions is None else [Site.from_dict(site) for site in conditions]
-    hooked = model if isinstance(model, Hooked) else _wrapped(model, sites, conditions, given)
+    hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
-    for part in ("gate", "baseline", "divergence"):
-        if part not in own and settings[part] is None:
-            raise SettingError(
-                f"the {part} was an object that cannot be saved. Pass it again: maskhooks.load({str(folder)!r}, model, {part}=...)"
-            )
-    gate = own.pop("gate", None) or registry.make(
-        "gates", settings["gate"]["name"], **settings["gate"]["settings"]
-    )
-    settings.pop("gate")
-    if settings["divergence"] == "kl":
-        settings.pop("divergence")
-    explainer = DiffMask(
-        hooked,
-        sites,
-        given=conditions,
-        gate=gate,
-        **{**settings, **own, "recipe": Recipe(**settings["recipe"])},
-    )
+    kind: type[Saveable] = registry.part("explainers", saved["explainer"])
+    explainer = kind.restored(hooked, saved["settings"], **own)
     explainer.restart(saved["shapes"])
-    _load_weights(folder, _parts(explainer))
+    _load_weights(folder, explainer.parts)
     explainer.result = Fitted(**saved["result"])
     explainer.fitted = True
     return explainer
 
 
-def _wrapped(
-    model: nn.Module, sites: list[Site], conditions: list[Site] | None, given: dict[str, Any]
-) -> Hooked:
+def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) -> Hooked:
+    """The model wrapped as an adapter finds it, or with the saved sites where it finds others."""
     hooked = wrap(model, **given)
-    if all(hooked.sites.get(str(site)) is not None for site in [*sites, *(conditions or [])]):
+    sites = [Site.from_dict(site) for key in ("given", "sites") for site in settings.get(key) or ()]
+    if all(hooked.sites.get(str(site)) is not None for site in sites):
         return hooked
-    every = list({str(site): site for site in [*(conditions or []), *sites]}.values())
-    every.sort(key=lambda site: site.depth or 0)
+    every = sorted({str(site): site for site in sites}.values(), key=lambda site: site.depth or 0)
     return wrap(model, sites=every, **given)
 
 
@@ -142,10 +150,6 @@ def _compare(folder: Path, saved: dict[str, Any], present: dict[str, Any], stric
             differences=found,
         )
     warnings.warn(message, FingerprintWarning, stacklevel=3)
-
-
-def _parts(explainer: DiffMask) -> list[nn.Module]:
-    return list({id(part): part for masking in explainer.maskings for part in masking.modules}.values())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -28,14 +28,14 @@ from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence, agreement
-from maskhooks.progress import bar
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
+from maskhooks.progress import bar
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.tap import frozen
-from maskhooks.task import device_of, move
+from maskhooks.task import device_of
 
 _SAMPLE, _CHOOSE, _VALIDATE, _EPOCH, _BASELINE = range(5)
 
@@ -381,8 +381,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*Trainer already configured with model summary.*")
+            for hint in ("does not have many workers", "have no `val_dataloader`", "LeafSpec"):
+                warnings.filterwarnings("ignore", message=f".*{hint}.*")
             yield
     finally:
         logger.setLevel(level)

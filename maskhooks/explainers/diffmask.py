@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from maskhooks.baselines import Baseline
 from maskhooks.checkpoint import Measure
@@ -28,7 +29,8 @@ from maskhooks.registry import registry
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
 from maskhooks.site import Selector, Site
-from maskhooks.step import Clean, masked_pass
+from maskhooks.step import Clean, clean_pass, masked_pass
+from maskhooks.storage import save
 from maskhooks.task import device_of, move
 
 _EVALUATE, _EXPLAIN = 100, 101
@@ -201,8 +203,6 @@ class DiffMask(Explainer):
         """
         if not self.fitted:
             raise NotFittedError("this DiffMask has not learned anything yet: call fit(train_loader) first")
-        from maskhooks.step import clean_pass
-
         measures = [Measure(masking, rounded=True) for masking in self.maskings]
         for number, batch in enumerate(track(batches, "evaluating", shown=progress)):
             on_device = move(batch, device_of(self.hooked.model))
@@ -215,9 +215,44 @@ class DiffMask(Explainer):
 
     def save(self, folder: str | Path) -> Path:
         """Saves to a folder of safetensors and JSON; `maskhooks.load(folder, model)` is the inverse."""
-        from maskhooks.storage import save
-
         return save(self, Path(folder))
+
+    @classmethod
+    def restored(cls, hooked: Hooked, settings: Mapping[str, Any], **given: Any) -> DiffMask:
+        """The explainer that `settings` describes, not fitted yet.
+
+        Args:
+            given: `gate`, `baseline` and `divergence` where they were objects that cannot be saved.
+
+        Raises:
+            SettingError: one of these is missing.
+        """
+        for part in ("gate", "baseline", "divergence"):
+            if settings[part] is None and part not in given:
+                raise SettingError(
+                    f"the {part} was an object that cannot be saved. Pass it again: maskhooks.load(folder, model, {part}=...)"
+                )
+        gate, conditions = settings["gate"], settings["given"]
+        made = {
+            "gate": gate and registry.make("gates", gate["name"], **gate["settings"]),
+            "baseline": settings["baseline"],
+            "divergence": kl,
+        }
+        return cls(
+            hooked,
+            [Site.from_dict(site) for site in settings["sites"]],
+            given=None if conditions is None else [Site.from_dict(site) for site in conditions],
+            margin=settings["margin"],
+            amortized=settings["amortized"],
+            recipe=Recipe(**settings["recipe"]),
+            seed=settings["seed"],
+            **{**made, **given},
+        )
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """Probes and baselines, each once."""
+        return list({id(part): part for masking in self.maskings for part in masking.modules}.values())
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds the explainer, as JSON has it; None for a part that is no registered one."""

@@ -18,6 +18,8 @@ from torch.distributions import Bernoulli
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
+from maskhooks import metrics
+from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
 from maskhooks.site import Site
 from maskhooks.wrap import wrap
@@ -45,7 +47,7 @@ class Setting:
 
 SETTINGS = {
     "hidden state": Setting(HIDDEN, None, 0.05),
-    "input, given the hidden state": Setting(INPUT, HIDDEN, 0.12),
+    "input, given the hidden state": Setting(INPUT, HIDDEN, 0.1),
 }
 
 
@@ -170,6 +172,24 @@ def accuracy(model: DigitsModel, data: Digits) -> float:
     """The fraction of right predictions."""
     logits = model(data.query, data.digits, data.real)
     return float(((logits > 0) == data.label.bool()).float().mean())
+
+
+def attribution(explanation: Explanation, data: Digits) -> Float[Tensor, "example token"]:
+    """Scores of all examples at one depth, normalised over real tokens."""
+    scores = torch.from_numpy(explanation["score"]).view(data.digits.shape)
+    return metrics.normalize(scores, data.real)
+
+
+def distances(found: Float[Tensor, "example token"], data: Digits) -> dict[str, float]:
+    """How far attributions lie from the truth: means of KL and JS in nats over examples with a query digit, and of
+    the entropy ratio over examples of two tokens or more."""
+    truth = data.truth()
+    asked = truth.sum(1) > 0
+    return {
+        "kl": metrics.kl(truth[asked], found[asked]).mean().item(),
+        "js": metrics.js(truth[asked], found[asked]).mean().item(),
+        "entropy_ratio": metrics.entropy_ratio(found, data.real).nanmean().item(),
+    }
 
 
 def hook(model: nn.Module) -> Hooked:
