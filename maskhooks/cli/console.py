@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
@@ -18,11 +19,17 @@ from maskhooks.table import Rows
 
 _WIDE = 400  # columns where no terminal says how many: files and pipes get whole lines
 FAILED = 2
+_NUMBER = re.compile(r"[-\d.]*%?|inf|nan")
 
 
-def say(text: str = "", style: str = "") -> None:
-    """A paragraph on stdout, taken literally and wrapped by the terminal."""
-    _console().print(Text(text, style), soft_wrap=True)
+def say(text: str, style: str = "", *, wrap: bool = True) -> None:
+    """A paragraph on stdout, taken literally.
+
+    Args:
+        wrap: break lines between words where a terminal ends; False for what is copied, such as a command.
+    """
+    console = _console()
+    console.print(Text(text, style), soft_wrap=not (wrap and console.is_terminal))
 
 
 def say_table(rows: Rows, title: str = "", alarm: Callable[[Mapping[str, str]], bool] | None = None) -> None:
@@ -32,12 +39,19 @@ def say_table(rows: Rows, title: str = "", alarm: Callable[[Mapping[str, str]], 
         alarm: says which rows are printed in red.
     """
     table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
     for name in names:
-        numbers = all(row[name].strip("-.0123456789 %") == "" for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        numbers = all(_NUMBER.fullmatch(row[name]) for row in rows)
+        table.add_column(
+            name.replace(" ", "\n"), justify="right" if numbers else "left", no_wrap=numbers, overflow="fold"
+        )
     for row in rows:
         red = "red" if alarm is not None and alarm(row) else ""
         table.add_row(*(Text(row[name]) for name in names), style=red)

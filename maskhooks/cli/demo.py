@@ -13,7 +13,6 @@ import typer
 from jaxtyping import Float
 from torch import Tensor
 
-from maskhooks import metrics
 from maskhooks.cli.console import say, say_table
 from maskhooks.cli.explain import write
 from maskhooks.cli.folder import make_folder
@@ -125,22 +124,20 @@ def _explainers(model: DigitsModel, train: Digits, validation: Digits, seed: int
 
 
 def _attribution(explainer: Explainer, data: Digits) -> Float[Tensor, "example token"]:
-    """Scores at the masked site, normalised over real tokens."""
-    scores = explainer.explain((data.query, data.digits, data.real))["score"]
-    return metrics.normalize(torch.from_numpy(scores).view(data.digits.shape), data.real)
+    return task.attribution(explainer.explain((data.query, data.digits, data.real)), data)
 
 
 def _table(attributions: Mapping[str, Tensor], data: Digits) -> dict[str, float]:
     """Prints how far attributions lie from the truth; gives the KL of each, in nats."""
-    truth = data.truth()
-    asked = truth.sum(1) > 0  # else no digit matters, and no attribution is the true one
-    kls = {name: metrics.kl(truth[asked], a[asked]).mean().item() for name, a in attributions.items()}
-    jss = {name: metrics.js(truth[asked], a[asked]).mean().item() for name, a in attributions.items()}
-    rows = [
-        {"attribution": name, "KL": f"{kls[name]:.4f}", "JS": f"{jss[name]:.4f}"} for name in attributions
-    ]
-    say_table(rows, f"Distance from the truth in nats, mean over {int(asked.sum())} examples")
-    return kls
+    found = {name: task.distances(attribution, data) for name, attribution in attributions.items()}
+    say_table(
+        [
+            {"attribution": name, "KL": f"{far['kl']:.4f}", "JS": f"{far['js']:.4f}"}
+            for name, far in found.items()
+        ],
+        "Distance from the truth in nats, mean over the examples in which a digit matters",
+    )
+    return {name: far["kl"] for name, far in found.items()}
 
 
 def _explanation(explainers: Mapping[str, Explainer], data: Digits) -> Explanation:

@@ -126,18 +126,15 @@ def fit(
     )
     _tell(explainer, held if held is not None else train, trained_only=held is None)
     say(f"Saved to {out}. Next, see what the masks keep:")
-    say(f"  {_next(out, model, validation or data, columns)}", "cyan")
+    say(f"  {_next(out, model, validation or data, columns)}", "cyan", wrap=False)
 
 
 def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) -> None:
-    rows = explainer.evaluate(batches)
-    title = (
-        "What the masks do, on the training batches"
-        if trained_only
-        else "What the masks do, on validation data"
-    )
-    say_table(
-        [_cells(row) for row in rows], f"{title} (divergence in nats; rounded: gates open above one half)"
+    where = "the training batches" if trained_only else "validation data"
+    say_table([_cells(row) for row in explainer.evaluate(batches)], f"What the masks do on {where}")
+    say(
+        "nats: mean divergence of predictions; kept: fraction of positions; same: fraction of predictions "
+        "that stay; rounded: with gates that are open above one half."
     )
     if explainer.within_margin is None:
         say(f"Without validation data nothing checks the margin of {explainer.margin:g} nats.")
@@ -152,15 +149,15 @@ def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) ->
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    fractions = {"kept": "expected_l0", "agreement": "agreement"}
-    rounded = {"rounded: kept": "rounded_kept", "rounded: agreement": "rounded_agreement"}
     return {
         "masked": row["site"],
         "depth": str(row["depth"]),
-        "divergence": f"{row['divergence']:.3f}",
-        **{name: f"{row[key]:.1%}" for name, key in fractions.items()},
-        "rounded: divergence": f"{row['rounded_divergence']:.3f}",
-        **{name: f"{row[key]:.1%}" for name, key in rounded.items()},
+        "nats": f"{row['divergence']:.3f}",
+        "kept": f"{row['expected_l0']:.1%}",
+        "same": f"{row['agreement']:.1%}",
+        "rounded nats": f"{row['rounded_divergence']:.3f}",
+        "rounded kept": f"{row['rounded_kept']:.1%}",
+        "rounded same": f"{row['rounded_agreement']:.1%}",
     }
 
 
