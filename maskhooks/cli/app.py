@@ -33,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (demo, sites, doctor, fit, explain, plugins):
@@ -47,7 +47,7 @@ def _version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback(epilog="Begin with [bold]maskhooks demo[/]: a minute, no downloads.")
+@app.callback(epilog="Begin with `maskhooks demo`: a minute, no downloads.")
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show errors with their traceback.")] = False,
     version: Annotated[

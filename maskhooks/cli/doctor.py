@@ -28,13 +28,11 @@ def doctor(
     does not fire as addressed, or it is bypassed, so that with all its positions closed another input still
     changes the output.
 
-    [bold]Examples[/]
+    Examples:
 
-    [cyan]maskhooks doctor bert-base-uncased[/]
-
-    [cyan]maskhooks doctor my_folder/my_model --data reviews.csv[/]
-
-    [cyan]maskhooks doctor my_package.networks:make[/]
+    - `maskhooks doctor bert-base-uncased`
+    - `maskhooks doctor my_folder/my_model --data reviews.csv`
+    - `maskhooks doctor my_package.networks:make`
     """
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, columns=columns, batch_size=8)

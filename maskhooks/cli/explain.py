@@ -48,11 +48,10 @@ def explain(
     Writes explanation.parquet (all rows), explanation.html (the first examples, with a slider for the depth)
     and plots.
 
-    [bold]Examples[/]
+    Examples:
 
-    [cyan]maskhooks explain run bert-base-uncased-sst5 --data dev.txt --out explained[/]
-
-    [cyan]maskhooks explain run my_package.networks:make --out explained[/]
+    - `maskhooks explain run bert-base-uncased-sst5 --data dev.txt --out explained`
+    - `maskhooks explain run my_package.networks:make --out explained`
     """
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,14 +88,12 @@ def fit(
 
     The model itself is not changed. The best masks within the margin are kept and saved.
 
-    [bold]Examples[/]
+    Examples:
 
-    [cyan]maskhooks fit bert-base-uncased-sst5 --data train.txt --validation dev.txt --out run[/]
-
-    [cyan]maskhooks fit my_folder/my_model --data qa.jsonl --text-column question --second-column context
-    --sites input --margin 0.5 --out run[/]
-
-    [cyan]maskhooks fit my_package.networks:make --sites "*layer*:output" --out run[/]
+    - `maskhooks fit bert-base-uncased-sst5 --data train.txt --validation dev.txt --out run`
+    - `maskhooks fit my_folder/my_model --data qa.jsonl --text-column question --second-column context
+    --sites input --margin 0.5 --out run`
+    - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run`
     """
     if (out / "explainer.json").exists() and not overwrite:
         raise SettingError(
@@ -126,7 +125,7 @@ def fit(
     )
     _tell(explainer, held if held is not None else train, trained_only=held is None)
     say(f"Saved to {out}. Next, see what the masks keep:")
-    say(f"  {_next(out, model, validation or data, columns)}", "cyan", wrap=False)
+    say(f"  {_next(out, model, validation or data, columns, max_length)}", "cyan", wrap=False)
 
 
 def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) -> None:
@@ -165,15 +164,15 @@ def _one_or_more(selectors: Sequence[str]) -> str | list[str]:
     return selectors[0] if len(selectors) == 1 else list(selectors)
 
 
-def _next(out: Path, model: str, data: str | None, columns: Columns) -> str:
-    import shlex
-
+def _next(out: Path, model: str, data: str | None, columns: Columns, max_length: int) -> str:
+    """The command that explains the same data with these masks."""
     words = ["maskhooks", "explain", str(out), model]
     given = {
         "--data": data,
         "--text-column": None if columns.text == "text" else columns.text,
         "--second-column": columns.second,
         "--label-column": columns.label,
+        "--max-length": None if max_length == 128 else str(max_length),
         "--out": f"{out}-explained",
     }
     words += [word for option, value in given.items() if value is not None for word in (option, value)]

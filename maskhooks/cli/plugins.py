@@ -13,7 +13,7 @@ from maskhooks.registry import registry
 def plugins() -> None:
     """List the plugins that were found, what each offers, and what failed and why.
 
-    A package offers a plugin with an entry point in the group [bold]maskhooks[/].
+    A package offers a plugin with an entry point in the group `maskhooks`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the table has them

@@ -21,13 +21,11 @@ def sites(
 ) -> None:
     """List the sites of a model: address, pattern, tags, depth, and shape in one batch where there are data.
 
-    [bold]Examples[/]
+    Examples:
 
-    [cyan]maskhooks sites bert-base-uncased[/]
-
-    [cyan]maskhooks sites my_folder/my_model --data reviews.csv[/]
-
-    [cyan]maskhooks sites my_package.networks:make[/]
+    - `maskhooks sites bert-base-uncased`
+    - `maskhooks sites my_folder/my_model --data reviews.csv`
+    - `maskhooks sites my_package.networks:make`
     """
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, columns=columns)
