@@ -97,7 +97,7 @@ class Tap:
         self._frozen = frozen(self.model)
         self._frozen.__enter__()
         try:
-            self._handles.append(self.model.register_forward_pre_hook(_Begin(self), prepend=True))
+            self._handles.append(self.model.register_forward_pre_hook(_Begin(self)))
             for port in self._ports.values():
                 self._handles.append(port.attach())
             self._handles.append(self.model.register_forward_hook(_End(self), always_call=True))

@@ -259,6 +259,8 @@ def test_a_cache_handed_in_is_written_again() -> None:
     """Skipping a layer that fills a cache would give equal outputs and an empty cache, without an error."""
 
     class Cache:
+        __slots__ = ("states",)  # nothing inside can be seen from outside
+
         def __init__(self) -> None:
             self.states: list[Tensor] = []
 
@@ -328,6 +330,29 @@ def test_a_cache_handed_in_only_after_the_trace() -> None:
     assert len(cache.states) == 1
 
 
+def test_a_cache_handed_in_at_one_call_of_two() -> None:
+    """Playing the plain call only would give its value to the other one."""
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor, cache: object = None) -> Tensor:
+            return x + 1 if cache is None else x * 2
+
+    class Model(Writes):
+        cache: object = None
+
+        def body(self, x: Tensor) -> Tensor:
+            return self.last(self.writer(self.writer(x, self.cache)))
+
+    model = Model(Layer()).eval()
+    site, batch = Site.parse("last:input"), model.example()
+    replay, _, _ = recorded(model, batch, site)
+    model.cache = object()
+    with torch.no_grad(), replay.record([site]) as recording:
+        outputs = run(model, batch)
+    with torch.no_grad(), recording.play(site):
+        assert same_bits(run(model, batch), outputs)
+
+
 def test_in_place_changes() -> None:
     """A module that changes its argument in place runs again, on a copy of what was recorded."""
 
@@ -348,12 +373,15 @@ def test_in_place_changes() -> None:
 
     model = InPlace().eval()
     batch = model.example()
+    count = Count(model.first)
     for address in ["last:input", "last:output"]:
         site = Site.parse(address)
         _, recording, outputs = recorded(model, batch, site)
+        count.calls = 0
         for _ in range(3):
             with torch.no_grad(), recording.play(site):
                 assert same_bits(run(model, batch), outputs)
+        assert count.calls == 0
 
 
 def test_a_buffer_returned_and_then_written_to() -> None:
@@ -450,17 +478,17 @@ def test_another_batch_with_more_steps() -> None:
 @pytest.mark.parametrize("prepend", [False, True])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_foreign_hooks_are_applied_once(prepend: bool, everywhere: bool) -> None:
-    model = Stack().eval()
+    model = Cell().eval()
 
-    def doubles(module: nn.Module, args: object, output: Any) -> Any:
-        return 2 * output if module is model.layers[0] else None
+    def adds(module: nn.Module, args: object, output: Any) -> Any:
+        return output + 1 if module is model.cell else None
 
     if everywhere:
-        handle = torch.nn.modules.module.register_module_forward_hook(doubles)
+        handle = torch.nn.modules.module.register_module_forward_hook(adds)
     else:
-        handle = model.layers[0].register_forward_hook(doubles, prepend=prepend)
+        handle = model.cell.register_forward_hook(adds, prepend=prepend)
     try:
-        site, batch = Site.parse("layers.2:output"), model.example()
+        site, batch = Site.parse("cell@1:output"), model.example()
         _, recording, outputs = recorded(model, batch, site)
         with torch.no_grad(), recording.play(site):
             assert same_bits(run(model, batch), outputs)

@@ -61,6 +61,15 @@ def test_later_changes_in_place_do_not_reach_a_value(grad: bool) -> None:
     assert (tap.values["act@0:input"] < 0).any()
 
 
+def test_later_changes_in_place_do_not_reach_a_value_on_the_gradients_path() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True))
+    x = torch.randn(3, 4, requires_grad=True)
+    with Tap(model, read=[site("0:output")]) as tap:
+        model(x)
+    assert tap.values["0:output"].requires_grad
+    assert (tap.values["0:output"] < 0).any()
+
+
 def test_values_lie_on_the_gradients_path() -> None:
     model, x = MLP(), torch.randn(3, 4, requires_grad=True)
     with Tap(model, read=[site("first:output"), site(":input")]) as tap:
