@@ -35,9 +35,7 @@ class Adapter(ABC):
             module: the claimed module.
         """
 
-    def opened(
-        self, name: str, module: nn.Module, sites: Sequence[Site]
-    ) -> contextlib.AbstractContextManager[None]:
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         """A context in which the given sites exist, where fused kernels hide them; must restore all."""
         return contextlib.nullcontext()
 

@@ -110,9 +110,7 @@ class Token(Baseline):
     def start(self, shape: tuple[int, ...]) -> None:
         super().start(shape)
         if self.value is None:
-            raise SettingError(
-                "the token baseline needs the token's vector: Token(embedding.weight[mask_id])"
-            )
+            raise SettingError("the token baseline needs the token's vector: Token(embedding.weight[mask_id])")
         _check_shape(self.value, shape)
         self.vector.copy_(self.value.detach())
 
@@ -122,6 +120,4 @@ class Token(Baseline):
 
 def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(given.shape) != tuple(shape):
-        raise SettingError(
-            f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}"
-        )
+        raise SettingError(f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
 from maskhooks.outputs import Divergence, agreement
 from maskhooks.step import Clean, masked_pass
-from maskhooks.hooked import Hooked
 
 
 @dataclass
@@ -122,9 +122,7 @@ def grouped(maskings: Sequence[Masking]) -> list[list[Masking]]:
     groups: list[list[Masking]] = []
     for masking in maskings:
         mine = {id(part) for part in masking.modules}
-        joined = [
-            group for group in groups if any(id(part) in mine for other in group for part in other.modules)
-        ]
+        joined = [group for group in groups if any(id(part) in mine for other in group for part in other.modules)]
         groups = [group for group in groups if group not in joined]
         groups.append([*(other for group in joined for other in group), masking])
     return groups

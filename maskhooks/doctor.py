@@ -139,9 +139,7 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
         trouble = f"fires {len(values)} times: address one call, {site.at(0)} to {site.at(len(values) - 1)}"
     elif isinstance(site.call, int) and site.call >= len(values):
         trouble = f"fires {len(values)} times, so there is no call {site.call}"
-    value = (
-        values[site.call if isinstance(site.call, int) and site.call < len(values) else 0] if values else None
-    )
+    value = values[site.call if isinstance(site.call, int) and site.call < len(values) else 0] if values else None
     return Finding(
         site,
         len(values),

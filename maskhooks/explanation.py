@@ -182,9 +182,7 @@ class Explanation:
                     near=near(address, self.sites),
                 )
             chosen &= np.isin(self.columns["site"], [self.sites.index(address) for address in addresses])
-        columns, sites = stack(
-            [({name: column[chosen] for name, column in self.columns.items()}, self.sites)]
-        )
+        columns, sites = stack([({name: column[chosen] for name, column in self.columns.items()}, self.sites)])
         left = set(np.unique(columns["example"]).tolist())
         about = {number: what for number, what in self.examples.items() if number in left}
         return Explanation(columns, sites, self.provenance, about)
@@ -220,9 +218,7 @@ class Explanation:
         import pandas as pd
 
         columns: dict[str, Any] = dict(self.columns)
-        columns["site"] = pd.Categorical.from_codes(
-            self.columns["site"], categories=pd.Index(self.sites, dtype=object)
-        )
+        columns["site"] = pd.Categorical.from_codes(self.columns["site"], categories=pd.Index(self.sites, dtype=object))
         return pd.DataFrame(columns)
 
     def to_parquet(self, path: str | Path) -> None:
@@ -304,9 +300,7 @@ class Explanation:
 
         return heatmap(scores, rows, labels, title=title, ax=ax)
 
-    def to_html(
-        self, path: str | Path | None = None, title: str = "Which positions does the prediction need?"
-    ) -> str:
+    def to_html(self, path: str | Path | None = None, title: str = "Which positions does the prediction need?") -> str:
         """One page that needs no network: positions coloured by score, with a slider for the depth.
 
         Args:

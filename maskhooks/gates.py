@@ -21,9 +21,7 @@ class Gate(ABC):
     """What turns logits into gate values. Mathematics is float32 whatever the logits' dtype."""
 
     @abstractmethod
-    def sample(
-        self, logits: Float[Tensor, "*any"], generator: Generator | None = None
-    ) -> Float[Tensor, "*any"]:
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         """One sample in [0, 1] per logit, differentiable in the logits."""
 
     @abstractmethod
@@ -73,9 +71,7 @@ class HardConcrete(Gate):
         """The settings of Louizos et al. 2018: temperature 2/3, stretched to (-0.1, 1.1)."""
         return cls(2 / 3, -0.1, 1.1)
 
-    def sample(
-        self, logits: Float[Tensor, "*any"], generator: Generator | None = None
-    ) -> Float[Tensor, "*any"]:
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         tiny = torch.finfo(torch.float32).tiny
         u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
         u = u.clamp(tiny, 1 - 2**-24)
@@ -105,9 +101,7 @@ class Bernoulli(Gate):
     unbiased gradient use `log_prob` in a score-function estimator.
     """
 
-    def sample(
-        self, logits: Float[Tensor, "*any"], generator: Generator | None = None
-    ) -> Float[Tensor, "*any"]:
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         p = torch.sigmoid(logits.float())
         u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
         return (u < p).float() + (p - p.detach())

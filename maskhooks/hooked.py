@@ -54,9 +54,7 @@ class Hooked:
         Raises:
             UnknownSiteError: nothing matches; near names are listed.
         """
-        return resolve(
-            selector, self.sites, [name for name, _ in self.model.named_modules(remove_duplicate=False)]
-        )
+        return resolve(selector, self.sites, [name for name, _ in self.model.named_modules(remove_duplicate=False)])
 
     @contextlib.contextmanager
     def tap(

@@ -23,9 +23,7 @@ class Layers:
 
     def __init__(self, columns: Columns, sites: Sequence[str]) -> None:
         number = max(len(sites), 1)
-        keys, which = np.unique(
-            columns["depth"].astype(np.int64) * number + columns["site"], return_inverse=True
-        )
+        keys, which = np.unique(columns["depth"].astype(np.int64) * number + columns["site"], return_inverse=True)
         self.columns = columns
         self.which = which
         self.pairs = [(sites[key % number], int(key // number)) for key in keys]
@@ -46,9 +44,7 @@ class Layers:
 
     def grid(self, rows: Column | slice = _ALL) -> tuple[Scored, list[str]]:
         """`[layer, position]`, the mean over further axes in some rows; NaN where there is none; labels."""
-        positions, first, place = np.unique(
-            self.columns["position"][rows], return_index=True, return_inverse=True
-        )
+        positions, first, place = np.unique(self.columns["position"][rows], return_index=True, return_inverse=True)
         cells = self.which[rows] * len(positions) + place
         scores = _means(self.columns["score"][rows], cells, len(self) * len(positions))
         labels = [str(label) for label in self.columns["label"][rows][first]]

@@ -62,8 +62,8 @@ class Masked:
 class Masking:
     """Masks one site with the product of votes: z = prod_k z_k, P(z != 0) = prod_k P(z_k != 0).
 
-    Hidden states take one vote, read at the site itself. Inputs conditioned on the states up to a depth take one vote for
-    each state up to there, each reading input and state (De Cao et al. 2020, section 2.2).
+    Hidden states take one vote, read at the site itself. Inputs conditioned on the states up to a depth take one vote
+    for each state up to there, each reading input and state (De Cao et al. 2020, section 2.2).
 
     Args:
         site: what is masked.

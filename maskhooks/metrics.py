@@ -19,17 +19,13 @@ def normalize(
     return torch.where(total > 0, kept / total.clamp(min=1e-300), uniform).to(scores.dtype)
 
 
-def kl(
-    truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]
-) -> Float[Tensor, " example"]:
+def kl(truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]) -> Float[Tensor, " example"]:
     """KL(truth || attribution) in nats; infinite where the attribution is zero on a token of the truth."""
     terms: Tensor = torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, attribution)
     return terms.sum(1)
 
 
-def js(
-    truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]
-) -> Float[Tensor, " example"]:
+def js(truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]) -> Float[Tensor, " example"]:
     """Jensen-Shannon divergence in nats, at most ln 2 (Lin 1991)."""
     middle = (truth + attribution) / 2
     return (kl(truth, middle) + kl(attribution, middle)) / 2

@@ -44,9 +44,7 @@ class _Mix(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_value = torch.where(weight == 0, 0, grad * weight)
         if ctx.needs_input_grad[1]:
-            wide = torch.promote_types(
-                grad.dtype, sample.dtype
-            )  # half precision may overflow, or lose all digits
+            wide = torch.promote_types(grad.dtype, sample.dtype)  # half precision may overflow, or lose all digits
             terms = grad.to(wide) * (value.to(wide) - baseline.to(wide))
             terms = torch.nan_to_num(terms, nan=0.0, posinf=0.0, neginf=0.0)
             of_sample = terms.sum_to_size(sample.shape).to(sample.dtype)

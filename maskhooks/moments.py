@@ -11,8 +11,6 @@ def update_moments(mean: Tensor, variance: Tensor, count: Tensor, values: Tensor
     """Takes further values, shape `(positions, *features)`, into running moments in place (Chan et al. 1979)."""
     new, total = len(values), count + len(values)
     shift = values.mean(0) - mean
-    variance.mul_(count).add_(values.var(0, unbiased=False) * new + shift**2 * (count * new / total)).div_(
-        total
-    )
+    variance.mul_(count).add_(values.var(0, unbiased=False) * new + shift**2 * (count * new / total)).div_(total)
     mean.add_(shift * (new / total))
     count.copy_(total)

@@ -78,9 +78,7 @@ def describe(value: Any) -> str:
         return f"a tensor {list(value.shape)}"
     inside = [f"{format_path(path)} {list(tensor.shape)}" for path, tensor in tensors(value)]
     kind = f"a {type(value).__name__}" if value is not None else "None"
-    return kind + (
-        f" with tensors at {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else ""
-    )
+    return kind + (f" with tensors at {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else "")
 
 
 def _child(value: Any, step: Step) -> Any:
@@ -125,7 +123,5 @@ def _copy_with(value: Any, step: Step, inner: Any) -> Any:
         result = copy.copy(value)
         object.__setattr__(result, step, inner)  # a frozen dataclass too
     except (TypeError, AttributeError) as error:
-        raise TypeError(
-            f"cannot exchange {format_path((step,))} in a copy of {describe(value)}: {error}"
-        ) from error
+        raise TypeError(f"cannot exchange {format_path((step,))} in a copy of {describe(value)}: {error}") from error
     return result

@@ -28,9 +28,7 @@ class Objective(nn.Module):
     def __init__(self, margin: float) -> None:
         super().__init__()
         if not margin > 0:
-            raise SettingError(
-                f"the margin is a divergence in nats and positive, got {margin!r}; 0.1 is usual"
-            )
+            raise SettingError(f"the margin is a divergence in nats and positive, got {margin!r}; 0.1 is usual")
         self.margin = margin
 
     @abstractmethod
@@ -58,8 +56,8 @@ class AugmentedLagrangian(Objective):
     """Method of multipliers for the constraint (Hestenes 1969, Powell 1969; Rockafellar 1973 for inequalities).
 
     With e = (D - m) / K, where K is the divergence of the fully masked model, the loss is (S + mu e) / (1 + mu) with
-    mu = max(0, multiplier + damping e), and after the step multiplier <- max(0, multiplier + rate e), where e is clipped
-    to +-m / K so that the multiplier rises no faster than it can fall. S is the mean P(z != 0) over real positions.
+    mu = max(0, multiplier + damping e), and after the step multiplier <- max(0, multiplier + rate e), where e is
+    clipped to +-m / K so that the multiplier rises no faster than it can fall. S is the mean P(z != 0) over real positions.
 
     Dividing by K makes the multiplier a pure number whose collapse threshold is known: closing every gate costs mu and
     saves the sparsity S < 1, so it can pay only where mu < S. A multiplier without damping sinks towards that
@@ -76,9 +74,7 @@ class AugmentedLagrangian(Objective):
 
     scale: Tensor
 
-    def __init__(
-        self, margin: float, *, rate: float = 0.05, damping: float = 5.0, initial: float = 0.5
-    ) -> None:
+    def __init__(self, margin: float, *, rate: float = 0.05, damping: float = 5.0, initial: float = 0.5) -> None:
         super().__init__(margin)
         self.rate, self.damping, self.initial = rate, damping, initial
         self.register_buffer("multiplier", torch.tensor(initial))

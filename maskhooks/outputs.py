@@ -78,8 +78,7 @@ def predictions(outputs: Outputs) -> list[str] | None:
         if any(head is None for head in heads.values()):
             return None
         return [
-            ", ".join(f"{n}: {h}" for n, h in zip(heads, row, strict=True))
-            for row in zip(*heads.values(), strict=True)
+            ", ".join(f"{n}: {h}" for n, h in zip(heads, row, strict=True)) for row in zip(*heads.values(), strict=True)
         ]
     if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:
         return [str(index) for index in outputs.logits.argmax(-1).tolist()]
@@ -144,7 +143,5 @@ def _per_example(divergence: Tensor) -> Tensor:
     return divergence.flatten(1).sum(1) if divergence.dim() > 1 else divergence
 
 
-def _mean(
-    values: Float[Tensor, "batch position"], chosen: Bool[Tensor, "batch position"]
-) -> Float[Tensor, " batch"]:
+def _mean(values: Float[Tensor, "batch position"], chosen: Bool[Tensor, "batch position"]) -> Float[Tensor, " batch"]:
     return torch.where(chosen, values, 0).sum(-1) / chosen.sum(-1)

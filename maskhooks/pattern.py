@@ -47,18 +47,14 @@ class Pattern:
         object.__setattr__(self, "arrow", f"{' '.join(words)} -> {' '.join(right.split())}")
         inside = [axis for group in self.axes for axis in group]
         if len(set(inside)) != len(inside) or not inside:
-            raise PatternError(
-                f"pattern {self.arrow!r}: each axis stands once on the left, and there is at least one"
-            )
+            raise PatternError(f"pattern {self.arrow!r}: each axis stands once on the left, and there is at least one")
         if not set(right.split()) <= set(inside) or len(set(right.split())) != len(right.split()):
             raise PatternError(
                 f"pattern {self.arrow!r}: the right side lists gated axes of the left side, each once, "
                 f"without parentheses; the left side has {', '.join(inside)}"
             )
         if not right.split():
-            raise PatternError(
-                f"pattern {self.arrow!r} gates nothing: name at least the batch axis on the right side"
-            )
+            raise PatternError(f"pattern {self.arrow!r} gates nothing: name at least the batch axis on the right side")
         self._check_sizes(inside)
         sizes = {axis: self.sizes[axis] for axis in inside if axis in self.sizes}
         object.__setattr__(self, "sizes", sizes)  # in one order, so that equal patterns print and hash alike
@@ -88,18 +84,14 @@ class Pattern:
         for pair in pairs:
             name, _, size = (part.strip() for part in pair.partition("="))
             if not (size.isascii() and size.isdigit()) or name in sizes:
-                raise PatternError(
-                    f"pattern {text!r}: {pair.strip()!r} is not of the form axis=size, each once"
-                )
+                raise PatternError(f"pattern {text!r}: {pair.strip()!r} is not of the form axis=size, each once")
             sizes[name] = int(size)
         return cls(arrow, sizes)
 
     def _sides(self) -> tuple[str, str]:
         sides = self.arrow.split("->")
         if len(sides) != 2:
-            raise PatternError(
-                f"pattern {self.arrow!r} needs one arrow, as in 'batch token hidden -> batch token'"
-            )
+            raise PatternError(f"pattern {self.arrow!r} needs one arrow, as in 'batch token hidden -> batch token'")
         left, right = sides
         rest = re.sub(r"\(([^()]*)\)", r" \1 ", left) + " " + right
         odd = [word for word in rest.split() if not _AXIS.fullmatch(word)]
@@ -184,9 +176,7 @@ class Pattern:
         """A baseline over the feature axes as a tensor that broadcasts against the value."""
         left = " ".join(
             word if all(axis in self.features for axis in axes) else "1"
-            for axes, word in (
-                (axes, f"({' '.join(axes)})" if len(axes) > 1 else axes[0]) for axes in self.axes
-            )
+            for axes, word in ((axes, f"({' '.join(axes)})" if len(axes) > 1 else axes[0]) for axes in self.axes)
         )
         if any(0 < sum(axis in self.features for axis in axes) < len(axes) for axes in self.axes):
             raise PatternError(f"pattern '{self}' mixes position and feature axes in one parenthesis")

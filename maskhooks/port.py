@@ -154,9 +154,7 @@ class Port(Uncopied, ABC):
             self._skipped[point.key] = what
             return None
         way_out = f"one of {', '.join(inside[:5])}" if inside else "another part of the value"
-        raise NotATensorError(
-            f"site {point.key}: no tensor there; {what}. Address {way_out}.", site=point.site
-        )
+        raise NotATensorError(f"site {point.key}: no tensor there; {what}. Address {way_out}.", site=point.site)
 
     def _put(self, value: Any, point: Point, new: Tensor) -> Any:
         try:
@@ -225,6 +223,4 @@ class InputPort(Port):
         if isinstance(wanted, str) and wanted in names[: len(args)]:
             return (0, names.index(wanted), *rest)
         given = ", ".join([f"[{index}]" for index in range(len(args))] + [f".{name}" for name in kwargs])
-        raise nested.PathError(
-            f"no argument {nested.format_path((wanted,))} in this call, which has {given or 'none'}"
-        )
+        raise nested.PathError(f"no argument {nested.format_path((wanted,))} in this call, which has {given or 'none'}")

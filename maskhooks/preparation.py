@@ -15,6 +15,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking
 from maskhooks.outputs import Divergence
 from maskhooks.probes import FreeLogits
+from maskhooks.progress import track
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator
 from maskhooks.site import Site
@@ -99,11 +100,13 @@ def fit_baselines(
     seed: int,
     device: torch.device,
     replay: Replay | None,
+    progress: bool = False,
 ) -> None:
     """Fits learned baselines under random masks, each example at a rate of its own, and keeps them from then on.
 
     Inputs need this: a gate that learns beside a poor baseline keeps positions because their replacement does harm, not
-    because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units of the features' deviation, its rate falling from `rate` to zero.
+    because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units
+    of the features' deviation, its rate falling from `rate` to zero.
     """
     learned = {id(m.baseline): m for m in maskings if isinstance(m.baseline, Learned)}
     for number, masking in enumerate(learned.values() if steps else ()):
@@ -112,7 +115,10 @@ def fit_baselines(
         start, offset = vector.detach().clone(), torch.zeros_like(vector).requires_grad_()
         optimizer = torch.optim.Adam([offset], lr=rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        for step, batch in enumerate(itertools.islice(_again(batches), steps)):
+        known = f"fitting the baseline of {masking.site}"
+        for step, batch in enumerate(
+            track(itertools.islice(_again(batches), steps), known, total=steps, shown=progress)
+        ):
             clean = clean_pass(hooked, move(batch, device), [masking.site], [masking.site], replay)
             vector.data.copy_(start + offset.detach() * deviation)
             masked = random_mask(hooked, clean, masking, generator(seed, number, step))

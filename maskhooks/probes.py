@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -34,17 +35,16 @@ class Probe(nn.Module):
         """Gathers statistics from values at real positions; may be called repeatedly."""
 
     @abstractmethod
-    def forward(
-        self, values: Sequence[Float[Tensor, "*positions _"]]
-    ) -> Float[Tensor, "*positions groups"]: ...
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]: ...
 
 
 class MLP(Probe):
     """One hidden layer on standardised values: logit = clamp(scale (W2 tanh(W1 x + c) + c2) + b, low, high).
 
     x is (value - mean) / deviation over real training positions. Where several sites are read, a value with more
-    features is scaled down by their number: Adam moves all weights alike, so a wide value would outrun a narrow one. The clamp is projected: its gradient is dropped only where it would push a logit
-    further out, so that a gate at either end can come back.
+    features is scaled down by their number: Adam moves all weights alike, so a wide value would outrun a narrow one.
+    The clamp is projected: its gradient is dropped only where it would push a logit further out, so that a gate at
+    either end can come back.
 
     Args:
         hidden: units of the hidden layer; by default a quarter of the features, at least 32.
@@ -70,15 +70,14 @@ class MLP(Probe):
     ) -> None:
         super().__init__()
         if not low < start_logit < high:
-            raise SettingError(
-                f"a probe's logits start between low and high, got {low} < {start_logit} < {high}"
-            )
+            raise SettingError(f"a probe's logits start between low and high, got {low} < {start_logit} < {high}")
         self.hidden, self.low, self.high, self.scale = hidden, low, high, scale
         self.start_logit = start_logit
 
     def start(self, features: Sequence[int], groups: int) -> None:
         size = sum(features)
-        self.network = _network(size, self.hidden, groups)
+        width = self.hidden or max(32, size // 4)
+        self.first, self.last = nn.Linear(size, width), nn.Linear(width, groups)
         self.bias = nn.Parameter(torch.full((groups,), self.start_logit))
         least = min(features)
         scale = math.sqrt(size / (len(features) * least))
@@ -90,14 +89,13 @@ class MLP(Probe):
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         if len(values[0]):
-            update_moments(
-                self.mean, self.variance, self.count, torch.cat([value.float() for value in values], -1)
-            )
+            update_moments(self.mean, self.variance, self.count, torch.cat([value.float() for value in values], -1))
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
-        x = (x - self.mean) * (self.weight / self.variance.sqrt().clamp(min=1e-6))
-        return _clamp(self.scale * self.network(x) + self.bias, self.low, self.high)
+        scaled = self.first.weight * (self.weight / self.variance.sqrt().clamp(min=1e-6))
+        hidden = torch.tanh(F.linear(x, scaled, self.first.bias - scaled @ self.mean))  # x standardised on the way
+        return _clamp(self.scale * self.last(hidden) + self.bias, self.low, self.high)
 
 
 class PaperMLP(Probe):
@@ -150,11 +148,6 @@ class FreeLogits(Probe):
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         return _clamp(self.logits, self.low, self.high)
-
-
-def _network(size: int, hidden: int | None, groups: int) -> nn.Sequential:
-    width = hidden or max(32, size // 4)
-    return nn.Sequential(nn.Linear(size, width), nn.Tanh(), nn.Linear(width, groups))
 
 
 def _clamp(logits: Tensor, low: float, high: float) -> Tensor:

@@ -33,12 +33,12 @@ def bar(name: str, total: int | None) -> tuple[Progress, TaskID]:
     return progress, progress.add_task("", total=total)
 
 
-def track(items: Iterable[T], name: str, *, shown: bool = True) -> Iterator[T]:
-    """The items, with a bar while they are gone through."""
+def track(items: Iterable[T], name: str, *, total: int | None = None, shown: bool = True) -> Iterator[T]:
+    """The items, with a bar while they are gone through; `total` where they have no length of their own."""
     if not shown:
         yield from items
         return
-    progress, task = bar(name, len(items) if isinstance(items, Sized) else None)
+    progress, task = bar(name, len(items) if isinstance(items, Sized) else total)
     with progress:
         for item in items:
             yield item

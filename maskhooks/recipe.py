@@ -25,8 +25,8 @@ class Recipe:
         learning_rate: of the probes.
         free_rate: of free logits, without amortisation.
         baseline_rate: of learned baselines that learn together with the gates (hidden states).
-        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks drawn
-            at random, and then kept; 0 to let it learn with the gates.
+        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks
+            drawn at random, and then kept; 0 to let it learn with the gates.
         warmup: steps over which rates rise.
         decay: the last fraction of steps, over which rates fall to zero.
         validations: how often checkpoints are compared.
@@ -92,9 +92,7 @@ class Recipe:
         }
         return objectives[self.objective](margin)
 
-    def make_optimizer(
-        self, probes: list[nn.Parameter], baselines: list[nn.Parameter]
-    ) -> torch.optim.Optimizer:
+    def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate}
             for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_rate))

@@ -161,8 +161,7 @@ def _dataset(data: str) -> pd.DataFrame:
         import datasets
     except ImportError as error:
         raise PluginError(
-            f"data from {data!r} needs the library datasets, which is not installed. Run: pip install "
-            "datasets"
+            f"data from {data!r} needs the library datasets, which is not installed. Run: pip install datasets"
         ) from error
     name, *configuration, split = data.split(":")
     shown = datasets.is_progress_bar_enabled()
@@ -219,9 +218,7 @@ def _label(value: Any) -> Label | None:
 def _unreadable(path: Path, error: Exception) -> CorruptFileError:
     what = f"there is no file {path}" if isinstance(error, FileNotFoundError) else f"{path} cannot be read"
     why = "" if isinstance(error, FileNotFoundError) else f": {_first_line(error)}"
-    return CorruptFileError(
-        f"{what}{why}. Give a file that exists, of the kind that its name says.", path=path
-    )
+    return CorruptFileError(f"{what}{why}. Give a file that exists, of the kind that its name says.", path=path)
 
 
 def _first_line(error: Exception) -> str:

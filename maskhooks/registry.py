@@ -61,9 +61,7 @@ class Registry:
                     seen.add(key)
                     self._load(entry, distribution)
 
-    def _load(
-        self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution
-    ) -> None:
+    def _load(self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution) -> None:
         name = distribution.metadata["Name"]
         report = PluginReport(entry.name, name, distribution.version)
         self.reports.append(report)
@@ -162,9 +160,7 @@ class Registry:
         """Registers with pluggy; takes it back where a hook is unknown or a name is taken."""
         known = self.manager.get_name(plugin)
         if known is not None:
-            raise NameTakenError(
-                f"plugin {name!r} is registered already, as {known!r}; once is enough.", plugin=name
-            )
+            raise NameTakenError(f"plugin {name!r} is registered already, as {known!r}; once is enough.", plugin=name)
         taken = {family: set(self._names(family)) for family in FAMILIES}
         try:
             self._register(plugin, name)
@@ -195,16 +191,10 @@ class Registry:
         if kind in FAMILIES and isinstance(found, Mapping):
             return kind, list(found)
         base = {"adapters": Adapter, "tasks": Task}.get(kind)
-        if (
-            base is not None
-            and isinstance(found, (list, tuple))
-            and all(isinstance(part, base) for part in found)
-        ):
+        if base is not None and isinstance(found, (list, tuple)) and all(isinstance(part, base) for part in found):
             return kind, [part.name for part in found]
         wanted = f"a list of {base.__name__} objects" if base else f"a mapping from name to {kind[:-1]}"
-        raise PluginError(
-            f"plugin {name!r}: {hook.name} returned {found!r}; it returns {wanted}.", plugin=name
-        )
+        raise PluginError(f"plugin {name!r}: {hook.name} returned {found!r}; it returns {wanted}.", plugin=name)
 
     def _check_free(self, name: str) -> None:
         if self.manager.has_plugin(name):
@@ -219,9 +209,7 @@ class Registry:
         try:
             self.manager.register(plugin, name)
         except pluggy.PluginValidationError as error:
-            raise PluginError(
-                f"plugin {name!r} has a hook with wrong arguments: {error}", plugin=name
-            ) from error
+            raise PluginError(f"plugin {name!r} has a hook with wrong arguments: {error}", plugin=name) from error
 
     def _names(self, family: str) -> list[str]:
         found: list[Mapping[str, Any]] = getattr(self.manager.hook, f"maskhooks_{family}")()
@@ -241,9 +229,7 @@ class Registry:
                     plugin=name,
                 )
         if not hooks:
-            what = (
-                "a module" if isinstance(plugin, ModuleType) else f"an object of type {type(plugin).__name__}"
-            )
+            what = "a module" if isinstance(plugin, ModuleType) else f"an object of type {type(plugin).__name__}"
             raise PluginError(
                 f"plugin {name!r}, {what}, implements no hook of maskhooks. Decorate its functions with "
                 f"@maskhooks.hookimpl, or register an Adapter or a Task.",

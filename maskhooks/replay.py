@@ -69,9 +69,7 @@ class Replay:
             UnknownSiteError: a site's module is not in the model.
         """
         # Global hooks run before we could record: nothing is skipped then.
-        recording = Recording(
-            {site: [] if _global_forward_hooks else self._skippable(site) for site in sites}
-        )
+        recording = Recording({site: [] if _global_forward_hooks else self._skippable(site) for site in sites})
         handles: list[RemovableHandle] = []
         try:
             for module in recording.modules():
@@ -93,9 +91,7 @@ class Replay:
         modules: dict[str, nn.Module] = dict(self.model.named_modules(remove_duplicate=False))
         if site.module not in modules:
             known = near(site.module, modules)
-            raise UnknownSiteError(
-                f"site {site}: the model has no module {site.module!r}.", site=site, near=known
-            )
+            raise UnknownSiteError(f"site {site}: the model has no module {site.module!r}.", site=site, near=known)
         return modules[site.module]
 
     def _skippable(self, site: Site) -> list[nn.Module]:
@@ -111,9 +107,7 @@ class Replay:
     def _outermost(self, spans: list[Span], moment: int) -> list[nn.Module]:
         before = [span for span in spans if span.ended <= moment and span.module is not self.model]
         pure = [span for span in before if span.pure]
-        outermost = [
-            span for span in pure if not any(p.began < span.began and span.ended < p.ended for p in pure)
-        ]
+        outermost = [span for span in pure if not any(p.began < span.began and span.ended < p.ended for p in pure)]
         # A module also called with side effects, or inside a skipped one, would lose count.
         calls, skipped = (_count(spans) for spans in (before, outermost))
         modules = {id(span.module): span.module for span in outermost}
@@ -136,9 +130,7 @@ class Recording:
         self._versions: list[tuple[int, Tensor, int]] = []
 
     def modules(self) -> list[nn.Module]:
-        return list(
-            {id(module): module for modules in self.skippable.values() for module in modules}.values()
-        )
+        return list({id(module): module for modules in self.skippable.values() for module in modules}.values())
 
     def keep(self, module: nn.Module, value: Any, *, copy: bool) -> None:
         value = _copied(value) if copy else value

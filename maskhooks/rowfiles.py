@@ -26,9 +26,7 @@ def write_folder(folder: Path, columns: Columns, about: Mapping[str, Any]) -> No
     codes, labels = _encoded(columns["label"])
     arrays = {name: np.ascontiguousarray(column) for name, column in {**columns, "label": codes}.items()}
     save_file(arrays, folder / _ARRAYS)
-    text = json.dumps(
-        {"format": FORMAT, "rows": len(codes), "columns": list(columns), "labels": labels, **about}
-    )
+    text = json.dumps({"format": FORMAT, "rows": len(codes), "columns": list(columns), "labels": labels, **about})
     (folder / _ABOUT).write_text(text, encoding="utf-8")
 
 
@@ -64,9 +62,7 @@ def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> Non
     }
     table = pa.table(arrays)
     text = json.dumps({"format": FORMAT, **about})
-    parquet.write_table(
-        table.replace_schema_metadata({**(table.schema.metadata or {}), "maskhooks": text}), path
-    )
+    parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), "maskhooks": text}), path)
 
 
 def read_parquet(path: Path) -> tuple[Columns, dict[str, Any]]:

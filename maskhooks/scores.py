@@ -135,14 +135,10 @@ def stack(parts: Sequence[tuple[Columns, Sequence[str]]]) -> tuple[Columns, tupl
     sites = tuple(dict.fromkeys(site for part in here for site in part))
     names = dict.fromkeys(name for columns, _ in parts for name in columns)
     stacked = {
-        name: np.concatenate(
-            [columns.get(name, np.full(len(columns["score"]), -1, np.int32)) for columns, _ in parts]
-        )
+        name: np.concatenate([columns.get(name, np.full(len(columns["score"]), -1, np.int32)) for columns, _ in parts])
         for name in names
     }
-    numbers = [
-        np.array([sites.index(site) if site in sites else -1 for site in old], np.int32) for _, old in parts
-    ]
+    numbers = [np.array([sites.index(site) if site in sites else -1 for site in old], np.int32) for _, old in parts]
     stacked["site"] = np.concatenate(
         [number[columns["site"]] for number, (columns, _) in zip(numbers, parts, strict=True)]
     )

@@ -90,9 +90,7 @@ class Site:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Site:
-        return cls.parse(
-            saved["address"], saved["pattern"], tags=frozenset(saved["tags"]), depth=saved["depth"]
-        )
+        return cls.parse(saved["address"], saved["pattern"], tags=frozenset(saved["tags"]), depth=saved["depth"])
 
     def at(self, call: int | None) -> Site:
         """The same site at one call."""
@@ -206,9 +204,7 @@ def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> l
         found = table.glob(selector)
         if not found:
             match = _glob(selector)
-            found = [
-                site for name in modules for site in (Site(name, "input"), Site(name)) if match(str(site))
-            ]
+            found = [site for name in modules for site in (Site(name, "input"), Site(name)) if match(str(site))]
         if found:
             return [replace(site, optional=True) for site in found]
     elif _ADDRESS.fullmatch(selector) and Site.parse(selector).module in modules:

@@ -132,15 +132,9 @@ class Factory(Source):
                 likely = near(step, [key for key in dir(found) if not key.startswith("_")])
                 raise ModelError(
                     f"module {name!r} has no {attribute!r}."
-                    + (
-                        f" Did you mean {', '.join(map(repr, likely))}?"
-                        if likely
-                        else " Give the name of a function."
-                    )
+                    + (f" Did you mean {', '.join(map(repr, likely))}?" if likely else " Give the name of a function.")
                 )
             found = getattr(found, step)
         if not callable(found):
-            raise ModelError(
-                f"{model} is no function. Give one that returns the model: def {attribute}(): ..."
-            )
+            raise ModelError(f"{model} is no function. Give one that returns the model: def {attribute}(): ...")
         return found  # type: ignore[no-any-return] # callable, as checked

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -30,6 +30,7 @@ FORMAT = 1
 _SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
 
 
+@runtime_checkable
 class Saveable(Protocol):
     """What an explainer offers so that it can be saved; one that does is loaded by its registered name."""
 

@@ -19,7 +19,5 @@ def text(rows: Rows) -> str:
 def markup(rows: Rows) -> str:
     """An HTML table, with all text escaped."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (rows[0] if rows else {}))
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

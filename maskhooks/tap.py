@@ -138,9 +138,7 @@ class Tap:
             return
         for other in (point.site for point in port.replaces):
             calls = (site.call, other.call)
-            if port.overlap(site.path, other.path) and (
-                calls[0] == calls[1] or None in calls or "*" in calls
-            ):
+            if port.overlap(site.path, other.path) and (calls[0] == calls[1] or None in calls or "*" in calls):
                 raise SiteConflictError(
                     f"two replacements of one value: {other} and {site}. Combine the two functions, or nest "
                     f"two taps: the inner one sees the outer one's value.",
@@ -205,11 +203,7 @@ class Tap:
         if missing:
             site, port = next(iter(missing.items()))
             names = ", ".join(str(site) for site in missing)
-            calls = (
-                f"ran {port.calls} time(s), its last call is @{port.calls - 1}"
-                if port.calls
-                else "did not run"
-            )
+            calls = f"ran {port.calls} time(s), its last call is @{port.calls - 1}" if port.calls else "did not run"
             raise SiteNeverFiredError(
                 f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, "
                 "called as module.forward(...), or bypassed by a fused path; `maskhooks doctor` shows which "

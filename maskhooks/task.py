@@ -66,8 +66,7 @@ class Task:
         unknown = set(functions) - set(self.options)
         if unknown:
             raise BatchError(
-                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes "
-                f"{', '.join(self.options)}"
+                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes {', '.join(self.options)}"
             )
         task = copy.copy(self)
         for key, function in functions.items():
@@ -100,8 +99,7 @@ class Task:
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
             kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
             takes = sum(
-                kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-                for kind in kinds
+                kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
             )
             return (tuple(batch) if inspect.Parameter.VAR_POSITIONAL in kinds else tuple(batch)[:takes]), {}
         return (batch,), {}
@@ -160,11 +158,7 @@ class Task:
         real = torch.as_tensor(_apply(self._real, batch, None)).bool() if self._takes_batch_only() else None
         varied = batch
         for path, tensor in nested.tensors(batch):
-            if (
-                tensor.dtype == torch.bool
-                or tensor.dim() < 2
-                or (real is None and not tensor.is_floating_point())
-            ):
+            if tensor.dtype == torch.bool or tensor.dim() < 2 or (real is None and not tensor.is_floating_point()):
                 continue
             if real is None:
                 order = torch.randperm(len(tensor), generator=generator)
@@ -213,9 +207,7 @@ def _arity(function: Callable[..., Any]) -> int:
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return 2
-    return sum(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters
-    )
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
 
 
 def _apply(function: Callable[..., Any] | None, first: Any, second: Any) -> Any:

@@ -69,9 +69,7 @@ class Tracer(Uncopied):
             return [], self.fired, set()
         changed = {key for key, tensor, version, _ in self.outputs if tensor._version != version}
         # A change in place of a return that is an argument or buffer itself would not reach that in a replay.
-        aliases = {
-            key for key, tensor, version, alias in self.outputs if alias and tensor._version != version
-        }
+        aliases = {key for key, tensor, version, alias in self.outputs if alias and tensor._version != version}
         spans = [replace(span, pure=span.pure and id(span.module) not in aliases) for span in self.spans]
         return spans, self.fired, changed
 

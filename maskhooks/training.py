@@ -29,7 +29,7 @@ from maskhooks.masking import Masking
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence, agreement
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
-from maskhooks.progress import bar
+from maskhooks.progress import bar, track
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
@@ -111,7 +111,7 @@ def fit(
             **trainer,
         )
         stack.enter_context(_placed(problem.hooked.model, runner.strategy.root_device))
-        loop.prepare(train, runner.strategy.root_device)
+        loop.prepare(train, runner.strategy.root_device, progress)
         runner.fit(loop, _loader(train), _loader(validation) if validation is not None else None)
     return loop.finish()
 
@@ -142,11 +142,12 @@ class _Loop(pl.LightningModule):
         self.result = Fitted()
         self.done = self.stale = 0
 
-    def prepare(self, train: Iterable[Any], device: torch.device) -> None:
+    def prepare(self, train: Iterable[Any], device: torch.device, progress: bool) -> None:
         """Starts and fits the parts, and starts the objectives with the divergence of the fully masked model."""
         problem = self.problem
         hooked, recipe = problem.hooked, problem.recipe
-        gather(hooked, problem.maskings, itertools.islice(train, recipe.statistics), device)
+        read = itertools.islice(train, recipe.statistics)
+        gather(hooked, problem.maskings, track(read, "reading values", shown=progress), device)
         fit_baselines(
             hooked,
             problem.fit_first,
@@ -156,9 +157,15 @@ class _Loop(pl.LightningModule):
             device=device,
             seed=seeded(problem.seed, _BASELINE),
             replay=self.replay,
+            progress=progress,
         )
         closed = closed_divergences(
-            hooked, problem.maskings, itertools.islice(train, min(4, recipe.statistics)), problem.divergence, device, self.replay
+            hooked,
+            problem.maskings,
+            itertools.islice(train, min(4, recipe.statistics)),
+            problem.divergence,
+            device,
+            self.replay,
         )
         for objective, divergence in zip(problem.objectives, closed, strict=True):
             objective.to(device)
@@ -205,22 +212,19 @@ class _Loop(pl.LightningModule):
             self._stop(f"all {self.total} steps were made")
 
     def _check_finite(self, loss: Tensor, masking: Masking) -> None:
-        grads = [
-            weight.grad for part in masking.modules for weight in part.parameters() if weight.grad is not None
-        ]
+        grads = [weight.grad for part in masking.modules for weight in part.parameters() if weight.grad is not None]
         what = "the loss" if not torch.isfinite(loss) else "a gradient"
         if what == "a gradient" and all(bool(torch.isfinite(grad).all()) for grad in grads):
             return
         raise NonFiniteError(
-            f"{what} is not finite at step {self.done} on {masking}. The last good state was kept, and the explainer can "
-            f"be used as it is. Look at the model's outputs on this batch, lower the learning rate, or mask other sites.",
+            f"{what} is not finite at step {self.done} on {masking}. The last good state was kept, and the explainer "
+            f"can be used as it is. Look at the model's outputs on this batch, lower the learning rate, or mask other "
+            f"sites.",
             site=masking.site,
         )
 
     @torch.no_grad()
-    def _note(
-        self, masking: Masking, objective: Objective, divergence: Tensor, l0: Tensor, agree: Tensor
-    ) -> None:
+    def _note(self, masking: Masking, objective: Objective, divergence: Tensor, l0: Tensor, agree: Tensor) -> None:
         row = {
             "step": self.done,
             "epoch": self.current_epoch,
@@ -242,9 +246,7 @@ class _Loop(pl.LightningModule):
         self.measures = [Measure(masking) for masking in self.problem.maskings]
 
     def validation_step(self, batch: Any, index: int) -> None:
-        evaluate_batch(
-            self.problem, batch, self.measures, self.replay, seeded(self.problem.seed, _VALIDATE, index)
-        )
+        evaluate_batch(self.problem, batch, self.measures, self.replay, seeded(self.problem.seed, _VALIDATE, index))
 
     def on_validation_epoch_end(self) -> None:
         if self.result.validation and self.result.validation[-1]["step"] == self.done:
@@ -253,9 +255,7 @@ class _Loop(pl.LightningModule):
         for row in rows.values():
             self.result.validation.append(row)
             self.writers.write("validation", row)
-        better = [
-            c.compare(self.done, [rows[id(masking)] for masking in c.maskings]) for c in self.checkpoints
-        ]
+        better = [c.compare(self.done, [rows[id(masking)] for masking in c.maskings]) for c in self.checkpoints]
         self.stale = 0 if any(better) else self.stale + 1
         patience = self.problem.recipe.patience
         if patience is not None and self.stale >= patience:
@@ -280,7 +280,7 @@ class _Loop(pl.LightningModule):
         return self.result
 
 
-def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | None) -> None:
+def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | None, *, progress: bool = True) -> None:
     """For free logits: statistics and baselines are learned from data, the logits are not."""
     device = device_of(problem.hooked.model)
     with frozen(problem.hooked.model), torch.random.fork_rng():
@@ -295,12 +295,11 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
             seed=seeded(problem.seed, _BASELINE),
             device=device,
             replay=replay,
+            progress=progress,
         )
 
 
-def evaluate_batch(
-    problem: Problem, batch: Any, measures: Sequence[Measure], replay: Replay | None, seed: int
-) -> None:
+def evaluate_batch(problem: Problem, batch: Any, measures: Sequence[Measure], replay: Replay | None, seed: int) -> None:
     """Adds a batch to measures: one clean pass, and a masked pass from each masked site onward."""
     reads = list(dict.fromkeys(site for measure in measures for site in measure.masking.reads))
     onward = list(dict.fromkeys(measure.masking.site for measure in measures))
@@ -320,12 +319,8 @@ class _Bar(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, loop: pl.LightningModule, *_: Any) -> None:
         assert isinstance(loop, _Loop)
         latest = loop.result.log[-50:]
-        divergence, kept = (
-            sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0")
-        )
-        self.bar.update(
-            self.task, completed=loop.done, description=f"divergence {divergence:.3f} kept {kept:.2f}"
-        )
+        divergence, kept = (sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0"))
+        self.bar.update(self.task, completed=loop.done, description=f"divergence {divergence:.3f} kept {kept:.2f}")
 
     def on_train_end(self, trainer: pl.Trainer, loop: pl.LightningModule) -> None:
         self.bar.stop()

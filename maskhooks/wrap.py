@@ -63,15 +63,10 @@ def wrap(
     if sites is None:
         chosen = claimed_sites(found)
     elif isinstance(sites, Mapping):
-        chosen = [
-            Site.parse(address, pattern, tags=frozenset({"hidden"})) for address, pattern in sites.items()
-        ]
+        chosen = [Site.parse(address, pattern, tags=frozenset({"hidden"})) for address, pattern in sites.items()]
     else:
         chosen = [Site.parse(site) if isinstance(site, str) else site for site in sites]
-    chosen = [
-        site if site.depth is not None else dataclasses.replace(site, depth=i)
-        for i, site in enumerate(chosen)
-    ]
+    chosen = [site if site.depth is not None else dataclasses.replace(site, depth=i) for i, site in enumerate(chosen)]
     functions = {"call": call, "output": output, "real": real, "names": names, "vary": vary, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
     chosen_task = (task or _task(model)).given(functions)
@@ -104,9 +99,7 @@ def _adapters(given: Any) -> list[Adapter]:
     adapters: list[Any] = [part() if inspect.isclass(part) else part for part in found]
     for part in adapters:
         if not isinstance(part, Adapter):
-            raise PluginError(
-                f"adapter={part!r} is no maskhooks.adapter.Adapter; derive its class from that one"
-            )
+            raise PluginError(f"adapter={part!r} is no maskhooks.adapter.Adapter; derive its class from that one")
     return adapters
 
 

@@ -17,9 +17,7 @@ def fitted(baseline: Baseline, *batches: torch.Tensor) -> torch.Tensor:
     return baseline().detach()
 
 
-BATCHES = [
-    torch.randn(count, 2, 3, generator=torch.Generator().manual_seed(count)) * 3 + 5 for count in (1, 7, 30)
-]
+BATCHES = [torch.randn(count, 2, 3, generator=torch.Generator().manual_seed(count)) * 3 + 5 for count in (1, 7, 30)]
 
 
 def test_zero() -> None:
@@ -32,9 +30,7 @@ def test_mean_and_deviation_over_all_batches(baseline: type[Mean] | type[Learned
     vector = fitted(made, *BATCHES)
     everything = torch.cat(BATCHES).double()
     torch.testing.assert_close(vector.double(), everything.mean(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        made.deviation.double(), everything.std(0, unbiased=False), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(made.deviation.double(), everything.std(0, unbiased=False), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_without_positions_changes_nothing() -> None:

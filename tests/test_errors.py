@@ -63,18 +63,14 @@ def test_a_page_tells_the_truth(name: str, tmp_path: Path, monkeypatch: pytest.M
     """The first block ends with the message shown (`...` stands for what varies), the second with none."""
     text = page_of(name).read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n")
-    ((symptom,), (bad, good)) = (
-        re.findall(rf"```{kind}\n(.*?)\n```", text, re.DOTALL) for kind in ("text", "python")
-    )
+    ((symptom,), (bad, good)) = (re.findall(rf"```{kind}\n(.*?)\n```", text, re.DOTALL) for kind in ("text", "python"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.metadata, "distributions", importlib.metadata.distributions)
     space: dict[str, Any] = {"__name__": "page"}
     found = run(bad, space)
     assert isinstance(found, CLASSES[name])
     pattern = ".*?".join(re.escape(part) for part in symptom.split("..."))
-    assert re.fullmatch(pattern, f"{type(found).__name__}: {found}", re.DOTALL), (
-        f"{type(found).__name__}: {found}"
-    )
+    assert re.fullmatch(pattern, f"{type(found).__name__}: {found}", re.DOTALL), f"{type(found).__name__}: {found}"
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert run(good, space) is None

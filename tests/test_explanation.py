@@ -33,17 +33,13 @@ def built(depths: int = 3, address: str = "embed:output", **settings: Any) -> Ex
         "examples": [{"prediction": "positive", "target": "positive"}, {"prediction": "positive"}],
         **settings,
     }
-    return Explanation.build(
-        [tokens(address, depth, part) for depth, part in enumerate(values(depths))], **settings
-    )
+    return Explanation.build([tokens(address, depth, part) for depth, part in enumerate(values(depths))], **settings)
 
 
 def patches(depths: int = 2) -> Explanation:
     site = Site.parse("conv:output", "batch channel height width -> batch height width")
     real = torch.ones(1, 3, 5, dtype=torch.bool)
-    return Explanation.build(
-        [Scores(site, d, torch.rand(1, 3, 5), real) for d in range(depths)], provenance={}
-    )
+    return Explanation.build([Scores(site, d, torch.rand(1, 3, 5), real) for d in range(depths)], provenance={})
 
 
 def test_rows_hold_each_score_once() -> None:
@@ -182,9 +178,7 @@ def test_repr_is_short() -> None:
 def test_repr_html_is_escaped() -> None:
     site = Site.parse("embed:output", "batch token hidden -> batch token")
     names = [["<img src=x onerror=alert(1)>", "&"]]
-    explanation = Explanation.build(
-        [Scores(site, 0, torch.rand(1, 2), torch.ones(1, 2).bool(), names)], provenance={}
-    )
+    explanation = Explanation.build([Scores(site, 0, torch.rand(1, 2), torch.ones(1, 2).bool(), names)], provenance={})
     text = explanation._repr_html_()
     assert "<img" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text

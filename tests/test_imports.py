@@ -32,9 +32,7 @@ assert not heavy, heavy
 def run(use: str) -> None:
     code = SCRIPT.format(use=use, heavy=HEAVY)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,6 +65,4 @@ def test_nothing_public_is_left_out() -> None:
     """What stands in the package and is neither private nor a module is exported on purpose."""
     modules = {name for name in vars(maskhooks) if f"maskhooks.{name}" in sys.modules}
     public = {name for name in vars(maskhooks) if not name.startswith("_")} - modules
-    assert public - {"annotations", "jaxtyping"} <= set(
-        maskhooks.__all__
-    )  # jaxtyping: the tests' import hook
+    assert public - {"annotations", "jaxtyping"} <= set(maskhooks.__all__)  # jaxtyping: the tests' import hook

@@ -63,9 +63,7 @@ def hooked():
     )
 
 
-def make(
-    hooked, batch, site="layers.1:output", probe: Probe | None = None, baseline=None, gate=None
-) -> Masking:
+def make(hooked, batch, site="layers.1:output", probe: Probe | None = None, baseline=None, gate=None) -> Masking:
     site = hooked.find(site)[0]
     masking = Masking(site, 1, [Vote((site,), probe or MLP())], gate or HardConcrete(), baseline or Learned())
     torch.manual_seed(0)

@@ -77,9 +77,7 @@ def test_positions_are_averaged_over_the_chosen_ones() -> None:
 
 
 def test_an_example_without_a_chosen_position() -> None:
-    with pytest.raises(
-        UnknownDistributionError, match=r"no position whose prediction counts.*wrap\(model, output"
-    ):
+    with pytest.raises(UnknownDistributionError, match=r"no position whose prediction counts.*wrap\(model, output"):
         Positions(categorical(torch.zeros(2, 3, 4)), torch.tensor([[True] * 3, [False] * 3]))
 
 

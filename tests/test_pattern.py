@@ -68,9 +68,7 @@ def test_parse_is_the_inverse_of_str(case: Any) -> None:
 def test_spread_puts_each_mask_value_at_its_place(case: Any) -> None:
     pattern, value = made(case)
     sizes = pattern.shape(value)
-    mask = torch.arange(float(torch.Size(pattern.mask_shape(value)).numel())).reshape(
-        pattern.mask_shape(value)
-    )
+    mask = torch.arange(float(torch.Size(pattern.mask_shape(value)).numel())).reshape(pattern.mask_shape(value))
     spread = pattern.spread(mask, value).expand_as(value)
     left = pattern.arrow.split("->")[0]
     flat = einops.rearrange(spread, f"{left} -> {' '.join(a for g in pattern.axes for a in g)}", **sizes)

@@ -163,9 +163,7 @@ def test_make() -> None:
     assert registry.make("gates", "hard-concrete-louizos") == HardConcrete.louizos()
     gate = Bernoulli()
     assert registry.make("gates", gate) is gate
-    with pytest.raises(
-        UnknownNameError, match=r"no gate is named 'hard-concret'\. There are: bernoulli.*Did you mean"
-    ):
+    with pytest.raises(UnknownNameError, match=r"no gate is named 'hard-concret'\. There are: bernoulli.*Did you mean"):
         registry.make("gates", "hard-concret")
 
 
@@ -261,9 +259,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         (ModuleType("empty"), PluginError, r"a module, implements no hook.*@maskhooks.hookimpl"),
     ],
 )
-def test_what_cannot_be_registered(
-    registry: Registry, part: Any, error: type[PluginError], message: str
-) -> None:
+def test_what_cannot_be_registered(registry: Registry, part: Any, error: type[PluginError], message: str) -> None:
     with pytest.raises(error, match=message) as raised:
         registry.register(part, name="second")
     assert raised.value.plugin == "second"
@@ -316,9 +312,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example plugin under tests/plugins, installed into a folder of its own, without a network."""
     target = tmp_path_factory.mktemp("site")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, "--target", target, EXAMPLE], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", target, EXAMPLE], check=True)
     return target
 
 

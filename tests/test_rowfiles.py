@@ -26,9 +26,7 @@ def explanation() -> Explanation:
         Scores(tokens, 0, torch.rand(2, 3), real, names),
         Scores(heads, 1, torch.tensor([[[0.1, float("nan")]] * 3] * 2), real, names),
     ]
-    return Explanation.build(
-        scores, provenance={"seed": 3, "parts": ["x"]}, examples=[{"target": "t"}, {}], first=7
-    )
+    return Explanation.build(scores, provenance={"seed": 3, "parts": ["x"]}, examples=[{"target": "t"}, {}], first=7)
 
 
 @pytest.fixture
@@ -41,21 +39,15 @@ def test_folder_and_back(explanation: Explanation, folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["explanation.json", "explanation.safetensors"]
     again = Explanation.load(folder)
     assert again == explanation
-    assert {n: c.dtype for n, c in again.columns.items()} == {
-        n: c.dtype for n, c in explanation.columns.items()
-    }
+    assert {n: c.dtype for n, c in again.columns.items()} == {n: c.dtype for n, c in explanation.columns.items()}
 
 
 def test_parquet_and_back(explanation: Explanation, tmp_path: Path) -> None:
     explanation.to_parquet(tmp_path / "rows.parquet")
     again = Explanation.from_parquet(tmp_path / "rows.parquet")
     assert again == explanation
-    assert {n: c.dtype for n, c in again.columns.items()} == {
-        n: c.dtype for n, c in explanation.columns.items()
-    }
-    assert parquet.read_table(tmp_path / "rows.parquet").to_pandas()["site"].tolist() == list(
-        explanation["site"]
-    )
+    assert {n: c.dtype for n, c in again.columns.items()} == {n: c.dtype for n, c in explanation.columns.items()}
+    assert parquet.read_table(tmp_path / "rows.parquet").to_pandas()["site"].tolist() == list(explanation["site"])
 
 
 def test_a_selection_without_rows_survives(explanation: Explanation, tmp_path: Path) -> None:
@@ -67,9 +59,7 @@ def test_a_selection_without_rows_survives(explanation: Explanation, tmp_path: P
 
 
 def test_explanations_differ_by_any_part(explanation: Explanation) -> None:
-    same = Explanation(
-        dict(explanation.columns), explanation.sites, explanation.provenance, explanation.examples
-    )
+    same = Explanation(dict(explanation.columns), explanation.sites, explanation.provenance, explanation.examples)
     assert same == explanation
     changed = {**explanation.columns, "score": explanation["score"] + np.float32(1e-3)}
     assert Explanation(changed, same.sites, same.provenance, same.examples) != explanation

@@ -9,9 +9,7 @@ from maskhooks.scores import FIXED, Scores, stack
 from maskhooks.site import Site
 
 
-def scores(
-    pattern: str, values: torch.Tensor, real: torch.Tensor | None = None, **settings: object
-) -> Scores:
+def scores(pattern: str, values: torch.Tensor, real: torch.Tensor | None = None, **settings: object) -> Scores:
     site = Site.parse("net.layer:output", pattern)
     if real is None:
         sizes = dict(zip(site.gating().gated, values.shape, strict=True))
@@ -22,9 +20,7 @@ def scores(
 def test_tokens_are_rows_in_the_order_of_the_mask() -> None:
     real = torch.tensor([[True, True, False], [True, True, True]])
     values = torch.tensor([[0.5, 0.6, 0.0], [1.0, 0.2, 0.3]], dtype=torch.bfloat16, requires_grad=True)
-    rows = scores(
-        "batch token hidden -> batch token", values, real, names=[["a", "b"], ["c", "d", "e"]]
-    ).rows(first=10)
+    rows = scores("batch token hidden -> batch token", values, real, names=[["a", "b"], ["c", "d", "e"]]).rows(first=10)
     assert list(rows) == list(FIXED)
     assert rows["example"].tolist() == [10, 10, 10, 11, 11, 11]
     assert rows["position"].tolist() == [0, 1, 2, 0, 1, 2]
@@ -54,9 +50,7 @@ def test_heads_are_a_column_and_share_the_tokens_padding() -> None:
 
 def test_position_is_the_position_axis_where_heads_come_first() -> None:
     values = torch.rand(2, 4, 3)
-    rows = scores(
-        "batch (head dim) token -> batch head token, head=4", values, names=[list("xyz"), list("uvw")]
-    ).rows()
+    rows = scores("batch (head dim) token -> batch head token, head=4", values, names=[list("xyz"), list("uvw")]).rows()
     assert rows["position"].max() == 2
     assert rows["head"].max() == 3
     assert rows["label"].tolist() == list("xyz") * 4 + list("uvw") * 4

@@ -47,9 +47,7 @@ def test_addresses(address: str) -> None:
     assert str(Site.parse(address)) == address
 
 
-@pytest.mark.parametrize(
-    "text", ["encoder", "a:b", "a:output[x]", "a:output.", "a@x:output", "a:output:input", ""]
-)
+@pytest.mark.parametrize("text", ["encoder", "a:b", "a:output[x]", "a:output.", "a@x:output", "a:output:input", ""])
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UnknownSiteError, match="is no site address; addresses look like") as raised:
         Site.parse(text)
@@ -60,9 +58,7 @@ def test_parse_with_a_pattern() -> None:
     site = Site.parse("a:output", "batch token hidden -> batch token", tags=frozenset({"hidden"}))
     assert site.gating().positions == ("batch", "token")
     assert pickle.loads(pickle.dumps(site)) == site
-    assert hash(site) == hash(
-        Site.parse("a:output", "batch token hidden->batch token", tags=frozenset({"hidden"}))
-    )
+    assert hash(site) == hash(Site.parse("a:output", "batch token hidden->batch token", tags=frozenset({"hidden"})))
 
 
 def test_gating_without_a_pattern() -> None:

@@ -41,9 +41,7 @@ def test_reads_every_kind_of_place(model: Tiny) -> None:
 
 def test_values_are_what_the_module_saw() -> None:
     model, x = MLP().eval(), torch.randn(3, 4)
-    with Tap(
-        model, read=[site("first:output"), site("act:input"), site("last:input.input"), site(":input")]
-    ) as tap:
+    with Tap(model, read=[site("first:output"), site("act:input"), site("last:input.input"), site(":input")]) as tap:
         model(x)
     hidden = model.first(x)
     assert same_bits(tap.values["first:output"], hidden)
@@ -260,9 +258,7 @@ def test_shared_module_under_two_names() -> None:
 # Errors: each names the thing and a way out
 
 
-def raises(
-    error: type[Exception], model: Tiny, *words: str, read: Any = (), replace: Any = None
-) -> Exception:
+def raises(error: type[Exception], model: Tiny, *words: str, read: Any = (), replace: Any = None) -> Exception:
     with pytest.raises(error) as raised, Tap(model, read=read, replace=replace):
         model.run()
     for word in words:
@@ -346,9 +342,7 @@ def test_not_a_tensor() -> None:
     raises(NotATensorError, Nested(), "no [5] in a tuple", read=[site("parts:output[5]")])
     words = ("no argument .nothing", "which has .states, .scale")
     raises(NotATensorError, KeywordOnly(), *words, read=[site("block:input.nothing")])
-    raises(
-        NotATensorError, KeywordOnly(), "the value is a float", replace={site("block:input.scale"): torch.neg}
-    )
+    raises(NotATensorError, KeywordOnly(), "the value is a float", replace={site("block:input.scale"): torch.neg})
 
 
 @pytest.mark.parametrize(
@@ -381,9 +375,7 @@ def test_replacement_inside_a_read_only_container() -> None:
             return types.MappingProxyType({"x": 2 * x})
 
     model = Proxy()
-    raises(
-        ReplacementError, model, "read-only", "torch.no_grad()", replace={site("inner:output.x"): torch.neg}
-    )
+    raises(ReplacementError, model, "read-only", "torch.no_grad()", replace={site("inner:output.x"): torch.neg})
     with torch.no_grad(), Tap(model, read=[site("inner:output.x")]) as tap:
         model.run()
     assert "inner:output.x" in tap.values
@@ -423,9 +415,7 @@ def test_optional_sites() -> None:
     model = Expert()
     sites = [site(f"experts.{i}:output", optional=True) for i in range(3)]
     with (
-        pytest.warns(
-            UnfiredSiteWarning, match="2 optional sites never fired: experts.0:output, experts.2:output"
-        ),
+        pytest.warns(UnfiredSiteWarning, match="2 optional sites never fired: experts.0:output, experts.2:output"),
         Tap(model, read=sites) as tap,
     ):
         model.run()

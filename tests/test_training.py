@@ -48,9 +48,7 @@ def output(logits):
 def batches(count=3, size=8):
     source = generator(5)
     length = torch.randint(2, 7, (count, size, 1), generator=source)
-    return [
-        (torch.randint(0, 11, (size, 6), generator=source), torch.arange(6) < length[i]) for i in range(count)
-    ]
+    return [(torch.randint(0, 11, (size, 6), generator=source), torch.arange(6) < length[i]) for i in range(count)]
 
 
 def wrapped(model=None, **settings):
@@ -162,9 +160,7 @@ class TestFit:
         assert explainer.within_margin is False
 
     def test_the_papers_recipe_runs(self, hooked):
-        explainer = fitted(
-            hooked, recipe=dataclasses.replace(Recipe.named("paper"), steps=20, warmup=2, validations=2)
-        )
+        explainer = fitted(hooked, recipe=dataclasses.replace(Recipe.named("paper"), steps=20, warmup=2, validations=2))
         assert len(explainer.result.log) == 20
         assert explainer.explain(batches(1)[0])["score"].min() > 0
 
@@ -310,11 +306,7 @@ class Explodes(Tagger):
 
     def forward(self, ids, real):
         logits = super().forward(ids, real)
-        return (
-            logits * float("nan")
-            if torch.is_grad_enabled() and logits.requires_grad and self.after()
-            else logits
-        )
+        return logits * float("nan") if torch.is_grad_enabled() and logits.requires_grad and self.after() else logits
 
     def after(self):
         self.passes = getattr(self, "passes", 0) + 1
@@ -329,9 +321,7 @@ def test_nan_stops_and_keeps_the_last_good_state():
     assert str(caught.value.site) == SITES[2]
     found = explainer.explain(batches(1)[0])
     assert bool(torch.from_numpy(found["score"]).isfinite().all())
-    weights = [
-        weight for masking in explainer.maskings for part in masking.modules for weight in part.parameters()
-    ]
+    weights = [weight for masking in explainer.maskings for part in masking.modules for weight in part.parameters()]
     assert all(bool(weight.isfinite().all()) for weight in weights)
 
 
@@ -398,9 +388,7 @@ class Skips(Tagger):
     """Adds the embedding's mean to the last state: information goes around the layers."""
 
     def forward(self, ids, real):
-        return super().forward(ids, real) + self.embedding(ids).mean((1, 2))[:, None] * torch.tensor(
-            [1.0, 0, 0]
-        )
+        return super().forward(ids, real) + self.embedding(ids).mean((1, 2))[:, None] * torch.tensor([1.0, 0, 0])
 
 
 class TestDoctor:
@@ -434,9 +422,7 @@ class TestDoctor:
 
         model = Twice()
         model.unused = nn.Linear(2, 2)
-        hooked = wrapped(
-            model, sites=dict.fromkeys(["layers.0:output", "unused:output", "layers.1:output"], TOKENS)
-        )
+        hooked = wrapped(model, sites=dict.fromkeys(["layers.0:output", "unused:output", "layers.1:output"], TOKENS))
         report = examine(hooked, batches(1)[0])
         assert [bool(f.trouble) for f in report.findings] == [True, True, False]
         assert "fires 2 times" in report.findings[0].trouble

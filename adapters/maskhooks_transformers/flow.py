@@ -92,9 +92,7 @@ def shell(model: nn.Module) -> nn.Module:
         vars(new).update({key: value for key, value in vars(module).items() if key not in own})
         new.training = False
         for name, weight in module._parameters.items():
-            new._parameters[name] = (
-                None if weight is None else nn.Parameter(_empty(weight), requires_grad=False)
-            )
+            new._parameters[name] = None if weight is None else nn.Parameter(_empty(weight), requires_grad=False)
         for name, buffer in module._buffers.items():
             new._buffers[name] = None if buffer is None else _empty(buffer)
         for name, child in module._modules.items():
@@ -128,9 +126,7 @@ class _NoValues(TorchFunctionMode):
 
 
 def _empty(weight: Tensor) -> Tensor:
-    return torch.empty_like(
-        weight, device="meta", dtype=torch.bfloat16 if weight.is_floating_point() else None
-    )
+    return torch.empty_like(weight, device="meta", dtype=torch.bfloat16 if weight.is_floating_point() else None)
 
 
 def _is_state(value: Any) -> bool:

@@ -96,9 +96,7 @@ class SequenceClassification(Head):
             return None
         problem = self._problem(getattr(self.config, "num_labels", 2), given)
         if problem == "regression":
-            return [
-                " ".join(f"{number:g}" for number in row) for row in given.reshape(len(given), -1).tolist()
-            ]
+            return [" ".join(f"{number:g}" for number in row) for row in given.reshape(len(given), -1).tolist()]
         if problem == "multi_label_classification":
             return self._several(given)
         return [self._word(label) for label in given.flatten()]
@@ -127,9 +125,7 @@ class TokenClassification(Head):
 
     def targets(self, batch: Any) -> Sequence[str] | None:
         given = labels(batch)
-        return (
-            None if given is None else [" ".join(self._word(i) for i in row[row != IGNORED]) for row in given]
-        )
+        return None if given is None else [" ".join(self._word(i) for i in row[row != IGNORED]) for row in given]
 
 
 class QuestionAnswering(Head):
@@ -227,11 +223,7 @@ def field(outputs: Any, name: str, index: int) -> Float[Tensor, "..."]:
     Raises:
         UnknownDistributionError: it is not there.
     """
-    found = (
-        outputs[index]
-        if isinstance(outputs, tuple) and index < len(outputs)
-        else getattr(outputs, name, None)
-    )
+    found = outputs[index] if isinstance(outputs, tuple) and index < len(outputs) else getattr(outputs, name, None)
     if not isinstance(found, Tensor):
         keys = ", ".join(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
         raise UnknownDistributionError(
@@ -251,9 +243,7 @@ def at_positions(logits: Float[Tensor, "batch token word"], chosen: Bool[Tensor,
 
 
 def _where_any(wanted: Tensor, otherwise: Tensor) -> Tensor:
-    return torch.where(
-        wanted.any(1, keepdim=True).to(otherwise.device), wanted.to(otherwise.device), otherwise
-    )
+    return torch.where(wanted.any(1, keepdim=True).to(otherwise.device), wanted.to(otherwise.device), otherwise)
 
 
 def _names(table: Mapping[str, str | tuple[str, ...]]) -> set[str]:

@@ -38,14 +38,10 @@ def real_tokens(batch: Any) -> Bool[Tensor, "batch token"] | None:
         BatchError: the attention mask is not one number a token.
     """
     mapping = as_mapping(batch)
-    tokens = next(
-        (mapping[key] for key in ("input_ids", "inputs_embeds") if mapping.get(key) is not None), None
-    )
+    tokens = next((mapping[key] for key in ("input_ids", "inputs_embeds") if mapping.get(key) is not None), None)
     mask = mapping.get("attention_mask")
     if mask is None:
-        return (
-            None if tokens is None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        )
+        return None if tokens is None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         shape = f"of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise BatchError(

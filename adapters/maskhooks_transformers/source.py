@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from maskhooks.errors import BatchError, MissingExtraError, ModelError, SettingError, StorageError, near
+from maskhooks.errors import (
+    BatchError,
+    CorruptFileError,
+    MissingExtraError,
+    ModelError,
+    SettingError,
+    StorageError,
+    near,
+)
 from maskhooks.records import Label, Record
 from maskhooks.source import Opened, Source
 from maskhooks.wrap import wrap
@@ -24,9 +32,7 @@ class TransformersSource(Source):
 
     def claims(self, model: str) -> bool:
         path = Path(model)
-        return (path / "config.json").is_file() or (
-            self._id.fullmatch(model) is not None and not path.exists()
-        )
+        return (path / "config.json").is_file() or (self._id.fullmatch(model) is not None and not path.exists())
 
     def open(self, model: str, *, max_length: int = 128) -> Opened:
         """The model in eval mode, and its tokenizer in front of it.
@@ -47,6 +53,13 @@ class TransformersSource(Source):
             config = transformers.AutoConfig.from_pretrained(model)
             network = _class(transformers, config, model).from_pretrained(model, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        # Where no tokenizer was saved, transformers makes one up that has special tokens only.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise CorruptFileError(
+                f"{model} holds no tokenizer, so texts cannot be read. Save it beside the model: "
+                "tokenizer.save_pretrained(folder)",
+                path=model,
+            )
         _pad(network, tokenizer, model)
         batches = Batches(tokenizer, network.config, _room(tokenizer, network.config, max_length))
         return Opened(wrap(network.eval(), tokenizer=tokenizer), batches)
@@ -104,9 +117,7 @@ def _class(transformers: Any, config: Any, model: str) -> Any:
     found = getattr(transformers, names[0], None) if names else None
     if found is None:
         what = (
-            f"names {names[0]}, which transformers {transformers.__version__} does not have"
-            if names
-            else "names none"
+            f"names {names[0]}, which transformers {transformers.__version__} does not have" if names else "names none"
         )
         raise ModelError(
             f"which class {model} belongs to is not known: its config.json {what}. Add it under "
@@ -120,9 +131,7 @@ def _pad(network: Any, tokenizer: Any, model: str) -> None:
     """Gives a tokenizer and model without a padding token, such as GPT-2's, the token that ends a text."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ModelError(
-                f"the tokenizer of {model} has neither a padding token nor one that ends a text. Set one."
-            )
+            raise ModelError(f"the tokenizer of {model} has neither a padding token nor one that ends a text. Set one.")
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(network.config, "pad_token_id", None) is None:
         network.config.pad_token_id = tokenizer.pad_token_id

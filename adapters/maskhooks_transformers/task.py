@@ -92,9 +92,7 @@ class TransformersTask(Task):
         mapping = as_mapping(batch)
         takes = _named(type(model))
         kwargs = {
-            key: value
-            for key, value in mapping.items()
-            if key in takes and value is not None and not _is_label(key)
+            key: value for key, value in mapping.items() if key in takes and value is not None and not _is_label(key)
         }
         inputs = dict.fromkeys(["input_ids", "inputs_embeds", getattr(model, "main_input_name", "input_ids")])
         present = [key for key in inputs if key in kwargs]

@@ -30,9 +30,7 @@ _NEAR = 0.1  # nats; random scores lie about 1 nat from the truth
 _ERASURE, _RANDOM = "erasure of one token", "random scores"
 _SHADES = ("0.15", "#08519c", "#6baed6", "0.75", "#fd8d3c")
 # The example of the paper's figures: does 8 occur more often than 1?
-_SHOWN = Digits(
-    torch.tensor([[8, 1]]), torch.tensor([[8, 8, 3, 1, 3, 9]]), torch.ones(1, 6, dtype=torch.bool)
-)
+_SHOWN = Digits(torch.tensor([[8, 1]]), torch.tensor([[8, 8, 3, 1, 3, 9]]), torch.ones(1, 6, dtype=torch.bool))
 
 
 def demo(
@@ -62,17 +60,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def _demonstrate(out: Path, seed: int) -> None:
-    say(
-        "The task: in a sequence of digits, does one digit occur more often than another? No other digit "
-        "matters."
-    )
+    say("The task: in a sequence of digits, does one digit occur more often than another? No other digit matters.")
     train, validation = task.generate()
     model = _trained(train, seed)
     right = task.accuracy(model, validation)
-    say(
-        f"The network is right on {right:.1%} of {len(validation)} new examples. Next, masks learn what it "
-        "needs."
-    )
+    say(f"The network is right on {right:.1%} of {len(validation)} new examples. Next, masks learn what it needs.")
     explainers = _explainers(model, train, validation, seed)
     attributions = {name: _attribution(explainer, validation) for name, explainer in explainers.items()}
     attributions[_ERASURE] = validation.erasure()
@@ -131,10 +123,7 @@ def _table(attributions: Mapping[str, Tensor], data: Digits) -> dict[str, float]
     """Prints how far attributions lie from the truth; gives the KL of each, in nats."""
     found = {name: task.distances(attribution, data) for name, attribution in attributions.items()}
     say_table(
-        [
-            {"attribution": name, "KL": f"{far['kl']:.4f}", "JS": f"{far['js']:.4f}"}
-            for name, far in found.items()
-        ],
+        [{"attribution": name, "KL": f"{far['kl']:.4f}", "JS": f"{far['js']:.4f}"} for name, far in found.items()],
         "Distance from the truth in nats, mean over the examples in which a digit matters",
     )
     return {name: far["kl"] for name, far in found.items()}

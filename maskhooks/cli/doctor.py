@@ -38,9 +38,7 @@ def doctor(
     material = Material.of(model, device, max_length, columns=columns, batch_size=8)
     batch = material.example(data)
     if batch is None:
-        raise SettingError(
-            f"there is no batch to run {model} with: have the factory return (model, training batches)"
-        )
+        raise SettingError(f"there is no batch to run {model} with: have the factory return (model, training batches)")
     report = examine(material.hooked, move(batch, device_of(material.hooked.model)))
     say_table(
         report.rows(),

@@ -33,9 +33,7 @@ _MASKS = "Masks"
 
 def fit(
     model: Model,
-    out: Annotated[
-        Path, typer.Option(help="Folder for the trained masks and their logs.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(help="Folder for the trained masks and their logs.", show_default=False)],
     data: Data = None,
     validation: Annotated[
         str | None,
@@ -68,17 +66,11 @@ def fit(
         float, typer.Option(help="Divergence allowed on average, in nats.", rich_help_panel=_MASKS)
     ] = 0.1,
     gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
-    baseline: Annotated[
-        str, typer.Option(help="What a closed gate lets through.", rich_help_panel=_MASKS)
-    ] = "learned",
-    recipe: Annotated[
-        str, typer.Option(help="Way of training: stable or paper.", rich_help_panel=_MASKS)
-    ] = "stable",
+    baseline: Annotated[str, typer.Option(help="What a closed gate lets through.", rich_help_panel=_MASKS)] = "learned",
+    recipe: Annotated[str, typer.Option(help="Way of training: stable or paper.", rich_help_panel=_MASKS)] = "stable",
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Training steps in all; by default as many for each mask as the recipe has."
-        ),
+        typer.Option(min=1, help="Training steps in all; by default as many for each mask as the recipe has."),
     ] = None,
     device: Device = None,
     seed: Seed = 0,
@@ -96,9 +88,7 @@ def fit(
     - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run`
     """
     if (out / "explainer.json").exists() and not overwrite:
-        raise SettingError(
-            f"{out} holds trained masks. Choose another --out, or replace them with --overwrite."
-        )
+        raise SettingError(f"{out} holds trained masks. Choose another --out, or replace them with --overwrite.")
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, columns=columns, batch_size=batch_size, seed=seed)

@@ -84,8 +84,7 @@ class Material:
             held, train = train[:cut], train[cut:]
             if not train:
                 raise SettingError(
-                    f"{data} gives one example, of which none is left to hold out. Give more, or "
-                    "--validation."
+                    f"{data} gives one example, of which none is left to hold out. Give more, or --validation."
                 )
         return self._loader(train, shuffle=True), self._loader(held)
 
@@ -141,7 +140,6 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingError(
-            f"no device {name!r} can be used here ({str(error).splitlines()[0]}). Give cpu, or one that "
-            "torch lists."
+            f"no device {name!r} can be used here ({str(error).splitlines()[0]}). Give cpu, or one that torch lists."
         ) from error
     return device

@@ -26,22 +26,16 @@ Data = Annotated[
 TextColumn = Annotated[str, typer.Option(help="Column of texts.", rich_help_panel="Data")]
 SecondColumn = Annotated[
     str | None,
-    typer.Option(
-        help="Column of second texts, for pairs such as question and context.", rich_help_panel="Data"
-    ),
+    typer.Option(help="Column of second texts, for pairs such as question and context.", rich_help_panel="Data"),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(help="Column of labels; by default 'label' where there is one.", rich_help_panel="Data"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples in a batch.", rich_help_panel="Data")]
-MaxLength = Annotated[
-    int, typer.Option(help="Tokens of a text at most; longer texts are cut.", rich_help_panel="Data")
-]
+MaxLength = Annotated[int, typer.Option(help="Tokens of a text at most; longer texts are cut.", rich_help_panel="Data")]
 Device = Annotated[
     str | None,
-    typer.Option(
-        help="Where the model runs, such as cpu or cuda:1; by default a CUDA GPU where there is one."
-    ),
+    typer.Option(help="Where the model runs, such as cpu or cuda:1; by default a CUDA GPU where there is one."),
 ]
 Seed = Annotated[int, typer.Option(help="Of all random numbers.")]

@@ -36,9 +36,7 @@ class Explainer(ABC):
         self.hooked = hooked
         self.seed = seed
 
-    def fit(
-        self, train: Iterable[Any], validation: Iterable[Any] | None = None, **settings: Any
-    ) -> Explainer:
+    def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None, **settings: Any) -> Explainer:
         """Learns from batches; explainers that have nothing to learn return at once."""
         return self
 
@@ -64,9 +62,7 @@ class Explainer(ABC):
             first: the number of its first example in the rows.
         """
         on_device = move(batch, device_of(self.hooked.model))
-        clean = clean_pass(
-            self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None
-        )
+        clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
         return Explanation.build(
             self.scores(clean), provenance=self.provenance(), examples=self._about(clean), first=first
         )
@@ -97,11 +93,7 @@ class Explainer(ABC):
         task = self.hooked.task
         words = {"prediction": task.predictions(clean.outputs), "target": task.targets(clean.batch)}
         known = {key: texts for key, texts in words.items() if texts is not None}
-        return (
-            [dict(zip(known, texts, strict=True)) for texts in zip(*known.values(), strict=True)]
-            if known
-            else None
-        )
+        return [dict(zip(known, texts, strict=True)) for texts in zip(*known.values(), strict=True)] if known else None
 
     def _scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:
         return Scores(

@@ -47,8 +47,8 @@ class DiffMask(Explainer):
     Args:
         hooked: the wrapped model.
         sites: what to mask: a tag ("hidden", "input"), an address, a glob, a Site, or several of these.
-        given: the states on which masks of `sites` are conditioned, depth by depth. Default: for "input" the sites tagged
-            hidden, for anything else each site itself.
+        given: the states on which masks of `sites` are conditioned, depth by depth. Default: for "input" the sites
+            tagged hidden, for anything else each site itself.
         margin: the divergence allowed on average, in nats.
         gate: a registered name or a `Gate`.
         baseline: a registered name, or a `Baseline` for a single masked site. Default "learned", without amortisation
@@ -152,9 +152,7 @@ class DiffMask(Explainer):
         if epochs is not None and not isinstance(train, Sized):
             raise SettingError("epochs needs a loader with a length; give steps instead")
         total = steps or (
-            epochs * len(train)
-            if epochs and isinstance(train, Sized)
-            else self.recipe.steps * len(self.maskings)
+            epochs * len(train) if epochs and isinstance(train, Sized) else self.recipe.steps * len(self.maskings)
         )
         problem = training.Problem(
             self.hooked,
@@ -175,7 +173,7 @@ class DiffMask(Explainer):
                 problem, train, validation, steps=total, run_dir=folder, progress=progress, **trainer
             )
         else:
-            training.fit_baselines_only(problem, train, self.replay)
+            training.fit_baselines_only(problem, train, self.replay, progress=progress)
         self.fitted = True
         if folder is not None:
             self.save(folder)
@@ -208,9 +206,7 @@ class DiffMask(Explainer):
             on_device = move(batch, device_of(self.hooked.model))
             clean = clean_pass(self.hooked, on_device, self.reads, self.sites, self.replay)
             for index, measure in enumerate(measures):
-                measure.add(
-                    self.hooked, clean, self.divergence, generator(self.seed, _EVALUATE, number, index)
-                )
+                measure.add(self.hooked, clean, self.divergence, generator(self.seed, _EVALUATE, number, index))
         return [measure.row() for measure in measures]
 
     def save(self, folder: str | Path) -> Path:
@@ -230,7 +226,8 @@ class DiffMask(Explainer):
         for part in ("gate", "baseline", "divergence"):
             if settings[part] is None and part not in given:
                 raise SettingError(
-                    f"the {part} was an object that cannot be saved. Pass it again: maskhooks.load(folder, model, {part}=...)"
+                    f"the {part} was an object that cannot be saved. Pass it again: "
+                    f"maskhooks.load(folder, model, {part}=...)"
                 )
         gate, conditions = settings["gate"], settings["given"]
         made = {
@@ -298,8 +295,8 @@ class DiffMask(Explainer):
             states = sorted((s for s in self.given or () if _depth(s) >= _depth(site)), key=_depth)
             if not states:
                 raise SettingError(
-                    f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of it. "
-                    f"Add {site} itself, or sites further up."
+                    f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of "
+                    f"it. Add {site} itself, or sites further up."
                 )
             votes = [Vote((site,) if state == site else (site, state), self._probe()) for state in states]
             baseline = self._make_baseline()
@@ -334,9 +331,7 @@ class DiffMask(Explainer):
                     masked, outputs = masked_pass(self.hooked, clean, masking, source)
                     divergence = self.divergence(clean.outputs, outputs)
                     loss = objective(masked, divergence)
-                optimizer.param_groups[0]["lr"] = self.recipe.free_rate * self.recipe.rate(
-                    step, self.recipe.steps
-                )
+                optimizer.param_groups[0]["lr"] = self.recipe.free_rate * self.recipe.rate(step, self.recipe.steps)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -348,8 +343,8 @@ class DiffMask(Explainer):
         around = [str(site) for site, way in found.items() if way]
         if around:
             warnings.warn(
-                f"with every position masked at {', '.join(around)}, another input still changes the output: information "
-                f"goes another way, and masks there tell only part of the story. `maskhooks doctor` shows all sites.",
+                f"with every position masked at {', '.join(around)}, another input still changes the output: "
+                f"information goes another way, and masks there tell only part of the story. `maskhooks doctor` shows all sites.",
                 BypassedWarning,
                 stacklevel=3,
             )

@@ -45,9 +45,7 @@ def heatmap(
     parts = panels(len(columns), 0.3, wide, 0.24 * len(rows) + 1.0, ax)
     colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
     for part, chosen in parts:
-        mesh = part.pcolormesh(
-            values[:, chosen], cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6
-        )
+        mesh = part.pcolormesh(values[:, chosen], cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
         part.set_xlim(0, parts[0][1].stop)
         name_columns(part, columns[chosen], at=0.5)
         step = -(-len(rows) // 26)

@@ -11,9 +11,7 @@ import numpy.typing as npt
 _CELL = "padding:1px 3px;white-space:pre;text-align:center"
 
 
-def table(
-    scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", most: int = 40
-) -> str:
+def table(scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", most: int = 40) -> str:
     """Scores as shaded cells, the last row at the top; all text is escaped.
 
     Args:

@@ -98,9 +98,7 @@ def test_addresses() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_the_hidden_states(family: str) -> None:
     model = make(family, "Model")
-    other = copy.deepcopy(
-        model
-    ).eval()  # transformers leaves its own hooks on a model that is asked for these
+    other = copy.deepcopy(model).eval()  # transformers leaves its own hooks on a model that is asked for these
     with torch.no_grad():
         states = other(**batch(), output_hidden_states=True).hidden_states
     hooked = maskhooks.wrap(model)
@@ -252,9 +250,7 @@ def test_flow_runs_no_hook_and_no_forward_of_others() -> None:
     called: list[str] = []
     model.bert.encoder.register_forward_hook(lambda *_: called.append("hook"))
     forward = model.bert.encoder.forward
-    model.bert.encoder.forward = lambda *args, **kwargs: (called.append("forward"), forward(*args, **kwargs))[
-        1
-    ]
+    model.bert.encoder.forward = lambda *args, **kwargs: (called.append("forward"), forward(*args, **kwargs))[1]
     assert len(maskhooks.wrap(model).sites) == 5
     assert not called
 

@@ -17,9 +17,7 @@ FOLDER = DATA / "models" / "minilm-sst5"
 SENTENCES = ["A gorgeous , witty , seductive movie .", "It is a bad film ."]
 
 
-@pytest.mark.skipif(
-    not (FOLDER / "model.safetensors").exists(), reason=f"no model in {FOLDER} (MASKHOOKS_DATA)"
-)
+@pytest.mark.skipif(not (FOLDER / "model.safetensors").exists(), reason=f"no model in {FOLDER} (MASKHOOKS_DATA)")
 def test_a_trained_classifier() -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -31,9 +29,7 @@ def test_a_trained_classifier() -> None:
     assert len(hooked.sites) == 8
     names = hooked.task.names(hooked.sites[0], batch)
     assert names is not None
-    assert names[1] == ["[CLS]", "it", "is", "a", "bad", "film", ".", "[SEP]"] + ["[PAD]"] * (
-        len(names[0]) - 8
-    )
+    assert names[1] == ["[CLS]", "it", "is", "a", "bad", "film", ".", "[SEP]"] + ["[PAD]"] * (len(names[0]) - 8)
     assert hooked.task.targets(batch) == ["very positive", "very negative"]
 
     with torch.no_grad(), hooked.tap(read="hidden") as tap:

@@ -63,9 +63,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = {f"word{index}": index for index in range(FIRST, WORDS)}
     inner = Tokenizer(WordLevel({**special, **words}, unk_token="[MASK]"))
     inner.pre_tokenizer = WhitespaceSplit()
-    inner.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
-    )
+    inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)])
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="[PAD]",
@@ -212,16 +210,12 @@ def test_a_subclass_has_the_head_of_its_parent() -> None:
 
 def test_outputs_without_a_known_distribution() -> None:
     hooked = maskhooks.wrap(make("bert", "Model"))
-    with pytest.raises(
-        UnknownDistributionError, match=r"BertModel.*AutoModelForSequenceClassification.*output="
-    ):
+    with pytest.raises(UnknownDistributionError, match=r"BertModel.*AutoModelForSequenceClassification.*output="):
         predict(hooked, batch())
     headed = maskhooks.wrap(make("bert"))
     with pytest.raises(UnknownDistributionError, match="no logits, only: other"):
         headed.distribution({"other": torch.zeros(3)}, batch())
-    own = maskhooks.wrap(
-        make("bert", "Model"), output=lambda outputs: Categorical(logits=outputs.pooler_output)
-    )
+    own = maskhooks.wrap(make("bert", "Model"), output=lambda outputs: Categorical(logits=outputs.pooler_output))
     assert isinstance(predict(own, batch())[1], Categorical)
 
 

@@ -25,18 +25,14 @@ def texts(tmp_path: Path) -> Path:
     """Twenty labelled texts."""
     path = tmp_path / "texts.csv"
     adjectives = {"good": "positive", "bad": "negative"}
-    rows = [
-        f"the film {'very ' * (i % 3)}{word},{name}" for i in range(10) for word, name in adjectives.items()
-    ]
+    rows = [f"the film {'very ' * (i % 3)}{word},{name}" for i in range(10) for word, name in adjectives.items()]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
     return path
 
 
 def test_transformer_from_texts_to_page(run: Run, bert: Path, texts: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "run", tmp_path / "explained"
-    fitted = run(
-        "fit", bert, "--data", texts, "--validation", texts, "--out", folder, "--limit", 12, "--steps", 8
-    )
+    fitted = run("fit", bert, "--data", texts, "--validation", texts, "--out", folder, "--limit", 12, "--steps", 8)
     assert fitted.exit_code == 0, fitted.stderr
     assert len(re.findall(r"^ bert\.\S+:output .*%", fitted.stdout, re.MULTILINE)) == 3
     assert "within the margin of 0.1 nats" in fitted.stdout
@@ -127,9 +123,7 @@ def test_a_tenth_is_held_out_and_the_seed_decides(run: Run, network: str, tmp_pa
 
     def batches(seed: int, limit: int | None = None) -> tuple[set[int], set[int], list[int]]:
         opened = Factory().open(f"{network}:of_texts")
-        object.__setattr__(
-            opened, "batch", lambda records: seen.append(list(records)) or [r.label for r in records]
-        )
+        object.__setattr__(opened, "batch", lambda records: seen.append(list(records)) or [r.label for r in records])
         material = Material("of_texts", opened, seed=seed, batch_size=7)
         train, held = material.for_training(str(tmp_path / "data.jsonl"), None, limit)
         assert held is not None
@@ -150,9 +144,7 @@ def test_same_seed_same_masks(run: Run, network: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
         torch.manual_seed(len(name))
         torch.rand(3)
-        fitted = run(
-            "fit", f"{network}:of_texts", "--data", "data.csv", "--out", name, "--steps", 6, "--batch-size", 8
-        )
+        fitted = run("fit", f"{network}:of_texts", "--data", "data.csv", "--out", name, "--steps", 6, "--batch-size", 8)
         assert fitted.exit_code == 0, fitted.stderr
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]

@@ -150,18 +150,14 @@ def test_model_raises(model: Tiny, action: Action, unchanged: Callable[[nn.Modul
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action is not traces])
-def test_module_that_does_not_exist(
-    model: Tiny, action: Action, unchanged: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_module_that_does_not_exist(model: Tiny, action: Action, unchanged: Callable[[nn.Module], nn.Module]) -> None:
     unchanged(model)
     with pytest.raises(UnknownSiteError, match="'nowhere'"):
         action(model, [Site.parse("nowhere:output")])
 
 
 @pytest.mark.parametrize("action", [reads, replaces, nests, interleaves, wraps, taps_hooked])
-def test_call_that_never_comes(
-    model: Tiny, action: Action, unchanged: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_call_that_never_comes(model: Tiny, action: Action, unchanged: Callable[[nn.Module], nn.Module]) -> None:
     unchanged(model)
     with pytest.raises(SiteNeverFiredError, match="@7:output"):
         action(model, [Site.parse("@7:output")])

@@ -52,9 +52,7 @@ def test_bars_stand_side_by_side() -> None:
     scores = np.array([[1.0, 0.0, 1.0], [0.9, 0.2, np.nan]])
     figure = bars(scores, ["truth", "DiffMask"], list("831"))
     axes = figure.axes[0]
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx(
-        scores.reshape(-1).tolist(), nan_ok=True
-    )
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(scores.reshape(-1).tolist(), nan_ok=True)
     lefts = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
     assert all(right <= left + 1e-9 for (_, right), (left, _) in itertools.pairwise(lefts))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["truth", "DiffMask"]

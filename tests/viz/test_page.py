@@ -137,9 +137,7 @@ def test_the_slider_colours_tokens(text: str, tmp_path: Path) -> None:
 
 
 def test_a_frame_shows_the_page(text: str, tmp_path: Path) -> None:
-    frame = (
-        f'<!DOCTYPE html><body><iframe sandbox="allow-scripts" srcdoc="{html.escape(text)}"></iframe></body>'
-    )
+    frame = f'<!DOCTYPE html><body><iframe sandbox="allow-scripts" srcdoc="{html.escape(text)}"></iframe></body>'
     script = """
       addEventListener("message", event => { document.body.textContent = "cards: " + event.data; });
     """

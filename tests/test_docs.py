@@ -1,0 +1,246 @@
+"""What the documents say is so: their code runs and prints what they show, links lead somewhere, lists are complete.
+
+The pages under docs/errors are run by test_errors.py.
+
+In a page, a comment directly above a code block says how it is meant:
+
+- `<!-- no-run: reason -->` above a block marked `python no-run`: it is compiled only;
+- `<!-- prints -->`: this is what the python block before it prints, where `...` stands for anything;
+- `<!-- file: path -->`: this is a file of the repository, word for word.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import functools
+import io
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import maskhooks
+from maskhooks import hookspecs
+from maskhooks.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+ALL = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *ROOT.glob("docs/**/*.md"),
+]
+PAGES = sorted(page for page in ALL if page.parent.name != "errors")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language and marks, its code, the line it begins at, and the comment above it."""
+
+    kind: str
+    code: str
+    line: int
+    comment: str
+
+
+@functools.cache
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    comment, inside, begun, code = "", "", 0, []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if begun:
+            if line == "```":
+                found.append(Block(inside, "\n".join(code) + "\n", begun, comment))
+                begun, comment = 0, ""
+            else:
+                code.append(line)
+        elif line.startswith("```"):
+            inside, begun, code = line.removeprefix("```"), number, []
+        elif match := re.fullmatch(r"<!-- (.*) -->", line):
+            comment = match[1]
+        elif line:
+            comment = ""
+    assert not begun, f"{page}: the block at line {begun} does not end"
+    return found
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def with_code(page: Path) -> bool:
+    return any(block.kind.startswith("python") for block in blocks(page))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("page", list(filter(with_code, PAGES)), ids=name_of)
+def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page share names, as in one session, and an empty folder to write to."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "page", type(sys)("page"))  # where classes of the page live
+    space: dict[str, Any] = vars(sys.modules["page"])
+    printed = ""
+    for block in blocks(page):
+        if block.comment == "prints":
+            assert matches(block.code, printed), f"{name_of(page)}, line {block.line} shows not:\n{printed}"
+        if not block.kind.startswith("python") or block.comment.startswith("file: "):
+            continue
+        code = compile("\n" * block.line + block.code, str(page), "exec")
+        if block.kind == "python no-run":
+            assert re.fullmatch("no-run: .{10,}", block.comment), f"{name_of(page)}, line {block.line}: why?"
+            continue
+        assert block.kind == "python", f"{name_of(page)}, line {block.line}: {block.kind!r}"
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, space)
+        printed = out.getvalue()
+
+
+def matches(shown: str, printed: str) -> bool:
+    """Whether a text was printed, but for what `...` stands for and blanks at the ends of lines."""
+    pattern = ".*?".join(re.escape(part) for part in shown.strip().split("..."))
+    text = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def test_files_shown_are_the_files() -> None:
+    shown = [(page, block) for page in PAGES for block in blocks(page) if block.comment.startswith("file: ")]
+    assert shown
+    for page, block in shown:
+        path = ROOT / block.comment.removeprefix("file: ")
+        assert block.code == path.read_text(encoding="utf-8"), f"{name_of(page)} shows an old {path.name}"
+
+
+def test_the_example_plugin_is_shown_whole() -> None:
+    """All files of the stranger's package but the library that it serves."""
+    folder = ROOT / "tests" / "plugins" / "example"
+    files = {
+        str(path.relative_to(ROOT))
+        for path in (folder / "pyproject.toml", *folder.glob("maskhooks_example/*.py"))
+        if path.name not in ("__init__.py", "pyramid.py")
+    }
+    page = ROOT / "docs" / "how-to" / "write-an-adapter.md"
+    assert {block.comment.removeprefix("file: ") for block in blocks(page)} >= files
+
+
+def links(page: Path) -> Iterator[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted(ALL), ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}, which is not there"
+        assert target.is_relative_to(ROOT), f"{name_of(page)} links to {link}, outside of the repository"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)} links to {link}: no such heading"
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = ROOT / "docs" / "index.md"
+    reached = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
+    assert {name_of(page) for page in pages - reached} == set()
+
+
+def test_each_hook_has_a_heading_and_a_block() -> None:
+    page = ROOT / "docs" / "hooks.md"
+    specs = {name for name in vars(hookspecs) if name.startswith("maskhooks_")}
+    headings = set(re.findall(r"^## `(\w+)`$", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert headings == specs
+    code = "".join(block.code for block in blocks(page) if block.kind == "python")
+    assert set(re.findall(r"def (maskhooks_\w+)", code)) == specs
+
+
+def test_every_public_name_is_in_the_documents() -> None:
+    words = {word for page in PAGES for word in re.findall(r"\w+", page.read_text(encoding="utf-8"))}
+    assert set(maskhooks.__all__) - words == set()
+
+
+def test_the_design_has_the_floors_and_the_files() -> None:
+    """The floors are the contract's; the tree holds every module, and none that is neither there nor planned."""
+    page = ROOT / "docs" / "design.md"
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    floors = contract["importlinter:contract:floors"]["layers"].strip()
+    texts = [block.code for block in blocks(page) if block.kind == "text"]
+    assert [line.split() for line in floors.splitlines()] in [
+        [line.split()[1:] for line in text.splitlines()] for text in texts
+    ]
+    shown, planned = tree(next(text for text in texts if text.startswith("maskhooks/\n")))
+    there = {
+        str(path.relative_to(ROOT))
+        for root in ("maskhooks", "adapters")
+        for path in (ROOT / root).rglob("*.py")
+        if "cli" not in path.parts and path.name != "__init__.py"
+    }
+    assert {path for path in shown if path.endswith(".py")} == there
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    assert [path for path in planned if (ROOT / path).exists()] == []
+
+
+def tree(text: str) -> tuple[set[str], set[str]]:
+    """The paths that an indented tree names, those that stand and those marked `planned`."""
+    stand, planned, folders = set(), set(), []
+    for line in text.splitlines():
+        match = re.match(r"( *)(\S+)( .*)?$", line)
+        if match is None:
+            continue
+        level = len(match[1]) // 2
+        folders = [*folders[:level], match[2]]
+        (planned if "planned" in (match[3] or "") else stand).add("".join(folders).rstrip("/"))
+    return stand, planned
+
+
+def shell_lines() -> list[tuple[Path, list[str]]]:
+    return [
+        (page, line.split("#")[0].split())
+        for page in PAGES
+        for block in blocks(page)
+        if block.kind == "bash"
+        for line in block.code.replace("\\\n", " ").splitlines()
+    ]
+
+
+def test_commands_and_options_shown_exist() -> None:
+    commands: Any = getattr(typer.main.get_command(app), "commands")  # noqa: B009 # a group's own
+    shown = [(page, words[1:]) for page, words in shell_lines() if words[:1] == ["maskhooks"]]
+    for page, (command, *words) in shown:
+        where = f"{name_of(page)}: maskhooks {command}"
+        if command.startswith("-"):
+            continue
+        assert command in commands, where
+        options = {option for parameter in commands[command].params for option in parameter.opts}
+        given = {word for word in words if word.startswith("--")}
+        assert given <= options, f"{where}: {given - options}"
+    guide = ROOT / "docs" / "how-to" / "use-the-command-line.md"
+    headings = set(re.findall(r"^## `maskhooks (\w+)`", guide.read_text(encoding="utf-8"), re.MULTILINE))
+    assert headings == set(commands)
+
+
+def test_targets_and_versions_shown_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    lines = shell_lines()
+    targets = {words[1] for _, words in lines if words[:1] == ["make"]}
+    assert targets >= {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    versions = {word for _, words in lines if words[:1] == ["pip"] for word in words if "==" in word}
+    assert versions
+    assert versions <= set(pins)
