@@ -57,7 +57,8 @@ class AugmentedLagrangian(Objective):
 
     With e = (D - m) / K, where K is the divergence of the fully masked model, the loss is (S + mu e) / (1 + mu) with
     mu = max(0, multiplier + damping e), and after the step multiplier <- max(0, multiplier + rate e), where e is
-    clipped to +-m / K so that the multiplier rises no faster than it can fall. S is the mean P(z != 0) over real positions.
+    clipped to +-m / K so that the multiplier rises no faster than it can fall. S is the mean P(z != 0) over real
+    positions.
 
     Dividing by K makes the multiplier a pure number whose collapse threshold is known: closing every gate costs mu and
     saves the sparsity S < 1, so it can pay only where mu < S. A multiplier without damping sinks towards that

@@ -344,7 +344,8 @@ class DiffMask(Explainer):
         if around:
             warnings.warn(
                 f"with every position masked at {', '.join(around)}, another input still changes the output: "
-                f"information goes another way, and masks there tell only part of the story. `maskhooks doctor` shows all sites.",
+                "information goes another way, and masks there tell only part of the story. `maskhooks doctor` shows "
+                "all sites.",
                 BypassedWarning,
                 stacklevel=3,
             )
