@@ -17,7 +17,7 @@ from maskhooks import nested, table
 from maskhooks.errors import SiteNeverFiredError, UnfiredSiteWarning, UnknownDistributionError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Positions
-from maskhooks.seeds import generator
+from maskhooks.seeds import forked, generator
 from maskhooks.site import Selector, Site
 from maskhooks.tap import Tap, frozen
 
@@ -86,7 +86,7 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
     chosen = list(hooked.sites) if sites is None else hooked.find(sites)
     every = [dataclasses.replace(site, call="*", optional=True) for site in chosen]
     tap = Tap(hooked.model, every)
-    with torch.random.fork_rng(), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
+    with forked(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
         try:
             with warnings.catch_warnings(), tap:
                 warnings.simplefilter("ignore", UnfiredSiteWarning)  # the report says so of each site
@@ -113,7 +113,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
         For each site whether it is bypassed; None where no other input could be made, or where another input changes
         nothing even with open gates.
     """
-    with torch.random.fork_rng(), torch.no_grad(), frozen(hooked.model):
+    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
         other = hooked.task.vary(batch, generator(seed))
         if other is None or _same(_outputs(hooked, batch), _outputs(hooked, other)):
             return dict.fromkeys(sites)

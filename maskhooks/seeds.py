@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from torch import nn
 
 
 def seeded(seed: int, *numbers: int) -> int:
@@ -14,3 +18,11 @@ def seeded(seed: int, *numbers: int) -> int:
 def generator(seed: int, *numbers: int) -> torch.Generator:
     """A generator of one's own, on the CPU so that every device sees the same numbers."""
     return torch.Generator().manual_seed(seeded(seed, *numbers))
+
+
+@contextlib.contextmanager
+def forked(model: nn.Module) -> Iterator[None]:
+    """Leaves the global random state as it was, of the CPU and of the GPUs that the model stands on."""
+    devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        yield

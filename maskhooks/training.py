@@ -32,7 +32,7 @@ from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.progress import bar, track
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
-from maskhooks.seeds import generator, seeded
+from maskhooks.seeds import forked, generator, seeded
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.tap import frozen
 from maskhooks.task import device_of
@@ -92,7 +92,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(frozen(problem.hooked.model))
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(forked(problem.hooked.model))
         torch.manual_seed(seeded(problem.seed, _EPOCH))
         check_loaders(train, validation)
         writers = stack.enter_context(_writers(run_dir))
@@ -283,7 +283,7 @@ class _Loop(pl.LightningModule):
 def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | None, *, progress: bool = True) -> None:
     """For free logits: statistics and baselines are learned from data, the logits are not."""
     device = device_of(problem.hooked.model)
-    with frozen(problem.hooked.model), torch.random.fork_rng():
+    with frozen(problem.hooked.model), forked(problem.hooked.model):
         torch.manual_seed(seeded(problem.seed, _EPOCH))
         gather(problem.hooked, problem.maskings, itertools.islice(train, problem.recipe.statistics), device)
         fit_baselines(
@@ -376,7 +376,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for hint in ("does not have many workers", "have no `val_dataloader`", "LeafSpec"):
+            for hint in ("does not have many workers", "have no `val_dataloader`", "has shuffling enabled", "LeafSpec"):
                 warnings.filterwarnings("ignore", message=f".*{hint}.*")
             yield
     finally:

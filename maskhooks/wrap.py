@@ -16,6 +16,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
 from maskhooks.registry import registry
+from maskhooks.seeds import forked
 from maskhooks.site import Site, SiteTable
 from maskhooks.tap import Tap
 from maskhooks.task import Task
@@ -82,8 +83,7 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
         SiteNeverFiredError, NotATensorError: a site gives no tensor.
         PatternError: a pattern does not fit.
     """
-    devices = sorted({p.device.index or 0 for p in hooked.model.parameters() if p.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices), hooked.tap(read=list(hooked.sites)) as tap:
+    with torch.no_grad(), forked(hooked.model), hooked.tap(read=list(hooked.sites)) as tap:
         hooked(batch)
     shaped = []
     for site in hooked.sites:

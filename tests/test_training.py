@@ -445,3 +445,26 @@ def test_the_sparsest_checkpoint_within_the_margin(hooked):
     assert better == [True, True, True, False, False]
     assert checkpoint.step == 2
     assert checkpoint.within
+
+
+def test_a_fit_begins_anew(hooked):
+    explainer = fitted(hooked)
+    once = explainer.explain(batches(1)[0])
+    explainer.fit(batches(), batches(1), progress=False, accelerator="cpu")
+    assert explainer.explain(batches(1)[0]) == once
+
+
+def test_shuffling_loaders_leave_the_global_random_state(hooked):
+    data = torch.utils.data.TensorDataset(*batches(1, size=16)[0])
+    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
+    before = torch.get_rng_state()
+    DiffMask(hooked, SITES[1], recipe=QUICK).fit(loader, loader, progress=False, accelerator="cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_fit_that_fails_at_the_start_leaves_nothing_to_explain(hooked):
+    explainer = DiffMask(wrapped(output=None), SITES[1], recipe=QUICK)
+    with pytest.raises(UnknownDistributionError):
+        explainer.fit(batches(), progress=False, accelerator="cpu")
+    with pytest.raises(NotFittedError):
+        explainer.explain(batches(1)[0])

@@ -14,7 +14,7 @@ from torch import nn
 from maskhooks.baselines import Baseline
 from maskhooks.checkpoint import Measure
 from maskhooks.doctor import bypassed
-from maskhooks.errors import BypassedWarning, NotFittedError, SettingError
+from maskhooks.errors import BypassedWarning, NonFiniteError, NotFittedError, SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
 from maskhooks.gates import Gate
@@ -27,7 +27,7 @@ from maskhooks.progress import track
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
 from maskhooks.replay import Replay
-from maskhooks.seeds import generator, seeded
+from maskhooks.seeds import forked, generator, seeded
 from maskhooks.site import Selector, Site
 from maskhooks.step import Clean, clean_pass, masked_pass
 from maskhooks.storage import save
@@ -96,7 +96,7 @@ class DiffMask(Explainer):
         self.given = None if given is None else _exact(hooked, given)
         if not amortized and self.given is not None:
             raise SettingError("free logits read no states: leave out `given`, or use amortized=True")
-        self.maskings = self._conditioned() if self.given is not None else self._unconditioned()
+        self.maskings = self._make_maskings()
         self.replay = Replay(hooked.model) if self.recipe.replay else None
         self.fitted = False
         self.result: Any = None
@@ -129,7 +129,7 @@ class DiffMask(Explainer):
         progress: bool = True,
         **trainer: Any,
     ) -> DiffMask:
-        """Learns probes and baselines; the model is left as it was.
+        """Learns probes and baselines from their start; the model is left as it was.
 
         Args:
             train: batches, in a DataLoader or a list.
@@ -154,6 +154,7 @@ class DiffMask(Explainer):
         total = steps or (
             epochs * len(train) if epochs and isinstance(train, Sized) else self.recipe.steps * len(self.maskings)
         )
+        self.maskings, self.fitted, self.result = self._make_maskings(), False, None
         problem = training.Problem(
             self.hooked,
             self.maskings,
@@ -164,16 +165,20 @@ class DiffMask(Explainer):
             self.seed,
             fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
-        training.check_loaders(train, validation)
-        self._warn_bypassed(train)
         folder = None if run_dir is None else Path(run_dir)
-        self.fitted = self.amortized or self.fitted
-        if self.amortized:
-            self.result = training.fit(
-                problem, train, validation, steps=total, run_dir=folder, progress=progress, **trainer
-            )
-        else:
-            training.fit_baselines_only(problem, train, self.replay, progress=progress)
+        with forked(self.hooked.model):
+            training.check_loaders(train, validation)
+            self._warn_bypassed(train)
+        try:
+            if self.amortized:
+                self.result = training.fit(
+                    problem, train, validation, steps=total, run_dir=folder, progress=progress, **trainer
+                )
+            else:
+                training.fit_baselines_only(problem, train, self.replay, progress=progress)
+        except NonFiniteError:
+            self.fitted = True  # with the last good state
+            raise
         self.fitted = True
         if folder is not None:
             self.save(folder)
@@ -277,6 +282,10 @@ class DiffMask(Explainer):
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), **self.settings(), "within_margin": self.within_margin}
 
+    def _make_maskings(self) -> list[Masking]:
+        """Maskings with parts that have learned nothing; each fit begins with them."""
+        return self._conditioned() if self.given is not None else self._unconditioned()
+
     def _unconditioned(self) -> list[Masking]:
         return [
             Masking(
@@ -315,6 +324,7 @@ class DiffMask(Explainer):
                 "one Baseline object serves one site; give a registered name, or a DiffMask for each site"
             )
         baseline: Baseline = registry.make("baselines", self._baseline)
+        baseline.started = False
         return baseline
 
     def _optimise(self, clean: Clean) -> None:
