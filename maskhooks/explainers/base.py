@@ -40,6 +40,9 @@ class Explainer(ABC):
         """Learns from batches; explainers that have nothing to learn return at once."""
         return self
 
+    def check_ready(self) -> None:  # noqa: B027 # most explainers have nothing to learn
+        """Raises NotFittedError where something has to be learned first."""
+
     @abstractmethod
     def scores(self, clean: Clean) -> list[Scores]:
         """The scores of one batch, a `Scores` for each masked site and depth."""
@@ -61,6 +64,7 @@ class Explainer(ABC):
             batch: as the loaders give it.
             first: the number of its first example in the rows.
         """
+        self.check_ready()
         on_device = move(batch, device_of(self.hooked.model))
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
         return Explanation.build(

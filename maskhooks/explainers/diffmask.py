@@ -184,11 +184,13 @@ class DiffMask(Explainer):
             self.save(folder)
         return self
 
-    def scores(self, clean: Clean) -> list[Scores]:
+    def check_ready(self) -> None:
         if self.amortized and not self.fitted:
             raise NotFittedError(
                 "this DiffMask has not learned anything yet: call fit(train_loader) first, or load a saved one"
             )
+
+    def scores(self, clean: Clean) -> list[Scores]:
         if not self.amortized:
             self._optimise(clean)
         with torch.no_grad():
