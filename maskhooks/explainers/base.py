@@ -50,7 +50,7 @@ class Explainer(ABC):
     @property
     @abstractmethod
     def reads(self) -> Sequence[Site]:
-        """The sites whose values `scores` needs."""
+        """The sites whose values `scores` needs, and those it scores."""
 
     @property
     def onward(self) -> Sequence[Site]:
@@ -80,6 +80,23 @@ class Explainer(ABC):
             first += len(set(parts[-1].columns["example"].tolist()))
         return Explanation.concat(parts)
 
+    def site_scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:
+        """The `Scores` of a site that was read, with the batch's real positions and their names.
+
+        Args:
+            clean: as `scores` gets it.
+            site: the masked site.
+            depth: the place of the site that was read, such as `site.depth`.
+            values: in [0, 1], axes `site.pattern.gated`.
+        """
+        return Scores(
+            site,
+            depth,
+            values,
+            real_positions(self.hooked, clean, site),
+            self.hooked.task.names(site, clean.batch),
+        )
+
     def provenance(self) -> dict[str, Any]:
         """What made an explanation, as JSON has it."""
         return {
@@ -98,12 +115,3 @@ class Explainer(ABC):
         words = {"prediction": task.predictions(clean.outputs), "target": task.targets(clean.batch)}
         known = {key: texts for key, texts in words.items() if texts is not None}
         return [dict(zip(known, texts, strict=True)) for texts in zip(*known.values(), strict=True)] if known else None
-
-    def _scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:
-        return Scores(
-            site,
-            depth,
-            values,
-            real_positions(self.hooked, clean, site),
-            self.hooked.task.names(site, clean.batch),
-        )

@@ -195,7 +195,7 @@ class DiffMask(Explainer):
             self._optimise(clean)
         with torch.no_grad():
             return [
-                self._scores(clean, masking.site, masking.depth, masking.log_open(clean.values).exp())
+                self.site_scores(clean, masking.site, masking.depth, masking.log_open(clean.values).exp())
                 for masking in self.maskings
             ]
 

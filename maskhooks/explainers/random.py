@@ -38,5 +38,5 @@ class Random(Explainer):
         for number, site in enumerate(self.sites):
             shape = site.gating().mask_shape(clean.values[str(site)], site=site)
             values = torch.rand(shape, generator=generator(self.seed, number))
-            found.append(self._scores(clean, site, site.depth or 0, values))
+            found.append(self.site_scores(clean, site, site.depth or 0, values))
         return found
