@@ -6,7 +6,7 @@ In a page, a comment directly above a code block says how it is meant:
 
 - `<!-- no-run: reason -->` above a block marked `python no-run`: it is compiled only;
 - `<!-- prints -->`: this is what the python block before it prints, where `...` stands for anything;
-- `<!-- file: path -->`: this is a file of the repository, word for word.
+- `<!-- file: path -->`: this is a file of the repository, word for word. `python -m tests.test_docs` copies them anew.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def blocks(page: Path) -> list[Block]:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if begun:
             if line == "```":
-                found.append(Block(inside, "\n".join(code) + "\n", begun, comment))
+                found.append(Block(inside, "".join(code), begun, comment))
                 begun, comment = 0, ""
             else:
-                code.append(line)
+                code.append(f"{line}\n")
         elif line.startswith("```"):
             inside, begun, code = line.removeprefix("```"), number, []
         elif match := re.fullmatch(r"<!-- (.*) -->", line):
@@ -81,7 +81,6 @@ def with_code(page: Path) -> bool:
 def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page share names, as in one session, and an empty folder to write to."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "page", type(sys)("page"))  # where classes of the page live
     space: dict[str, Any] = vars(sys.modules["page"])
     printed = ""
@@ -114,6 +113,16 @@ def test_files_shown_are_the_files() -> None:
     for page, block in shown:
         path = ROOT / block.comment.removeprefix("file: ")
         assert block.code == path.read_text(encoding="utf-8"), f"{name_of(page)} shows an old {path.name}"
+
+
+def copy_files() -> None:
+    for page in PAGES:
+        lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+        for block in reversed(blocks(page)):
+            if block.comment.startswith("file: "):
+                path = ROOT / block.comment.removeprefix("file: ")
+                lines[block.line : block.line + block.code.count("\n")] = [path.read_text(encoding="utf-8")]
+        page.write_text("".join(lines), encoding="utf-8")
 
 
 def test_the_example_plugin_is_shown_whole() -> None:
@@ -244,3 +253,7 @@ def test_targets_and_versions_shown_exist() -> None:
     versions = {word for _, words in lines if words[:1] == ["pip"] for word in words if "==" in word}
     assert versions
     assert versions <= set(pins)
+
+
+if __name__ == "__main__":
+    copy_files()
