@@ -319,29 +319,54 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 USE = """
 import sys, torch, maskhooks
 from maskhooks.registry import registry
-hooked = maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8)))
 assert "maskhooks_example.pyramid" not in sys.modules  # the plugin did not load its library
+
 from maskhooks_example.pyramid import Pyramid
-hooked = maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8), Pyramid()), example=torch.randn(2, 8))
+torch.manual_seed(0)
+batch = torch.randn(2, 8)
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), Pyramid())
+output = lambda logits: torch.distributions.Bernoulli(logits=logits[:, 0])
+hooked = maskhooks.wrap(model, example=batch, output=output)
 print([str(site) for site in hooked.sites], hooked.sites[0].shape)
-print(registry.make("gates", "step", threshold=1.0).sample(torch.tensor([0.5, 2.0])).tolist())
+
+explainer = registry.make("explainers", "gradient-norm", hooked=hooked)
+rows = explainer.fit([batch]).explain(batch)
+print(rows.provenance["explainer"], len(rows), rows.select(depth=2)["score"].tolist())
+mask = maskhooks.DiffMask(hooked, gate="step", amortized=False, recipe=maskhooks.Recipe(steps=2))
+print(mask.gate, mask.settings()["gate"], set(mask.explain(batch)["score"].tolist()) <= {0.0, 1.0})
+
 report = next(report for report in registry.reports if report.name == "example")
 print(report.distribution, report.version, report.offers, repr(report.error))
 """
 
 
-def test_the_example_plugin_installed(installed: Path) -> None:
+def run_installed(installed: Path, *arguments: str) -> str:
+    """What a new Python prints that finds the installed example."""
     environment = {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", USE],
+        [sys.executable, "-W", "error::UserWarning", *arguments],
         capture_output=True,
         text=True,
         env=environment,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    return done.stdout
+
+
+def test_the_example_plugin_installed(installed: Path) -> None:
+    """Its adapter, explainer and gate are used, and maskhooks is not touched."""
+    assert run_installed(installed, "-c", USE).splitlines() == [
         "['1.storeys.0:output', '1.storeys.1:output', '1.storeys.2:output'] (2, 4)",
-        "[0.0, 1.0]",
-        "maskhooks-example 1.2.3 ['adapter pyramid', 'gate step'] ''",
+        "gradient-norm 14 [1.0, 1.0]",
+        "Step(threshold=0.0) {'name': 'step', 'settings': {'threshold': 0.0}} True",
+        "maskhooks-example 1.2.3 ['adapter pyramid', 'explainer gradient-norm', 'gate step'] ''",
     ]
+
+
+def test_the_example_plugin_is_listed(installed: Path) -> None:
+    lines = run_installed(installed, "-m", "maskhooks", "plugins").splitlines()
+    first = next(index for index, line in enumerate(lines) if line.split()[:1] == ["example"])
+    words = " ".join(" ".join(lines[first : first + 3]).split())
+    assert words == "example maskhooks-example 1.2.3 adapter: pyramid explainer: gradient-norm gate: step"

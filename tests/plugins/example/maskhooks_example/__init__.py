@@ -1,1 +1,1 @@
-"""An example plugin for maskhooks: sites of `Pyramid` models, and a gate that rounds."""
+"""An example plugin for maskhooks: sites of `Pyramid` models, a gate that rounds, and scores from gradients."""

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from maskhooks import hookimpl
 from maskhooks.adapter import Adapter
+from maskhooks.explainers.base import Explainer
 from maskhooks.gates import Gate
 from maskhooks_example.adapter import PyramidAdapter
 from maskhooks_example.gate import Step
+from maskhooks_example.gradient import GradientNorm
 
 
 @hookimpl
@@ -19,3 +21,8 @@ def maskhooks_adapters() -> Sequence[Adapter]:
 @hookimpl
 def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:
     return {"step": Step}
+
+
+@hookimpl
+def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
+    return {"gradient-norm": GradientNorm}
