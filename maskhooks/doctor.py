@@ -114,8 +114,9 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
         nothing even with open gates.
     """
     with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+        usual = _outputs(hooked, batch)  # before `vary`: a batch that does not fit the model is told as such
         other = hooked.task.vary(batch, generator(seed))
-        if other is None or _same(_outputs(hooked, batch), _outputs(hooked, other)):
+        if other is None or _same(usual, _outputs(hooked, other)):
             return dict.fromkeys(sites)
         found: dict[Site, bool | None] = {}
         for site in sites:

@@ -23,6 +23,7 @@ from maskhooks.errors import (
 from maskhooks.fingerprint import differences, fingerprint
 from maskhooks.hooked import Hooked
 from maskhooks.registry import registry
+from maskhooks.seeds import forked
 from maskhooks.site import Site
 from maskhooks.wrap import wrap
 
@@ -121,7 +122,8 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
     kind: type[Saveable] = registry.part("explainers", saved["explainer"])
     explainer = kind.restored(hooked, saved["settings"], **own)
-    explainer.restart(saved["shapes"])
+    with forked(hooked.model):  # parts are drawn at random before their weights are read
+        explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts)
     explainer.result = Fitted(**saved["result"])
     explainer.fitted = True

@@ -255,8 +255,9 @@ class DiffMask(Explainer):
 
     @property
     def parts(self) -> list[nn.Module]:
-        """Probes and baselines, each once."""
-        return list({id(part): part for masking in self.maskings for part in masking.modules}.values())
+        """Probes and baselines, each once; no free logits, which live for one batch."""
+        found = [part for masking in self.maskings for part in masking.modules]
+        return list({id(part): part for part in found if not isinstance(part, FreeLogits)}.values())
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds the explainer, as JSON has it; None for a part that is no registered one."""
