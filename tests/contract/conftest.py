@@ -1,0 +1,38 @@
+"""The registered parts, and those of the example plugin: a stranger's parts pass the same lists as ours."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import maskhooks
+from maskhooks.registry import registry
+
+_EXAMPLE = Path(__file__).parents[1] / "plugins" / "example"
+
+
+def _example() -> ModuleType:
+    sys.path.insert(0, str(_EXAMPLE))
+    try:
+        return importlib.import_module("maskhooks_example.plugin")
+    finally:
+        sys.path.remove(str(_EXAMPLE))
+
+
+@pytest.fixture(scope="session")
+def strangers() -> Iterator[None]:
+    """The example plugin, registered by hand for as long as the contract tests run."""
+    maskhooks.register(_example(), name="contract-example")
+    yield
+    maskhooks.unregister("contract-example")
+
+
+def registered(family: str) -> list[str]:
+    """The names of all parts of a family, the example plugin's among them."""
+    theirs = getattr(_example(), f"maskhooks_{family}", dict)()
+    return sorted({*registry.family(family), *theirs})

@@ -1,0 +1,322 @@
+"""Every registered explainer, a stranger's too, passes one list, each part of it three ways: fine, bad, raising."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+import maskhooks
+from maskhooks import Explanation, Hooked, Recipe
+from maskhooks.errors import BatchError, MaskhooksError, NotFittedError, UnknownSiteError
+from maskhooks.explainers.base import Explainer
+from maskhooks.fingerprint import fingerprint as digest
+from maskhooks.registry import registry
+from tests.conftest import fingerprint
+from tests.contract.conftest import registered
+from tests.models import Broken
+
+pytestmark = pytest.mark.usefixtures("strangers", "unchecked")
+
+TOKENS = "batch token hidden -> batch token"
+SITES = ["embedding:output", "layers.0:output", "layers.1:output"]
+COLUMNS = ["example", "site", "depth", "position", "label", "real", "score", "kept"]
+BAD = {"nonsense": torch.zeros(1)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An explainer by its registered name, with settings that make it quick."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    def make(self, hooked: Hooked, seed: int = 3, **settings: Any) -> Explainer:
+        made: Explainer = registry.make("explainers", self.name, hooked=hooked, seed=seed, **self.settings, **settings)
+        return made
+
+
+QUICK = dataclasses.replace(Recipe(), steps=4, baseline_steps=2, warmup=2, validations=2)
+DIFFMASK = {"margin": 5.0, "recipe": QUICK}
+FIT = {"progress": False, "accelerator": "cpu"}
+# What a registered explainer needs to be quick; one that is not here is made with its defaults.
+TUNED = {
+    "diffmask": [
+        Case("diffmask", DIFFMASK, FIT, "hidden"),
+        Case("diffmask", {**DIFFMASK, "sites": SITES[0], "given": SITES[1:]}, FIT, "conditioned"),
+        Case("diffmask", {**DIFFMASK, "amortized": False}, FIT, "free"),
+    ],
+}
+CASES = [case for name in registered("explainers") for case in TUNED.get(name, [Case(name)])]
+
+
+class Net(nn.Module):
+    """Draws random numbers in training mode, and keeps batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(2)])
+        self.drop = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor, real: Tensor) -> Tensor:
+        states = self.embedding(ids)
+        for layer in self.layers:
+            states = torch.tanh(layer(self.drop(states)))
+        return self.head(self.norm((states * real[..., None]).sum(1)))
+
+
+class Fuse:
+    """A hook of another library, which counts the model's passes and raises on demand half way through one."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at: int | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.calls += 1
+        if self.calls - 1 == self.at:
+            raise Broken("on demand")
+
+
+@pytest.fixture
+def fuse() -> Fuse:
+    return Fuse()
+
+
+@pytest.fixture
+def model(fuse: Fuse) -> Net:
+    """In training mode but for one part, every other weight frozen, with a foreign hook in the middle."""
+    net = Net()
+    net.norm.eval()
+    for weight in list(net.parameters())[::2]:
+        weight.requires_grad_(False)
+    net.layers[1].register_forward_hook(fuse)
+    return net
+
+
+@pytest.fixture
+def hooked(model: Net) -> Hooked:
+    return maskhooks.wrap(
+        model,
+        sites=dict.fromkeys(SITES, TOKENS),
+        output=lambda logits: Categorical(logits=3 * logits),
+        real=lambda batch: batch[1],
+        names=lambda batch: [[f"t{index}" for index in row[mask]] for row, mask in zip(*batch, strict=True)],
+    )
+
+
+def batches(count: int = 2, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    source = torch.Generator().manual_seed(5 + first)
+    ids = torch.randint(0, 11, (count, 4, 5), generator=source)
+    return [(row, torch.arange(5) < torch.tensor([[5], [3], [1], [4]])) for row in ids]
+
+
+BATCH = batches(1, first=9)[0]
+
+
+def fit(case: Case, hooked: Hooked, train: Any = None, **settings: Any) -> Explainer:
+    explainer = case.make(hooked, **settings)
+    explainer.fit(batches() if train is None else train, batches(1, first=1), **case.fit)
+    return explainer
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case.name} {case.label}".strip())
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def explainer(case: Case, hooked: Hooked) -> Explainer:
+    return fit(case, hooked)
+
+
+@pytest.fixture
+def explanation(explainer: Explainer) -> Explanation:
+    return explainer.explain(BATCH)
+
+
+def breaks_everywhere(fuse: Fuse, model: nn.Module, action: Callable[[], object]) -> None:
+    """Runs an action, then again and again with the model raising in its first, a middle and its last pass."""
+    action()  # later runs may need fewer passes, where a replay knows the model by then
+    fuse.calls = 0
+    action()
+    before = fingerprint(model)
+    for at in sorted({0, fuse.calls // 3, 2 * fuse.calls // 3, fuse.calls - 1} if fuse.calls else ()):
+        fuse.calls, fuse.at = 0, at
+        with pytest.raises(Broken, match="on demand"):
+            action()
+        assert fingerprint(model) == before, f"pass {at}"
+    fuse.at = None
+
+
+class TestTheModelComesBack:
+    """Bit for bit, with the foreign hook, and the global random state too."""
+
+    def test_from_fit(self, case: Case, hooked: Hooked, model: Net) -> None:
+        before = fingerprint(model)
+        fit(case, hooked)
+        assert fingerprint(model) == before
+
+    @pytest.mark.parametrize("train", [[], [BAD], [BATCH[:1]]], ids=["empty", "no batch", "half a batch"])
+    def test_from_a_fit_on_bad_batches(
+        self, case: Case, hooked: Hooked, model: Net, fuse: Fuse, train: list[Any]
+    ) -> None:
+        fit(case, hooked)
+        learns, before = fuse.calls > 0, fingerprint(model)
+        if learns:  # one that never runs the model has nothing to complain of
+            with pytest.raises(MaskhooksError):
+                fit(case, hooked, train)
+        else:
+            fit(case, hooked, train)
+        assert fingerprint(model) == before
+
+    def test_from_a_fit_in_which_the_model_raises(self, case: Case, hooked: Hooked, model: Net, fuse: Fuse) -> None:
+        breaks_everywhere(fuse, model, lambda: fit(case, hooked))
+
+    def test_from_explain(self, explainer: Explainer, model: Net) -> None:
+        before = fingerprint(model)
+        explainer.explain(BATCH)
+        explainer.explain_all(batches())
+        assert fingerprint(model) == before
+
+    @pytest.mark.parametrize("batch", [BAD, BATCH[:1], ()], ids=["no batch", "half a batch", "nothing"])
+    def test_from_explaining_a_bad_batch(self, explainer: Explainer, model: Net, batch: Any) -> None:
+        before = fingerprint(model)
+        with pytest.raises(BatchError):
+            explainer.explain(batch)
+        assert fingerprint(model) == before
+
+    def test_from_an_explain_in_which_the_model_raises(self, explainer: Explainer, model: Net, fuse: Fuse) -> None:
+        breaks_everywhere(fuse, model, lambda: explainer.explain(BATCH))
+        assert fuse.calls > 0
+
+    def test_from_sites_that_are_not_there(self, case: Case, hooked: Hooked, model: Net) -> None:
+        before, other = fingerprint(model), dataclasses.replace(case, settings={})
+        with pytest.raises(UnknownSiteError, match="embeddign"):
+            other.make(hooked, sites="embeddign:output")
+        assert fingerprint(model) == before
+
+
+class TestSeed:
+    def test_the_same_seed_gives_the_same_explanation(self, case: Case, hooked: Hooked) -> None:
+        """Whatever the global generator says."""
+        found = []
+        for state in (1, 2):
+            torch.manual_seed(state)
+            found.append(fit(case, hooked).explain(BATCH))
+        assert found[0] == found[1]
+
+    def test_explaining_again_changes_nothing(self, explainer: Explainer, explanation: Explanation) -> None:
+        explainer.explain(batches(1, first=4)[0])
+        assert explainer.explain(BATCH) == explanation
+
+
+class TestRows:
+    def test_the_columns(self, explanation: Explanation) -> None:
+        assert sorted(explanation.columns) == sorted(COLUMNS)
+        assert {len(column) for column in explanation.columns.values()} == {len(explanation)}
+        kinds = {name: explanation[name].dtype for name in ("score", "real", "kept")}
+        assert kinds == {"score": np.float32, "real": bool, "kept": bool}
+        assert all(explanation[name].dtype.kind == "i" for name in ("example", "depth", "position"))
+
+    def test_a_row_for_each_position_of_each_site_and_depth(self, explanation: Explanation) -> None:
+        layers = set(zip(explanation["site"], explanation["depth"], strict=True))
+        assert set(explanation["site"]) <= set(SITES)
+        rows = list(zip(*(explanation[name] for name in ("site", "depth", "example", "position")), strict=True))
+        places = [(example, position) for example in range(4) for position in range(5)]
+        assert sorted(rows) == sorted((*layer, *place) for layer in layers for place in places)
+
+    def test_scores_and_what_is_kept(self, explanation: Explanation) -> None:
+        score = explanation["score"]
+        assert np.isfinite(score).all()
+        assert score.min() >= 0
+        assert score.max() <= 1
+        assert np.array_equal(explanation["kept"], score > 0.5)
+
+    def test_padding_is_not_real(self, explanation: Explanation) -> None:
+        real = BATCH[1].numpy()[explanation["example"], explanation["position"]]
+        assert not real.all()
+        assert np.array_equal(explanation["real"], real)
+        assert explanation.select()["real"].all()
+
+    def test_positions_have_the_names_of_the_task(self, explanation: Explanation) -> None:
+        kept = explanation.select()
+        tokens = BATCH[0].numpy()[kept["example"], kept["position"]]
+        assert kept["label"].tolist() == [f"t{token}" for token in tokens]
+
+    def test_examples_are_numbered_on(self, explainer: Explainer, explanation: Explanation) -> None:
+        both = explainer.explain_all([BATCH, BATCH])
+        assert sorted(set(both["example"])) == list(range(8))
+        assert explainer.explain(BATCH, first=4) == both.select(example=range(4, 8), real=None)
+        assert both.select(example=range(4), real=None) == explanation
+
+
+class TestProvenance:
+    def test_it_says_what_made_the_explanation(self, case: Case, hooked: Hooked, explanation: Explanation) -> None:
+        said = explanation.provenance
+        python = platform.python_version()
+        assert said["explainer"] == case.name
+        assert said["seed"] == 3
+        assert said["fingerprint"] == digest(hooked.model)["digest"]
+        assert said["versions"] == {"maskhooks": version("maskhooks"), "torch": torch.__version__, "python": python}
+        assert json.loads(json.dumps(said)) == said
+
+    def test_another_model_has_another_fingerprint(
+        self, explainer: Explainer, explanation: Explanation, model: Net
+    ) -> None:
+        with torch.no_grad():
+            model.head.bias.add_(1)
+        assert explainer.explain(BATCH).provenance["fingerprint"] != explanation.provenance["fingerprint"]
+
+    def test_it_survives_files(self, explanation: Explanation, tmp_path: Path) -> None:
+        explanation.save(tmp_path)
+        assert Explanation.load(tmp_path) == explanation
+
+
+SAVED = [case for case in CASES if hasattr(registry.family("explainers").get(case.name), "save")]
+
+
+@pytest.mark.parametrize("case", SAVED, ids=lambda case: f"{case.name} {case.label}".strip(), indirect=True)
+class TestStorage:
+    def test_what_is_loaded_explains_alike(
+        self, explainer: Any, explanation: Explanation, hooked: Hooked, model: Net, tmp_path: Path
+    ) -> None:
+        explainer.save(tmp_path)
+        before = fingerprint(model)
+        loaded = maskhooks.load(tmp_path, hooked)
+        assert fingerprint(model) == before
+        assert type(loaded) is type(explainer)
+        assert loaded.explain(BATCH) == explanation
+        assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".csv"}
+
+    def test_saved_again_it_is_the_same_file(self, explainer: Any, hooked: Hooked, tmp_path: Path) -> None:
+        explainer.save(tmp_path / "one")
+        maskhooks.load(tmp_path / "one", hooked).save(tmp_path / "two")
+        for path in [*(tmp_path / "one").glob("*.safetensors"), *(tmp_path / "one").glob("*.json")]:
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+    def test_nothing_is_saved_before_fit(self, case: Case, hooked: Hooked, tmp_path: Path) -> None:
+        with pytest.raises(NotFittedError, match="call fit"):
+            case.make(hooked).save(tmp_path / "none")  # type: ignore[attr-defined]
+        assert not (tmp_path / "none").exists()
+
+
+def test_the_storage_list_is_not_empty() -> None:
+    assert SAVED
