@@ -18,7 +18,7 @@ from maskhooks.step import Clean
 
 
 class GradientNorm(Explainer):
-    """Scores a position by the gradient's norm: s = ||d log p(y*) / d h||, divided by the example's largest at the site.
+    """Scores a position by the gradient's norm, s = ||d log p(y*) / d h||, as a part of its example's largest.
 
     y* is the most probable output, h the value at the position. Nothing is learned, so `fit` has nothing to do.
 
