@@ -101,7 +101,7 @@ class MLP(Probe):
 class PaperMLP(Probe):
     """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a learned bias of 5.
 
-    Values are not standardised. The head saturates open: at a logit near 15 hardly any gradient comes back.
+    The hidden layer has a quarter of a state's features, at least 32. Values are not standardised. The head saturates open: at a logit near 15 hardly any gradient comes back.
     """
 
     def __init__(self, *, hidden: int | None = None) -> None:
@@ -110,7 +110,7 @@ class PaperMLP(Probe):
 
     def start(self, features: Sequence[int], groups: int) -> None:
         size = sum(features)
-        hidden = self.hidden or max(32, size // 8)
+        hidden = self.hidden or max(32, features[-1] // 4)
         self.network = nn.Sequential(
             weight_norm(nn.Linear(size, hidden)),
             nn.Tanh(),

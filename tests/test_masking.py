@@ -215,7 +215,7 @@ class TestObjectives:
             AugmentedLagrangian(margin)
 
     def test_augmented_formula(self):
-        objective = AugmentedLagrangian(0.1, rate=0.05, damping=5.0, initial=0.5)
+        objective = AugmentedLagrangian(0.125, aim=0.8, rate=0.05, damping=5.0, initial=0.5)
         objective.start(torch.tensor(2.0))
         masked = self.masked(torch.tensor([[0.2, 0.4], [0.6, 0.8]]))
         divergence = torch.tensor([0.5, 0.3])
@@ -223,7 +223,9 @@ class TestObjectives:
         mu = 0.5 + 5 * e
         torch.testing.assert_close(objective(masked, divergence), torch.tensor((0.5 + mu * e) / (1 + mu)))
         objective.ascend(divergence)
-        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.05 * 0.05))  # clipped to m / K
+        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.05))  # D / t - 1 clipped to 1
+        objective.ascend(torch.tensor([0.05, 0.05]))
+        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.025))
         for _ in range(1000):
             objective.ascend(torch.zeros(2))
         assert objective.multiplier == 0

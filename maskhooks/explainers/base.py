@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskhooks.errors import EmptyLoaderError
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
 from maskhooks.progress import track
 from maskhooks.replay import Replay
+from maskhooks.seeds import forked
 from maskhooks.site import Site
 from maskhooks.step import Clean, clean_pass, real_positions
 from maskhooks.task import device_of, move
@@ -72,12 +74,19 @@ class Explainer(ABC):
         )
 
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
-        """Explains all batches, examples numbered on, with a progress bar on stderr."""
+        """Explains all batches, examples numbered on, with a progress bar on stderr.
+
+        Raises:
+            EmptyLoaderError: there is no batch.
+        """
         parts: list[Explanation] = []
         first = 0
-        for batch in track(batches, "explaining"):
-            parts.append(self.explain(batch, first=first))
-            first += len(set(parts[-1].columns["example"].tolist()))
+        with forked(self.hooked.model):
+            for batch in track(batches, "explaining"):
+                parts.append(self.explain(batch, first=first))
+                first = int(parts[-1].columns["example"].max()) + 1
+        if not parts:
+            raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         return Explanation.concat(parts)
 
     def site_scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:

@@ -47,7 +47,7 @@ class Setting:
 
 SETTINGS = {
     "hidden state": Setting(HIDDEN, None, 0.05),
-    "input, given the hidden state": Setting(INPUT, HIDDEN, 0.1),
+    "input, given the hidden state": Setting(INPUT, HIDDEN, 0.12),
 }
 
 
