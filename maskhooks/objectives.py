@@ -68,7 +68,7 @@ class AugmentedLagrangian(Objective):
 
     Args:
         margin: m, in nats.
-        aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be a hair too far.
+        aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be too far.
         rate: speed of the multiplier.
         damping: how far mu rises above the multiplier with the divergence; 0 is the plain Lagrangian.
         initial: the multiplier's start.

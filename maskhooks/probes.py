@@ -101,7 +101,8 @@ class MLP(Probe):
 class PaperMLP(Probe):
     """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a learned bias of 5.
 
-    The hidden layer has a quarter of a state's features, at least 32. Values are not standardised. The head saturates open: at a logit near 15 hardly any gradient comes back.
+    The hidden layer has a quarter of a state's features, at least 32. Values are not standardised. The head saturates
+    open: at a logit near 15 hardly any gradient comes back.
     """
 
     def __init__(self, *, hidden: int | None = None) -> None:
