@@ -46,6 +46,8 @@ class Fakes(ModuleType):
     """The module that a fake package's entry points name; some of its attributes raise when asked for."""
 
     def __getattr__(self, name: str) -> Any:
+        if name not in vars(self).get("plugins", {}):  # others look through all modules
+            raise AttributeError(name)
         found = self.plugins[name]
         if isinstance(found, BaseException):
             raise found

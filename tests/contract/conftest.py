@@ -24,9 +24,9 @@ def _example() -> ModuleType:
         sys.path.remove(str(_EXAMPLE))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def strangers() -> Iterator[None]:
-    """The example plugin, registered by hand for as long as the contract tests run."""
+    """The example plugin, registered by hand for as long as a file's tests run."""
     maskhooks.register(_example(), name="contract-example")
     yield
     maskhooks.unregister("contract-example")
