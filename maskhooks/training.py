@@ -11,7 +11,7 @@ import csv
 import itertools
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ class _Loop(pl.LightningModule):
         problem = self.problem
         hooked, recipe = problem.hooked, problem.recipe
         read = itertools.islice(train, recipe.statistics)
-        gather(hooked, problem.maskings, track(read, "reading values", shown=progress), device)
+        known = min(len(train), recipe.statistics) if isinstance(train, Sized) else None
+        gather(hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), device)
         fit_baselines(
             hooked,
             problem.fit_first,
