@@ -1,8 +1,8 @@
 """What hooks, training steps and attribution cost, in units U of one bare forward pass without gradients.
 
 A BERT encoder with 6 layers of 384 units, random weights, batch 32, length 64; one thread, process time. Each cost is
-measured beside bare forward passes in the same process, in turn, and medians are compared. Training steps are timed
-through `fit` itself, from one batch handed out to the next, with validation and logs off.
+measured between two bare forward passes in the same process, and the median of the ratios is given. Training steps are
+timed through `fit` itself, from one batch handed out to the next, with validation and logs off.
 
     python benchmarks/step_cost.py [--quick]
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -59,10 +60,19 @@ def bare(model: nn.Module, data: dict[str, torch.Tensor]) -> float:
 
 
 def beside_bare(model: nn.Module, data: dict[str, torch.Tensor], run: Callable[[], object], repeats: int) -> float:
-    """The median cost of `run` over that of a bare forward pass, measured in turn."""
-    run(), bare(model, data)
-    pairs = [(bare(model, data), spent(run)) for _ in range(repeats)]
-    return statistics.median(cost for _, cost in pairs) / statistics.median(unit for unit, _ in pairs)
+    """The cost of `run` in bare forward passes: the median of ratios to the mean of the passes before and after it."""
+    run()
+    units, costs = [bare(model, data)], []
+    for _ in range(repeats):
+        costs.append(spent(run))
+        units.append(bare(model, data))
+    return ratio(costs, units)
+
+
+def ratio(costs: list[float], units: list[float]) -> float:
+    """The median of costs over their two neighbours among the units, so that the machine's drift cancels."""
+    around = [(before + after) / 2 for before, after in itertools.pairwise(units)]
+    return statistics.median(cost / unit for cost, unit in zip(costs, around[-len(costs) :], strict=True))
 
 
 class Stopwatch:
@@ -87,7 +97,7 @@ def step_cost(hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], steps: in
     watch = Stopwatch(hooked.model, data)
     explainer = maskhooks.DiffMask(hooked, recipe=recipe, **settings)
     explainer.fit(watch, steps=steps + 1, progress=False, accelerator="cpu")
-    return statistics.median(watch.steps[-steps:]) / statistics.median(watch.units[-steps:])
+    return ratio(watch.steps[-steps:], watch.units[-steps - 1 :])
 
 
 def hook_microseconds(repeats: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -27,7 +28,7 @@ class Objective(nn.Module):
 
     def __init__(self, margin: float) -> None:
         super().__init__()
-        if not margin > 0:
+        if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
             raise SettingError(f"the margin is a divergence in nats and positive, got {margin!r}; 0.1 is usual")
         self.margin = margin
 

@@ -144,8 +144,15 @@ class Port(Uncopied, ABC):
         inside: list[str] = []
         try:
             found = nested.get(value, self.path(value, point))
-            if isinstance(found, Tensor):
+            if isinstance(found, Tensor) and not found.is_nested:
                 return found
+            if isinstance(found, Tensor):
+                raise NotATensorError(
+                    f"site {point.key}: the value is a nested tensor, which has no shape. A torch TransformerEncoder "
+                    "makes them of padded batches in eval mode: build it with enable_nested_tensor=False, or set "
+                    "encoder.use_nested_tensor = False.",
+                    site=point.site,
+                )
             what = f"the value is {nested.describe(found)}"
             inside = [f"'{point.key}{nested.format_path(path)}'" for path, _ in nested.tensors(found)]
         except nested.PathError as error:
@@ -184,7 +191,7 @@ class OutputPort(Port):
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
         point = self._whole
-        if point is None or self.calls or not isinstance(output, Tensor) or output.requires_grad:
+        if point is None or self.calls or type(output) is not Tensor or output.requires_grad or output.is_nested:
             return self.pass_through(output)
         self.calls = 1  # what pass_through would do, in a fifth of the time
         point.now = point.ever = True

@@ -66,15 +66,16 @@ class Scores:
         axes: Columns = dict(zip(pattern.gated, np.indices(values.shape, dtype=np.int32), strict=True))
         example = axes.pop(pattern.positions[0])
         position, further = _places(pattern, axes) if axes else (np.zeros_like(example), {})
+        real = np.broadcast_to(self._real(pattern, values.shape), values.shape)
         columns: Columns = {
             "example": example + np.int32(first),
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,
             "label": self._labels(example, position, named=bool(axes)),
-            "real": np.broadcast_to(self._real(pattern, values.shape), values.shape),
+            "real": real,
             "score": values,
-            "kept": values > threshold,
+            "kept": (values > threshold) & real,
             **further,
         }
         return {name: column.reshape(-1) for name, column in columns.items()}

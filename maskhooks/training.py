@@ -189,7 +189,10 @@ class _Loop(pl.LightningModule):
         number = int(torch.randint(len(problem.maskings), (), generator=source))
         masking, objective = problem.maskings[number], problem.objectives[number]
         clean = clean_pass(problem.hooked, batch, masking.reads, [masking.site], self.replay)
-        masked, outputs = masked_pass(problem.hooked, clean, masking, generator(problem.seed, _SAMPLE, step))
+        try:
+            masked, outputs = masked_pass(problem.hooked, clean, masking, generator(problem.seed, _SAMPLE, step))
+        except NonFiniteError as error:
+            raise self._not_finite("the masked output", masking) from error
         divergence = problem.divergence(clean.outputs, outputs)
         loss = objective(masked, divergence)
         optimizer = self.optimizers()
@@ -217,7 +220,10 @@ class _Loop(pl.LightningModule):
         what = "the loss" if not torch.isfinite(loss) else "a gradient"
         if what == "a gradient" and all(bool(torch.isfinite(grad).all()) for grad in grads):
             return
-        raise NonFiniteError(
+        raise self._not_finite(what, masking)
+
+    def _not_finite(self, what: str, masking: Masking) -> NonFiniteError:
+        return NonFiniteError(
             f"{what} is not finite at step {self.done} on {masking}. The last good state was kept, and the explainer "
             f"can be used as it is. Look at the model's outputs on this batch, lower the learning rate, or mask other "
             f"sites.",

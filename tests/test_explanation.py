@@ -48,7 +48,7 @@ def test_rows_hold_each_score_once() -> None:
     assert explanation.sites == ("embed:output",)
     for row in explanation.to_pandas().itertuples():
         assert row.score == values()[row.depth, row.example, row.position]
-        assert row.kept == (row.score > 0.5)
+        assert row.kept == (row.score > 0.5 and row.real)
         assert row.real == REAL[row.example, row.position]
         assert row.label == (TOKENS[row.example][row.position] if row.real else str(row.position))
 

@@ -25,6 +25,7 @@ from maskhooks.errors import (
     FingerprintWarning,
     MarginWarning,
     NonFiniteError,
+    NotATensorError,
     NotFittedError,
     PatternError,
     SettingError,
@@ -218,6 +219,26 @@ class TestFit:
         assert all(0 <= row["divergence"] <= 1 for row in explainer.result.log)
 
 
+def test_nan_that_no_distribution_takes_names_the_site():
+    explainer = DiffMask(wrapped(Explodes()), SITES[2], margin=1.0, recipe=QUICK)
+    with pytest.raises(NonFiniteError, match=r"masked output is not finite at step 20 on layers\.1:output"):
+        explainer.fit(batches(), progress=False, accelerator="cpu")
+    assert bool(torch.from_numpy(explainer.explain(batches(1)[0])["score"]).isfinite().all())
+
+
+def test_nan_in_the_data(hooked):
+    explainer = fitted(hooked)
+    hooked.model.embedding.weight.data[:] = float("nan")
+    with pytest.raises(NonFiniteError, match="outputs are not finite"):
+        explainer.explain(batches(1)[0])
+
+
+def test_padding_is_never_kept(hooked):
+    found = fitted(hooked).explain(batches(1)[0])
+    assert not found["kept"][~found["real"]].any()
+    assert found["kept"][found["real"]].any()
+
+
 class TestNotAmortized:
     def test_each_batch_has_logits_of_its_own(self, hooked):
         explainer = DiffMask(
@@ -246,6 +267,30 @@ class TestBadInput:
     def test_margin(self, hooked, margin):
         with pytest.raises(SettingError, match="margin"):
             DiffMask(hooked, margin=margin)
+
+    @pytest.mark.parametrize("margin", [True, "0.1", None, float("inf")])
+    def test_margins_that_are_no_numbers(self, hooked, margin, unchecked):
+        with pytest.raises(SettingError, match="margin"):
+            DiffMask(hooked, margin=margin)
+
+    @pytest.mark.parametrize("setting", [{"steps": 0}, {"steps": -5}, {"epochs": 0}])
+    def test_steps(self, hooked, setting):
+        with pytest.raises(SettingError, match="whole number from 1"):
+            DiffMask(hooked, SITES[1], recipe=QUICK).fit(batches(), progress=False, **setting)
+
+    def test_no_site(self, hooked):
+        with pytest.raises(SettingError, match="no site is named"):
+            DiffMask(hooked, sites=[])
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_nested_tensors(self):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 2).eval()
+        padding = torch.arange(5) >= torch.tensor([[5], [3]])
+        hooked = maskhooks.wrap(encoder, call=lambda model, x: model(x, src_key_padding_mask=padding))
+        read = hooked.tap(read=["layers.0:output"])
+        with torch.no_grad(), pytest.raises(NotATensorError, match="enable_nested_tensor=False"), read:
+            hooked(torch.randn(2, 5, 8))
 
     def test_unknown_site(self, hooked):
         with pytest.raises(UnknownSiteError, match=r"layers\.1:output"):

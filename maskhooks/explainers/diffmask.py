@@ -149,6 +149,9 @@ class DiffMask(Explainer):
         """
         from maskhooks import training
 
+        for name, value in {"steps": steps, "epochs": epochs}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise SettingError(f"{name} is a whole number from 1, got {value!r}")
         if epochs is not None and not isinstance(train, Sized):
             raise SettingError("epochs needs a loader with a length; give steps instead")
         total = steps or (
@@ -367,6 +370,8 @@ class DiffMask(Explainer):
 def _exact(hooked: Hooked, selector: Selector) -> list[Site]:
     """The sites meant, each one needed."""
     found = [dataclasses.replace(site, optional=False) for site in hooked.find(selector)]
+    if not found:
+        raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
     for site in found:
         site.gating()
     return found
