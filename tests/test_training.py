@@ -220,13 +220,15 @@ class TestFit:
 
 
 def test_nan_that_no_distribution_takes_names_the_site():
-    explainer = DiffMask(wrapped(Explodes()), SITES[2], margin=1.0, recipe=QUICK)
+    hooked = wrapped(Explodes(), output=lambda o: Categorical(logits=o, validate_args=True))
+    explainer = DiffMask(hooked, SITES[2], margin=1.0, recipe=QUICK)
     with pytest.raises(NonFiniteError, match=r"masked output is not finite at step 20 on layers\.1:output"):
         explainer.fit(batches(), progress=False, accelerator="cpu")
     assert bool(torch.from_numpy(explainer.explain(batches(1)[0])["score"]).isfinite().all())
 
 
-def test_nan_in_the_data(hooked):
+def test_nan_in_the_data():
+    hooked = wrapped(output=lambda o: Categorical(logits=o, validate_args=True))
     explainer = fitted(hooked)
     hooked.model.embedding.weight.data[:] = float("nan")
     with pytest.raises(NonFiniteError, match="outputs are not finite"):

@@ -248,7 +248,7 @@ class TestRows:
         assert np.isfinite(score).all()
         assert score.min() >= 0
         assert score.max() <= 1
-        assert np.array_equal(explanation["kept"], score > 0.5)
+        assert np.array_equal(explanation["kept"], (score > 0.5) & explanation["real"])
 
     def test_padding_is_not_real(self, explanation: Explanation) -> None:
         real = BATCH[1].numpy()[explanation["example"], explanation["position"]]
