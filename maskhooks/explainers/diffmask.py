@@ -23,6 +23,7 @@ from maskhooks.masking import Masking, Vote
 from maskhooks.outputs import Divergence, kl
 from maskhooks.preparation import begin_free, closed_divergence, start
 from maskhooks.probes import FreeLogits, Probe
+from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
@@ -158,7 +159,7 @@ class DiffMask(Explainer):
             epochs * len(train) if epochs and isinstance(train, Sized) else self.recipe.steps * len(self.maskings)
         )
         self.maskings, self.fitted, self.result = self._make_maskings(), False, None
-        problem = training.Problem(
+        problem = Problem(
             self.hooked,
             self.maskings,
             [self.recipe.make_objective(self.margin) for _ in self.maskings],

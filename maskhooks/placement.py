@@ -1,0 +1,24 @@
+"""Where a model stands while it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on a device, and back where it was; a model spread over several devices stays as it is."""
+    devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
+    if len(devices) != 1 or devices == {device}:
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(devices.pop())
