@@ -1,0 +1,349 @@
+"""Analyses of explanations: what is kept by group, in how many depths, what stands out, how far seeds differ.
+
+After De Cao et al. 2020, section 3.2 and figure 4. Padding never counts. The work on rows is numpy's; Python loops over
+groups, layers and parts alone. `pandas.DataFrame(...)` makes a table of what these functions return.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from maskhooks.errors import SettingError
+from maskhooks.explanation import Explanation
+from maskhooks.groups import Codes, Group, Grouped, grouped
+from maskhooks.layers import Layers
+from maskhooks.scores import FIXED, INTEGERS
+from maskhooks.tokens import spread, token_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "DepthsKept",
+    "Deviation",
+    "Group",
+    "Kept",
+    "depths_kept",
+    "kept_by",
+    "plot_depths",
+    "spread",
+    "stability",
+    "token_kind",
+    "top",
+]
+
+Floats = npt.NDArray[np.float64]
+Explanations = Explanation | Iterable[Explanation]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a group at one layer: a masked site, as read from one depth.
+
+    Attributes:
+        site: the masked site.
+        depth: the depth that was read.
+        group: the group.
+        score: mean P(z != 0), the fraction kept in expectation.
+        kept: the fraction of positions whose score is above the explanation's threshold.
+        positions: how many there are; where heads are gated, each head counts.
+        examples: how many examples these are from.
+    """
+
+    site: str
+    depth: int
+    group: str
+    score: float
+    kept: float
+    positions: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class DepthsKept:
+    """In how many depths the positions of a group are kept.
+
+    Attributes:
+        group: the group.
+        depths: the mean number of depths in which a position is kept.
+        error: its standard error, with examples as the unit, because positions of one text are not independent; NaN for
+            one example.
+        fraction: depths kept, of all depths.
+        positions: how many there are.
+        examples: how many examples these are from.
+    """
+
+    group: str
+    depths: float
+    error: float
+    fraction: float
+    positions: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far explanations of several seeds differ at one layer; over all layers where site and depth are None.
+
+    Attributes:
+        site: the masked site.
+        depth: the depth that was read.
+        deviation: the standard deviation over seeds of P(z != 0), its mean over positions.
+        positions: how many there are; where heads are gated, each head counts.
+    """
+
+    site: str | None
+    depth: int | None
+    deviation: float
+    positions: int
+
+
+def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[Kept]:
+    """What is kept of each group at each layer: in order of depth, the group with the largest score first.
+
+    Args:
+        explanation: one, or parts of one with other examples each, such as shards, which are gone through one by one.
+        group: what a position belongs to, as in `maskhooks.groups.grouped`: a column, a function or mapping of labels,
+            or tags.
+        least: groups with fewer positions at a layer are left out.
+
+    Raises:
+        SettingError: no such column, tags that do not fit, or no position in any group.
+    """
+    sums: dict[tuple[int, str, str], Floats] = defaultdict(lambda: np.zeros(4))
+    for part in _parts(explanation):
+        inside = grouped(part, group)
+        layers = Layers(part.columns, part.sites)
+        groups = len(inside.names)
+        cells, count = layers.which[inside.rows] * groups + inside.codes, len(layers) * groups
+        table = [np.bincount(cells, part[name][inside.rows], count) for name in ("score", "kept")]
+        table += [np.bincount(cells, minlength=count), _distinct(cells, part["example"][inside.rows], count)]
+        rows = np.stack(table, axis=1)
+        for cell in np.flatnonzero(table[2]).tolist():
+            layer, code = divmod(cell, groups)
+            site, depth = layers.pairs[layer]
+            sums[depth, site, inside.names[code]] += rows[cell]
+    _check_any(sums)
+    made = [
+        Kept(site, depth, name, float(score / number), float(kept / number), int(number), int(examples))
+        for (depth, site, name), (score, kept, number, examples) in sums.items()
+        if number >= least
+    ]
+    return sorted(made, key=lambda row: (row.depth, row.site, -row.score, row.group))
+
+
+def depths_kept(explanation: Explanations, group: Group, *, least: int = 1) -> list[DepthsKept]:
+    """For each group the mean number of depths in which a position is kept, as in figure 4 of De Cao et al. 2020.
+
+    With k_il = 1 where position i is kept at layer l (a masked site, as read from one depth), a group of n positions
+    has
+
+        depths = 1/n sum_i sum_l k_il
+
+    and k_il is a mean over heads or other further axes, where there are any. Its standard error is that of a ratio over
+    clusters (Cochran 1977, section 2.11), which are the G examples e, with n_e positions that are kept in d_e depths
+    together:
+
+        error² = G/(G-1) 1/n² sum_e (d_e - depths n_e)²
+
+    Args:
+        explanation: one, or parts of one with other examples each, such as shards, which are gone through one by one.
+        group: as in `kept_by`.
+        least: groups with fewer positions are left out.
+
+    Returns:
+        The group that is kept in the most depths first.
+
+    Raises:
+        SettingError: no such column, tags that do not fit, or no position in any group.
+    """
+    sums: dict[str, Floats] = defaultdict(lambda: np.zeros(7))
+    for part in _parts(explanation):
+        inside = grouped(part, group)
+        for name, row in zip(inside.names, _cluster_sums(part, inside), strict=True):
+            sums[name] += row
+    _check_any(sums)
+    made = [_depths(name, row) for name, row in sums.items() if row[0] >= least]
+    return sorted(made, key=lambda row: (-row.depths, row.group))
+
+
+def top(explanation: Explanation, group: Group = "label", *, depth: int | None = None) -> dict[str, float]:
+    """Where the largest score of an example is: for each group the fraction of examples, the largest first.
+
+    `top(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: in the last layer 99 % of the time
+    for the BERT of De Cao et al. 2020, section 3.2. Positions of equal score, as fully open gates have, share their
+    example evenly. Scores are means over heads or other further axes, and over sites of one depth.
+
+    Args:
+        explanation: the scores.
+        group: as in `kept_by`; `"position"` gives places in place of labels. Positions without a group take part, and
+            their share is not in the result.
+        depth: the depth that was read; None is the highest.
+
+    Raises:
+        SettingError: no such depth or column, tags that do not fit, or no position in any group.
+    """
+    inside = grouped(explanation, group)
+    depths = np.unique(explanation["depth"])
+    if depth is not None and depth not in depths:
+        raise SettingError(f"no depth {depth} here; there are {', '.join(map(str, depths))}")
+    _check_any(inside.rows)
+    here = explanation["real"] & (explanation["depth"] == (depths[-1] if depth is None else depth))
+    codes = np.full(len(explanation), -1)
+    codes[inside.rows] = inside.codes
+    _, first, cells = np.unique(
+        _keys(explanation, ("example", "position"))[here], return_index=True, return_inverse=True
+    )
+    means = np.bincount(cells, explanation["score"][here]) / np.bincount(cells)
+    _, owners = np.unique(explanation["example"][here][first], return_inverse=True)
+    largest = np.full(owners.max(initial=-1) + 1, -np.inf)
+    np.maximum.at(largest, owners, means)
+    best = means == largest[owners]
+    share = best / np.bincount(owners, best)[owners]
+    codes = codes[here][first]
+    shares = np.bincount(codes[codes >= 0], share[codes >= 0], len(inside.names)) / len(largest)
+    order = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index] > 0]
+    return {inside.names[index]: float(shares[index]) for index in order}
+
+
+def stability(explanations: Sequence[Explanation]) -> list[Deviation]:
+    """How far explanations of the same examples by several seeds differ.
+
+    For each position the standard deviation of P(z != 0) over S seeds, with S - 1 below, and of these the mean over
+    positions (De Cao et al. 2020, section 3.2: .05 for inputs and .03 for hidden states, over five seeds).
+
+    Returns:
+        One for each layer in order of depth, and a last one over all layers.
+
+    Raises:
+        SettingError: fewer than two explanations, or explanations of other examples, positions, sites or depths.
+    """
+    found = [_in_order(explanation) for explanation in explanations]
+    if len(found) < 2:
+        raise SettingError(f"{len(found)} explanations have no deviation: give at least two, of other seeds")
+    for number, other in enumerate(found[1:], 1):
+        difference = _difference(found[0], other)
+        if difference:
+            raise SettingError(
+                f"explanations 0 and {number} differ in {difference}. Explain the same batches at the same sites with "
+                f"each seed, or select what they share: explanation.select(example=..., site=..., depth=...)"
+            )
+    _check_any(found[0]["score"])
+    deviations = np.stack([one["score"] for one in found]).astype(np.float64).std(axis=0, ddof=1)
+    layers = Layers(found[0].columns, found[0].sites)
+    rows = [
+        Deviation(site, depth, float(deviations[layers.which == index].mean()), int((layers.which == index).sum()))
+        for index, (site, depth) in enumerate(layers.pairs)
+    ]
+    return [*rows, Deviation(None, None, float(deviations.mean()), len(deviations))]
+
+
+def plot_depths(rows: Sequence[DepthsKept], *, most: int = 30, ax: Axes | None = None) -> Figure:
+    """A bar for each group, with its standard error and the number of positions, as in figure 4 of De Cao et al. 2020.
+
+    Args:
+        rows: from `depths_kept`, drawn in their order.
+        most: how many groups are shown at most: the first and the last ones.
+        ax: Axes to draw on; None makes a figure.
+    """
+    from maskhooks.viz.groups import groups
+
+    return groups(
+        [row.group for row in rows],
+        [row.depths for row in rows],
+        [row.error for row in rows],
+        [row.positions for row in rows],
+        x="mean number of depths in which a position is kept",
+        most=most,
+        ax=ax,
+    )
+
+
+def _parts(explanation: Explanations) -> Iterable[Explanation]:
+    return [explanation] if isinstance(explanation, Explanation) else explanation
+
+
+def _check_any(found: Sized) -> None:
+    if not len(found):
+        raise SettingError(
+            "no real position is in any group. Look at what the explanation holds, such as "
+            "set(explanation['label']), and at whether the groups name any of it"
+        )
+
+
+def _distinct(cells: Codes, examples: Codes, count: int) -> Codes:
+    """How many different examples each of `count` cells has."""
+    number = int(examples.max(initial=0)) + 1
+    return np.bincount(np.unique(cells.astype(np.int64) * number + examples) // number, minlength=count)
+
+
+def _keys(explanation: Explanation, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """A number for each row that is equal where these columns are."""
+    keys = np.zeros(len(explanation), np.int64)
+    for name in names:
+        keys = keys * (int(explanation[name].max(initial=0)) + 1) + explanation[name]
+    return keys
+
+
+def _cluster_sums(part: Explanation, inside: Grouped) -> Floats:
+    """`[group, 7]`: n, d, d_e², d_e n_e, n_e² summed over examples, examples, layers there could be."""
+    rows = inside.rows
+    example, position = part["example"][rows].astype(np.int64), part["position"][rows]
+    width = int(position.max(initial=0)) + 1
+    clusters, cluster = np.unique(inside.codes * (example.max(initial=0) + 1) + example, return_inverse=True)
+    places, place = np.unique(cluster * width + position, return_inverse=True)
+    owners = clusters // (example.max(initial=0) + 1)
+    weight = np.ones(len(rows))
+    if set(part.columns) - set(FIXED):
+        layers = Layers(part.columns, part.sites)
+        _, cells, count = np.unique(place * len(layers) + layers.which[rows], return_inverse=True, return_counts=True)
+        weight = 1 / count[cells]
+    kept = np.bincount(cluster, weight * part["kept"][rows], len(clusters))
+    number = np.bincount(places // width, minlength=len(clusters)).astype(float)
+    terms = [number, kept, kept**2, kept * number, number**2, np.ones(len(clusters))]
+    terms.append(np.bincount(cluster, weight, len(clusters)))
+    return np.stack([np.bincount(owners, term, len(inside.names)) for term in terms], axis=1)
+
+
+def _depths(group: str, sums: Floats) -> DepthsKept:
+    n, kept, kept2, cross, n2, examples, layers = map(float, sums)
+    depths = kept / n
+    spread2 = max(kept2 - 2 * depths * cross + depths**2 * n2, 0.0)
+    error = math.sqrt(spread2 * examples / (examples - 1)) / n if examples > 1 else math.nan
+    return DepthsKept(group, depths, error, kept / layers, int(n), int(examples))
+
+
+def _in_order(explanation: Explanation) -> Explanation:
+    """The real rows, ordered by site, depth, example, position and further axes."""
+    part = explanation.select()
+    sites = sorted(part.sites)
+    places = np.array([sites.index(site) for site in part.sites], np.int32)
+    columns = {**part.columns, "site": places[part.columns["site"]]}
+    order = np.lexsort([columns[name] for name in reversed([*INTEGERS, *_further(part)])])
+    return Explanation({name: column[order] for name, column in columns.items()}, tuple(sites))
+
+
+def _further(explanation: Explanation) -> list[str]:
+    return sorted(set(explanation.columns) - set(FIXED))
+
+
+def _difference(first: Explanation, other: Explanation) -> str:
+    """What two ordered explanations differ in but their scores, or nothing."""
+    if first.sites != other.sites:
+        return f"sites ({', '.join(first.sites)}; {', '.join(other.sites)})"
+    if _further(first) != _further(other):
+        return f"columns ({', '.join(_further(first))}; {', '.join(_further(other))})"
+    for name in ("depth", "example", "position", "label", *_further(first)):
+        if name in ("depth", "example") and not np.array_equal(np.unique(first[name]), np.unique(other[name])):
+            return f"{name}s"
+        if not np.array_equal(first[name], other[name]):
+            return f"the column {name!r}"
+    return ""
