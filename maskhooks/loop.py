@@ -27,6 +27,7 @@ from maskhooks.replay import Replay
 from maskhooks.runlog import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import Clean, clean_pass, masked_pass
+from maskhooks.store import Numbered, Store
 
 SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE = range(5)  # the purposes of random numbers
 
@@ -34,10 +35,10 @@ SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE = range(5)  # the purposes of random n
 class Loop(pl.LightningModule):
     """Draws a masking a step, trains it, compares checkpoints; holds the masks' parts and not the user's model."""
 
-    def __init__(self, problem: Problem, steps: int, logs: RunLog) -> None:
+    def __init__(self, problem: Problem, steps: int, logs: RunLog, store: Store | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.problem, self.total, self.logs = problem, steps, logs
+        self.problem, self.total, self.logs, self.store = problem, steps, logs, store
         self.replay = Replay(problem.hooked.model) if problem.recipe.replay else None
         self.checkpoints = [Checkpoint(group, problem.margin) for group in grouped(problem.maskings)]
         self.result = Fitted()
@@ -118,7 +119,17 @@ class Loop(pl.LightningModule):
 
     def _clean(self, batch: Any, masking: Masking) -> Clean:
         """A batch's clean pass, which reads what a masking needs and records what its masked pass skips."""
-        return clean_pass(self.problem.hooked, batch, masking.reads, [masking.site], self.replay)
+        hooked, maskings = self.problem.hooked, self.problem.maskings
+        if self.store is None:
+            return clean_pass(hooked, batch, masking.reads, [masking.site], self.replay)
+        assert isinstance(batch, Numbered)
+        reads = list(dict.fromkeys(site for one in maskings for site in one.reads))
+        onward = list(dict.fromkeys(one.site for one in maskings))
+
+        def compute() -> Clean:
+            return clean_pass(hooked, batch.batch, reads, onward, self.replay)
+
+        return self.store.clean(hooked, batch, compute, masking.reads, [masking.site])
 
     def _check_finite(self, loss: Tensor, masking: Masking) -> None:
         grads = [weight.grad for part in masking.modules for weight in part.parameters() if weight.grad is not None]

@@ -152,6 +152,19 @@ class Recording:
         for key in changed | self._refused:
             self.returns.pop(key, None)
 
+    def changed(self, change: Callable[[Any], Any], sites: Iterable[Site] | None = None) -> Recording:
+        """A recording whose kept values went through `change`; as far as `sites` need it, by default all."""
+        chosen = list(self.skippable if sites is None else sites)
+        other = Recording({site: self.skippable[site] for site in chosen})
+        other.fired = {site: self.fired[site] for site in chosen if site in self.fired}
+        last = max(other.fired.values(), default=0)
+        for module in other.modules():
+            if id(module) in self.returns:
+                returns = self.returns[id(module)]
+                values = [(order, change(value)) for order, value in returns.values if order < last]
+                other.returns[id(module)] = _Returns(returns.copy, values)
+        return other
+
     @contextlib.contextmanager
     def play(self, site: Site) -> Iterator[None]:
         """Inside, modules return what they returned before `site` fired, call by call, then compute."""

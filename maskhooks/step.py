@@ -19,10 +19,18 @@ from maskhooks.site import Site
 
 @dataclass(frozen=True)
 class Clean:
-    """A batch with what a clean pass saw: values by address, the outputs, and a recording to go on from."""
+    """A batch with what a clean pass saw.
+
+    Attributes:
+        values: by address, what was read.
+        result: what the model returned.
+        outputs: the same as distributions.
+        recording: to go on from; None to run the model in full.
+    """
 
     batch: Any
     values: Mapping[str, Tensor]
+    result: Any
     outputs: Outputs
     recording: Recording | None
 
@@ -45,8 +53,8 @@ def clean_pass(
             replay.trace(lambda: hooked(batch))
         recorded = replay.record(onward) if replay is not None else contextlib.nullcontext(None)
         with hooked.tap(read=list(reads)) as tap, recorded as recording:
-            outputs = hooked(batch)
-        return Clean(batch, dict(tap.values), hooked.distribution(outputs, batch), recording)
+            result = hooked(batch)
+        return Clean(batch, dict(tap.values), result, hooked.distribution(result, batch), recording)
 
 
 def masked_pass(

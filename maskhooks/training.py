@@ -28,6 +28,7 @@ from maskhooks.replay import Replay
 from maskhooks.runlog import RunLog
 from maskhooks.seeds import forked, seeded
 from maskhooks.stepbar import StepBar
+from maskhooks.store import Store, Stored
 from maskhooks.tap import frozen
 from maskhooks.task import device_of
 
@@ -40,6 +41,7 @@ def fit(
     steps: int,
     run_dir: Path | None = None,
     progress: bool = True,
+    store: Store | None = None,
     **trainer: Any,
 ) -> Fitted:
     """Trains the maskings; their modules hold the chosen state afterwards, and the model is as it was.
@@ -50,6 +52,7 @@ def fit(
         steps: training steps in all.
         run_dir: where `log.csv` and `validation.csv` are written while training goes on.
         progress: whether a progress bar is shown on stderr.
+        store: keeps clean passes across epochs; the batches of the first epoch come again in the later ones.
         trainer: settings of Lightning's Trainer, such as accelerator="gpu".
 
     Raises:
@@ -69,7 +72,7 @@ def fit(
         torch.manual_seed(seeded(problem.seed, EPOCH))
         check_loaders(train, validation)
         logs = stack.enter_context(RunLog(run_dir))
-        loop = Loop(problem, steps, logs)
+        loop = Loop(problem, steps, logs, store)
         interval = max(1, steps // problem.recipe.validations)
         runner = pl.Trainer(
             max_epochs=-1,
@@ -85,7 +88,11 @@ def fit(
         )
         stack.enter_context(placed(problem.hooked.model, runner.strategy.root_device))
         loop.prepare(train, runner.strategy.root_device, progress)
-        runner.fit(loop, _loader(train), _loader(validation) if validation is not None else None)
+        batches = train
+        if store is not None:
+            batches = Stored(train, problem.seed, store)
+            stack.callback(store.clear)
+        runner.fit(loop, _loader(batches), _loader(validation) if validation is not None else None)
     return loop.finish()
 
 

@@ -32,6 +32,7 @@ from maskhooks.seeds import forked, generator, seeded
 from maskhooks.site import Selector, Site
 from maskhooks.step import Clean, clean_pass, masked_pass
 from maskhooks.storage import save
+from maskhooks.store import Store
 from maskhooks.task import device_of, move
 
 _EVALUATE, _EXPLAIN = 100, 101
@@ -128,6 +129,7 @@ class DiffMask(Explainer):
         epochs: int | None = None,
         run_dir: str | Path | None = None,
         progress: bool = True,
+        store: Store | str | Path | None = None,
         **trainer: Any,
     ) -> DiffMask:
         """Learns probes and baselines from their start; the model is left as it was.
@@ -139,6 +141,8 @@ class DiffMask(Explainer):
             epochs: instead of steps, how often to go through `train`.
             run_dir: where logs are written as CSV, and the fitted explainer is saved.
             progress: whether to show a bar on stderr.
+            store: "memory", a folder, or a `Store`, to keep clean passes across epochs: a step then costs only its
+                masked half. The batches of the first epoch come again in the later ones, in another order.
             trainer: settings of Lightning's Trainer, such as accelerator="cpu", devices=2.
 
         Raises:
@@ -176,7 +180,14 @@ class DiffMask(Explainer):
         try:
             if self.amortized:
                 self.result = training.fit(
-                    problem, train, validation, steps=total, run_dir=folder, progress=progress, **trainer
+                    problem,
+                    train,
+                    validation,
+                    steps=total,
+                    run_dir=folder,
+                    progress=progress,
+                    store=None if store is None else Store.named(store),
+                    **trainer,
                 )
             else:
                 training.fit_baselines_only(problem, train, self.replay, progress=progress)

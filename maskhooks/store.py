@@ -1,0 +1,249 @@
+"""Store: clean passes kept across epochs, in memory or on disk, so that a training step costs only its masked half."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskhooks import nested
+from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.hooked import Hooked
+from maskhooks.nested import Path as Steps
+from maskhooks.replay import Recording
+from maskhooks.seeds import generator, seeded
+from maskhooks.site import Site
+from maskhooks.step import Clean
+
+_ORDER = 300
+
+
+class Numbered(NamedTuple):
+    """A batch and its number among the stored ones."""
+
+    number: int
+    batch: Any
+
+
+class Store:
+    """Keeps the clean pass of each batch: values at sites, outputs, and the recording to go on from.
+
+    Batches are those that the loader gives in the first epoch. Later epochs have the same batches, in an order drawn
+    from the seed, so examples are no longer dealt into new batches. With `dtype=None` a step is what it is without a
+    store, bit for bit.
+
+    Args:
+        folder: where tensors are kept, a file a batch; None keeps them in memory.
+        dtype: `torch.bfloat16` halves the room; values are then rounded to eight bits of mantissa, outputs are not.
+            None keeps them exact.
+
+    Raises:
+        SettingError: the loader has no length, or what is kept would not fit.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, dtype: torch.dtype | None = None) -> None:
+        if dtype is not None and not dtype.is_floating_point:
+            raise SettingError(f"a store keeps values in a floating dtype such as torch.bfloat16, got {dtype}")
+        self.folder = None if folder is None else Path(folder)
+        self.dtype = dtype
+        self._kept: dict[int, _Kept] = {}
+        self._expected = 1
+
+    @classmethod
+    def named(cls, place: Store | str | Path, dtype: torch.dtype | None = None) -> Store:
+        """A store as users write it: "memory", a folder, or a `Store`."""
+        if isinstance(place, Store):
+            return place
+        return cls(None if place == "memory" else place, dtype=dtype)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def begin(self, batches: int) -> None:
+        """Forgets what it holds, and expects this many batches."""
+        self.clear()
+        self._expected = batches
+
+    def clean(
+        self,
+        hooked: Hooked,
+        item: Numbered,
+        compute: Callable[[], Clean],
+        reads: Iterable[Site],
+        onward: Iterable[Site],
+    ) -> Clean:
+        """The clean pass of a batch, computed and kept the first time.
+
+        Args:
+            compute: runs the clean pass, reading and recording for every site of the run.
+            reads: the sites whose values are needed now.
+            onward: the sites that masked passes go on from now.
+        """
+        if item.number not in self._kept:
+            self._kept[item.number] = self._keep(item.number, compute())
+            self._check_room()
+        kept = self._kept[item.number]
+        shelf = kept.shelf.open()
+        result = kept.result.unpack(shelf)
+        values = {str(site): kept.values[str(site)].unpack(shelf) for site in reads}
+        recording = kept.recording and kept.recording.changed(lambda packed: packed.unpack(shelf), onward)
+        return Clean(item.batch, values, result, hooked.distribution(result, item.batch), recording)
+
+    def clear(self) -> None:
+        """Forgets everything, and removes the files."""
+        for kept in self._kept.values():
+            kept.shelf.clear()
+        self._kept.clear()
+
+    def _check_room(self) -> None:
+        """After the first batch: whether all would fit."""
+        if len(self._kept) > 1:
+            return
+        size = self._expected * sum(kept.shelf.size for kept in self._kept.values())
+        free, where = _free(self.folder)
+        if size > 0.9 * free:
+            raise SettingError(
+                f"the clean passes of {self._expected} batches would take {size / 2**30:.1f} GB, and "
+                f"{free / 2**30:.1f} GB are free {where}. Use a folder on a larger disk, dtype=torch.bfloat16, fewer "
+                f"batches, or no store."
+            )
+
+    def _keep(self, number: int, clean: Clean) -> _Kept:
+        shelf = _Shelf() if self.folder is None else _FileShelf(self.folder / f"batch-{number:06d}.safetensors")
+        result = _Packed(clean.result, shelf, None)
+        values = {address: _Packed(value, shelf, self.dtype) for address, value in clean.values.items()}
+        recording = clean.recording and clean.recording.changed(lambda value: _Packed(value, shelf, self.dtype))
+        shelf.close()
+        return _Kept(result, values, recording, shelf)
+
+
+class Stored:
+    """A training loader whose batches are numbered; after the first epoch they come back in a drawn order.
+
+    Args:
+        batches: the loader.
+        seed: of the order.
+        store: keeps their clean passes.
+    """
+
+    def __init__(self, batches: Iterable[Any], seed: int, store: Store) -> None:
+        if not isinstance(batches, Sized):
+            raise SettingError(
+                "a store needs a loader with a length; use a DataLoader or a list of batches, or no store"
+            )
+        self.batches, self.seed = batches, seed
+        self.epoch = 0
+        self._seen: list[Any] = []
+        store.begin(len(batches))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Numbered]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        if epoch == 0:
+            self._seen = []
+            for number, batch in enumerate(self.batches):
+                self._seen.append(batch)
+                yield Numbered(number, batch)
+            return
+        order = torch.randperm(len(self._seen), generator=generator(seeded(self.seed, _ORDER, epoch)))
+        for number in order.tolist():
+            yield Numbered(number, self._seen[number])
+
+
+@dataclass
+class _Kept:
+    result: _Packed
+    values: dict[str, _Packed]
+    recording: Recording | None
+    shelf: _Shelf
+
+
+class _Packed:
+    """A value whose tensors lie on a shelf."""
+
+    def __init__(self, value: Any, shelf: _Shelf, dtype: torch.dtype | None) -> None:
+        self.places: list[tuple[Steps, str, torch.dtype, torch.device]] = []
+        for path, tensor in list(nested.tensors(value)):
+            key = shelf.put(tensor, dtype if tensor.is_floating_point() else None)
+            self.places.append((path, key, tensor.dtype, tensor.device))
+            value = nested.put(value, path, torch.empty(0))
+        self.rest = value
+
+    def unpack(self, shelf: Callable[[str], Tensor]) -> Any:
+        value = self.rest
+        for path, key, dtype, device in self.places:
+            value = nested.put(value, path, shelf(key).to(device, dtype))
+        return value
+
+
+class _Shelf:
+    """Tensors of one batch in memory, equal ones once."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.size = 0
+
+    def put(self, tensor: Tensor, dtype: torch.dtype | None) -> str:
+        copy = tensor.detach().to("cpu", dtype or tensor.dtype, copy=True).contiguous()
+        for key, other in self.tensors.items():
+            if other.shape == copy.shape and other.dtype == copy.dtype and torch.equal(other, copy):
+                return key
+        key = str(len(self.tensors))
+        self.tensors[key] = copy
+        self.size += copy.nbytes
+        return key
+
+    def close(self) -> None:  # a file is written then
+        """Called when all tensors of the batch are here."""
+
+    def open(self) -> Callable[[str], Tensor]:
+        return self.tensors.__getitem__
+
+    def clear(self) -> None:
+        self.tensors.clear()
+
+
+class _FileShelf(_Shelf):
+    """Tensors of one batch in a file, of which only those are read that a step needs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def close(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.tensors, self.path)
+        self.tensors = {}
+
+    def open(self) -> Callable[[str], Tensor]:
+        try:
+            reader: Callable[[str], Tensor] = safe_open(self.path, "pt").get_tensor
+        except (OSError, SafetensorError) as error:
+            raise CorruptFileError(
+                f"{self.path} of the store cannot be read ({error}). It must stay while training runs; start again, "
+                f"with an empty folder.",
+                path=self.path,
+            ) from error
+        return reader
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _free(folder: Path | None) -> tuple[float, str]:
+    if folder is not None:
+        return float(shutil.disk_usage(folder).free), f"in {folder}"
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), "in memory"
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return float("inf"), "in memory"

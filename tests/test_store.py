@@ -1,0 +1,136 @@
+"""The store: what comes out is what a clean pass gives, in memory and on disk, and each epoch has every batch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.distributions import Categorical
+
+import maskhooks
+from maskhooks import DiffMask, store
+from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.seeds import generator
+from maskhooks.step import clean_pass, masked_pass
+from maskhooks.store import Numbered, Store, Stored
+from tests.models import Stack
+from tests.test_training import QUICK, batches, wrapped
+
+
+def stacked():
+    """A stack whose layers' returns are changed in place after they were recorded."""
+    torch.manual_seed(0)
+    sites = {f"layers.{k}:output": "batch token hidden -> batch token" for k in range(3)}
+    return maskhooks.wrap(Stack().eval(), sites=sites, output=lambda logits: Categorical(logits=logits))
+
+
+@pytest.fixture(params=["memory", "folder"])
+def place(request, tmp_path):
+    return "memory" if request.param == "memory" else tmp_path / "store"
+
+
+@pytest.mark.parametrize("make, batch", [(wrapped, batches(1)[0]), (stacked, (torch.randint(0, 10, (2, 3)),))])
+def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, place):
+    hooked = make()
+    explainer = DiffMask(hooked, hooked.sites)
+    explainer.fit([batch], steps=1, progress=False)
+    sites = explainer.reads
+    kept, item, calls = Store.named(place), Numbered(0, batch), []
+
+    def compute():
+        calls.append(1)
+        return clean_pass(hooked, batch, sites, sites, explainer.replay)
+
+    for masking in explainer.maskings:
+        wanted = masked_pass(hooked, compute(), masking, generator(0))[1].logits
+        calls.clear()
+        for _ in range(2):
+            clean = kept.clean(hooked, item, compute, masking.reads, [masking.site])
+            assert torch.equal(masked_pass(hooked, clean, masking, generator(0))[1].logits, wanted)
+            assert set(clean.values) == {str(site) for site in masking.reads}
+    assert len(calls) == 0 and len(kept) == 1
+
+
+def test_a_fit_with_a_store_is_the_fit_without_while_batches_are_the_same(place):
+    one = batches(1)
+    plain = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False)
+    hooked = wrapped()
+    kept = DiffMask(hooked, "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False, store=place)
+    assert plain.result.log == [
+        {**row, "epoch": other["epoch"]} for row, other in zip(kept.result.log, plain.result.log, strict=True)
+    ]
+    for mine, other in zip(plain.parts, kept.parts, strict=True):
+        assert all(torch.equal(mine.state_dict()[name], value) for name, value in other.state_dict().items())
+
+
+def test_the_model_runs_once_for_each_batch_and_nothing_is_left(tmp_path):
+    hooked = wrapped()
+    runs = []
+    handle = hooked.model.embedding.register_forward_hook(lambda *_: runs.append(1))
+    recipe = dataclasses.replace(QUICK, statistics=1)
+    folder = tmp_path / "store"
+    DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False, store=folder)
+    with_store = len(runs)
+    runs.clear()
+    DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False)
+    handle.remove()
+    assert with_store == len(runs) - 9  # three clean passes instead of twelve
+    assert list(folder.iterdir()) == []
+
+
+def test_every_epoch_has_every_batch_once_in_an_order_of_the_seed():
+    stored = Stored(list("abcdefgh"), 0, Store())
+    epochs = [[item.number for item in stored] for _ in range(3)]
+    assert epochs[0] == list(range(8)) and all(sorted(epoch) == epochs[0] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    again = Stored(list("abcdefgh"), 0, Store())
+    assert [[item.number for item in again] for _ in range(3)] == epochs
+    other = Stored(list("abcdefgh"), 1, Store())
+    assert [[item.number for item in other] for _ in range(3)][1:] != epochs[1:]
+
+
+def test_bfloat16_halves_the_room_and_rounds():
+    hooked, batch = wrapped(), batches(1)[0]
+    sites = list(hooked.sites)
+    kept = {}
+    for dtype in (None, torch.bfloat16):
+        keeper = Store(dtype=dtype)
+        clean = keeper.clean(hooked, Numbered(0, batch), lambda: clean_pass(hooked, batch, sites), sites, [])
+        kept[dtype] = keeper._kept[0].shelf.size, clean
+    (full, exact), (half, rounded) = kept[None], kept[torch.bfloat16]
+    assert half < 0.7 * full
+    assert torch.equal(exact.outputs.logits, rounded.outputs.logits)
+    for address, value in exact.values.items():
+        assert rounded.values[address].dtype == value.dtype
+        assert torch.equal(rounded.values[address], value.bfloat16().float())
+
+
+def test_what_does_not_fit_is_said_after_the_first_batch(monkeypatch):
+    monkeypatch.setattr(store, "_free", lambda folder: (1000.0, "in memory"))
+    with pytest.raises(SettingError, match=r"clean passes of 3 batches would take .*bfloat16"):
+        DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(batches(), steps=9, progress=False, store="memory")
+
+
+def test_a_loader_without_a_length_is_refused():
+    with pytest.raises(SettingError, match="needs a loader with a length"):
+        Stored((batch for batch in batches()), 0, Store())
+
+
+def test_whole_numbers_are_no_dtype_for_values():
+    with pytest.raises(SettingError, match=r"torch.int8"):
+        Store(dtype=torch.int8)
+
+
+def test_a_file_that_breaks_is_named(tmp_path):
+    hooked, batch = wrapped(), batches(1)[0]
+    kept, sites = Store(tmp_path), list(hooked.sites)
+
+    def clean():
+        return kept.clean(hooked, Numbered(0, batch), lambda: clean_pass(hooked, batch, sites), sites, [])
+
+    clean()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CorruptFileError, match=file.name):
+        clean()
