@@ -19,7 +19,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explanation import Explanation
 from maskhooks.groups import Codes, Group, Grouped, grouped
 from maskhooks.layers import Layers
-from maskhooks.scores import FIXED, INTEGERS
+from maskhooks.scores import FIXED, INTEGERS, Column
 from maskhooks.tokens import spread, token_kind
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _check_any(found: Sized) -> None:
         )
 
 
-def _distinct(cells: Codes, examples: Codes, count: int) -> Codes:
+def _distinct(cells: Codes, examples: Column, count: int) -> Codes:
     """How many different examples each of `count` cells has."""
     number = int(examples.max(initial=0)) + 1
     return np.bincount(np.unique(cells.astype(np.int64) * number + examples) // number, minlength=count)
@@ -310,7 +310,8 @@ def _cluster_sums(part: Explanation, inside: Grouped) -> Floats:
     number = np.bincount(places // width, minlength=len(clusters)).astype(float)
     terms = [number, kept, kept**2, kept * number, number**2, np.ones(len(clusters))]
     terms.append(np.bincount(cluster, weight, len(clusters)))
-    return np.stack([np.bincount(owners, term, len(inside.names)) for term in terms], axis=1)
+    table = np.stack([np.bincount(owners, term, len(inside.names)) for term in terms], axis=1)
+    return table.astype(np.float64, copy=False)  # numpy counts nothing in integers
 
 
 def _depths(group: str, sums: Floats) -> DepthsKept:
@@ -341,9 +342,10 @@ def _difference(first: Explanation, other: Explanation) -> str:
         return f"sites ({', '.join(first.sites)}; {', '.join(other.sites)})"
     if _further(first) != _further(other):
         return f"columns ({', '.join(_further(first))}; {', '.join(_further(other))})"
-    for name in ("depth", "example", "position", "label", *_further(first)):
-        if name in ("depth", "example") and not np.array_equal(np.unique(first[name]), np.unique(other[name])):
+    for name in ("example", "depth", "position"):
+        if not np.array_equal(np.unique(first[name]), np.unique(other[name])):
             return f"{name}s"
+    for name in ("example", "depth", "position", "label", *_further(first)):
         if not np.array_equal(first[name], other[name]):
             return f"the column {name!r}"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
     elif hasattr(group, "__array__") and np.asarray(group).ndim < 2:
         codes, found = _factorize(_by_row(explanation, np.asarray(group))[rows])
     else:
-        codes, found = _by_tag(explanation, cast(Sequence[Sequence[object]], group), rows)
+        codes, found = _by_tag(explanation, group, rows)
     return Grouped(rows[codes >= 0], codes[codes >= 0], [str(name) for name in found])
 
 
@@ -95,7 +95,9 @@ def _by_row(explanation: Explanation, array: Column) -> Column:
     return array
 
 
-def _by_tag(explanation: Explanation, tags: Sequence[Sequence[object]], rows: Codes) -> tuple[Codes, Column]:
+def _by_tag(
+    explanation: Explanation, tags: Sequence[Sequence[object]] | npt.NDArray[Any], rows: Codes
+) -> tuple[Codes, Column]:
     if any(isinstance(line, str) for line in tags):
         raise SettingError(
             "a flat list of tags to group by. Give a list for each example: tags[example][position]; or a numpy array "

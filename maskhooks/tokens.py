@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TypeVar
 
+from maskhooks.errors import SettingError
+
 Tag = TypeVar("Tag")
 
 KINDS = ("special", "punctuation", "number", "continuation", "word", "other")
@@ -66,8 +68,10 @@ def spread(tags: Sequence[Tag], words: Sequence[tuple[int, int]], pieces: Sequen
         none with any, as special tokens do.
 
     Raises:
-        ValueError: another number of tags than words.
+        SettingError: another number of tags than words.
     """
+    if len(tags) != len(words):
+        raise SettingError(f"{len(tags)} tags for {len(words)} words: give one tag, or None, for each word")
     tagged = list(zip(tags, words, strict=True))
     ends = [end for _, end in words]
     found: list[Tag | None] = []

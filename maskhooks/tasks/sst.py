@@ -1,7 +1,7 @@
 """Film reviews with a sentiment for each word: trees of the Stanford Sentiment Treebank (Socher et al. 2013).
 
-A line is a tree, `(3 (2 a) (4 gem))`: labels from 0, very negative, to 4, very positive, at the root, at phrases, and at
-words. The data itself is at nlp.stanford.edu/sentiment, as trainDevTestTrees_PTB.zip.
+A line is a tree, `(3 (2 a) (4 gem))`, with labels from 0, very negative, to 4, very positive, for the whole, for
+phrases and for words. The data itself is at nlp.stanford.edu/sentiment, as trainDevTestTrees_PTB.zip.
 """
 
 from __future__ import annotations
