@@ -226,13 +226,27 @@ class Explanation:
         rowfiles.write_parquet(Path(path), self.columns, self._about())
 
     @classmethod
-    def from_parquet(cls, path: str | Path) -> Explanation:
-        """The inverse of `to_parquet`.
+    def from_parquet(cls, path: str | Path, example: int | Iterable[int] | None = None) -> Explanation:
+        """The inverse of `to_parquet`, also for a folder of such files, as `Explainer.explain_to` writes it.
+
+        Args:
+            path: a file or a folder.
+            example: read only these examples; None is all.
 
         Raises:
-            CorruptFileError: the file is missing, broken, or holds other columns.
+            CorruptFileError: a file is missing, broken, or holds other columns; a folder holds none.
+            SettingError: no such example there.
         """
-        return cls._from(*rowfiles.read_parquet(Path(path)))
+        wanted = None if example is None else {example} if isinstance(example, (int, np.integer)) else set(example)
+        files = rowfiles.parquet_files(Path(path))
+        if wanted is not None:
+            files = [file for file in files if rowfiles.holds(file, wanted)] or files[:1]
+        parts = [cls._from(*rowfiles.read_parquet(file, wanted)) for file in files]
+        found = parts[0] if len(parts) == 1 else cls.concat(parts)
+        missing = sorted((wanted or set()) - set(np.unique(found["example"]).tolist()))
+        if missing:
+            raise SettingError(f"no example {', '.join(map(str, missing[:5]))} in {path}; give numbers that it holds")
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Writes `explanation.safetensors` and `explanation.json` into a folder, made where missing."""

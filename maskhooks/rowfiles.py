@@ -1,15 +1,16 @@
-"""Rows in files: Parquet, or a folder of safetensors and JSON. Never a pickle."""
+"""Rows in files: Parquet (a file, or a folder of them), or a folder of safetensors and JSON. Never a pickle."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskhooks.drafts import draft
 from maskhooks.errors import CorruptFileError
 from maskhooks.scores import FIXED, Column, Columns
 
@@ -50,40 +51,106 @@ def read_folder(folder: Path) -> tuple[Columns, dict[str, Any]]:
 
 
 def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> None:
-    """Writes columns, sites and labels as dictionaries; what is `about` them is the metadata `maskhooks`."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    codes, labels = _encoded(columns["label"])
-    arrays: dict[str, Any] = {
-        **columns,
-        "site": pa.DictionaryArray.from_arrays(columns["site"], pa.array(about["sites"], pa.string())),
-        "label": pa.DictionaryArray.from_arrays(codes, pa.array(labels, pa.string())),
-    }
-    table = pa.table(arrays)
-    text = json.dumps({"format": FORMAT, **about})
-    parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), "maskhooks": text}), path)
-
-
-def read_parquet(path: Path) -> tuple[Columns, dict[str, Any]]:
-    """The inverse of `write_parquet`.
+    """Writes columns, sites and labels as dictionaries; what is `about` them is the metadata `maskhooks`.
 
     Raises:
-        CorruptFileError: the file is missing, broken, or holds other columns.
+        StorageError: the file cannot be written; a former one stays.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    with _content(path) as data:
-        table = parquet.read_table(pa.BufferReader(data))
-        text = (table.schema.metadata or {}).get(b"maskhooks")
-        if text is None:
-            raise ValueError("it was not written by Explanation.to_parquet")
-        about = _checked_about(json.loads(text))
-        columns = {name: table[name].to_numpy() for name in table.column_names}
-        numbers = {site: number for number, site in enumerate(about["sites"])}
-        columns["site"] = np.array([numbers[site] for site in columns["site"]], np.int32)
-        return _checked(columns, about["sites"]), about
+    arrays: dict[str, Any] = {
+        **columns,
+        "site": pa.DictionaryArray.from_arrays(columns["site"], pa.array(about["sites"], pa.string())),
+        "label": pa.array(columns["label"], pa.string()).dictionary_encode(),
+    }
+    table = pa.table(arrays)
+    text = json.dumps({"format": FORMAT, **about})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "maskhooks": text})
+    with draft(path) as file:
+        parquet.write_table(table, file, compression="zstd")
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files of a folder by name, or the file itself.
+
+    Raises:
+        CorruptFileError: the folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
+    if not found:
+        raise _corrupt(path, "it is a folder without Parquet files")
+    return found
+
+
+def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Columns, dict[str, Any]]:
+    """The inverse of `write_parquet`.
+
+    Args:
+        examples: read only these, as far as the file holds them.
+
+    Raises:
+        CorruptFileError: the file is missing, broken, or holds other columns.
+    """
+    from pyarrow import parquet
+
+    chosen = None if examples is None else [("example", "in", set(examples))]
+    with _opened(path), parquet.ParquetFile(path) as file:
+        about = _about(file)
+        columns = _columns(parquet.read_table(path, filters=chosen, partitioning=None), about["sites"])
+    if examples is not None:
+        about["examples"] = {number: known for number, known in about["examples"].items() if number in set(examples)}
+    return columns, about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file is about, without its rows; `rows` says how many there are.
+
+    Raises:
+        CorruptFileError: the file is missing, broken, or no explanation.
+    """
+    from pyarrow import parquet
+
+    with _opened(path), parquet.ParquetFile(path) as file:
+        return {**_about(file), "rows": file.metadata.num_rows}
+
+
+def holds(path: Path, examples: Iterable[int]) -> bool:
+    """Whether any of these examples may be in a Parquet file, by its statistics."""
+    from pyarrow import parquet
+
+    with _opened(path), parquet.ParquetFile(path) as file:
+        wanted, number = sorted(examples), file.schema_arrow.names.index("example")
+        for group in range(file.num_row_groups):
+            found = file.metadata.row_group(group).column(number).statistics
+            if found is None or not found.has_min_max or any(found.min <= one <= found.max for one in wanted):
+                return True
+    return False
+
+
+def _about(file: Any) -> dict[str, Any]:
+    text = (file.schema_arrow.metadata or {}).get(b"maskhooks")
+    if text is None:
+        raise ValueError("it was not written by Explanation.to_parquet")
+    return _checked_about(json.loads(text))
+
+
+def _columns(table: Any, sites: list[str]) -> Columns:
+    """The columns of a table; equal labels share one string."""
+    columns: Columns = {}
+    for name in table.column_names:
+        if name in ("site", "label"):
+            column = table[name] if hasattr(table[name].type, "value_type") else table[name].dictionary_encode()
+            column = column.unify_dictionaries().combine_chunks()
+            words = column.dictionary.to_pylist()
+            known = {site: number for number, site in enumerate(sites)}
+            values = np.array([known[w] for w in words], np.int32) if name == "site" else np.array(words, dtype=object)
+            columns[name] = values[column.indices.to_numpy()]
+        else:
+            columns[name] = table[name].to_numpy()
+    return _checked(columns, sites)
 
 
 def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +192,21 @@ def _encoded(values: Column) -> tuple[Column, list[str]]:
 @contextlib.contextmanager
 def _content(path: Path) -> Iterator[bytes]:
     """A file's content; whatever goes wrong with it meanwhile is one error, with the file's path."""
+    with _opened(path):
+        yield path.read_bytes()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file meanwhile is one error, with its path."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(4)
+        yield
     except OSError as error:
         raise _corrupt(path, f"it cannot be read ({error.strerror or error})") from error
-    try:
-        yield data
     except Exception as error:
-        if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
+        if head[:1] == b"\x80" or head == b"PK\x03\x04":
             raise _corrupt(path, "it is a pickle, which is never loaded") from error
         raise _corrupt(path, f"it lacks {error}" if isinstance(error, KeyError) else str(error)) from error
 

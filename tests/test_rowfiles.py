@@ -4,14 +4,16 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
 
-from maskhooks.errors import CorruptFileError
+from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.site import Site
 
@@ -133,3 +135,54 @@ def test_other_parquet_files_are_refused(explanation: Explanation, tmp_path: Pat
     parquet.write_table(table.set_column(index, "score", pa.array(["x"] * len(table))), path)
     with pytest.raises(CorruptFileError, match="score"):
         Explanation.from_parquet(path)
+
+
+@pytest.fixture
+def shards(explanation: Explanation, tmp_path: Path) -> Path:
+    """A folder with the examples 7 and 8 in a file each, and files that are none of them."""
+    folder = tmp_path / "rows.parquet"
+    folder.mkdir()
+    for number in (8, 7):
+        explanation.select(example=number, real=None).to_parquet(folder / f"part-{number}.parquet")
+    (folder / "_manifest.json").write_text("{}")
+    (folder / ".part-9.parquet-x.draft").write_bytes(b"half")
+    return folder
+
+
+def test_a_folder_is_read_like_a_file(explanation: Explanation, shards: Path) -> None:
+    again = Explanation.from_parquet(shards)
+    assert len(again) == len(explanation)
+    assert again.examples == explanation.examples
+    assert again.provenance == explanation.provenance
+    for number in (7, 8):
+        assert again.select(example=number, real=None) == explanation.select(example=number, real=None)
+    assert len(pd.read_parquet(shards)) == len(explanation)
+
+
+@pytest.mark.parametrize("wanted", [7, [8], [7, 8]])
+def test_examples_are_chosen_while_reading(explanation: Explanation, shards: Path, tmp_path: Path, wanted: Any) -> None:
+    explanation.to_parquet(tmp_path / "one.parquet")
+    found = explanation.select(example=wanted, real=None)
+    for path in (shards, tmp_path / "one.parquet"):
+        again = Explanation.from_parquet(path, example=wanted)
+        assert again.examples == found.examples
+        np.testing.assert_array_equal(np.sort(again["score"]), np.sort(found["score"]))
+        with pytest.raises(SettingError, match=r"no example 3 in .*parquet"):
+            Explanation.from_parquet(path, example=3)
+
+
+def test_a_folder_without_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match="a folder without Parquet files"):
+        Explanation.from_parquet(tmp_path)
+
+
+def test_a_label_column_without_a_dictionary_is_read(explanation: Explanation, tmp_path: Path) -> None:
+    """As other tools write it."""
+    path = tmp_path / "rows.parquet"
+    explanation.to_parquet(path)
+    table = parquet.read_table(path)
+    for name in ("label", "site"):
+        plain = table[name].cast(pa.string())
+        table = table.set_column(table.column_names.index(name), name, plain)
+    parquet.write_table(table, path)
+    assert Explanation.from_parquet(path) == explanation
