@@ -53,6 +53,14 @@ class Measure:
         if not name:
             self.count += len(kept)
 
+    def add_up(self, totals: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Takes counts and sums of several processes in place of its own."""
+        self.count, self.sums = 0, {}
+        for count, sums in totals:
+            self.count += count
+            for key, value in sums.items():
+                self.sums[key] = self.sums.get(key, 0.0) + value
+
     def row(self) -> dict[str, Any]:
         means = {key: total / self.count for key, total in self.sums.items()}
         return {"site": str(self.masking.site), "depth": self.masking.depth, **means}
@@ -69,6 +77,7 @@ class Fitted:
             without validation data.
         chosen: by masking the step whose state was kept.
         stopped: why training ended.
+        cause: what ended it before its time, to be raised once the explainer is in order.
     """
 
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -76,6 +85,7 @@ class Fitted:
     within_margin: bool | None = None
     chosen: dict[str, int] = field(default_factory=dict)
     stopped: str = ""
+    cause: BaseException | None = None
 
 
 class Checkpoint:
@@ -107,6 +117,16 @@ class Checkpoint:
         self.step, self._rank = step, rank
         self._state = [copy.deepcopy(part.state_dict()) for part in self._parts()]
         return True
+
+    def snapshot(self) -> dict[str, Any]:
+        """What it holds, as a tree of tensors and numbers."""
+        return {"step": self.step, "rank": self._rank, "state": self._state}
+
+    def take(self, snapshot: Mapping[str, Any]) -> None:
+        """Holds again what `snapshot` gave."""
+        rank = snapshot["rank"]
+        self.step, self._state = snapshot["step"], snapshot["state"]
+        self._rank = None if rank is None else (rank[0], rank[1])
 
     def restore(self) -> None:
         """Puts the best state back."""

@@ -27,13 +27,15 @@
     │   └── MissingExtraError
     └── StorageError                 .path
         ├── CorruptFileError
-        └── FingerprintError         .differences
+        ├── FingerprintError         .differences
+        └── ResumeError              .differences
 
     MaskhooksWarning
     ├── UnfiredSiteWarning
     ├── BypassedWarning
     ├── MarginWarning
     ├── FingerprintWarning
+    ├── ResumeWarning
     └── PluginWarning
 
 Each message says what is wrong, names the thing, and gives a way out; each class has a page in docs/errors.
@@ -211,6 +213,14 @@ class FingerprintError(StorageError):
         self.differences = list(differences)
 
 
+class ResumeError(StorageError):
+    """What was begun earlier was begun with other settings, another model or other data."""
+
+    def __init__(self, message: str, *, path: object = None, differences: Sequence[str] = ()) -> None:
+        super().__init__(message, path=path)
+        self.differences = list(differences)
+
+
 class MaskhooksWarning(UserWarning):
     """The root of all warnings given by maskhooks."""
 
@@ -229,6 +239,10 @@ class MarginWarning(MaskhooksWarning):
 
 class FingerprintWarning(MaskhooksWarning):
     """What was saved belongs to another model, and was loaded all the same."""
+
+
+class ResumeWarning(MaskhooksWarning):
+    """A run goes on from another place than was asked: from an earlier state, or from the start."""
 
 
 class PluginWarning(MaskhooksWarning):

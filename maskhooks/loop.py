@@ -1,121 +1,139 @@
-"""The loop of a training run, a LightningModule: it holds the masks' parts, and not the user's model.
+"""The loop of a training run: what is done in each step, on each of its ranks.
 
-Steps are counted by us, and all randomness comes from generators of (seed, purpose, step).
+Steps are counted here, and all randomness comes from generators of (seed, purpose, step). The user's model is no part
+of what is trained: it is frozen, and placed by us.
 """
 
 from __future__ import annotations
 
-import itertools
-import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterator
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from maskhooks.checkpoint import Checkpoint, Fitted, Measure, grouped
-from maskhooks.errors import MarginWarning, NonFiniteError
+from maskhooks.epochs import Epochs
+from maskhooks.errors import NonFiniteError
 from maskhooks.masking import Masking
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
-from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.problem import Problem, evaluate_batch
-from maskhooks.progress import track
+from maskhooks.ranks import Pooled, Ranks
 from maskhooks.replay import Replay
 from maskhooks.runlog import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import Clean, clean_pass, masked_pass
 from maskhooks.store import Numbered, Store
+from maskhooks.task import move
 
-SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE = range(5)  # the purposes of random numbers
+SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of random numbers
 
 
-class Loop(pl.LightningModule):
-    """Draws a masking a step, trains it, compares checkpoints; holds the masks' parts and not the user's model."""
+class Loop:
+    """Draws a masking a step, trains it, and compares checkpoints.
 
-    def __init__(self, problem: Problem, steps: int, logs: RunLog, store: Store | None = None) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.problem, self.total, self.logs, self.store = problem, steps, logs, store
+    Args:
+        problem: what is trained; its parts are started before the first step.
+        fabric: Lightning's, launched.
+        ranks: this process among others.
+        log: where rows go, beside `result`.
+        total: steps in all.
+        validation: batches on which checkpoints are compared, in the same order each time.
+        store: keeps clean passes across epochs.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        fabric: Fabric,
+        ranks: Ranks,
+        log: RunLog,
+        *,
+        total: int,
+        validation: Epochs | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.problem, self.fabric, self.ranks, self.log = problem, fabric, ranks, log
+        self.total, self.validation, self.store = total, validation, store
+        self.interval = max(1, total // problem.recipe.validations)
         self.replay = Replay(problem.hooked.model) if problem.recipe.replay else None
         self.checkpoints = [Checkpoint(group, problem.margin) for group in grouped(problem.maskings)]
         self.result = Fitted()
-        self.done = self.stale = 0
+        self.done = self.stale = self.epoch = self.index = 0  # steps made; where the next batch is
+        self.batch: Any = None  # the one before it
 
-    def prepare(self, train: Iterable[Any], device: torch.device, progress: bool) -> None:
-        """Starts and fits the parts, and starts the objectives with the divergence of the fully masked model."""
-        problem = self.problem
-        hooked, recipe = problem.hooked, problem.recipe
-        read = itertools.islice(train, recipe.statistics)
-        known = min(len(train), recipe.statistics) if isinstance(train, Sized) else None
-        gather(hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), device)
-        fit_baselines(
-            hooked,
-            problem.fit_first,
-            train,
-            problem.divergence,
-            steps=recipe.baseline_steps,
-            device=device,
-            seed=seeded(problem.seed, BASELINE),
-            replay=self.replay,
-            progress=progress,
-        )
-        closed = closed_divergences(
-            hooked,
-            problem.maskings,
-            itertools.islice(train, min(4, recipe.statistics)),
-            problem.divergence,
-            device,
-            self.replay,
-        )
-        for objective, divergence in zip(problem.objectives, closed, strict=True):
-            objective.to(device)
-            objective.start(divergence.mean())
-        self.parts = nn.ModuleList(problem.parts)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def start(self) -> None:
+        """Makes the optimizer, once the parts are started."""
         baselines = [w for m in self.problem.maskings for w in m.baseline.parameters()]
         probes = [w for m in self.problem.maskings for vote in m.votes for w in vote.probe.parameters()]
-        optimizer = self.problem.recipe.make_optimizer(_unique(probes), _unique(baselines))
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        return optimizer
+        self.optimizer = self.problem.recipe.make_optimizer(_unique(probes), _unique(baselines))
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(seeded(self.problem.seed, EPOCH, self.current_epoch))
+    def run(self, train: Epochs) -> Iterator[None]:
+        """Steps on from where it stands, one at a time, until `result.stopped` says why it ended.
 
-    def training_step(self, batch: Any, index: int) -> None:
+        Raises:
+            NonFiniteError: something was not finite; the parts hold the state before that step.
+        """
+        if self.result.stopped:
+            return
+        optimizer = self.fabric.setup_optimizers(self.optimizer)
+        for epoch, index, batch in train.stream(self.epoch, self.index):
+            self.epoch, self.index, self.batch = epoch, index, batch
+            torch.manual_seed(seeded(self.problem.seed, MODEL, self.done))
+            self._step(move(batch, self.ranks.device), optimizer)
+            self.done, self.index = self.done + 1, self.index + 1
+            if self.validation is not None and (self.done % self.interval == 0 or self.done == self.total):
+                self._validate(self.validation)
+            if self.done >= self.total and not self.result.stopped:
+                self.result.stopped = f"all {self.total} steps were made"
+            yield
+            if self.result.stopped:
+                return
+
+    def _step(self, batch: Any, optimizer: Any) -> None:
         problem, step = self.problem, self.done
         source = generator(problem.seed, CHOOSE, step)
         number = int(torch.randint(len(problem.maskings), (), generator=source))
         masking, objective = problem.maskings[number], problem.objectives[number]
-        clean = self._clean(batch, masking)
-        try:
-            masked, outputs = masked_pass(problem.hooked, clean, masking, generator(problem.seed, SAMPLE, step))
-        except NonFiniteError as error:
-            raise self._not_finite("the masked output", masking) from error
-        divergence = problem.divergence(clean.outputs, outputs)
-        loss = objective(masked, divergence)
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        optimizer.zero_grad()
+        with self.fabric.autocast():
+            pooled = self._masked(batch, masking)
+            loss = objective(pooled.masked, pooled.divergence)
+        self.optimizer.zero_grad()
         if loss.requires_grad:
-            self.manual_backward(loss)
-        self._check_finite(loss, masking)
-        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            self.fabric.backward(loss)
+        weights = [weight for part in masking.modules for weight in part.parameters()]
+        self.ranks.add_gradients(weights)
+        self._check_finite(loss, weights, masking)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * problem.recipe.rate(step, self.total)
         optimizer.step()
-        everyone = divergence.detach()
-        if self.trainer.world_size > 1:
-            gathered = self.all_gather(everyone)
-            assert isinstance(gathered, Tensor)
-            everyone = gathered.flatten()
-        self._note(masking, objective, everyone, masked.expected_l0, agreement(clean.outputs, outputs))
-        objective.ascend(everyone)
-        self.done += 1
-        if self.done >= self.total:
-            self._stop(f"all {self.total} steps were made")
+        self._note(masking, objective, pooled)
+        objective.ascend(pooled.divergence.detach())
+
+    def _masked(self, batch: Any, masking: Masking) -> Pooled:
+        """A masked pass of the global batch; this rank computes its own examples."""
+        source = generator(self.problem.seed, SAMPLE, self.done)
+        if self.ranks.world == 1:
+            return self._own(self._clean(batch, masking), masking, source)
+        pattern = masking.site.gating()
+        clean = None if batch is None else self._clean(batch, masking)
+        own_shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
+        shapes = self.ranks.shapes(own_shape, len(pattern.gated))
+        try:
+            own = None if clean is None else self._own(clean, self.ranks.sharing(masking, shapes), source)
+        except NonFiniteError:
+            own = self.ranks.not_a_number(shapes)  # so that all ranks end together
+        return self.ranks.pool(own, masking.baseline(), shapes)
+
+    def _own(self, clean: Clean, masking: Masking, source: torch.Generator) -> Pooled:
+        try:
+            masked, outputs = masked_pass(self.problem.hooked, clean, masking, source)
+        except NonFiniteError as error:
+            raise self._not_finite("the masked output", masking) from error
+        return Pooled(masked, self.problem.divergence(clean.outputs, outputs), agreement(clean.outputs, outputs))
 
     def _clean(self, batch: Any, masking: Masking) -> Clean:
         """A batch's clean pass, which reads what a masking needs and records what its masked pass skips."""
@@ -131,12 +149,13 @@ class Loop(pl.LightningModule):
 
         return self.store.clean(hooked, batch, compute, masking.reads, [masking.site])
 
-    def _check_finite(self, loss: Tensor, masking: Masking) -> None:
-        grads = [weight.grad for part in masking.modules for weight in part.parameters() if weight.grad is not None]
-        what = "the loss" if not torch.isfinite(loss) else "a gradient"
-        if what == "a gradient" and all(bool(torch.isfinite(grad).all()) for grad in grads):
-            return
-        raise self._not_finite(what, masking)
+    def _check_finite(self, loss: Tensor, weights: list[nn.Parameter], masking: Masking) -> None:
+        if not torch.isfinite(loss):
+            raise self._not_finite("the loss", masking)
+        if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
+            return  # in float16 gradients overflow now and then; the scaler skips such a step
+        if not all(bool(torch.isfinite(weight.grad).all()) for weight in weights if weight.grad is not None):
+            raise self._not_finite("a gradient", masking)
 
     def _not_finite(self, what: str, masking: Masking) -> NonFiniteError:
         return NonFiniteError(
@@ -147,60 +166,51 @@ class Loop(pl.LightningModule):
         )
 
     @torch.no_grad()
-    def _note(self, masking: Masking, objective: Objective, divergence: Tensor, l0: Tensor, agree: Tensor) -> None:
+    def _note(self, masking: Masking, objective: Objective, pooled: Pooled) -> None:
         row = {
             "step": self.done,
-            "epoch": self.current_epoch,
+            "epoch": self.epoch,
             "site": str(masking.site),
             "depth": masking.depth,
             "multiplier": objective.multiplier.item(),
-            "divergence": divergence.mean().item(),
-            "expected_l0": l0.mean().item(),
-            "agreement": agree.mean().item(),
+            "divergence": pooled.divergence.mean().item(),
+            "expected_l0": pooled.masked.expected_l0.mean().item(),
+            "agreement": pooled.agreement.mean().item(),
         }
         self.result.log.append(row)
-        self.logs.write("log", row)
+        self.log.write("log", row)
 
-    def _stop(self, reason: str) -> None:
-        self.trainer.should_stop = True
-        self.result.stopped = self.result.stopped or reason
-
-    def on_validation_epoch_start(self) -> None:
-        self.measures = [Measure(masking) for masking in self.problem.maskings]
-
-    def validation_step(self, batch: Any, index: int) -> None:
-        evaluate_batch(self.problem, batch, self.measures, self.replay, seeded(self.problem.seed, VALIDATE, index))
-
-    def on_validation_epoch_end(self) -> None:
-        if self.result.validation and self.result.validation[-1]["step"] == self.done:
-            return  # nothing was learned since
-        rows = {id(measure.masking): {"step": self.done, **measure.row()} for measure in self.measures}
+    @torch.no_grad()
+    def _validate(self, batches: Epochs) -> None:
+        problem = self.problem
+        measures = [Measure(masking) for masking in problem.maskings]
+        with self.fabric.autocast():
+            for number, batch in batches.once():
+                on_device = move(batch, self.ranks.device)
+                evaluate_batch(problem, on_device, measures, self.replay, seeded(problem.seed, VALIDATE, number))
+        everyones = self.ranks.everyones([(measure.count, measure.sums) for measure in measures])
+        for measure, totals in zip(measures, zip(*everyones, strict=True), strict=True):
+            measure.add_up(totals)
+        rows = {id(measure.masking): {"step": self.done, **measure.row()} for measure in measures}
         for row in rows.values():
             self.result.validation.append(row)
-            self.logs.write("validation", row)
+            self.log.write("validation", row)
         better = [c.compare(self.done, [rows[id(masking)] for masking in c.maskings]) for c in self.checkpoints]
         self.stale = 0 if any(better) else self.stale + 1
-        patience = self.problem.recipe.patience
+        patience = problem.recipe.patience
         if patience is not None and self.stale >= patience:
-            self._stop(f"no better checkpoint in {patience} validations")
+            self.result.stopped = f"no better checkpoint in {patience} validations"
 
-    def finish(self) -> Fitted:
-        """Puts the chosen states back."""
+    def finish(self) -> list[str]:
+        """Puts the chosen states back; names those that do not keep within the margin."""
         if not self.result.validation:
-            return self.result
+            return []
         for checkpoint in self.checkpoints:
             checkpoint.restore()
             self.result.chosen.update({str(masking): checkpoint.step or 0 for masking in checkpoint.maskings})
         far = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
         self.result.within_margin = not far
-        if far:
-            warnings.warn(
-                f"no checkpoint kept the mean divergence within the margin of {self.problem.margin} nats for "
-                f"{'; '.join(far)}. The nearest was chosen. Train for more steps, or allow a larger margin.",
-                MarginWarning,
-                stacklevel=4,
-            )
-        return self.result
+        return far
 
 
 def _unique(parameters: list[nn.Parameter]) -> list[nn.Parameter]:

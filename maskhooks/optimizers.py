@@ -31,6 +31,17 @@ class Lookahead(torch.optim.Optimizer):
             self._synchronise()
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.inner.state_dict(), "steps": self._steps, "slow": self._slow}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.param_groups = self.inner.param_groups
+        self._steps = state_dict["steps"]
+        for slow, saved in zip(self._slow, state_dict["slow"], strict=True):
+            for held, weight in zip(slow, saved, strict=True):
+                held.copy_(weight)
+
     @torch.no_grad()
     def _synchronise(self) -> None:
         for group, slow in zip(self.param_groups, self._slow, strict=True):

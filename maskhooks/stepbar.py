@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import lightning.pytorch as pl
+from types import TracebackType
 
 from maskhooks.loop import Loop
 from maskhooks.progress import bar
 
+_LATEST = 50  # steps whose means it shows
 
-class StepBar(pl.Callback):
-    """A progress bar of our own steps, with the latest divergence and fraction kept."""
 
-    def on_train_start(self, trainer: pl.Trainer, loop: pl.LightningModule) -> None:
-        assert isinstance(loop, Loop)
+class StepBar:
+    """A progress bar of a loop's steps, with the latest divergence and fraction kept."""
+
+    def __init__(self, loop: Loop, *, shown: bool = True) -> None:
+        self.loop, self.shown = loop, shown
         self.bar, self.task = bar("training", loop.total)
-        self.bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, loop: pl.LightningModule, *_: Any) -> None:
-        assert isinstance(loop, Loop)
-        latest = loop.result.log[-50:]
-        divergence, kept = (sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0"))
-        self.bar.update(self.task, completed=loop.done, description=f"divergence {divergence:.3f} kept {kept:.2f}")
+    def __enter__(self) -> StepBar:
+        if self.shown:
+            self.bar.start()
+        return self
 
-    def on_train_end(self, trainer: pl.Trainer, loop: pl.LightningModule) -> None:
-        self.bar.stop()
-
-    def on_exception(self, trainer: pl.Trainer, loop: pl.LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "bar"):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.shown:
             self.bar.stop()
+
+    def update(self) -> None:
+        """Shows where the loop is."""
+        if not self.shown:
+            return
+        latest = self.loop.result.log[-_LATEST:]
+        divergence, kept = (sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0"))
+        self.bar.update(self.task, completed=self.loop.done, description=f"divergence {divergence:.3f} kept {kept:.2f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import safetensors.torch
 from torch import nn
 
 from maskhooks.checkpoint import Fitted
+from maskhooks.drafts import draft
 from maskhooks.errors import (
     CorruptFileError,
     FingerprintError,
@@ -66,10 +68,10 @@ def save(explainer: Saveable, folder: Path) -> Path:
 
     Raises:
         NotFittedError: there is nothing to save yet.
+        StorageError: it cannot be written; what was saved there before is as it was.
     """
     if not explainer.fitted:
         raise NotFittedError("there is nothing to save yet: call fit(train_loader) first")
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {
         f"{number}.{name}": tensor.contiguous()
         for number, part in enumerate(explainer.parts)
@@ -84,15 +86,15 @@ def save(explainer: Saveable, folder: Path) -> Path:
         "provenance": explainer.provenance(),
         "result": {key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")},
     }
-    _write(folder / _WEIGHTS, safetensors.torch.save(weights))
-    _write(folder / _SETTINGS, json.dumps(settings, indent=1).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {_WEIGHTS: safetensors.torch.save(weights), _SETTINGS: json.dumps(settings, indent=1).encode()}
     for name in ("log", "validation"):
         rows = getattr(explainer.result, name, None)
         if rows:
-            with (folder / f"{name}.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            files[f"{name}.csv"] = _table(rows)
+    for name, data in files.items():
+        with draft(folder / name) as file:
+            file.write(data)
     return folder
 
 
@@ -130,6 +132,14 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
     return explainer
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
 def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) -> Hooked:
     """The model wrapped as an adapter finds it, or with the saved sites where it finds others."""
     hooked = wrap(model, **given)
@@ -153,13 +163,6 @@ def _compare(folder: Path, saved: dict[str, Any], present: dict[str, Any], stric
             differences=found,
         )
     warnings.warn(message, FingerprintWarning, stacklevel=3)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: a file that breaks half way leaves the former one."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

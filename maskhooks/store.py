@@ -64,6 +64,12 @@ class Store:
             return place
         return cls(None if place == "memory" else place, dtype=dtype)
 
+    def for_rank(self, number: int, world: int) -> Store:
+        """A store of one of several processes, which keep their files apart."""
+        if world == 1 or self.folder is None:
+            return self
+        return Store(self.folder / f"process-{number}", dtype=self.dtype)
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -146,6 +152,15 @@ class Stored:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    @property
+    def needs_first_epoch(self) -> bool:
+        """Whether a later epoch needs the first one to have been gone through, as after a resume."""
+        return not self._seen
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[Numbered]:
         epoch, self.epoch = self.epoch, self.epoch + 1

@@ -1,147 +1,123 @@
-"""Training: Lightning's loop around `step.py`.
-
-The user's model is no part of the LightningModule: it is placed on the device, and put back, by us. Steps are counted
-by us, and all randomness comes from generators of (seed, purpose, step).
-"""
+"""Training: one run of the loop, on one device or many, from its start or from where it was left."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import logging
+import pickle
+import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from lightning.fabric import Fabric
 
+from maskhooks import errors
 from maskhooks.checkpoint import Fitted
-from maskhooks.errors import EmptyLoaderError, SettingError
-from maskhooks.loop import BASELINE, EPOCH, Loop
+from maskhooks.devices import connect, ranks_of, starts_processes
+from maskhooks.epochs import Epochs
+from maskhooks.errors import (
+    EmptyLoaderError,
+    MarginWarning,
+    MaskhooksError,
+    NonFiniteError,
+    ResumeWarning,
+    SettingError,
+    StorageError,
+)
+from maskhooks.interrupts import Interrupts, as_exception
+from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
 from maskhooks.placement import placed
-from maskhooks.preparation import fit_baselines, gather
+from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.problem import Problem
+from maskhooks.progress import track
+from maskhooks.ranks import Ranks
 from maskhooks.replay import Replay
 from maskhooks.runlog import RunLog
+from maskhooks.runstate import decode, encode
 from maskhooks.seeds import forked, seeded
+from maskhooks.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
 from maskhooks.stepbar import StepBar
 from maskhooks.store import Store, Stored
 from maskhooks.tap import frozen
 from maskhooks.task import device_of
 
 
-def fit(
-    problem: Problem,
-    train: Iterable[Any],
-    validation: Iterable[Any] | None = None,
-    *,
-    steps: int,
-    run_dir: Path | None = None,
-    progress: bool = True,
-    store: Store | None = None,
-    **trainer: Any,
-) -> Fitted:
+@dataclass(frozen=True)
+class Run:
+    """How a problem is trained, beside the devices.
+
+    Args:
+        train: batches; gone through as often as needed.
+        validation: batches on which checkpoints are compared; without them the last state is kept.
+        steps: training steps in all.
+        epochs: instead of steps, how often to go through `train`.
+        folder: where `log.csv`, `validation.csv` and the state of the run are written while it goes on.
+        resume: whether to go on from the state in the folder.
+        save_every: seconds between two states; there is one after each validation too.
+        about: what a run must have in common with the one it goes on from, as JSON has it.
+        progress: whether a progress bar is shown on stderr.
+        store: keeps clean passes across epochs; the batches of the first epoch come again in the later ones.
+    """
+
+    train: Iterable[Any]
+    validation: Iterable[Any] | None = None
+    steps: int = 0
+    epochs: int = 0
+    folder: Path | None = None
+    resume: bool = False
+    save_every: float = 60.0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = True
+    store: Store | None = None
+
+
+def fit(problem: Problem, run: Run, **devices: Any) -> Fitted:
     """Trains the maskings; their modules hold the chosen state afterwards, and the model is as it was.
 
     Args:
-        train: batches; gone through as often as `steps` needs.
-        validation: batches on which checkpoints are compared; without them the last state is kept.
-        steps: training steps in all.
-        run_dir: where `log.csv` and `validation.csv` are written while training goes on.
-        progress: whether a progress bar is shown on stderr.
-        store: keeps clean passes across epochs; the batches of the first epoch come again in the later ones.
-        trainer: settings of Lightning's Trainer, such as accelerator="gpu".
+        devices: settings of Lightning's Fabric, such as accelerator="gpu".
+
+    Returns:
+        What the run left. Where something ended it before its time, `cause` is to be raised.
 
     Raises:
         EmptyLoaderError: a loader yields no batch.
-        NonFiniteError: a loss or gradient was not finite; the maskings hold the last good state.
-        SettingError: a precision that would rewrite the model's weights.
+        SettingError: a setting of the devices cannot be used.
+        ResumeError: the folder holds a run with other settings.
+        CorruptFileError: its state is broken.
     """
-    if str(trainer.get("precision", "")).endswith("-true"):
-        raise SettingError(
-            f"precision={trainer['precision']!r} would rewrite the model's weights. Use '16-mixed' or 'bf16-mixed', or "
-            f"load the model in that dtype."
+    with _quiet():
+        fabric = connect(**devices)
+        if starts_processes(fabric):
+            outcome = _in_processes(fabric, problem, run)
+        else:
+            fabric.launch()
+            outcome = _train(fabric, problem, run)
+    result = Fitted(**outcome["result"])
+    result.cause = _exception(outcome["cause"])
+    if outcome["far"]:
+        warnings.warn(
+            f"no checkpoint kept the mean divergence within the margin of {problem.margin} nats for "
+            f"{'; '.join(outcome['far'])}. The nearest was chosen. Train for more steps, or allow a larger margin.",
+            MarginWarning,
+            stacklevel=3,
         )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_quiet())
-        stack.enter_context(frozen(problem.hooked.model))
-        stack.enter_context(forked(problem.hooked.model))
-        torch.manual_seed(seeded(problem.seed, EPOCH))
-        check_loaders(train, validation)
-        logs = stack.enter_context(RunLog(run_dir))
-        loop = Loop(problem, steps, logs, store)
-        interval = max(1, steps // problem.recipe.validations)
-        runner = pl.Trainer(
-            max_epochs=-1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            callbacks=[StepBar()] if progress else [],
-            num_sanity_val_steps=0,
-            val_check_interval=interval if validation is not None else None,
-            check_val_every_n_epoch=None if validation is not None else 1,
-            **trainer,
-        )
-        stack.enter_context(placed(problem.hooked.model, runner.strategy.root_device))
-        loop.prepare(train, runner.strategy.root_device, progress)
-        batches = train
-        if store is not None:
-            batches = Stored(train, problem.seed, store)
-            stack.callback(store.clear)
-        runner.fit(loop, _loader(batches), _loader(validation) if validation is not None else None)
-    return loop.finish()
-
-
-class _Batches:
-    """Any iterable of batches as one loader; Lightning takes a list for a list of loaders."""
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-
-def _loader(batches: Iterable[Any]) -> Any:
-    return batches if isinstance(batches, DataLoader) else _Batches(batches)
+    for part in problem.parts:
+        part.to(device_of(problem.hooked.model))
+    return result
 
 
 def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | None, *, progress: bool = True) -> None:
     """For free logits: statistics and baselines are learned from data, the logits are not."""
-    device = device_of(problem.hooked.model)
-    with frozen(problem.hooked.model), forked(problem.hooked.model):
-        torch.manual_seed(seeded(problem.seed, EPOCH))
-        gather(problem.hooked, problem.maskings, itertools.islice(train, problem.recipe.statistics), device)
-        fit_baselines(
-            problem.hooked,
-            problem.fit_first,
-            train,
-            problem.divergence,
-            steps=problem.recipe.baseline_steps,
-            seed=seeded(problem.seed, BASELINE),
-            device=device,
-            replay=replay,
-            progress=progress,
-        )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning without its hints on workers and devices, which do not concern masks."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for hint in ("does not have many workers", "have no `val_dataloader`", "has shuffling enabled", "LeafSpec"):
-                warnings.filterwarnings("ignore", message=f".*{hint}.*")
-            yield
-    finally:
-        logger.setLevel(level)
+    with frozen(problem.hooked.model), forked(problem.hooked.model), Epochs(train, problem.seed).drawn():
+        _gather(problem, train, replay, device_of(problem.hooked.model), progress)
 
 
 def check_loaders(train: Iterable[Any], validation: Iterable[Any] | None) -> None:
@@ -150,3 +126,182 @@ def check_loaders(train: Iterable[Any], validation: Iterable[Any] | None) -> Non
         if loader is not None and (iter(loader) is loader or next(iter(loader), None) is None):
             what = "can be read just once" if iter(loader) is loader else "yields no batch"
             raise EmptyLoaderError(f"the {name} loader {what}. Give a DataLoader or a list of batches.")
+
+
+def _train(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
+    """One rank's part of a run. Gives its outcome, as JSON has it; the parts hold the chosen states."""
+    model, ranks = problem.hooked.model, ranks_of(fabric)
+    with contextlib.ExitStack() as stack:
+        for context in (frozen(model), forked(model), placed(model, ranks.device)):
+            stack.enter_context(context)
+        log = stack.enter_context(RunLog(run.folder if ranks.first else None))
+        batches: Iterable[Any] = run.train
+        store = None if run.store is None else run.store.for_rank(ranks.number, ranks.world)
+        if store is not None:
+            batches = Stored(run.train, problem.seed, store)
+            stack.callback(store.clear)
+        train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.number, ranks.world)
+        stack.enter_context(train.drawn())
+        held = None
+        if run.validation is not None:
+            held = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
+            stack.enter_context(held.drawn())
+        total = run.steps or run.epochs * (train.rounds or 0)
+        loop = Loop(problem, fabric, ranks, log, total=total, validation=held, store=store)
+        snapshots = Snapshots(run.folder if ranks.first else None, _about(run, total, ranks), run.save_every)
+        _begin(loop, run, train, snapshots)
+        cause = _go(loop, run, train, snapshots)
+    return {"far": loop.finish(), "result": _fields(loop.result), "cause": cause}
+
+
+def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
+    """Puts a loop where it was left, or at its start; all ranks where the first one is."""
+    tree = snapshots.find() if run.resume else None
+    if tree is not None:
+        check_batch(tree, train)
+        tree["rows"] = loop.log.go_on(tree["log"])
+    elif loop.ranks.first:
+        if run.resume:
+            warnings.warn(
+                f"there is nothing to go on from in {run.folder}: training begins at the start.",
+                ResumeWarning,
+                stacklevel=5,
+            )
+        snapshots.drop()
+    if not loop.ranks.firsts(tree is not None):
+        prepare(loop.problem, run.train, loop.replay, loop.ranks.device, run.progress and loop.ranks.first)
+        loop.start()
+    if loop.ranks.world > 1:
+        tree = decode(loop.ranks.firsts(encode(tree or {**snapshot(loop), "rows": {}})))
+    if tree is not None:
+        restore(loop, tree)
+        loop.result.log, loop.result.validation = (tree["rows"].get(name, []) for name in ("log", "validation"))
+    snapshots.save(loop)
+
+
+def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
+    """Runs the loop to its end; says what ended it before that, as JSON has it."""
+    shown = StepBar(loop, shown=run.progress and loop.ranks.first)
+    try:
+        with Interrupts() as interrupts, shown:
+            for _ in loop.run(train):
+                shown.update()
+                if number := loop.ranks.largest(interrupts.asked):
+                    return _interrupted(loop, run, snapshots, number)
+                snapshots.save_if_due(loop)
+            snapshots.save(loop)
+    except NonFiniteError as error:
+        loop.result.stopped = f"not finite at step {loop.done}"
+        kept = "" if run.folder is None else f" It is saved in {run.folder}."
+        return {"kind": "NonFiniteError", "message": f"{error}{kept}", "site": str(error.site)}
+    except StorageError as error:
+        loop.result.stopped = f"nothing could be written at step {loop.done}"
+        go_on = f"Training stopped at step {loop.done}; go on from the last state that was saved with resume."
+        return {"kind": "StorageError", "message": f"{error} {go_on}", "path": str(error.path)}
+    return None
+
+
+def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dict[str, Any]:
+    snapshots.save(loop)
+    where = f"at step {loop.done} of {loop.total}"
+    loop.result.stopped = loop.result.stopped or f"interrupted at step {loop.done}"
+    go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume goes on from here."
+    return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
+
+
+def prepare(
+    problem: Problem, train: Iterable[Any], replay: Replay | None, device: torch.device, progress: bool
+) -> None:
+    """Starts and fits the parts, and starts the objectives with the divergence of the fully masked model."""
+    _gather(problem, train, replay, device, progress)
+    closed = closed_divergences(
+        problem.hooked,
+        problem.maskings,
+        itertools.islice(train, min(4, problem.recipe.statistics)),
+        problem.divergence,
+        device,
+        replay,
+    )
+    for objective, divergence in zip(problem.objectives, closed, strict=True):
+        objective.to(device)
+        objective.start(divergence.mean())
+
+
+def _gather(
+    problem: Problem, train: Iterable[Any], replay: Replay | None, device: torch.device, progress: bool
+) -> None:
+    """Statistics of values, and the baselines that are fitted before any gate."""
+    read = itertools.islice(train, problem.recipe.statistics)
+    known = min(len(train), problem.recipe.statistics) if isinstance(train, Sized) else None
+    gather(problem.hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), device)
+    fit_baselines(
+        problem.hooked,
+        problem.fit_first,
+        train,
+        problem.divergence,
+        steps=problem.recipe.baseline_steps,
+        device=device,
+        seed=seeded(problem.seed, BASELINE),
+        replay=replay,
+        progress=progress,
+    )
+
+
+def _in_processes(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
+    """Trains in processes that the strategy starts, and brings back what the first one has."""
+    try:
+        data = fabric.launch(functools.partial(_work, problem=problem, run=run))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise SettingError(
+            f"what is trained cannot be sent to another process ({error}). Use strategy='ddp_fork' on the CPU, "
+            f"strategy='ddp' in a script, or give functions that stand in a module instead of lambdas."
+        ) from error
+    outcome: dict[str, Any] = decode(data)
+    if outcome.get("failed") is not None:
+        raise _exception(outcome["failed"])  # type: ignore[misc] # it is there
+    put_parts(problem, outcome, device_of(problem.hooked.model))
+    return outcome
+
+
+def _work(fabric: Fabric, problem: Problem, run: Run) -> bytes:
+    """What a started process does. Bytes, since tensors would be gone with the process."""
+    try:
+        return encode({**_train(fabric, problem, run), **parts_of(problem)})
+    except MaskhooksError as error:
+        if fabric.global_rank > 0:
+            print(f"process {fabric.global_rank}: {type(error).__name__}: {error}", file=sys.stderr)
+        return encode({"failed": {"kind": type(error).__name__, "message": str(error)}})
+
+
+def _exception(found: Mapping[str, Any] | None) -> BaseException | None:
+    if found is None:
+        return None
+    if "signal" in found:
+        return as_exception(found["signal"], found["message"])
+    error: BaseException = getattr(errors, found["kind"])(
+        found["message"], **{key: value for key, value in found.items() if key not in ("kind", "message")}
+    )
+    return error
+
+
+def _fields(result: Fitted) -> dict[str, Any]:
+    return {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "cause"}
+
+
+def _about(run: Run, total: int, ranks: Ranks) -> dict[str, Any]:
+    """What must be the same in a run that goes on."""
+    loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
+    sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
+    return {**run.about, **sizes, "steps": total, "processes": ranks.world, "store": run.store is not None}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its notes on devices and precision, which do not concern masks."""
+    logger = logging.getLogger("lightning.fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

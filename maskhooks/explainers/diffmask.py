@@ -14,9 +14,11 @@ from torch import nn
 from maskhooks.baselines import Baseline
 from maskhooks.checkpoint import Measure
 from maskhooks.doctor import bypassed
-from maskhooks.errors import BypassedWarning, NonFiniteError, NotFittedError, SettingError
+from maskhooks.epochs import Epochs
+from maskhooks.errors import BypassedWarning, NotFittedError, SettingError, StorageError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
+from maskhooks.fingerprint import fingerprint
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking, Vote
@@ -25,6 +27,7 @@ from maskhooks.preparation import begin_free, closed_divergence, start
 from maskhooks.probes import FreeLogits, Probe
 from maskhooks.problem import Problem
 from maskhooks.progress import track
+from maskhooks.ranks import first_rank
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
 from maskhooks.replay import Replay
@@ -130,7 +133,9 @@ class DiffMask(Explainer):
         run_dir: str | Path | None = None,
         progress: bool = True,
         store: Store | str | Path | None = None,
-        **trainer: Any,
+        resume: bool = False,
+        save_every: float = 60.0,
+        **devices: Any,
     ) -> DiffMask:
         """Learns probes and baselines from their start; the model is left as it was.
 
@@ -139,14 +144,19 @@ class DiffMask(Explainer):
             validation: batches on which the sparsest state within the margin is chosen; without them the last is kept.
             steps: training steps in all; default `recipe.steps` for each masking.
             epochs: instead of steps, how often to go through `train`.
-            run_dir: where logs are written as CSV, and the fitted explainer is saved.
+            run_dir: where logs are written as CSV, the state of the run while it goes on, and the fitted explainer.
             progress: whether to show a bar on stderr.
             store: "memory", a folder, or a `Store`, to keep clean passes across epochs: a step then costs only its
                 masked half. The batches of the first epoch come again in the later ones, in another order.
-            trainer: settings of Lightning's Trainer, such as accelerator="cpu", devices=2.
+            resume: go on from the state in `run_dir`, to what the run would have been without a stop. A finished run is
+                returned as it is; where there is none, this one begins.
+            save_every: seconds after which the state is saved again; it is saved at each validation too.
+            devices: settings of Lightning's Fabric: accelerator, devices, num_nodes, precision, strategy.
 
         Raises:
-            EmptyLoaderError, NonFiniteError, UnknownDistributionError, BatchError: see docs/errors.
+            EmptyLoaderError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError, BatchError: see
+                docs/errors.
+            KeyboardInterrupt: Ctrl-C, after the step at hand; the explainer can be used. SystemExit for SIGTERM.
 
         Warns:
             BypassedWarning: information goes around a masked site.
@@ -159,9 +169,8 @@ class DiffMask(Explainer):
                 raise SettingError(f"{name} is a whole number from 1, got {value!r}")
         if epochs is not None and not isinstance(train, Sized):
             raise SettingError("epochs needs a loader with a length; give steps instead")
-        total = steps or (
-            epochs * len(train) if epochs and isinstance(train, Sized) else self.recipe.steps * len(self.maskings)
-        )
+        if resume and run_dir is None:
+            raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.maskings, self.fitted, self.result = self._make_maskings(), False, None
         problem = Problem(
             self.hooked,
@@ -174,30 +183,39 @@ class DiffMask(Explainer):
             fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
         folder = None if run_dir is None else Path(run_dir)
-        with forked(self.hooked.model):
+        run = training.Run(
+            train,
+            validation,
+            steps=steps or (0 if epochs else self.recipe.steps * len(self.maskings)),
+            epochs=epochs or 0,
+            folder=folder,
+            resume=resume,
+            save_every=save_every,
+            about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
+            progress=progress,
+            store=None if store is None else Store.named(store),
+        )
+        with forked(self.hooked.model), Epochs(train, self.seed).drawn():
             training.check_loaders(train, validation)
             self._warn_bypassed(train)
-        try:
-            if self.amortized:
-                self.result = training.fit(
-                    problem,
-                    train,
-                    validation,
-                    steps=total,
-                    run_dir=folder,
-                    progress=progress,
-                    store=None if store is None else Store.named(store),
-                    **trainer,
-                )
-            else:
-                training.fit_baselines_only(problem, train, self.replay, progress=progress)
-        except NonFiniteError:
-            self.fitted = True  # with the last good state
-            raise
+        if self.amortized:
+            self.result = training.fit(problem, run, **devices)
+        else:
+            training.fit_baselines_only(problem, train, self.replay, progress=progress)
         self.fitted = True
-        if folder is not None:
-            self.save(folder)
+        cause = getattr(self.result, "cause", None)
+        if folder is not None and first_rank():
+            self._save_run(folder, cause)
+        if cause is not None:
+            raise cause
         return self
+
+    def _save_run(self, folder: Path, cause: BaseException | None) -> None:
+        try:
+            self.save(folder)
+        except StorageError:
+            if cause is None:  # what ended the run says more
+                raise
 
     def check_ready(self) -> None:
         if self.amortized and not self.fitted:

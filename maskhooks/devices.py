@@ -1,0 +1,55 @@
+"""Devices: where a training run computes, and in how many processes, as Lightning's Fabric has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+
+from maskhooks.errors import SettingError, near
+from maskhooks.ranks import Ranks
+
+_SETTINGS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+
+
+def connect(**settings: Any) -> Fabric:
+    """Lightning's Fabric for these settings, not launched yet.
+
+    Args:
+        settings: accelerator, devices, num_nodes, precision, strategy; see Lightning's documents.
+
+    Raises:
+        SettingError: there is no such setting, a precision would rewrite the model's weights, or a strategy would
+            split them.
+    """
+    for name in settings:
+        if name not in _SETTINGS:
+            close = near(name, _SETTINGS)
+            raise SettingError(
+                f"fit has no setting {name!r}. There are, besides its own: {', '.join(_SETTINGS)}, as in Lightning's "
+                f"Fabric." + (f" Did you mean {close[0]!r}?" if close else "")
+            )
+    if str(settings.get("precision", "")).endswith("-true"):
+        raise SettingError(
+            f"precision={settings['precision']!r} would rewrite the model's weights. Use '16-mixed' or 'bf16-mixed', "
+            f"or load the model in that dtype."
+        )
+    fabric = Fabric(**settings)
+    if not isinstance(fabric.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise SettingError(
+            f"strategy={settings.get('strategy')!r} splits a model over devices, and masks have nothing to split. Use "
+            f"'ddp', 'ddp_spawn' or 'ddp_fork'. A model that is spread over devices already may stay so: devices=1."
+        )
+    return fabric
+
+
+def starts_processes(fabric: Fabric) -> bool:
+    """Whether training runs in processes of its own, and what it learned must come back from there."""
+    return isinstance(fabric.strategy, DDPStrategy) and getattr(fabric.strategy, "_start_method", "popen") != "popen"
+
+
+def ranks_of(fabric: Fabric) -> Ranks:
+    """This process among those that Fabric launched."""
+    return Ranks(fabric.global_rank, fabric.world_size, fabric.device)

@@ -1,0 +1,194 @@
+"""Ranks: the processes of one training run, and what they tell each other in a step.
+
+A global batch is one batch from each rank. Noise is drawn for the global batch on every rank, each rank takes its rows;
+an objective sees all examples; gradients are added up. So several processes do what one does with the whole batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from maskhooks.gates import Gate
+from maskhooks.masking import Masked, Masking
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """What a masking did to the global batch; gradients reach this rank's examples only.
+
+    Attributes:
+        masked: its gates cover all examples; `original` and `replaced` are this rank's.
+        divergence, agreement: per example of all.
+    """
+
+    masked: Masked
+    divergence: Tensor
+    agreement: Tensor
+
+
+class Ranks:
+    """This process among `world`; alone, everything is as it is.
+
+    Args:
+        number: this process's, from 0.
+        world: how many there are.
+        device: where tensors are exchanged.
+    """
+
+    def __init__(self, number: int = 0, world: int = 1, device: torch.device | None = None) -> None:
+        self.number, self.world = number, world
+        self.device = device or torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.number == 0
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.world == 1:
+            return value
+        found = torch.tensor(value, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def everyones(self, value: Any) -> list[Any]:
+        """The ranks' objects, in order; for what is small and seldom."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def firsts(self, value: Any) -> Any:
+        """The first rank's object."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def shapes(self, shape: Shape | None, axes: int) -> list[Shape]:
+        """The gates' shape on every rank; one without a batch has no rows."""
+        own = torch.tensor(shape or (0,) * axes, device=self.device)
+        found = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(found, own)
+        return [tuple(sizes.tolist()) for sizes in found]
+
+    def sharing(self, masking: Masking, shapes: Sequence[Shape]) -> Masking:
+        """The masking with a gate that draws for the global batch and takes this rank's rows."""
+        shared = copy.copy(masking)
+        shared.gate = _Shared(masking.gate, sum(s[0] for s in shapes[: self.number]), _whole(shapes))
+        return shared
+
+    def not_a_number(self, shapes: Sequence[Shape]) -> Pooled:
+        """Stands for what this rank cannot compute."""
+        gates = torch.full(shapes[self.number], torch.nan, device=self.device)
+        masked = Masked(gates, gates, gates, gates, gates, torch.ones_like(gates, dtype=torch.bool))
+        nowhere = torch.full((len(gates),), torch.nan, device=self.device)
+        return Pooled(masked, nowhere, nowhere)
+
+    def pool(self, own: Pooled | None, baseline: Tensor, shapes: Sequence[Shape]) -> Pooled:
+        """All ranks' examples together, in the order of ranks.
+
+        Args:
+            own: this rank's, None for one without a batch.
+        """
+        largest = (max(shape[0] for shape in shapes), *_whole(shapes)[1:])
+        packed = _pack(own, largest, self.device)
+        gathered = [torch.empty_like(packed) for _ in range(self.world)]
+        dist.all_gather(gathered, packed.detach())
+        gathered[self.number] = packed  # the one that gradients reach
+        rows = [_unpack(one, largest, shape[0]) for one, shape in zip(gathered, shapes, strict=True)]
+        sample, log_open, real, divergence, agreement = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        masked = own.masked if own is not None else Masked(sample, sample, sample, baseline, log_open, real > 0)
+        masked = dataclasses.replace(masked, sample=sample, log_open=log_open, real=real > 0)
+        return Pooled(masked, divergence, agreement)
+
+    def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
+        """Adds up the ranks' gradients; a weight without one on any rank is left without."""
+        if self.world == 1:
+            return
+        trained = [weight for weight in weights if weight.requires_grad]
+        if not trained:
+            return
+        parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
+        known = torch.tensor([float(weight.grad is not None) for weight in trained], device=self.device)
+        flat = torch.cat([known, *(part.reshape(-1) for part in parts)])
+        dist.all_reduce(flat)
+        sums = flat[len(trained) :].split([part.numel() for part in parts])
+        for weight, count, total in zip(trained, flat[: len(trained)].tolist(), sums, strict=True):
+            weight.grad = total.view_as(weight).clone() if count else None
+
+
+def first_rank() -> bool:
+    """Whether this process is the first of those started together, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _whole(shapes: Sequence[Shape]) -> Shape:
+    """The shape of the global batch's gates: rows add up, other axes are as long as the longest."""
+    rows, *others = zip(*shapes, strict=True)
+    return (sum(rows), *(max(sizes) for sizes in others))
+
+
+def _pack(own: Pooled | None, largest: Shape, device: torch.device) -> Tensor:
+    """Gates and examples in one flat tensor, padded to the largest shape."""
+    if own is None:
+        return torch.zeros(3 * torch.Size(largest).numel() + 2 * largest[0], device=device)
+    masked = own.masked
+    gates = [_padded(part.float(), largest) for part in (masked.sample, masked.log_open, masked.real)]
+    examples = [_padded(part.float(), largest[:1]) for part in (own.divergence, own.agreement)]
+    return torch.cat([part.reshape(-1) for part in (*gates, *examples)])
+
+
+def _unpack(packed: Tensor, largest: Shape, rows: int) -> list[Tensor]:
+    gates, examples = torch.Size(largest).numel(), largest[0]
+    parts = packed.split([gates, gates, gates, examples, examples])
+    return [*(part.view(largest)[:rows] for part in parts[:3]), *(part[:rows] for part in parts[3:])]
+
+
+def _padded(part: Tensor, shape: Shape) -> Tensor:
+    missing = [(0, size - has) for has, size in zip(part.shape, shape, strict=True)]
+    return F.pad(part, [count for pair in reversed(missing) for count in pair])
+
+
+class _Shared(Gate):
+    """A gate that samples for the global batch, whatever rows this rank has of it.
+
+    Args:
+        gate: the gate itself.
+        start: rows of the ranks before this one.
+        whole: the shape of the global batch's gates.
+    """
+
+    def __init__(self, gate: Gate, start: int, whole: Shape) -> None:
+        self.gate, self.start, self.whole = gate, start, whole
+
+    def sample(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
+        rows = len(logits)
+        before, after = self.start, self.whole[0] - self.start - rows
+        longer = _padded(logits, (rows, *self.whole[1:]))
+        drawn = self.gate.sample(F.pad(longer, [0, 0] * (logits.dim() - 1) + [before, after]), generator)
+        return drawn[
+            tuple(slice(begin, begin + size) for begin, size in zip(self._begins(), logits.shape, strict=True))
+        ]
+
+    def _begins(self) -> Shape:
+        return (self.start, *(0 for _ in self.whole[1:]))
+
+    def log_open(self, logits: Tensor) -> Tensor:
+        return self.gate.log_open(logits)
+
+    def log_prob(self, sample: Tensor, logits: Tensor) -> Tensor:
+        return self.gate.log_prob(sample, logits)

@@ -1,0 +1,153 @@
+"""The whole state of a training run, in files of safetensors with JSON: never a pickle, and never half a state.
+
+A state is a tree of dictionaries and lists with tensors, numbers, texts and None at its ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from maskhooks.drafts import clear, draft
+from maskhooks.errors import CorruptFileError, ResumeWarning
+
+FORMAT = 1
+_KEPT = 2  # states: the last one, and the one before in case the last is broken
+_TENSOR = "$tensor"
+
+
+def save_state(folder: Path, number: int, tree: Any) -> Path:
+    """Writes the state after `number` steps, and removes those before the former one.
+
+    Raises:
+        StorageError: it cannot be written; the states before are as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clear(folder / "step-*")
+    path = folder / f"step-{number:09d}.safetensors"
+    with draft(path) as file:
+        file.write(encode(tree))
+    for old in _newest_first(folder)[_KEPT:]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def load_state(folder: Path) -> Any | None:
+    """The last good state, None where there is none at all; a broken one is passed over with a warning.
+
+    Raises:
+        CorruptFileError: there are states, and all are broken.
+
+    Warns:
+        ResumeWarning: the last state is broken, and the one before is taken.
+    """
+    paths = _newest_first(folder)
+    broken: list[str] = []
+    for path in paths:
+        try:
+            tree = decode(path.read_bytes())
+        except (OSError, ValueError) as error:
+            broken.append(f"{path.name}: {error}")
+            continue
+        if broken:
+            warnings.warn(
+                f"a saved state in {folder} is broken ({'; '.join(broken)}); going on from {path.name}, the one "
+                f"before it.",
+                ResumeWarning,
+                stacklevel=2,
+            )
+        return tree
+    if broken:
+        raise CorruptFileError(
+            f"every saved state in {folder} is broken ({'; '.join(broken)}); pickles are never read. Begin again, "
+            f"without resume.",
+            path=folder,
+        )
+    return None
+
+
+def drop_states(folder: Path) -> None:
+    """Removes the states of an earlier run."""
+    for path in _newest_first(folder):
+        path.unlink()
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a state to go on from, good or broken."""
+    return bool(_newest_first(folder))
+
+
+def encode(tree: Any) -> bytes:
+    """A tree as the bytes of a safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps({"format": FORMAT, "tree": _without_tensors(tree, tensors)})
+    return safetensors.torch.save(tensors, {"tree": text, "digest": _digest(text, tensors)})
+
+
+def decode(data: bytes) -> Any:
+    """The tree that `encode` was given.
+
+    Raises:
+        ValueError: it is none of these bytes, or not as it was written.
+    """
+    try:
+        size = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + size])["__metadata__"]
+        tensors = safetensors.torch.load(data)
+        text = about["tree"]
+        if about["digest"] != _digest(text, tensors):
+            raise ValueError("its contents are not as they were written")
+        held = json.loads(text)
+    except (safetensors.SafetensorError, UnicodeDecodeError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"not a state, or part of one ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError("not a state, or part of one") from error
+    if held["format"] != FORMAT:
+        raise ValueError(f"format {held['format']}, where this maskhooks reads format {FORMAT}")
+    return _with_tensors(held["tree"], tensors)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _without_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        name = str(len(tensors))
+        # A copy: safetensors refuses tensors that share their memory.
+        tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
+    if isinstance(tree, dict):
+        return {key: _without_tensors(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_without_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _with_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, dict) and _TENSOR in tree:
+        return tensors[tree[_TENSOR]]
+    if isinstance(tree, dict):
+        return {key: _with_tensors(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()

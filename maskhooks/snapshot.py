@@ -1,0 +1,199 @@
+"""Snapshots: the whole state of a loop as a tree, saved while it runs, from which it goes on to the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskhooks import nested
+from maskhooks.epochs import Epochs
+from maskhooks.errors import ResumeError
+from maskhooks.loop import Loop
+from maskhooks.preparation import start
+from maskhooks.problem import Problem
+from maskhooks.runstate import drop_states, has_state, load_state, save_state
+
+
+def folder_of(run_dir: Path) -> Path:
+    """Where the states of a run lie."""
+    return run_dir / "state"
+
+
+def resumable(run_dir: Path) -> bool:
+    """Whether a run was begun here that can go on."""
+    return has_state(folder_of(run_dir))
+
+
+class Snapshots:
+    """Saves a loop's state from time to time, and finds it again; without a folder it does nothing.
+
+    Args:
+        run_dir: the run's folder.
+        about: what a run must have in common with the one it goes on from, as JSON has it.
+        every: seconds between two states.
+    """
+
+    def __init__(self, run_dir: Path | None, about: Mapping[str, Any], every: float) -> None:
+        self.folder = None if run_dir is None else folder_of(run_dir)
+        self.about, self.every = dict(about), every
+        self._last = (-1, -1)  # steps and validations when it was saved
+        self._time = time.monotonic()
+
+    def find(self) -> dict[str, Any] | None:
+        """The last good state of this run, None where there is none.
+
+        Raises:
+            ResumeError: it is the state of another run; the differences are listed.
+            CorruptFileError: there are only broken ones.
+        """
+        tree = None if self.folder is None else load_state(self.folder)
+        if tree is None:
+            return None
+        found = differences(tree["about"], self.about)
+        if found:
+            raise ResumeError(
+                f"{self.folder} holds a run with other settings: {'; '.join(found)}. Give it the same settings, begin "
+                f"again without resume, or use another folder.",
+                path=self.folder,
+                differences=found,
+            )
+        assert isinstance(tree, dict)
+        return tree
+
+    def drop(self) -> None:
+        """Removes the states of an earlier run."""
+        if self.folder is not None:
+            drop_states(self.folder)
+
+    def save_if_due(self, loop: Loop) -> None:
+        """Saves after a validation, and where the last time was long enough ago."""
+        if time.monotonic() - self._time >= self.every or len(loop.result.validation) != self._last[1]:
+            self.save(loop)
+
+    def save(self, loop: Loop) -> None:
+        """Saves the state between two steps.
+
+        Raises:
+            StorageError: it cannot be written; the states before are as they were.
+        """
+        now = (loop.done, len(loop.result.validation))
+        if self.folder is None or now == self._last:
+            return
+        positions = loop.log.positions()
+        save_state(self.folder, loop.done, {**snapshot(loop), "about": self.about, "log": positions})
+        self._last, self._time = now, time.monotonic()
+
+
+def snapshot(loop: Loop) -> dict[str, Any]:
+    """The loop's state as a tree of tensors, numbers and texts, without the rows of its log."""
+    return {
+        "done": loop.done,
+        "epoch": loop.epoch,
+        "index": loop.index,
+        "stale": loop.stale,
+        "stopped": loop.result.stopped,
+        "batch": digest(loop.batch),
+        **parts_of(loop.problem),
+        "objectives": [objective.state_dict() for objective in loop.problem.objectives],
+        "optimizer": _optimizer_tree(loop.optimizer.state_dict()),
+        "scaler": scaler.state_dict() if (scaler := _scaler(loop)) is not None else None,
+        "checkpoints": [checkpoint.snapshot() for checkpoint in loop.checkpoints],
+    }
+
+
+def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
+    """Puts a loop where `snapshot` saw it; its parts need not be started."""
+    loop.done, loop.epoch, loop.index = tree["done"], tree["epoch"], tree["index"]
+    loop.stale, loop.result.stopped = tree["stale"], tree["stopped"]
+    put_parts(loop.problem, tree, loop.ranks.device)
+    for objective, state in zip(loop.problem.objectives, tree["objectives"], strict=True):
+        objective.to(loop.ranks.device).load_state_dict(state)
+    loop.start()
+    loop.optimizer.load_state_dict(_optimizer_state(tree["optimizer"]))
+    if (scaler := _scaler(loop)) is not None:
+        scaler.load_state_dict(tree["scaler"])
+    for checkpoint, held in zip(loop.checkpoints, tree["checkpoints"], strict=True):
+        checkpoint.take(held)
+
+
+def parts_of(problem: Problem) -> dict[str, Any]:
+    """The trained parts: their sizes, states, and which of their weights are kept as they are."""
+    return {
+        "sizes": [masking.sizes for masking in problem.maskings],
+        "parts": [part.state_dict() for part in problem.parts],
+        "kept": [[name for name, w in part.named_parameters() if not w.requires_grad] for part in problem.parts],
+    }
+
+
+def put_parts(problem: Problem, tree: Mapping[str, Any], device: torch.device) -> None:
+    """Starts the parts where they are not, and gives them the states that `parts_of` saw."""
+    for masking, sizes in zip(problem.maskings, tree["sizes"], strict=True):
+        start(masking, sizes, device)
+    for part, state, kept in zip(problem.parts, tree["parts"], tree["kept"], strict=True):
+        part.load_state_dict(state)
+        _keep(part, kept)
+
+
+def check_batch(tree: Mapping[str, Any], train: Epochs) -> None:
+    """Raises ResumeError where the loader does not give the batch that the run saw last."""
+    if not tree["index"]:
+        return
+    _, _, batch = next(train.stream(tree["epoch"], tree["index"] - 1))
+    if digest(batch) != tree["batch"]:
+        raise ResumeError(
+            f"the training loader gives another batch {tree['index'] - 1} in epoch {tree['epoch']} than the run saw "
+            f"there, so it cannot go on to the same result. Give it the same data, in an order that torch draws from "
+            f"its global random state or from a generator of the loader or sampler; or begin again without resume.",
+            differences=["the batches"],
+        )
+
+
+def digest(batch: Any) -> str:
+    """A batch's tensors in one short text."""
+    found = hashlib.sha256()
+    for _, tensor in nested.tensors(batch):
+        whole = tensor.detach().to("cpu").contiguous().reshape(-1)
+        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(whole.view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+    return found.hexdigest()
+
+
+def differences(saved: Mapping[str, Any], present: Mapping[str, Any], name: str = "") -> list[str]:
+    """In words, what two mappings of settings do not have in common."""
+    found: list[str] = []
+    for key in sorted({*saved, *present}):
+        one, other = saved.get(key), present.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{name}{key}.")
+        elif one != other:
+            found.append(f"{name}{key} was {_short(one)} and is {_short(other)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _scaler(loop: Loop) -> Any:
+    return getattr(loop.fabric.strategy.precision, "scaler", None)
+
+
+def _keep(part: nn.Module, kept: Sequence[str]) -> None:
+    for name, weight in part.named_parameters():
+        weight.requires_grad_(name not in kept)
+
+
+def _optimizer_tree(state: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no numbers as keys."""
+    return {**state, "state": [[key, value] for key, value in state["state"].items()]}
+
+
+def _optimizer_state(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {**tree, "state": dict(tree["state"])}
