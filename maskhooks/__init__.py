@@ -11,6 +11,7 @@ from maskhooks.outputs import Positions
 from maskhooks.pattern import Pattern
 from maskhooks.recipe import Recipe
 from maskhooks.registry import register, unregister
+from maskhooks.shards import Shards
 from maskhooks.site import Site
 from maskhooks.storage import load
 from maskhooks.task import Task
@@ -25,6 +26,7 @@ __all__ = [
     "Positions",
     "Random",
     "Recipe",
+    "Shards",
     "Site",
     "Task",
     "examine",

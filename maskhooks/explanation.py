@@ -59,7 +59,7 @@ class Explanation:
         provenance: Mapping[str, Any],
         examples: Sequence[Mapping[str, str]] | None = None,
         threshold: float = 0.5,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
     ) -> Explanation:
         """An explanation of one batch.
 
@@ -68,7 +68,7 @@ class Explanation:
             provenance: what made them; anything that JSON can hold.
             examples: for each example of the batch its prediction, target and the like, in words.
             threshold: a position is kept where its score is larger.
-            first: the number of the batch's first example.
+            first: the number of the batch's first example, or the number of each.
 
         Raises:
             SettingError: no scores, two of one site and depth, or a provenance that is no JSON.
@@ -88,7 +88,8 @@ class Explanation:
                 f"what is known of {len(examples)} examples, with scores for {batch}. Give one mapping for "
                 f"each, such as {{'prediction': 'positive'}}"
             )
-        known = {first + index: dict(about) for index, about in enumerate(examples or ())}
+        numbers = range(first, first + batch) if isinstance(first, int) else first
+        known = {number: dict(about) for number, about in zip(numbers, examples or (), strict=False)}
         return cls(columns, sites, _as_json(provenance), known)
 
     @staticmethod
@@ -240,7 +241,7 @@ class Explanation:
         wanted = None if example is None else {example} if isinstance(example, (int, np.integer)) else set(example)
         files = rowfiles.parquet_files(Path(path))
         if wanted is not None:
-            files = [file for file in files if rowfiles.holds(file, wanted)] or files[:1]
+            files = [file for file in files if _within(wanted, *rowfiles.span(file))] or files[:1]
         parts = [cls._from(*rowfiles.read_parquet(file, wanted)) for file in files]
         found = parts[0] if len(parts) == 1 else cls.concat(parts)
         missing = sorted((wanted or set()) - set(np.unique(found["example"]).tolist()))
@@ -366,6 +367,10 @@ class Explanation:
                     + (", ..." if len(here) > 20 else "")
                 )
         return numbers
+
+
+def _within(numbers: Iterable[int], first: int, last: int) -> bool:
+    return any(first <= number <= last for number in numbers)
 
 
 def _repeated(columns: Columns, lengths: Sequence[int]) -> bool:

@@ -5,16 +5,19 @@ Importing this imports none of the libraries that read.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import hashlib
+import io
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from maskhooks.errors import CorruptFileError, PluginError, SettingError, near
-
-if TYPE_CHECKING:
-    import pandas as pd
+from maskhooks.errors import CorruptFileError, MaskhooksError, PluginError, SettingError, near
 
 Label = int | float | str
 
@@ -50,37 +53,55 @@ class Columns:
 
 
 def read(data: str, columns: Columns | None = None) -> list[Record]:
-    """All records of a file, or of a dataset.
+    """All records of a file, or of a dataset: `stream` as a list."""
+    return list(stream(data, columns))
+
+
+def stream(data: str, columns: Columns | None = None) -> Iterator[Record]:
+    """The records of a file, or of a dataset, one after the other; a few thousand are in memory at a time.
 
     Args:
-        data: a file (`.txt` with SST trees; `.csv`, `.tsv`, `.jsonl`, also with `.gz`; `.parquet`), or a
-            dataset of the `datasets` library as `name:split` or `name:configuration:split`.
+        data: a file (`.txt` with SST trees; `.csv`, `.tsv`, `.jsonl`, also with `.gz`; `.parquet`, also a folder), or
+            a dataset of the `datasets` library as `name:split` or `name:configuration:split`.
         columns: for all but trees, which columns hold what.
 
     Raises:
-        CorruptFileError: a file that is missing, empty, broken, or of an unknown kind; a dataset that cannot
-            be loaded.
+        CorruptFileError: a file that is missing, empty, broken, or of an unknown kind; a record without a text; a
+            dataset that cannot be loaded.
         SettingError: a column that is not there; near names are listed.
         PluginError: `datasets` is needed and not installed.
     """
     path, columns = Path(data), columns or Columns()
+    found = None
+    for found in _any(data, path, columns):
+        yield found
+    if found is None:
+        raise CorruptFileError(f"{data} holds no example. Give a file with at least one.", path=path)
+
+
+def identity(data: str) -> dict[str, Any]:
+    """What tells data from others without reading them: the name, and for a file its size and its first megabyte."""
+    path = Path(data)
+    if not path.is_file():
+        return {"name": data}
+    with path.open("rb") as file:
+        return {"name": path.name, "bytes": path.stat().st_size, "head": hashlib.sha256(file.read(2**20)).hexdigest()}
+
+
+def _any(data: str, path: Path, columns: Columns) -> Iterator[Record]:
     kind = next((kind for kind in (".txt", *_TABLES) if data.lower().endswith(kind)), "")
     if kind == ".txt":
-        found = list(_trees(path))
-    elif kind:
-        found = _records(_table(path, kind), data, columns)
-    elif ":" in data and not path.exists():
-        found = _records(_dataset(data), data, columns)
-    else:
-        raise CorruptFileError(
-            f"{data!r} is no kind of data that is known here. Give a file that ends in .txt (SST trees), "
-            f"{', '.join(_TABLES)}, or a dataset of the datasets library with its split, as in "
-            "'sst2:validation'.",
-            path=path,
-        )
-    if not found:
-        raise CorruptFileError(f"{data} holds no example. Give a file with at least one.", path=path)
-    return found
+        return _trees(path)
+    if kind:
+        return _records(_TABLES[kind](path, columns), data)
+    if ":" in data and not path.exists():
+        return _records(_dataset(data, columns), data)
+    raise CorruptFileError(
+        f"{data!r} is no kind of data that is known here. Give a file that ends in .txt (SST trees), "
+        f"{', '.join(_TABLES)}, or a dataset of the datasets library with its split, as in "
+        "'sst2:validation'.",
+        path=path,
+    )
 
 
 # Trees: (3 (2 It) (4 (2 's) ...)), one a line. Words may hold a no-break space, so only the ASCII blank
@@ -109,53 +130,83 @@ def _trees(path: Path) -> Iterator[Record]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+    with _readable(path), _text(path) as file:
+        yield from file
 
 
-# Tables
+def _text(path: Path) -> io.TextIOBase:
+    return io.TextIOWrapper(gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"), encoding="utf-8")
 
 
-def _csv(path: Path, separator: str = ",") -> pd.DataFrame:
+# Tables come in chunks: lists of one length under "text" and, where asked for, "second" and "label". Numbers in csv are
+# made of texts one by one, so that no value depends on others in its column.
+
+_CHUNK = 2048
+Chunk = Mapping[str, Sequence[Any]]
+
+
+def _csv(path: Path, columns: Columns, separator: str = ",") -> Iterator[Chunk]:
     import pandas as pd
 
-    return pd.read_csv(path, sep=separator, keep_default_na=False)  # the words NA and null are texts
+    # The words NA and null are texts.
+    settings: dict[str, Any] = {"sep": separator, "keep_default_na": False, "dtype": str, "chunksize": _CHUNK}
+    with _readable(path), pd.read_csv(path, **settings) as reader:
+        for frame in reader:
+            names = _named(columns, list(frame.columns), path)
+            chunk = {use: frame[name].tolist() for use, name in names.items()}
+            yield {**chunk, "label": list(map(_number, chunk["label"]))} if "label" in chunk else chunk
 
 
-def _jsonl(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_json(path, lines=True, dtype=False)
+def _tsv(path: Path, columns: Columns) -> Iterator[Chunk]:
+    return _csv(path, columns, "\t")
 
 
-def _parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
+def _jsonl(path: Path, columns: Columns) -> Iterator[Chunk]:
+    names: dict[str, str] = {}
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise CorruptFileError(
+                f"{path} cannot be read: line {number} is no JSON ({error}). Give a JSON object on each line.",
+                path=path,
+            ) from error
+        if not isinstance(row, dict):
+            raise CorruptFileError(
+                f'{path} cannot be read: line {number} is no object such as {{"text": "It works"}}. Give one on each '
+                "line.",
+                path=path,
+            )
+        names = names or _named(columns, list(row), path)
+        yield {use: [row.get(name)] for use, name in names.items()}
 
-    return pd.read_parquet(path)
+
+def _parquet(path: Path, columns: Columns) -> Iterator[Chunk]:
+    from pyarrow import dataset
+
+    with _readable(path):
+        found = dataset.dataset(path, format="parquet")
+        names = _named(columns, found.schema.names, path)
+        wanted = list(set(names.values()))
+        for batch in found.to_batches(columns=wanted, batch_size=_CHUNK, batch_readahead=1, fragment_readahead=1):
+            chunk = batch.to_pydict()
+            yield {use: chunk[name] for use, name in names.items()}
 
 
-_TABLES: Mapping[str, Callable[[Path], pd.DataFrame]] = {
+_TABLES: Mapping[str, Callable[[Path, Columns], Iterator[Chunk]]] = {
     ".csv": _csv,
     ".csv.gz": _csv,
-    ".tsv": lambda path: _csv(path, "\t"),
-    ".tsv.gz": lambda path: _csv(path, "\t"),
+    ".tsv": _tsv,
+    ".tsv.gz": _tsv,
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl,
     ".parquet": _parquet,
 }
 
 
-def _table(path: Path, kind: str) -> pd.DataFrame:
-    try:
-        return _TABLES[kind](path)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors derive from ValueError
-        raise _unreadable(path, error) from error
-
-
-def _dataset(data: str) -> pd.DataFrame:
+def _dataset(data: str, columns: Columns) -> Iterator[Chunk]:
     """A split of a dataset: `name:split`, or `name:configuration:split`."""
     try:
         import datasets
@@ -167,8 +218,7 @@ def _dataset(data: str) -> pd.DataFrame:
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        frame: pd.DataFrame = datasets.load_dataset(name, *configuration, split=split).to_pandas()
-        return frame
+        found = datasets.load_dataset(name, *configuration, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise CorruptFileError(
             f"the dataset {data!r} cannot be loaded: {_first_line(error)}. It is given as name:split or "
@@ -178,34 +228,53 @@ def _dataset(data: str) -> pd.DataFrame:
     finally:
         if shown:
             datasets.enable_progress_bars()
+    names = _named(columns, found.column_names, data)
+    for chunk in found.select_columns(list(set(names.values()))).iter(_CHUNK):
+        yield {use: chunk[name] for use, name in names.items()}
 
 
-def _records(table: pd.DataFrame, data: str, columns: Columns) -> list[Record]:
-    if table.empty:
-        return []
-    texts = _column(table, data, columns.text, "--text-column")
-    seconds: Sequence[Any] = [None] * len(table)
-    labels: Sequence[Any] = [None] * len(table)
-    if columns.second is not None:
-        seconds = _column(table, data, columns.second, "--second-column")
-    if columns.label is not None or "label" in table.columns:
-        labels = _column(table, data, columns.label or "label", "--label-column")
-    return [
-        Record(str(text), None if second is None else str(second), _label(label))
-        for text, second, label in zip(texts, seconds, labels, strict=True)
-    ]
+def _records(chunks: Iterable[Chunk], data: str) -> Iterator[Record]:
+    number = 0
+    for chunk in chunks:
+        nothing = [None] * len(chunk["text"])
+        pair = "second" in chunk
+        seconds, labels = chunk.get("second", nothing), chunk.get("label", nothing)
+        for text, second, label in zip(chunk["text"], seconds, labels, strict=True):
+            number += 1
+            known = _known(text, data, number)
+            yield Record(known, _known(second, data, number) if pair else None, _label(label))
 
 
-def _column(table: pd.DataFrame, data: str, name: str, option: str) -> list[Any]:
-    names = [str(column) for column in table.columns]
-    if name not in names:
-        likely = near(name, names)
-        raise SettingError(
-            f"{data} has no column {name!r}; it has {', '.join(names)}. Name the right one with {option}"
-            + (f" {likely[0]}." if likely else ".")
+def _named(columns: Columns, there: Sequence[str], data: str | Path) -> dict[str, str]:
+    """For each use of a column, what it is called."""
+    label = "label" if columns.label is None and "label" in there else columns.label
+    wanted = {"text": columns.text, "second": columns.second, "label": label}
+    for use, name in wanted.items():
+        if name is not None and name not in there:
+            likely = near(name, there)
+            raise SettingError(
+                f"{data} has no column {name!r}; it has {', '.join(there)}. Name the right one with --{use}-column"
+                + (f" {likely[0]}." if likely else ".")
+            )
+    return {use: name for use, name in wanted.items() if name is not None}
+
+
+def _known(text: Any, data: str, number: int) -> str:
+    if text is None or text != text:
+        raise CorruptFileError(
+            f"{data} cannot be read: record {number} has no text. Leave such records out.", path=Path(data)
         )
-    values: list[Any] = table[name].tolist()
-    return values
+    return str(text)
+
+
+def _number(label: Any) -> Any:
+    """A label in a table of texts: a number where it reads as one."""
+    if not isinstance(label, str) or not _NUMBER.fullmatch(label):
+        return label
+    return int(label) if label.lstrip("+-").isdigit() else float(label)
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def _label(value: Any) -> Label | None:
@@ -213,6 +282,18 @@ def _label(value: Any) -> Label | None:
     if value is None or value != value or value == "":
         return None
     return value if isinstance(value, (int, float, str)) else str(value)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file while it is read is one error, with its path."""
+    try:
+        yield
+    except MaskhooksError:  # one of them is a ValueError
+        raise
+    # pandas' and pyarrow's own errors derive from ValueError; a cut archive is an EOFError or a zlib.error
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CorruptFileError:

@@ -105,29 +105,24 @@ def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Col
     return columns, about
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What a file is about, without its rows; `rows` says how many there are.
+def span(path: Path) -> tuple[int, int]:
+    """The lowest and the highest example in a Parquet file; (0, -1) without rows.
 
     Raises:
-        CorruptFileError: the file is missing, broken, or no explanation.
+        CorruptFileError: the file is missing, broken, or has no such column.
     """
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     with _opened(path), parquet.ParquetFile(path) as file:
-        return {**_about(file), "rows": file.metadata.num_rows}
-
-
-def holds(path: Path, examples: Iterable[int]) -> bool:
-    """Whether any of these examples may be in a Parquet file, by its statistics."""
-    from pyarrow import parquet
-
-    with _opened(path), parquet.ParquetFile(path) as file:
-        wanted, number = sorted(examples), file.schema_arrow.names.index("example")
-        for group in range(file.num_row_groups):
-            found = file.metadata.row_group(group).column(number).statistics
-            if found is None or not found.has_min_max or any(found.min <= one <= found.max for one in wanted):
-                return True
-    return False
+        if not file.metadata.num_rows:
+            return 0, -1
+        number = file.schema_arrow.names.index("example")
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        known = [group.column(number).statistics for group in groups if group.num_rows]
+        if all(found is not None and found.has_min_max for found in known):
+            return min(found.min for found in known), max(found.max for found in known)
+        ends = compute.min_max(file.read(["example"])["example"]).as_py()
+        return ends["min"], ends["max"]
 
 
 def _about(file: Any) -> dict[str, Any]:

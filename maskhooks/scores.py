@@ -44,8 +44,10 @@ class Scores:
     real: Bool[Tensor, "*positions"]
     names: Sequence[Sequence[str]] | None = None
 
-    def rows(self, first: int = 0, threshold: float = 0.5) -> Columns:
+    def rows(self, first: int | Sequence[int] = 0, threshold: float = 0.5) -> Columns:
         """Columns with a row for each element of `values`; the column `site` is 0.
+
+        The examples are numbered from `first` on, or as it lists them.
 
         The first gated position axis after the batch gives `position`. Axes named height and width give `row`
         and `column`, and `position` counts through both. Any other gated axis gives a column of its own name.
@@ -68,7 +70,7 @@ class Scores:
         position, further = _places(pattern, axes) if axes else (np.zeros_like(example), {})
         real = np.broadcast_to(self._real(pattern, values.shape), values.shape)
         columns: Columns = {
-            "example": example + np.int32(first),
+            "example": example + np.int32(first) if isinstance(first, int) else np.asarray(first, np.int32)[example],
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,

@@ -20,6 +20,7 @@ class Words:
     def __init__(self, config: Any, tokenizer: Any = None) -> None:
         self.config = config
         self._given = tokenizer
+        self._tokens: dict[int, str] = {}  # as asked for so far, at most a vocabulary
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -42,8 +43,12 @@ class Words:
         """Ids as the tokenizer's tokens, word pieces as they are; an id without a token as its number."""
         if self.tokenizer is None:
             return [str(index) for index in ids]
-        found = self.tokenizer.convert_ids_to_tokens(list(ids))
-        return [str(index) if token is None else str(token) for index, token in zip(ids, found, strict=True)]
+        new = sorted(set(ids) - self._tokens.keys())
+        if new:
+            found = self.tokenizer.convert_ids_to_tokens(new)
+            named = zip(new, found, strict=True)
+            self._tokens.update({index: str(index) if token is None else str(token) for index, token in named})
+        return [self._tokens[index] for index in ids]
 
     @property
     def mask_token(self) -> int | None:

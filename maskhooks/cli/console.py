@@ -78,7 +78,7 @@ def reporting(debug: bool = False) -> Iterator[None]:
         try:
             yield
         except MaskhooksError as error:
-            _tell("error", str(error), "red")
+            tell("error", str(error), "red")
             raise typer.Exit(FAILED) from error
 
 
@@ -90,10 +90,11 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> Any:
-    _tell("warning", str(message), "yellow")
+    tell("warning", str(message), "yellow")
 
 
-def _tell(kind: str, text: str, style: str) -> None:
+def tell(kind: str, text: str, style: str) -> None:
+    """A line on stderr, such as `error: ...`."""
     one_line = " ".join(text.split())
     _console(stderr=True).print(Text(f"{kind}: {one_line}", style), soft_wrap=True)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maskhooks.cli.console import say, say_table
-from maskhooks.cli.explain import write
+from maskhooks.cli.explain import show
 from maskhooks.cli.folder import make_folder
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.diffmask import DiffMask
@@ -69,7 +69,9 @@ def _demonstrate(out: Path, seed: int) -> None:
     attributions = {name: _attribution(explainer, validation) for name, explainer in explainers.items()}
     attributions[_ERASURE] = validation.erasure()
     kls = _table(attributions, validation)
-    page, table = write(_explanation(explainers, validation), out, shown=100, plots=0)
+    explanation, table = _explanation(explainers, validation), out / "explanation.parquet"
+    explanation.to_parquet(table)
+    (page,) = show(explanation, out, shown=100, plots=0)
     _plot(explainers, out)
     say(_learned(kls))
     say(

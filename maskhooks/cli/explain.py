@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from maskhooks.cli.console import say, say_table
+from maskhooks.cli.console import say, say_table, tell
 from maskhooks.cli.folder import make_folder
-from maskhooks.cli.material import Material
+from maskhooks.cli.job import Job
 from maskhooks.cli.options import (
     BatchSize,
     Data,
@@ -20,9 +21,15 @@ from maskhooks.cli.options import (
     SecondColumn,
     TextColumn,
 )
+from maskhooks.cli.workers import devices_of, share
+from maskhooks.errors import SettingError
 from maskhooks.explanation import Explanation
+from maskhooks.progress import counting
 from maskhooks.records import Columns
-from maskhooks.storage import load
+from maskhooks.shards import MANIFEST, Shards, remove
+
+_MUCH = "Much data"
+_INTERRUPTED = 130  # what shells make of Ctrl-C
 
 
 def explain(
@@ -42,43 +49,109 @@ def explain(
     shown: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
     plots: Annotated[int, typer.Option(min=0, help="Examples that are plotted.")] = 3,
     device: Device = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="Share the work: how many processes, each with a GPU of its own or all on the CPU; or the device of "
+            "each, such as cuda:0,cuda:1.",
+            rich_help_panel=_MUCH,
+            show_default=False,
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Do one part of the work, such as 0/4, while other machines do 1/4, 2/4 and 3/4 into the same --out.",
+            rich_help_panel=_MUCH,
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the rows that are in --out.", rich_help_panel=_MUCH)
+    ] = False,
 ) -> None:
     """Explain data with trained masks: which positions does each prediction need, depth by depth?
 
-    Writes explanation.parquet (all rows), explanation.html (the first examples, with a slider for the depth)
-    and plots.
+    Writes explanation.parquet (a folder with all rows), explanation.html (the first examples, with a slider for the
+    depth) and plots. Data may be of any size. The same command goes on where it was stopped.
 
     Examples:
 
     - `maskhooks explain run bert-base-uncased-sst5 --data dev.txt --out explained`
     - `maskhooks explain run my_package.networks:make --out explained`
+    - `maskhooks explain run my_folder/my_model --data reviews.parquet --out explained --devices 4`
     """
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
-    material = Material.of(model, device, max_length, columns=columns, batch_size=batch_size)
-    explainer = load(run, material.hooked)
-    explanation = explainer.explain_all(material.for_explaining(data, limit))
-    files = write(explanation, out, shown, plots)
+    job = Job(run, model, out / "explanation.parquet", data, limit, columns, batch_size, max_length)
+    try:
+        shards = _work(job, device, devices, part, overwrite)
+    except KeyboardInterrupt:
+        tell("stopped", f"{_there(job.rows)} Give the same command to go on after them.", "yellow")
+        raise typer.Exit(_INTERRUPTED) from None
+    if not shards.complete:
+        say(f"Part {part} is done. The page is written when the other parts are: {_there(job.rows)}")
+        return
+    files = [*show(_first(shards, max(shown, plots)), out, shown, plots), job.rows]
     rows = [
         {"masked": site, "depth": str(depth), "mean kept": f"{kept:.1%}"}
-        for (site, depth), kept in explanation.mean_kept().items()
+        for (site, depth), kept in shards.mean_kept().items()
     ]
-    say_table(rows, f"Fraction kept on average over {len(set(explanation['example'].tolist()))} examples")
+    say_table(rows, f"Fraction kept on average over {shards.examples} examples")
     say(f"Open {files[0]} in a browser. Written too: {', '.join(map(str, files[1:]))}.")
 
 
-def write(explanation: Explanation, out: Path, shown: int, plots: int) -> list[Path]:
-    """Writes page, table and plots into a folder; gives their paths, in this order.
+def show(explanation: Explanation, out: Path, shown: int, plots: int) -> list[Path]:
+    """Writes page and plots into a folder; gives their paths, the page's first.
 
     Args:
         shown: examples on the page.
         plots: examples that are plotted.
     """
     numbers = sorted(set(explanation["example"].tolist()))
-    page, table = out / "explanation.html", out / "explanation.parquet"
+    page = out / "explanation.html"
     pictures = [out / f"example-{number}.png" for number in numbers[:plots]]
     explanation.select(example=numbers[:shown], real=None).to_html(page)
-    explanation.to_parquet(table)
     for number, picture in zip(numbers, pictures, strict=False):
         explanation.plot(number).savefig(picture, dpi=150)
-    return [page, table, *pictures]
+    return [page, *pictures]
+
+
+def _work(job: Job, device: str | None, devices: str | None, part: str | None, overwrite: bool) -> Shards:
+    """Explains what is not there yet, in this process or in several."""
+    if part is not None and (devices is not None or overwrite):
+        other = "--devices" if devices is not None else "--overwrite"
+        raise SettingError(
+            f"--part and {other} exclude each other: parts are one process each, and keep the others' rows"
+        )
+    places = [] if devices is None else devices_of(devices, device)
+    total = job.total()
+    if len(places) < 2:
+        return job.work(places[0] if places else device, _part(part), total=total, overwrite=overwrite)
+    if overwrite:
+        remove(job.rows)
+    with counting("explaining", total, _examples(job.rows)) as advance:
+        share(job, places, advance)
+    return Shards(job.rows)
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise SettingError(f"--part {text} is none: give which part of how many, from 0/4 to 3/4")
+    return int(found[1]), int(found[2])
+
+
+def _first(shards: Shards, count: int) -> Explanation:
+    return Explanation.from_parquet(shards.folder, example=range(min(count, shards.examples)))
+
+
+def _examples(rows: Path) -> int:
+    return Shards(rows).examples if (rows / MANIFEST).exists() else 0
+
+
+def _there(rows: Path) -> str:
+    files = len(Shards(rows)) if (rows / MANIFEST).exists() else 0
+    return f"{files} files with {_examples(rows)} examples are whole in {rows}."

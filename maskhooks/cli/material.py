@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from maskhooks.errors import SettingError
 from maskhooks.hooked import Hooked
-from maskhooks.records import Columns, Record, read
+from maskhooks.records import Columns, Record, identity, stream
 from maskhooks.registry import registry
 from maskhooks.seeds import generator
 from maskhooks.source import Opened, choose
@@ -23,6 +24,21 @@ _SAMPLES = (
     Record("The film is slow, but the last scene makes up for all of it."),
     Record("A lovely film."),
 )
+
+
+@dataclass(frozen=True)
+class Portioned:
+    """Data for `explain_to`.
+
+    Args:
+        data: examples or batches.
+        about: what tells them from others, as JSON has it.
+        settings: how batches are made of examples.
+    """
+
+    data: Iterable[Any]
+    about: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class Material:
             return next(iter(self.opened.train))
         if data is None and self.opened.batch is not None:
             return self.opened.batch(_SAMPLES)
-        return None if data is None else next(iter(self._loader(self._read(data)[: self.batch_size])))
+        return None if data is None else self._batch(data)(list(itertools.islice(self._stream(data), self.batch_size)))
 
     def for_training(
         self, data: str | None, validation: str | None, limit: int | None
@@ -76,9 +92,9 @@ class Material:
         """
         if data is None:
             return self._own_batches(validation, limit), self.opened.validation
-        train = self._draw(self._read(data), limit)
+        train = self._draw(list(self._stream(data)), limit)
         if validation is not None:
-            held = self._draw(self._read(validation), limit)
+            held = self._draw(list(self._stream(validation)), limit)
         else:
             cut = max(1, round(len(train) * _HELD_OUT))
             held, train = train[:cut], train[cut:]
@@ -88,12 +104,14 @@ class Material:
                 )
         return self._loader(train, shuffle=True), self._loader(held)
 
-    def for_explaining(self, data: str | None, limit: int | None) -> Iterable[Any]:
-        """Batches in the order of the data, up to a limit of records."""
+    def for_explaining(self, data: str | None, limit: int | None) -> Portioned:
+        """What `explain_to` is given: records of the data in their order, up to a limit, or a factory's own batches."""
         if data is None:
             own = self._own_batches(None, limit)
-            return own if self.opened.validation is None else self.opened.validation
-        return self._loader(self._read(data)[:limit])
+            return Portioned(own if self.opened.validation is None else self.opened.validation, {"data": self.name})
+        about = {"data": {**identity(data), **asdict(self.columns), "limit": limit}}
+        collate = {"collate": self._batch(data), "batch_size": self.batch_size, "length": _length}
+        return Portioned(itertools.islice(self._stream(data), limit), about, collate)
 
     def _own_batches(self, validation: str | None, limit: int | None) -> Iterable[Any]:
         if validation is not None or limit is not None:
@@ -108,14 +126,18 @@ class Material:
             raise SettingError(f"there are no data for {self.name}: {way_out}")
         return self.opened.train
 
-    def _read(self, data: str) -> list[Record]:
+    def _batch(self, data: str) -> Callable[[Sequence[Record]], Any]:
         if self.opened.batch is None:
             raise SettingError(
                 f"{self.name} does not say how texts become batches, so {data} is of no use to it. Leave "
                 "it out, and have the factory return (model, training batches), or Opened(hooked, "
                 "batch=...)."
             )
-        return read(data, self.columns)
+        return self.opened.batch
+
+    def _stream(self, data: str) -> Iterator[Record]:
+        self._batch(data)
+        return stream(data, self.columns)
 
     def _draw(self, records: list[Record], limit: int | None) -> list[Record]:
         """The records in an order drawn from the seed, up to a limit: files are often sorted by label."""
@@ -130,6 +152,16 @@ class Material:
             collate_fn=self.opened.batch,
             generator=generator(self.seed, _SHUFFLE),
         )
+
+
+def count(data: str, columns: Columns, limit: int | None) -> int:
+    """How many records data have, up to a limit; errors in them are seen before the first is used."""
+    return sum(1 for _ in itertools.islice(stream(data, columns), limit))
+
+
+def _length(record: Record) -> int:
+    """About how many tokens a record has: its letters will do."""
+    return len(record.text) + len(record.second or "")
 
 
 def _device(name: str | None) -> torch.device:

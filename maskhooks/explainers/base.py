@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskhooks.errors import EmptyLoaderError
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
-from maskhooks.progress import track
+from maskhooks.portions import Portions
+from maskhooks.progress import counting, track
 from maskhooks.replay import Replay
-from maskhooks.seeds import forked
+from maskhooks.seeds import forked, seeded
+from maskhooks.shards import Shards
 from maskhooks.site import Site
 from maskhooks.step import Clean, clean_pass, real_positions
 from maskhooks.task import device_of, move
+
+_STREAM = 102  # the purpose of the seed of a shuffling loader's order
 
 
 class Explainer(ABC):
@@ -59,19 +66,15 @@ class Explainer(ABC):
         """The sites from which `scores` runs the model again."""
         return ()
 
-    def explain(self, batch: Any, *, first: int = 0) -> Explanation:
+    def explain(self, batch: Any, *, first: int | Sequence[int] = 0) -> Explanation:
         """Explains a batch; the model and the random state are left as they were.
 
         Args:
             batch: as the loaders give it.
-            first: the number of its first example in the rows.
+            first: the number of its first example in the rows, or the number of each.
         """
         self.check_ready()
-        on_device = move(batch, device_of(self.hooked.model))
-        clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
-        return Explanation.build(
-            self.scores(clean), provenance=self.provenance(), examples=self._about(clean), first=first
-        )
+        return self._explain(batch, first, self.provenance())
 
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
         """Explains all batches, examples numbered on, with a progress bar on stderr.
@@ -79,15 +82,93 @@ class Explainer(ABC):
         Raises:
             EmptyLoaderError: there is no batch.
         """
+        self.check_ready()
         parts: list[Explanation] = []
-        first = 0
+        first, provenance = 0, self.provenance()
         with forked(self.hooked.model):
             for batch in track(batches, "explaining"):
-                parts.append(self.explain(batch, first=first))
+                parts.append(self._explain(batch, first, provenance))
                 first = int(parts[-1].columns["example"].max()) + 1
         if not parts:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         return Explanation.concat(parts)
+
+    def explain_to(
+        self,
+        data: Iterable[Any],
+        folder: str | Path,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        batch_size: int = 32,
+        length: Callable[[Any], int] | None = None,
+        batches: int = 32,
+        part: tuple[int, int] = (0, 1),
+        total: int | None = None,
+        about: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        progress: bool | Callable[[int], None] = True,
+    ) -> Shards:
+        """Explains data of any size into a folder of Parquet files, with one file's rows in memory at a time.
+
+        Called again after it was ended at any moment, it goes on after the files that are whole: no row is lost or
+        doubled, and scores are those of a call that was never ended.
+
+        Args:
+            data: batches; with `collate`, examples. The same in the same order in each call, gone through once. The
+                global random state is seeded meanwhile, so that a shuffling DataLoader keeps its order.
+            folder: where the files go; it is made where missing.
+            collate: makes a batch of a list of examples; called only for what is not there yet.
+            batch_size: with `collate`, examples in a batch.
+            length: with `collate`, about how long an example is. Examples of a file that are of like length then share
+                a batch, which saves padding; rows stay in the order of the data.
+            batches: in a file.
+            part: `(i, n)` writes only every n-th file from the i-th on, so that n processes share the work.
+            total: examples in all, for the progress bar.
+            about: what else must be the same when a call goes on, such as the name of the data; as JSON has it.
+            overwrite: begin anew where the folder holds other rows.
+            progress: whether to show a bar on stderr, or what is called with each number of examples explained.
+
+        Raises:
+            ResumeError: the folder was begun with another explainer, model, data or batches.
+            StorageError: a file cannot be written, such as on a full disk; the others stay.
+            EmptyLoaderError: there is no data.
+            SettingError: a number is out of range.
+        """
+        self.check_ready()
+        portions = Portions(data, collate, batch_size, length, batches, part)
+        provenance = self.provenance()
+        made = {"explainer": provenance, "weights": self._weights(), **portions.settings(), "about": dict(about or {})}
+        shards = Shards.begin(folder, made, overwrite=overwrite)
+        if shards.complete:
+            return shards
+        there = {number: shards.count(number) for number in shards.whole()}
+        bar = counting(
+            "explaining",
+            portions.share(total),
+            sum(count for number, count in there.items() if portions.mine(number)),
+            shown=progress is True,
+        )
+        first = files = 0
+        with forked(self.hooked.model), bar as advance:
+            torch.manual_seed(seeded(self.seed, _STREAM))
+            for number, items in portions:
+                count = there.get(number)
+                if count is not None:
+                    portions.check(items, count, shards.path(number))
+                elif portions.mine(number):
+                    rows = self._portion(
+                        portions.made(items, first), provenance, progress if callable(progress) else advance
+                    )
+                    count = int(rows.columns["example"][-1]) + 1 - first
+                    portions.check(items, count)
+                    shards.write(number, rows)
+                else:
+                    count = portions.count(items)
+                first, files = first + count, number + 1
+        if not files:
+            raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
+        shards.end(files, first)
+        return shards
 
     def site_scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:
         """The `Scores` of a site that was read, with the batch's real positions and their names.
@@ -118,6 +199,36 @@ class Explainer(ABC):
                 "python": platform.python_version(),
             },
         }
+
+    def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
+        on_device = move(batch, device_of(self.hooked.model))
+        clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
+        return Explanation.build(self.scores(clean), provenance=provenance, examples=self._about(clean), first=first)
+
+    def _portion(
+        self,
+        batches: Iterable[tuple[Any, Sequence[int] | int | None]],
+        provenance: Mapping[str, Any],
+        advance: Callable[[int], None],
+    ) -> Explanation:
+        """The rows of some batches, example by example; batches without a number follow the one before."""
+        parts: list[Explanation] = []
+        following = 0
+        for batch, first in batches:
+            parts.append(self._explain(batch, following if first is None else first, provenance))
+            numbers = np.unique(parts[-1].columns["example"])
+            following = int(numbers[-1]) + 1
+            advance(len(numbers))
+        together = Explanation.concat(parts)
+        order = np.argsort(together.columns["example"], kind="stable")
+        columns = {name: column[order] for name, column in together.columns.items()}
+        examples = dict(sorted(together.examples.items()))
+        return dataclasses.replace(together, columns=columns, examples=examples)
+
+    def _weights(self) -> str | None:
+        """A digest of what was learned; None where nothing is."""
+        parts = getattr(self, "parts", None)
+        return None if parts is None else fingerprint(nn.ModuleList(parts))["digest"]
 
     def _about(self, clean: Clean) -> list[dict[str, str]] | None:
         task = self.hooked.task

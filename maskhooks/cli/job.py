@@ -1,0 +1,76 @@
+"""The work of `maskhooks explain` in one process: rows of data, or of a part of them, into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskhooks.cli.material import Material, count
+from maskhooks.records import Columns
+from maskhooks.shards import Shards
+from maskhooks.storage import load
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is explained, in words and numbers that can be sent to another process.
+
+    Args:
+        run: folder of the trained masks.
+        model: what the user wrote for MODEL.
+        rows: the folder to write to.
+        data: what the user wrote for --data.
+        limit: records at most.
+        columns: where a table has its texts and labels.
+        batch_size: examples in a batch.
+        max_length: tokens of a text at most.
+    """
+
+    run: Path
+    model: str
+    rows: Path
+    data: str | None
+    limit: int | None
+    columns: Columns
+    batch_size: int
+    max_length: int
+
+    def total(self) -> int | None:
+        """Examples in all; None where batches come with the model."""
+        return None if self.data is None else count(self.data, self.columns, self.limit)
+
+    def work(
+        self,
+        device: str | None,
+        part: tuple[int, int] = (0, 1),
+        *,
+        total: int | None = None,
+        overwrite: bool = False,
+        progress: bool | Callable[[int], None] = True,
+    ) -> Shards:
+        """Explains what is not there yet.
+
+        Args:
+            device: where the model runs; None is a CUDA GPU where there is one.
+            part: which of how many parts.
+            total: examples in all.
+            overwrite: begin anew.
+            progress: as `explain_to` takes it.
+        """
+        material = Material.of(self.model, device, self.max_length, columns=self.columns, batch_size=self.batch_size)
+        explainer = load(self.run, material.hooked)
+        given = material.for_explaining(self.data, self.limit)
+        about: dict[str, Any] = {**given.about, "max_length": self.max_length}
+        shards: Shards = explainer.explain_to(
+            given.data,
+            self.rows,
+            part=part,
+            total=total,
+            about=about,
+            overwrite=overwrite,
+            progress=progress,
+            **given.settings,
+        )
+        return shards

@@ -1,0 +1,201 @@
+"""Shards: an explanation of any number of examples, as a folder of Parquet files that are read one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskhooks import rowfiles
+from maskhooks.drafts import clear, draft
+from maskhooks.errors import CorruptFileError, ResumeError, StorageError
+from maskhooks.explanation import Explanation
+from maskhooks.layers import Layers
+
+FORMAT = 1
+MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that begin with _
+_NAME = re.compile(r"part-(\d{6,})\.parquet")
+
+
+class Shards:
+    """A folder of Parquet files, each with the examples that follow those of the file before.
+
+    A file is there whole or not at all. What made them stands in `_manifest.json`. Iteration gives an `Explanation`
+    for each file, so that one is in memory at a time; `Explanation.from_parquet(folder)` reads all.
+
+    Args:
+        folder: what `Explainer.explain_to` wrote.
+
+    Raises:
+        CorruptFileError: the folder has no manifest, or it is broken.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.made: dict[str, Any]
+        self.ended: dict[str, int] | None
+        self.made, self.ended = _manifest(self.folder / MANIFEST)
+
+    @classmethod
+    def begin(cls, folder: str | Path, made: Mapping[str, Any], *, overwrite: bool = False) -> Shards:
+        """A folder to write to: a new one, or one that was begun in the same way and is gone on with.
+
+        Args:
+            made: what makes the rows (explainer, data, batches), as JSON has it.
+            overwrite: remove what is there.
+
+        Raises:
+            ResumeError: what is there was made in another way; the differences are listed.
+            StorageError: the folder cannot be written to.
+        """
+        folder = Path(folder)
+        if overwrite:
+            remove(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{folder} cannot be made ({error.strerror}). Choose another folder, or overwrite what is there.",
+                path=folder,
+            ) from error
+        if not (folder / MANIFEST).exists():
+            if any(_NAME.fullmatch(path.name) for path in folder.iterdir()):
+                raise ResumeError(f"{folder} holds rows of unknown origin. {_WAY_OUT}")
+            _write(folder / MANIFEST, {"format": FORMAT, "made": made, "ended": None})
+        found = cls(folder)
+        differences = _differences(found.made, json.loads(json.dumps(made)))
+        if differences:
+            raise ResumeError(
+                f"{folder} was begun in another way: {'; '.join(differences[:5])}"
+                + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
+                + f". Go on with the former settings. {_WAY_OUT}",
+                differences=differences,
+            )
+        return found
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        return f"Shards({str(self.folder)!r}, {len(self)} files, {state})"
+
+    def __len__(self) -> int:
+        return len(self.whole())
+
+    def __iter__(self) -> Iterator[Explanation]:
+        for number in sorted(self.whole()):
+            yield Explanation.from_parquet(self.path(number))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the data came to their end, and every file is there."""
+        return self.ended is not None and self.whole() >= set(range(self.ended["files"]))
+
+    @property
+    def examples(self) -> int:
+        """How many examples the files hold."""
+        return self.ended["examples"] if self.complete and self.ended else sum(map(self.count, self.whole()))
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.parquet"
+
+    def whole(self) -> set[int]:
+        """The numbers of the files that are there."""
+        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return {int(name[1]) for name in names if name is not None}
+
+    def count(self, number: int) -> int:
+        """How many examples a file holds."""
+        first, last = rowfiles.span(self.path(number))
+        return last - first + 1
+
+    def write(self, number: int, explanation: Explanation) -> None:
+        """Writes a file, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written, such as on a full disk.
+        """
+        try:
+            explanation.to_parquet(self.path(number))
+        except StorageError as error:
+            raise StorageError(
+                f"{error} The {len(self)} files that are whole stay, and the same call goes on after them.",
+                path=error.path,
+            ) from error
+        clear(self.path(number))
+
+    def end(self, files: int, examples: int) -> None:
+        """Notes that the data came to their end."""
+        self.ended = {"files": files, "examples": examples}
+        _write(self.folder / MANIFEST, {"format": FORMAT, "made": self.made, "ended": self.ended})
+
+    def mean_kept(self) -> dict[tuple[str, int], float]:
+        """As `Explanation.mean_kept`, over all files, with one in memory at a time."""
+        totals: dict[tuple[str, int], Any] = {}
+        for explanation in self:
+            real, layers = explanation["real"], Layers(explanation.columns, explanation.sites)
+            which, scores = layers.which[real], explanation["score"][real].astype(np.float64)
+            sums = np.bincount(which, scores, len(layers))
+            counts = np.bincount(which, minlength=len(layers))
+            for pair, *found in zip(layers.pairs, sums, counts, strict=True):
+                totals[pair] = totals.get(pair, 0) + np.array(found)
+        by_depth = sorted(totals.items(), key=lambda item: item[0][1])
+        return {pair: float(total / count) if count else float("nan") for pair, (total, count) in by_depth}
+
+
+def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """What made the files; how many there are, None until the data came to their end."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"it has format {manifest['format']}, and this version of maskhooks reads {FORMAT}")
+        return manifest["made"], manifest["ended"]
+    except OSError as error:
+        raise CorruptFileError(
+            f"{path} cannot be read ({error.strerror}). Give the folder that explain_to wrote.", path=path
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path} is not what explain_to writes ({error}). Explain again, into another folder.", path=path
+        ) from error
+
+
+_WAY_OUT = "Or choose another folder, or overwrite what is there (overwrite=True, --overwrite)."
+
+
+def remove(folder: Path) -> None:
+    """Removes what explain_to wrote, and nothing else; also a single file `.parquet` in the folder's place.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        if folder.is_file() and folder.suffix == ".parquet":
+            folder.unlink()
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if _NAME.fullmatch(path.name) or path.name.startswith((".part-", f".{MANIFEST}-")):
+                    path.unlink()
+            (folder / MANIFEST).unlink(missing_ok=True)  # last, so that what is left of a killed call has one
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be removed ({error.strerror}). Choose another.", path=folder) from error
+
+
+def _write(path: Path, manifest: Mapping[str, Any]) -> None:
+    with draft(path) as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two trees, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if old == new else [f"{name} was {_short(old)} and is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
