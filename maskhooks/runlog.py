@@ -11,14 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from maskhooks.board import Board
 from maskhooks.errors import CorruptFileError, StorageError
 
 
 class RunLog:
-    """Writes rows to `<name>.csv` of a folder as they come; without a folder they are dropped."""
+    """Writes rows to `<name>.csv` of a folder, and to a board, as they come; to neither where they are None."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, board: Board | None = None) -> None:
+        self.folder, self.board = folder, board
         self._files: dict[str, TextIO] = {}
         self._writers: dict[str, csv.DictWriter[str]] = {}
 
@@ -31,6 +32,8 @@ class RunLog:
         for file in self._files.values():
             with contextlib.suppress(OSError):  # a full disk was reported by the row that met it
                 file.close()
+        if self.board is not None:
+            self.board.close()
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
         """Adds a row; the first one of a run begins the file anew.
@@ -38,6 +41,8 @@ class RunLog:
         Raises:
             StorageError: it cannot be written, as on a full disk.
         """
+        if self.board is not None:
+            self.board.write(name, row)
         if self.folder is None:
             return
         try:

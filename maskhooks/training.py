@@ -19,6 +19,7 @@ import torch
 from lightning.fabric import Fabric
 
 from maskhooks import errors
+from maskhooks.board import Board
 from maskhooks.checkpoint import Fitted
 from maskhooks.devices import connect, ranks_of, starts_processes
 from maskhooks.epochs import Epochs
@@ -64,6 +65,7 @@ class Run:
         about: what a run must have in common with the one it goes on from, as JSON has it.
         progress: whether a progress bar is shown on stderr.
         store: keeps clean passes across epochs; the batches of the first epoch come again in the later ones.
+        board: where the logs are written for TensorBoard.
     """
 
     train: Iterable[Any]
@@ -76,6 +78,7 @@ class Run:
     about: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     store: Store | None = None
+    board: Board | None = None
 
 
 def fit(problem: Problem, run: Run, **devices: Any) -> Fitted:
@@ -134,7 +137,7 @@ def _train(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         for context in (frozen(model), forked(model), placed(model, ranks.device)):
             stack.enter_context(context)
-        log = stack.enter_context(RunLog(run.folder if ranks.first else None))
+        log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
         batches: Iterable[Any] = run.train
         store = None if run.store is None else run.store.for_rank(ranks.number, ranks.world)
         if store is not None:

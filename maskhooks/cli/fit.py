@@ -74,6 +74,9 @@ def fit(
     ] = None,
     device: Device = None,
     seed: Seed = 0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the logs for TensorBoard too, into --out/tensorboard.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are in --out.")] = False,
 ) -> None:
     """Train DiffMask on a model: which positions can be dropped while its predictions stay the same?
@@ -110,6 +113,7 @@ def fit(
         held,
         steps=steps,
         run_dir=out,
+        tensorboard=tensorboard,
         accelerator=where.type,
         devices=1 if where.index is None else [where.index],
     )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from maskhooks.baselines import Baseline
+from maskhooks.board import Board
 from maskhooks.checkpoint import Measure
 from maskhooks.doctor import bypassed
 from maskhooks.epochs import Epochs
@@ -135,6 +136,7 @@ class DiffMask(Explainer):
         store: Store | str | Path | None = None,
         resume: bool = False,
         save_every: float = 60.0,
+        tensorboard: bool | str | Path = False,
         **devices: Any,
     ) -> DiffMask:
         """Learns probes and baselines from their start; the model is left as it was.
@@ -151,6 +153,7 @@ class DiffMask(Explainer):
             resume: go on from the state in `run_dir`, to what the run would have been without a stop. A finished run is
                 returned as it is; where there is none, this one begins.
             save_every: seconds after which the state is saved again; it is saved at each validation too.
+            tensorboard: a folder for the logs as TensorBoard reads them; True is `run_dir/tensorboard`.
             devices: settings of Lightning's Fabric: accelerator, devices, num_nodes, precision, strategy.
 
         Raises:
@@ -194,6 +197,7 @@ class DiffMask(Explainer):
             about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
             store=None if store is None else Store.named(store),
+            board=Board.named(tensorboard, folder, [(str(one.site), one.depth) for one in self.maskings]),
         )
         with forked(self.hooked.model), Epochs(train, self.seed).drawn():
             training.check_loaders(train, validation)
