@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import torch
 from maskhooks.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
 from maskhooks.errors import SettingError
 from maskhooks.explanation import Explanation, Scores
+from maskhooks.shards import Shards
 from maskhooks.site import Site
 
 PATTERN = "batch token hidden -> batch token"
@@ -75,6 +77,14 @@ def test_parts_count_like_the_whole() -> None:
             pd.testing.assert_frame_equal(found, expected)
     without_rows = whole.select(example=0, real=False)
     assert depths_kept([without_rows, whole], "label") == depths_kept(whole, "label")
+
+
+def test_files_of_any_number_are_parts(tmp_path: Path) -> None:
+    parts = [explanation(seed, first=3 * seed) for seed in range(3)]
+    shards = Shards.begin(tmp_path / "explained", {})
+    for number, part in enumerate(parts):
+        shards.write(number, part)
+    assert depths_kept(Shards(tmp_path / "explained"), "target") == depths_kept(Explanation.concat(parts), "target")
 
 
 def test_depths_kept_counts_depths_a_position() -> None:
