@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -14,11 +16,15 @@ class Interrupts:
     """While the `with` lasts, the first SIGINT or SIGTERM is noted in `asked`, and the next one ends at once.
 
     Signals that are ignored stay ignored. Outside the main thread nothing is changed: Python does not allow it there.
+
+    Args:
+        passed_on: whether processes that this one started are told too, and ended with it.
     """
 
     asked: int = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, passed_on: bool = False) -> None:
+        self.passed_on = passed_on
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -36,15 +42,16 @@ class Interrupts:
         self._former = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        again, self.asked = self.asked, number
+        if self.passed_on:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL if again else number)
+        elif multiprocessing.parent_process() is not None:
+            return  # a terminal tells both of us, and the process that started this one ends it
+        if again:
             raise as_exception(number, "interrupted a second time")
-        self.asked = number
 
 
 def as_exception(number: int, message: str) -> BaseException:
     """What Python raises for a signal: KeyboardInterrupt for Ctrl-C, SystemExit(128 + number) for others."""
-    if number == signal.SIGINT:
-        return KeyboardInterrupt(message)
-    ended = SystemExit(128 + number)
-    ended.add_note(message) if hasattr(ended, "add_note") else None
-    return ended
+    return KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)

@@ -9,6 +9,7 @@ import itertools
 import logging
 import pickle
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from torch.multiprocessing.spawn import ProcessException
 
 from maskhooks import errors
 from maskhooks.board import Board
@@ -175,7 +177,8 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
         prepare(loop.problem, run.train, loop.replay, loop.ranks.device, run.progress and loop.ranks.first)
         loop.start()
     if loop.ranks.world > 1:
-        tree = decode(loop.ranks.firsts(encode(tree or {**snapshot(loop), "rows": {}})))
+        own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.first else b""
+        tree = decode(loop.ranks.firsts(own))
     if tree is not None:
         restore(loop, tree)
         loop.result.log, loop.result.validation = (tree["rows"].get(name, []) for name in ("log", "validation"))
@@ -252,28 +255,39 @@ def _gather(
 
 def _in_processes(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
     """Trains in processes that the strategy starts, and brings back what the first one has."""
+    interrupts = Interrupts(passed_on=True)
     try:
-        data = fabric.launch(functools.partial(_work, problem=problem, run=run))
+        with tempfile.TemporaryDirectory() as folder, interrupts:
+            path = Path(folder) / "outcome"
+            fabric.launch(functools.partial(_work, problem=problem, run=run, path=path))
+            outcome: dict[str, Any] = decode(path.read_bytes())
+    except ProcessException as error:
+        if interrupts.asked:
+            raise as_exception(interrupts.asked, "training was interrupted before its first step") from error
+        raise
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise SettingError(
             f"what is trained cannot be sent to another process ({error}). Use strategy='ddp_fork' on the CPU, "
             f"strategy='ddp' in a script, or give functions that stand in a module instead of lambdas."
         ) from error
-    outcome: dict[str, Any] = decode(data)
     if outcome.get("failed") is not None:
         raise _exception(outcome["failed"])  # type: ignore[misc] # it is there
     put_parts(problem, outcome, device_of(problem.hooked.model))
+    if interrupts.asked and outcome["cause"] is None:
+        outcome["cause"] = {"signal": interrupts.asked, "message": "training was interrupted after its last step"}
     return outcome
 
 
-def _work(fabric: Fabric, problem: Problem, run: Run) -> bytes:
-    """What a started process does. Bytes, since tensors would be gone with the process."""
+def _work(fabric: Fabric, problem: Problem, run: Run, path: Path) -> None:
+    """What a started process does; the first one writes the outcome to a file, since a queue holds little."""
     try:
-        return encode({**_train(fabric, problem, run), **parts_of(problem)})
+        outcome = {**_train(fabric, problem, run), **parts_of(problem)}
     except MaskhooksError as error:
+        outcome = {"failed": {"kind": type(error).__name__, "message": str(error)}}
         if fabric.global_rank > 0:
             print(f"process {fabric.global_rank}: {type(error).__name__}: {error}", file=sys.stderr)
-        return encode({"failed": {"kind": type(error).__name__, "message": str(error)}})
+    if fabric.global_rank == 0:
+        path.write_bytes(encode(outcome))
 
 
 def _exception(found: Mapping[str, Any] | None) -> BaseException | None:
