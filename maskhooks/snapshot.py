@@ -82,12 +82,15 @@ class Snapshots:
         Raises:
             StorageError: it cannot be written; the states before are as they were.
         """
-        now = (loop.done, len(loop.result.validation))
-        if self.folder is None or now == self._last:
+        if self.folder is None or (loop.done, len(loop.result.validation)) == self._last:
             return
         positions = loop.log.positions()
         save_state(self.folder, loop.done, {**snapshot(loop), "about": self.about, "log": positions})
-        self._last, self._time = now, time.monotonic()
+        self.saved(loop)
+
+    def saved(self, loop: Loop) -> None:
+        """Notes that the state as it is now lies in the folder."""
+        self._last, self._time = (loop.done, len(loop.result.validation)), time.monotonic()
 
 
 def snapshot(loop: Loop) -> dict[str, Any]:

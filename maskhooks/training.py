@@ -182,7 +182,10 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
     if tree is not None:
         restore(loop, tree)
         loop.result.log, loop.result.validation = (tree["rows"].get(name, []) for name in ("log", "validation"))
-    snapshots.save(loop)
+    if tree is None or not tree["done"]:
+        snapshots.save(loop)
+    else:
+        snapshots.saved(loop)
 
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
