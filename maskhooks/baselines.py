@@ -65,10 +65,13 @@ class Mean(Baseline):
 class Learned(Baseline):
     """A vector learned with the gates (De Cao et al. 2020), from the mean at real positions or from `init`.
 
-    The mean is a stable start: a random one may stand in for a value that the model reacts to.
+    What is learned is its offset from there, in standard deviations of each feature, so that one learning rate serves
+    sites of all scales; a feature that never varies stays. The mean is a stable start: a random one may stand in for a
+    value that the model reacts to.
     """
 
-    vector: nn.Parameter
+    offset: nn.Parameter
+    initial: Tensor
 
     def __init__(self, init: Tensor | None = None) -> None:
         super().__init__()
@@ -77,23 +80,24 @@ class Learned(Baseline):
 
     def start(self, shape: tuple[int, ...]) -> None:
         self.mean.start(shape)
-        self.vector = nn.Parameter(torch.zeros(shape))
+        self.offset = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("initial", torch.zeros(shape))
         if self.init is not None:
             _check_shape(self.init, shape)
-            self.vector.data.copy_(self.init)
+            self.initial.copy_(self.init.detach())
 
     def fit(self, values: Tensor) -> None:
         self.mean.fit(values)
         if self.init is None:
-            self.vector.data.copy_(self.mean.vector)
+            self.initial.copy_(self.mean.vector)
 
     @property
     def deviation(self) -> Tensor:
-        """The standard deviation of values at the site, over the feature axes."""
-        return self.mean.deviation
+        """The standard deviation of values at the site, over the feature axes; 1 before any were seen."""
+        return self.mean.deviation if self.mean.count else torch.ones_like(self.initial)
 
     def forward(self) -> Tensor:
-        return self.vector
+        return self.initial + self.offset * self.deviation
 
 
 class Token(Baseline):

@@ -6,7 +6,7 @@ of what is trained: it is frozen, and placed by us.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maskhooks.checkpoint import Checkpoint, Fitted, Measure, grouped
 from maskhooks.epochs import Epochs
 from maskhooks.errors import NonFiniteError
-from maskhooks.masking import Masking
+from maskhooks.masking import Masking, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
 from maskhooks.problem import Problem, evaluate_batch
@@ -32,7 +32,7 @@ SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of r
 
 
 class Loop:
-    """Draws a masking a step, trains it, and compares checkpoints.
+    """Draws maskings a step, trains them, and compares checkpoints.
 
     Args:
         problem: what is trained; its parts are started before the first step.
@@ -95,35 +95,41 @@ class Loop:
 
     def _step(self, batch: Any, optimizer: Any) -> None:
         problem, step = self.problem, self.done
-        source = generator(problem.seed, CHOOSE, step)
-        number = int(torch.randint(len(problem.maskings), (), generator=source))
-        masking, objective = problem.maskings[number], problem.objectives[number]
+        order = torch.randperm(len(problem.maskings), generator=generator(problem.seed, CHOOSE, step))
+        chosen = order[: problem.recipe.per_step].tolist()
         with self.fabric.autocast():
-            pooled = self._masked(batch, masking)
-            loss = objective(pooled.masked, pooled.divergence)
+            clean = None if batch is None else self._clean(batch, [problem.maskings[number] for number in chosen])
         self.optimizer.zero_grad()
-        if loss.requires_grad:
-            self.fabric.backward(loss)
-        weights = [weight for part in masking.modules for weight in part.parameters()]
+        steps = []
+        for number in chosen:
+            masking, objective = problem.maskings[number], problem.objectives[number]
+            with self.fabric.autocast():
+                pooled = self._masked(clean, masking, generator(problem.seed, SAMPLE, step, number))
+                loss = objective(pooled.masked, pooled.divergence)
+            if loss.requires_grad:
+                self.fabric.backward(loss)
+            self._check_loss(loss, masking)
+            steps.append((masking, objective, pooled))
+        weights = _unique([w for masking, *_ in steps for part in masking.modules for w in part.parameters()])
         self.ranks.add_gradients(weights)
-        self._check_finite(loss, weights, masking)
+        self._check_gradients(weights, steps[0][0])
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * problem.recipe.rate(step, self.total)
         optimizer.step()
-        self._note(masking, objective, pooled)
-        objective.ascend(pooled.divergence.detach())
+        for masking, objective, pooled in steps:
+            self._note(masking, objective, pooled)
+            objective.ascend(pooled.divergence.detach())
 
-    def _masked(self, batch: Any, masking: Masking) -> Pooled:
+    def _masked(self, clean: Clean | None, masking: Masking, source: torch.Generator) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""
-        source = generator(self.problem.seed, SAMPLE, self.done)
         if self.ranks.world == 1:
-            return self._own(self._clean(batch, masking), masking, source)
+            assert clean is not None
+            return self._own(clean, masking, source)
         pattern = masking.site.gating()
-        clean = None if batch is None else self._clean(batch, masking)
         own_shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
         shapes = self.ranks.shapes(own_shape, len(pattern.gated))
         try:
-            own = None if clean is None else self._own(clean, self.ranks.sharing(masking, shapes), source)
+            own = None if clean is None else self._own(clean, self.ranks.share(shapes).drawing(masking), source)
         except NonFiniteError:
             own = self.ranks.not_a_number(shapes)  # so that all ranks end together
         return self.ranks.pool(own, masking.baseline(), shapes)
@@ -135,23 +141,23 @@ class Loop:
             raise self._not_finite("the masked output", masking) from error
         return Pooled(masked, self.problem.divergence(clean.outputs, outputs), agreement(clean.outputs, outputs))
 
-    def _clean(self, batch: Any, masking: Masking) -> Clean:
-        """A batch's clean pass, which reads what a masking needs and records what its masked pass skips."""
-        hooked, maskings = self.problem.hooked, self.problem.maskings
+    def _clean(self, batch: Any, chosen: Sequence[Masking]) -> Clean:
+        """A batch's clean pass, which reads what maskings need and records what their masked passes skip."""
+        hooked = self.problem.hooked
         if self.store is None:
-            return clean_pass(hooked, batch, masking.reads, [masking.site], self.replay)
+            return clean_pass(hooked, batch, *needs(chosen), self.replay)
         assert isinstance(batch, Numbered)
-        reads = list(dict.fromkeys(site for one in maskings for site in one.reads))
-        onward = list(dict.fromkeys(one.site for one in maskings))
 
         def compute() -> Clean:
-            return clean_pass(hooked, batch.batch, reads, onward, self.replay)
+            return clean_pass(hooked, batch.batch, *needs(self.problem.maskings), self.replay)
 
-        return self.store.clean(hooked, batch, compute, masking.reads, [masking.site])
+        return self.store.clean(hooked, batch, compute, *needs(chosen))
 
-    def _check_finite(self, loss: Tensor, weights: list[nn.Parameter], masking: Masking) -> None:
+    def _check_loss(self, loss: Tensor, masking: Masking) -> None:
         if not torch.isfinite(loss):
             raise self._not_finite("the loss", masking)
+
+    def _check_gradients(self, weights: list[nn.Parameter], masking: Masking) -> None:
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return  # in float16 gradients overflow now and then; the scaler skips such a step
         if not all(bool(torch.isfinite(weight.grad).all()) for weight in weights if weight.grad is not None):

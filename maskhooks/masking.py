@@ -165,3 +165,9 @@ class Masking:
             **{axis: sizes[axis] for axis in pattern.groups},
         )
         return gates
+
+
+def needs(maskings: Sequence[Masking]) -> tuple[list[Site], list[Site]]:
+    """The sites that masked passes of these maskings read, and those they go on from, each once."""
+    reads = [site for masking in maskings for site in masking.reads]
+    return list(dict.fromkeys(reads)), list(dict.fromkeys(masking.site for masking in maskings))

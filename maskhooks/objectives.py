@@ -101,6 +101,66 @@ class AugmentedLagrangian(Objective):
         self.multiplier = (self.multiplier + self.rate * error.clamp(-1, 1)).clamp(min=0)
 
 
+class RatioLagrangian(Objective):
+    """A Lagrangian whose multiplier answers to the ratio r = D / t, at once and in the long run.
+
+    With the target t a little less than the margin, and r the running mean of D / t, the loss is
+    (S + mu D / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- max(floor, multiplier
+    r^rate). S is the mean P(z != 0) over real positions. These are a proportional and an integral term in the logarithm,
+    after Stooke et al. 2020 (PID Lagrangian methods).
+
+    The multiplier is a price: the fraction of positions for which a whole target of divergence is spent. The floor is
+    its least: where the last positions are all that is left to drop, as in high layers, the margin is not used up for
+    them. The power keeps training near the target while the multiplier is still on its way: a multiplier that only
+    ascends is late by hundreds of steps, opens everything, and is late again. Closing all gates never pays, because mu
+    then is multiplied by the square of a large ratio.
+
+    Args:
+        margin: m, in nats.
+        aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be too far.
+        rate: the integral term, an exponent a step.
+        power: the proportional term, an exponent.
+        floor: the multiplier's start, and its least.
+        memory: of the running mean of the divergence.
+    """
+
+    smoothed: Tensor
+
+    def __init__(
+        self,
+        margin: float,
+        *,
+        aim: float = 0.85,
+        rate: float = 0.003,
+        power: float = 2.0,
+        floor: float = 0.15,
+        memory: float = 0.9,
+    ) -> None:
+        super().__init__(margin)
+        self.target = aim * margin
+        self.rate, self.power, self.floor, self.memory = rate, power, floor, memory
+        self.register_buffer("multiplier", torch.tensor(floor))
+        self.register_buffer("smoothed", torch.tensor(self.target))
+
+    def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
+        self.multiplier = torch.full_like(closed, self.floor, dtype=torch.float32)
+        self.smoothed = torch.full_like(self.multiplier, self.target)
+
+    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        weight = self.multiplier * (self.power * self._excess()).exp()
+        loss = (self._level(masked.expected_l0) + weight * self._level(divergence) / self.target) / (1 + weight)
+        return loss.sum()
+
+    def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
+        self.smoothed = self.memory * self.smoothed + (1 - self.memory) * self._level(divergence.detach())
+        ascended = self.multiplier * (self.rate * self._excess().clamp(-1, 1)).exp()
+        self.multiplier = ascended.clamp(min=self.floor)
+
+    def _excess(self) -> Tensor:
+        """log r, within two e-folds."""
+        return (self.smoothed / self.target).clamp(min=1e-9).log().clamp(-2, 2)
+
+
 class PaperLagrangian(Objective):
     """The authors' objective (De Cao et al. 2020, eq. 4 and code): multiplier (D - m) + mean log P(z != 0).
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from maskhooks.checkpoint import Measure
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking
+from maskhooks.masking import Masking, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence
 from maskhooks.recipe import Recipe
@@ -40,8 +40,6 @@ class Problem:
 
 def evaluate_batch(problem: Problem, batch: Any, measures: Sequence[Measure], replay: Replay | None, seed: int) -> None:
     """Adds a batch to measures: one clean pass, and a masked pass from each masked site onward."""
-    reads = list(dict.fromkeys(site for measure in measures for site in measure.masking.reads))
-    onward = list(dict.fromkeys(measure.masking.site for measure in measures))
-    clean = clean_pass(problem.hooked, batch, reads, onward, replay)
+    clean = clean_pass(problem.hooked, batch, *needs([measure.masking for measure in measures]), replay)
     for number, measure in enumerate(measures):
         measure.add(problem.hooked, clean, problem.divergence, generator(seed, number))

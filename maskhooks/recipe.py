@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskhooks.errors import UnknownNameError, near
-from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian
+from maskhooks.errors import SettingError, UnknownNameError, near
+from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.probes import MLP, PaperMLP, Probe
 
@@ -22,6 +22,8 @@ class Recipe:
 
     Args:
         steps: training steps per masking.
+        per_step: maskings trained in a step, all from one clean pass. More pay where masked passes are short, as those
+            from high layers are, and no store keeps the clean pass.
         learning_rate: of the probes.
         free_rate: of free logits, without amortisation.
         baseline_rate: of learned baselines that learn together with the gates (hidden states).
@@ -40,6 +42,7 @@ class Recipe:
 
     name: str = "stable"
     steps: int = 700
+    per_step: int = 1
     learning_rate: float = 1e-2
     free_rate: float = 0.1
     baseline_rate: float = 1e-3
@@ -53,6 +56,10 @@ class Recipe:
     optimizer: str = "adam"
     probe: str = "mlp"
     objective: str = "augmented"
+
+    def __post_init__(self) -> None:
+        if self.per_step < 1:
+            raise SettingError(f"per_step counts the maskings of a step, at least 1, got {self.per_step}")
 
     @classmethod
     def named(cls, name: str) -> Recipe:
@@ -88,6 +95,7 @@ class Recipe:
     def make_objective(self, margin: float) -> Objective:
         objectives: dict[str, Callable[[float], Objective]] = {
             "augmented": AugmentedLagrangian,
+            "ratio": RatioLagrangian,
             "paper": PaperLagrangian,
         }
         return objectives[self.objective](margin)

@@ -49,7 +49,7 @@ def test_statistics_are_float32_whatever_the_values() -> None:
 def test_learned_is_a_parameter_and_may_start_elsewhere() -> None:
     baseline = Learned(init=torch.ones(2, 3))
     assert fitted(baseline, *BATCHES).eq(1).all()
-    assert [name for name, _ in baseline.named_parameters()] == ["vector"]
+    assert [name for name, _ in baseline.named_parameters()] == ["offset"]
     assert baseline().requires_grad
 
 
@@ -79,8 +79,8 @@ def test_a_baseline_does_not_promote_its_site(dtype: torch.dtype) -> None:
     mixed = mix(value, torch.zeros(2, 1), baseline())
     assert mixed.dtype == dtype
     mixed.sum().backward()
-    assert baseline.vector.grad is not None
-    assert baseline.vector.grad.dtype == torch.float32
+    assert baseline.offset.grad is not None
+    assert baseline.offset.grad.dtype == torch.float32
 
 
 def test_state_is_saved() -> None:

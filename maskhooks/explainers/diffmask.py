@@ -144,7 +144,7 @@ class DiffMask(Explainer):
         Args:
             train: batches, in a DataLoader or a list.
             validation: batches on which the sparsest state within the margin is chosen; without them the last is kept.
-            steps: training steps in all; default `recipe.steps` for each masking.
+            steps: training steps in all; default as many as train each masking `recipe.steps` times.
             epochs: instead of steps, how often to go through `train`.
             run_dir: where logs are written as CSV, the state of the run while it goes on, and the fitted explainer.
             progress: whether to show a bar on stderr.
@@ -189,7 +189,7 @@ class DiffMask(Explainer):
         run = training.Run(
             train,
             validation,
-            steps=steps or (0 if epochs else self.recipe.steps * len(self.maskings)),
+            steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.maskings) // self.recipe.per_step)),
             epochs=epochs or 0,
             folder=folder,
             resume=resume,
