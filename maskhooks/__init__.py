@@ -11,6 +11,7 @@ from maskhooks.outputs import Positions
 from maskhooks.pattern import Pattern
 from maskhooks.recipe import Recipe
 from maskhooks.registry import register, unregister
+from maskhooks.report import report
 from maskhooks.shards import Shards
 from maskhooks.site import Site
 from maskhooks.storage import load
@@ -33,6 +34,7 @@ __all__ = [
     "hookimpl",
     "load",
     "register",
+    "report",
     "unregister",
     "wrap",
 ]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from maskhooks.viz.sections import Section
+
 __all__ = ["Explanation", "Scores"]
 
 _KINDS = ("auto", "heatmap", "bars", "image")
@@ -315,12 +317,18 @@ class Explanation:
 
         return heatmap(scores, rows, labels, title=title, ax=ax)
 
-    def to_html(self, path: str | Path | None = None, title: str = "Which positions does the prediction need?") -> str:
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        title: str = "Which positions does the prediction need?",
+        sections: Sequence[Section] = (),
+    ) -> str:
         """One page that needs no network: positions coloured by score, with a slider for the depth.
 
         Args:
             path: where to write the page as well, in UTF-8.
             title: its heading.
+            sections: what else the page tells, above the examples.
         """
         from maskhooks.viz.page import Example, page
 
@@ -330,7 +338,9 @@ class Explanation:
         ]
         masked = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
         note = f"Masked: {masked}."
-        text = page(examples, self._layers().labels, title=title, note=note, provenance=self.provenance)
+        text = page(
+            examples, self._layers().labels, title=title, note=note, provenance=self.provenance, sections=sections
+        )
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text

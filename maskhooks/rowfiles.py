@@ -15,7 +15,7 @@ from maskhooks.errors import CorruptFileError
 from maskhooks.scores import FIXED, Column, Columns
 
 FORMAT = 1
-_ARRAYS, _ABOUT = "explanation.safetensors", "explanation.json"
+_ARRAYS, ABOUT = "explanation.safetensors", "explanation.json"
 _TYPES: dict[str, type] = {"label": object, "real": np.bool_, "score": np.float32, "kept": np.bool_}
 
 
@@ -28,7 +28,7 @@ def write_folder(folder: Path, columns: Columns, about: Mapping[str, Any]) -> No
     arrays = {name: np.ascontiguousarray(column) for name, column in {**columns, "label": codes}.items()}
     save_file(arrays, folder / _ARRAYS)
     text = json.dumps({"format": FORMAT, "rows": len(codes), "columns": list(columns), "labels": labels, **about})
-    (folder / _ABOUT).write_text(text, encoding="utf-8")
+    (folder / ABOUT).write_text(text, encoding="utf-8")
 
 
 def read_folder(folder: Path) -> tuple[Columns, dict[str, Any]]:
@@ -39,13 +39,13 @@ def read_folder(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """
     from safetensors.numpy import load
 
-    with _content(folder / _ABOUT) as data:
+    with _content(folder / ABOUT) as data:
         about = _checked_about(json.loads(data.decode("utf-8")))
         names, labels, rows = list(about["columns"]), np.array(about["labels"], dtype=object), about["rows"]
     with _content(folder / _ARRAYS) as data:
         arrays = load(data)
         if arrays.keys() != set(names) or any(array.shape != (rows,) for array in arrays.values()):
-            raise ValueError(f"its columns are not those that {_ABOUT} tells of")
+            raise ValueError(f"its columns are not those that {ABOUT} tells of")
         arrays["label"] = labels[_within(arrays["label"], len(labels))]
         return _checked({name: arrays[name] for name in names}, about["sites"]), about
 
@@ -123,6 +123,21 @@ def span(path: Path) -> tuple[int, int]:
             return min(found.min for found in known), max(found.max for found in known)
         ends = compute.min_max(file.read(["example"])["example"]).as_py()
         return ends["min"], ends["max"]
+
+
+def pieces(path: Path, most: int) -> list[set[int]]:
+    """The examples of a Parquet file, in as many sets as it takes for each to have about `most` rows.
+
+    Raises:
+        CorruptFileError: the file is missing, broken, or has no such column.
+    """
+    from pyarrow import parquet
+
+    with _opened(path), parquet.ParquetFile(path) as file:
+        groups = [file.read_row_group(number, ["example"])["example"] for number in range(file.num_row_groups)]
+        numbers = np.unique(np.concatenate([np.unique(group) for group in groups] or [np.empty(0, np.int32)]))
+        parts = max(-(-file.metadata.num_rows // most), 1)
+        return [set(part.tolist()) for part in np.array_split(numbers, parts)]
 
 
 def _about(file: Any) -> dict[str, Any]:

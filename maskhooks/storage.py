@@ -30,7 +30,7 @@ from maskhooks.site import Site
 from maskhooks.wrap import wrap
 
 FORMAT = 1
-_SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
+SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
 
 
 @runtime_checkable
@@ -87,7 +87,7 @@ def save(explainer: Saveable, folder: Path) -> Path:
         "result": {key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files = {_WEIGHTS: safetensors.torch.save(weights), _SETTINGS: json.dumps(settings, indent=1).encode()}
+    files = {_WEIGHTS: safetensors.torch.save(weights), SETTINGS: json.dumps(settings, indent=1).encode()}
     for name in ("log", "validation"):
         rows = getattr(explainer.result, name, None)
         if rows:
@@ -118,7 +118,7 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
         UnknownNameError: the plugin with its explainer is not installed.
     """
     folder = Path(folder)
-    saved = _read_settings(folder)
+    saved = settings_of(folder)
     own = {key: given.pop(key) for key in ("gate", "baseline", "divergence") if key in given}
     hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
@@ -165,8 +165,13 @@ def _compare(folder: Path, saved: dict[str, Any], present: dict[str, Any], stric
     warnings.warn(message, FingerprintWarning, stacklevel=3)
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / _SETTINGS
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What is saved of an explainer but its weights, as JSON has it; no model is needed.
+
+    Raises:
+        CorruptFileError: it is missing or broken.
+    """
+    path = folder / SETTINGS
     data = _bytes(path)
     try:
         saved: dict[str, Any] = json.loads(data)

@@ -14,6 +14,7 @@ from maskhooks.cli.doctor import doctor
 from maskhooks.cli.explain import explain
 from maskhooks.cli.fit import fit
 from maskhooks.cli.plugins import plugins
+from maskhooks.cli.report import report
 from maskhooks.cli.sites import sites
 
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, sites, doctor, fit, explain, plugins):
+for command in (demo, sites, doctor, fit, explain, report, plugins):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""Page: scores of many examples as one HTML page, with a slider for the depth."""
+"""Page: scores of many examples as one HTML page, with a slider for the depth, below what else there is to tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from maskhooks.viz.chart import HIGH, WIDE
+from maskhooks.viz.sections import Section
 
 _FOLDER = Path(__file__).parent
 
@@ -40,11 +43,12 @@ def page(
     note: str = "",
     label: str = "P(kept)",
     provenance: Mapping[str, Any] | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
     """A page that needs no network; it opens from a file or in a notebook's frame.
 
-    All that varies is in one block of JSON whose `<`, `>` and `&` are escaped; the script writes it as text,
-    never as HTML. The page forbids itself every connection.
+    All text is escaped: in sections as HTML, in examples within one block of JSON without `<`, `>` and `&`, which the
+    script writes as text, never as HTML. The page forbids itself every connection.
 
     Args:
         examples: shown one below the other.
@@ -53,10 +57,13 @@ def page(
         note: a sentence below it.
         label: what the colours mean.
         provenance: shown at the end, folded.
+        sections: shown above the examples.
     """
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     data = {
         "rows": list(rows),
@@ -64,7 +71,9 @@ def page(
         "examples": [_as_json(example, len(rows)) for example in examples],
         "provenance": provenance or {},
     }
-    return environment.get_template("page.html.jinja").render(title=title, note=note, label=label, data=data)
+    return environment.get_template("page.html.jinja").render(
+        title=title, note=note, label=label, data=data, sections=sections, size=(WIDE, HIGH)
+    )
 
 
 def _as_json(example: Example, rows: int) -> dict[str, Any]:

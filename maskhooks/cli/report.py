@@ -1,0 +1,56 @@
+"""`maskhooks report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskhooks.cli.console import say
+from maskhooks.cli.folder import make_folder
+from maskhooks.errors import SettingError, StorageError
+from maskhooks.report import is_run, rows_at
+from maskhooks.report import report as write
+
+
+def report(
+    given: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|EXPLAINED...",
+            help="The folder that fit wrote, the folder that explain wrote or Parquet files, or both; in any order.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    shown: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
+    least: Annotated[int, typer.Option(min=1, help="Tokens that occur less often have no bar.")] = 5,
+    title: Annotated[str | None, typer.Option(help="The heading.", show_default=False)] = None,
+) -> None:
+    """Make one page of a training run, of what its masks keep, or of both.
+
+    How divergence, fraction kept and multiplier went; what is kept by depth, kind of token, token and class; and
+    examples with a slider for the depth and a search. The page is one file, and needs no network.
+
+    Examples:
+
+    - `maskhooks report run explained --out report.html`
+    - `maskhooks report run`, also while the run goes on
+    - `maskhooks report explained/explanation.parquet --shown 500`
+    """
+    runs = [path for path in given if is_run(path)]
+    explained = [path for path in given if rows_at(path) is not None]
+    for path in given:
+        if path not in runs and path not in explained:
+            raise StorageError(
+                f"{path} {'holds neither a run nor an explanation' if path.exists() else 'is not there'}. Give a "
+                f"folder that maskhooks fit or maskhooks explain wrote, or a Parquet file.",
+                path=path,
+            )
+    if len(runs) > 1:
+        raise SettingError(f"{' and '.join(map(str, runs))} are runs of their own. Make a report for each.")
+    make_folder(out.parent)
+    text = write(runs[0] if runs else None, explained or None, out, shown=shown, least=least, title=title)
+    told = " and ".join([*(["its training"] if runs else []), *(["what is kept"] if explained else [])])
+    say(f"Open {out} in a browser: {told}, in one file of {len(text.encode()) / 1e6:.1f} MB.")

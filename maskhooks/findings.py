@@ -1,0 +1,143 @@
+"""Findings: what the rows of an explanation come to, as sections of a page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from maskhooks.analyses import DepthsKept, Kept, depths_kept, kept_by
+from maskhooks.explanation import Explanation
+from maskhooks.tokens import KINDS, token_kind
+from maskhooks.viz.sections import Bar, Bars, Cell, Grid, Section
+
+Layer = tuple[str, int]
+_GROUPS = 12  # columns of a grid at most
+_ENDS = 15  # tokens at either end
+
+
+def kind_of(labels: Iterable[str]) -> Callable[[str], str]:
+    """`token_kind`, for a tokenizer that marks where words start if any of these labels has such a mark."""
+    marked = any(label.startswith(("Ġ", "▁")) for label in labels)
+    return lambda label: token_kind(label, starts_marked=marked)
+
+
+def by_depth(rows: Sequence[Kept]) -> Section:
+    """A bar for each layer, the deepest at the top.
+
+    Args:
+        rows: by groups that each position belongs to one of.
+    """
+    sums: dict[Layer, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for row in rows:
+        sums[row.site, row.depth][0] += row.score * row.positions
+        sums[row.site, row.depth][1] += row.kept * row.positions
+        sums[row.site, row.depth][2] += row.positions
+    bars = [
+        Bar(f"depth {depth}", score / count, f"{score / count:.1%}  ({kept / count:.1%})", site)
+        for (site, depth), (score, kept, count) in sorted(sums.items(), key=lambda item: item[0][::-1], reverse=True)
+    ]
+    return Section(
+        "What is kept at each depth",
+        "The higher the depth, the more of the model has been computed when the mask decides. A long bar: at this "
+        "place nearly every position carries something that the prediction needs. A short one: little is needed any "
+        "more. Given are the mean score, which is the fraction kept in expectation, and in brackets the fraction of "
+        "positions that are more likely kept than not.",
+        [Bars(bars, ("masked", "kept"))],
+    )
+
+
+def by_kind(rows: Sequence[Kept]) -> Section | None:
+    """A grid of depths by kinds of tokens; None where all are of one kind."""
+    names = [kind for kind in KINDS if any(row.group == kind for row in rows)]
+    if len(names) < 2:
+        return None
+    return Section(
+        "By kind of token",
+        "In per cent, how much of each kind of token is kept at each depth, the deepest at the top. Special tokens are "
+        "those that the tokenizer adds, such as [CLS] and [SEP]; a continuation goes on with the word before it, such "
+        "as ##ing.",
+        [_grid("", names, rows)],
+    )
+
+
+def by_group(parts: Iterable[Explanation], names: Sequence[str]) -> Section | None:
+    """A grid of depths by what is known of the examples, such as their predictions; None where they are all single.
+
+    Args:
+        names: such as `"prediction"`.
+    """
+    grids = []
+    for name in names:
+        rows = kept_by(parts, name)
+        sizes: dict[str, int] = defaultdict(int)
+        for row in rows:
+            sizes[row.group] = max(sizes[row.group], row.examples)
+        largest = sorted((group for group in sizes if sizes[group] > 1), key=lambda group: (-sizes[group], group))
+        if largest:
+            grids.append(_grid(name, largest[:_GROUPS], rows))
+    if not grids:
+        return None
+    return Section(
+        f"By {' and by '.join(names)}",
+        "In per cent, how much is kept in the examples of each class, at each depth. Where one class keeps more than "
+        f"another, the model needs more of the text to come to it. At most the {_GROUPS} most frequent ones are shown.",
+        grids,
+    )
+
+
+def by_label(parts: Iterable[Explanation], least: int, layers: int) -> Section:
+    """Bars for the tokens that are kept in the most depths, and for those kept in the fewest.
+
+    Args:
+        least: tokens that occur less often are left out.
+        layers: depths there are.
+    """
+    rows = depths_kept(parts, "label", least=least)
+    text = (
+        f"In how many of the {layers} depths a token is kept, on average over all places where it occurs, with the "
+        "standard error. Tokens that are kept far up are those that the prediction is made of; tokens that are kept "
+        f"nowhere can be dropped from the start. Tokens that occur fewer than {least} times are left out."
+    )
+    heads = ("token", "depths")
+    if not rows:
+        return Section("By token", f"No token occurs {least} times.")
+    if len(rows) <= 2 * _ENDS:
+        return Section("By token", text, [Bars(_bars(rows, layers), heads)])
+    most, fewest = _bars(rows[:_ENDS], layers), _bars(rows[-_ENDS:], layers)
+    return Section("By token", text, [Bars(most, heads, "kept most"), Bars(fewest, heads, "kept least")])
+
+
+def _bars(rows: Sequence[DepthsKept], layers: int) -> list[Bar]:
+    return [
+        Bar(
+            row.group.replace("\n", "↵").replace("\t", "⇥") if row.group.strip() else "␣" * max(len(row.group), 1),
+            row.depths / layers,
+            f"{row.depths:.2f}" + (f" ± {row.error:.2f}" if row.error == row.error else ""),
+            f"{row.positions:,} times",
+        )
+        for row in rows
+    ]
+
+
+def _grid(corner: str, names: Sequence[str], rows: Sequence[Kept]) -> Grid:
+    """Layers by groups, the deepest layer at the top."""
+    found = {(row.site, row.depth, row.group): row for row in rows}
+    layers = sorted({(row.depth, row.site) for row in rows}, reverse=True)
+    depths = [depth for depth, _ in layers]
+    counts = {name: max(row.examples for row in rows if row.group == name) for name in names}
+    return Grid(
+        corner,
+        [(name, f"{counts[name]:,} examples") for name in names],
+        [f"depth {depth}" + (f" ({site})" if depths.count(depth) > 1 else "") for depth, site in layers],
+        [[_cell(found.get((site, depth, name))) for name in names] for depth, site in layers],
+    )
+
+
+def _cell(row: Kept | None) -> Cell:
+    if row is None:
+        return Cell(None)
+    return Cell(
+        row.score,
+        f"{row.group}, depth {row.depth}: {row.score:.1%} kept on average over {row.positions:,} positions of "
+        f"{row.examples:,} examples",
+    )

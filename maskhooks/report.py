@@ -1,0 +1,242 @@
+"""Report: one page about a training run, about what its masks keep, or about both."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from maskhooks.analyses import kept_by
+from maskhooks.drafts import draft
+from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.explanation import Explanation
+from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
+from maskhooks.history import LOG, Course, courses, section
+from maskhooks.rowfiles import ABOUT, parquet_files, pieces
+from maskhooks.storage import SETTINGS, settings_of
+from maskhooks.viz.page import page
+from maskhooks.viz.sections import Facts, Section
+
+Explained: TypeAlias = Explanation | str | Path | Iterable[Explanation | str | Path]
+
+TABLE = "explanation.parquet"
+_ROWS = 2_000_000  # of a file in memory at a time
+_CLASSES = ("prediction", "target")
+_NEWCOMER = (
+    "A mask replaces as many positions of a model's input or hidden states as it can by a baseline, while the "
+    "prediction stays as it is. What is kept is what the prediction needs. What is dropped, it does not need."
+)
+
+
+def report(
+    run: str | Path | None = None,
+    explained: Explained | None = None,
+    path: str | Path | None = None,
+    *,
+    shown: int = 100,
+    least: int = 5,
+    title: str | None = None,
+) -> str:
+    """One page that needs no network: how masks were trained, what they keep, and examples with a slider for the depth.
+
+    Args:
+        run: the folder that `fit(run_dir=...)` or `save` wrote; also of a run that goes on.
+        explained: an explanation, a Parquet file or a folder of such files, or several of these with other examples
+            each, such as `Shards`. They are gone through several times, with one file's rows in memory at a time.
+        path: where to write the page as well, in UTF-8.
+        shown: examples on the page, from the first.
+        least: tokens that occur less often have no bar.
+        title: the heading.
+
+    Raises:
+        SettingError: there is neither a run nor an explanation, or the explanation has no rows.
+        CorruptFileError: a file is missing or broken.
+        StorageError: the page cannot be written.
+    """
+    if run is None and explained is None:
+        raise SettingError("nothing to report: give the folder of a run, an explanation, or both")
+    trained = None if run is None else Trained.of(Path(run))
+    rows = None if explained is None else Rows(explained)
+    made: dict[str, Any] = {} if trained is None else trained.provenance
+    sections: list[Section] = [] if trained is None else trained.sections()
+    pairs: list[tuple[str, str]] = [] if trained is None else trained.facts()
+    first: Explanation | None = None
+    if rows is not None:
+        first, found, counts = rows.sections(shown, least)
+        sections += found
+        pairs += [*counts, *_mismatch(made, first.provenance)]
+        made = made or first.provenance
+    about = Section("What this is about", _NEWCOMER, [Facts([*pairs, *_facts(made)])])
+    heading = title or "Which positions does the prediction need?"
+    if first is None:
+        text = page([], [], title=heading, provenance=made, sections=[about, *sections])
+    else:
+        text = first.to_html(title=heading, sections=[about, *sections])
+    if path is not None:
+        with draft(Path(path)) as file:
+            file.write(text.encode("utf-8"))
+    return text
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training run, from its folder.
+
+    Attributes:
+        saved: the saved explainer's settings; empty while the run goes on.
+        history: the course of each masking.
+    """
+
+    saved: Mapping[str, Any]
+    history: list[Course]
+
+    @classmethod
+    def of(cls, folder: Path) -> Trained:
+        """Reads a folder.
+
+        Raises:
+            CorruptFileError: it holds no run, or a broken one.
+        """
+        if not is_run(folder):
+            raise CorruptFileError(
+                f"{folder} holds neither {SETTINGS} nor {LOG}. Give the folder that fit wrote.", path=folder
+            )
+        return cls(settings_of(folder) if (folder / SETTINGS).exists() else {}, courses(folder))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return dict(self.saved.get("provenance") or {})
+
+    def sections(self) -> list[Section]:
+        margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen") or {}
+        return [section(self.history, margin, chosen)] if self.history else []
+
+    def facts(self) -> list[tuple[str, str]]:
+        model = (self.saved.get("fingerprint") or {}).get("model")
+        stopped = (self.saved.get("result") or {}).get("stopped") or ("" if self.saved else "it goes on, or was ended")
+        return [(name, text) for name, text in (("model", model), ("training", stopped)) if text]
+
+
+class Rows:
+    """The rows of explanations, in parts that fit into memory."""
+
+    def __init__(self, explained: Explained) -> None:
+        self.explained = explained
+
+    def __iter__(self) -> Iterator[Explanation]:
+        one = isinstance(self.explained, (Explanation, str, Path))
+        for given in [self.explained] if one else self.explained:  # type: ignore[union-attr]
+            yield from [given] if isinstance(given, Explanation) else _read(Path(given))  # type: ignore[arg-type]
+
+    def sections(self, shown: int, least: int) -> tuple[Explanation, list[Section], list[tuple[str, str]]]:
+        """The first examples, what all rows come to, and how many there are.
+
+        Raises:
+            SettingError: there are no rows.
+        """
+        first = next(iter(self), None)
+        if first is None or not first["real"].any():
+            raise SettingError("the explanation has no rows with a real position, so there is nothing to report")
+        overview = _Overview(shown)
+        kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
+        layers = len({(row.site, row.depth) for row in kinds})
+        sections: list[Section | None] = [by_depth(kinds)]
+        if "column" not in first.columns:  # patches have no names
+            sections += [by_kind(kinds), by_label(self, least, layers)]
+        sections.append(by_group(self, [name for name in _CLASSES if any(name in k for k in first.examples.values())]))
+        many = overview.examples > overview.taken
+        counts = f"{overview.examples:,} examples" + (f", the first {overview.taken:,} of them below" if many else "")
+        return Explanation.concat(overview.parts), [one for one in sections if one], [("explained", counts)]
+
+
+class _Overview:
+    """Counts the examples that go by, and keeps the first ones."""
+
+    def __init__(self, shown: int) -> None:
+        self.shown, self.taken, self.examples = shown, 0, 0
+        self.parts: list[Explanation] = []
+        self.ends: list[int] = []  # the first and the last example of each part, in order
+
+    def of(self, parts: Iterable[Explanation]) -> Iterator[Explanation]:
+        for part in parts:
+            numbers = np.unique(part["example"])
+            if len(numbers):
+                self._check_apart(int(numbers[0]), int(numbers[-1]))
+            wanted = numbers[: self.shown - self.taken].tolist()
+            if wanted:
+                self.parts.append(part.select(example=wanted))
+            self.taken += len(wanted)
+            self.examples += len(numbers)
+            yield part
+
+    def _check_apart(self, first: int, last: int) -> None:
+        place = bisect.bisect_left(self.ends, first)
+        if place % 2 or (place < len(self.ends) and self.ends[place] <= last):
+            raise SettingError(
+                f"examples {first} to {last} come twice. Give explanations of other examples each, numbered on, or "
+                f"make a report for each"
+            )
+        self.ends[place:place] = [first, last]
+
+
+def rows_at(path: Path) -> Path | None:
+    """Where the rows of an explanation are, as `maskhooks explain`, `to_parquet`, `explain_to` or `save` wrote it."""
+    if (path / TABLE).exists():
+        return path / TABLE
+    there = path.is_file() or (path / ABOUT).exists() or any(path.glob("*.parquet"))
+    return path if there else None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a training run."""
+    return (path / SETTINGS).exists() or (path / LOG).exists()
+
+
+def _read(path: Path) -> Iterator[Explanation]:
+    """The explanation at a place, file by file; a long file in pieces."""
+    place = rows_at(path)
+    if place is None:
+        raise CorruptFileError(
+            f"{path} holds no explanation. Give a Parquet file, a folder of them, or the folder that explain wrote.",
+            path=path,
+        )
+    if (place / ABOUT).exists():
+        yield Explanation.load(place)
+        return
+    for file in parquet_files(place):
+        for numbers in pieces(file, _ROWS):
+            yield Explanation.from_parquet(file, example=numbers)
+
+
+def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What made the masks, in words."""
+    sites = [str(site.get("address", site)) for site in made.get("sites") or () if isinstance(site, Mapping)]
+    margin, within = made.get("margin"), made.get("within_margin")
+    if margin is not None:
+        kept = {True: ", kept by all masks", False: ", not kept by all masks", None: ", not checked"}[within]
+    given = [str(site.get("address", site)) for site in made.get("given") or () if isinstance(site, Mapping)]
+    named = {key: made.get(key) for key in ("explainer", "recipe", "gate", "baseline", "seed")}
+    known = {
+        "masked": _span(sites),
+        "read from": _span(given),
+        "margin": f"{margin:g} nats on average{kept}" if margin is not None else "",
+        **{key: str(one["name"] if isinstance(one, Mapping) else one) for key, one in named.items() if one is not None},
+        "versions": ", ".join(f"{name} {number}" for name, number in (made.get("versions") or {}).items()),
+    }
+    return [(name, text) for name, text in known.items() if text]
+
+
+def _span(sites: list[str]) -> str:
+    return ", ".join(sites) if len(sites) < 3 else f"{len(sites)} sites, from {sites[0]} to {sites[-1]}"
+
+
+def _mismatch(run: Mapping[str, Any], explanation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Says so where an explanation was made by other masks than those of the run."""
+    differ = [key for key in {**run, **explanation} if run.get(key) != explanation.get(key) and key != "versions"]
+    if not run or not differ:
+        return []
+    return [("careful", f"the explanation was not made by this run: they differ in {', '.join(differ)}")]

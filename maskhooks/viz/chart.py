@@ -1,0 +1,133 @@
+"""Chart: a small picture of one quantity over steps, as the points that the page's template draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+WIDE, HIGH = 320, 104
+_LEFT, _RIGHT, _TOP, _BOTTOM = 36, 8, 10, 16
+_RAW, _SMOOTH = 300, 150  # points at most; more than the picture has columns cannot be seen
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value of its own, such as one of validation data: at `x, y`, filled or hollow, with a text in its tooltip."""
+
+    x: float
+    y: float
+    text: str
+    filled: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn, in units of the picture, which is `WIDE` by `HIGH`.
+
+    Attributes:
+        title: what the picture shows, in words.
+        raw: points of a faint line, as SVG has them.
+        smooth: points of the line above it.
+        ticks: height and text of each line of the grid.
+        marks: single values.
+        rule: height of a dashed line.
+        upright: place of an upright line.
+        last: the last step.
+    """
+
+    title: str
+    raw: str
+    smooth: str
+    ticks: Sequence[tuple[float, str]]
+    marks: Sequence[Mark]
+    rule: float | None
+    upright: float | None
+    last: int
+
+
+def chart(
+    title: str,
+    steps: npt.ArrayLike,
+    values: npt.ArrayLike,
+    *,
+    last: int,
+    top: float,
+    marks: Sequence[Mark] = (),
+    rule: float | None = None,
+    upright: float | None = None,
+    percent: bool = False,
+) -> Chart:
+    """A chart of values over steps, with their running mean.
+
+    Args:
+        title: what it shows, in words.
+        steps: in order.
+        values: one for each step.
+        last: where the axis of steps ends.
+        top: where the axis of values ends; what is larger is drawn there.
+        marks: single values; their `x` is a step.
+        rule: a value with a dashed line.
+        upright: a step with an upright line.
+        percent: whether values are fractions, written in per cent.
+    """
+    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+
+    def across(step: float) -> float:
+        return round(_LEFT + (WIDE - _LEFT - _RIGHT) * step / max(last, 1), 1)
+
+    def up(value: float) -> float:
+        return round(HIGH - _BOTTOM - (HIGH - _TOP - _BOTTOM) * min(value / top, 1), 1)
+
+    def points(chosen: tuple[Floats, Floats]) -> str:
+        found = [f"{across(step):g},{up(value):g}" for step, value in zip(*chosen, strict=True)]
+        return " ".join(found * 2 if len(found) == 1 else found)  # one point alone has no line
+
+    return Chart(
+        title,
+        points(extremes(x, y, _RAW)),
+        points(thinned(x, running_mean(y), _SMOOTH)),
+        [(up(tick), f"{tick:.0%}" if percent else f"{tick:g}") for tick in ticks(top)],
+        [Mark(across(mark.x), up(mark.y), mark.text, mark.filled) for mark in marks],
+        None if rule is None else up(rule),
+        None if upright is None else across(upright),
+        last,
+    )
+
+
+def running_mean(values: Floats, share: float = 0.05) -> Floats:
+    """The mean of values around each one, over a share of them all; at the ends over those that are there."""
+    width = max(round(len(values) * share), 1)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - width // 2, 0), np.minimum(places + width // 2 + 1, len(values))
+    means: Floats = (sums[high] - sums[low]) / (high - low)
+    return means
+
+
+def thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
+    """At most so many points, evenly chosen, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).round().astype(int))
+    return x[chosen], y[chosen]
+
+
+def extremes(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
+    """At most so many points, so that peaks stay: the lowest and the highest of each stretch."""
+    if len(x) <= most:
+        return x, y
+    stretches = np.array_split(np.arange(len(x)), most // 2)
+    chosen = [sorted({int(part[y[part].argmin()]), int(part[y[part].argmax()])}) for part in stretches]
+    places = [place for pair in chosen for place in pair]
+    return x[places], y[places]
+
+
+def ticks(top: float) -> list[float]:
+    """Round values from 0 on, two to four of them, none above `top`."""
+    unit = 10.0 ** math.floor(math.log10(top))
+    step = next(size * unit for size in (0.5, 1, 2, 5) if top / (size * unit) < 4)
+    return [round(step * index, 12) for index in range(int(top / step * (1 + 1e-9)) + 1)]

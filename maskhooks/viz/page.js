@@ -1,0 +1,183 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const slider = document.getElementById("depth"), shown = document.getElementById("shown");
+const tip = document.getElementById("tip"), search = document.getElementById("search");
+const keep = .5; // more likely kept than not
+const height = data.rows.length > 16 ? 9 : 13, gap = 1;
+const visible = text => text.trim() ? text.replace(/[\n\r]+/g, "↵").replace(/\t/g, "⇥")
+  : text.replace(/[\n\r]/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣");
+const theme = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function make(tag, parent, text, name) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (name) node.className = name;
+  parent.append(node);
+  return node;
+}
+
+function build(example) {
+  const card = make("article", document.getElementById("cards"));
+  const about = make("div", card, undefined, "about");
+  make("h3", about, `Example ${example.number}`);
+  const known = Object.fromEntries(example.about);
+  const values = example.about.map(([name, text]) => make("b", make("span", about, `${name} `), text));
+  if ("target" in known && "prediction" in known && known.target !== known.prediction) {
+    card.classList.add("differs");
+    make("span", about, "≠").title = "prediction and target differ";
+  }
+  const tokens = make("div", card, undefined, "tokens");
+  if (example.width) {
+    tokens.classList.add("patches");
+    tokens.style.gridTemplateColumns = `repeat(${example.width}, 18px)`;
+  }
+  const spans = example.columns.map(text => make("span", tokens, example.width ? "" : visible(text)));
+  const room = Math.floor((Math.min(innerWidth, 1080) - 120) / example.columns.length);
+  const view = { example, card, spans, searched: [...spans, ...values], cell: Math.max(4, Math.min(16, room)) };
+  view.text = searchable(example);
+  if (data.rows.length > 1 && !example.width) {
+    const figure = make("figure", card), list = make("ol", figure);
+    list.style.setProperty("--height", `${height}px`);
+    list.setAttribute("aria-hidden", "true");
+    view.items = data.rows.map(name => make("li", list, name));
+    list.append(...view.items.slice().reverse());
+    view.canvas = make("canvas", figure);
+    view.canvas.setAttribute("role", "img");
+    view.canvas.setAttribute("aria-label", `${data.label} of each position at each depth, the deepest at the top`);
+  }
+  return view;
+}
+
+// What a search looks in: tokens as they are and put together to words, and what is known of the example.
+function searchable({ number, columns, about }) {
+  const spaced = columns.join(" ");
+  const texts = [`example ${number}`, spaced, spaced.replaceAll(" ##", ""), columns.join("").replace(/[Ġ▁]/g, " ")];
+  return lower([...texts, ...about.map(([, text]) => text)].join("\n"));
+}
+
+const lower = text => text.toLocaleLowerCase();
+
+function filter() {
+  const words = lower(search.value).split(/\s+/).filter(Boolean);
+  let count = 0;
+  views.forEach(view => {
+    const hit = words.every(word => view.text.includes(word));
+    count += hit;
+    view.card.hidden = !hit;
+    view.searched.forEach(node =>
+      node.classList.toggle("hit", hit && words.some(word => lower(node.textContent).includes(word))));
+  });
+  document.getElementById("found").textContent = `${count} of ${views.size}`;
+}
+
+function colour(view, row) {
+  const change = Number(theme("--switch"));
+  view.spans.forEach((span, column) => {
+    const score = view.example.scores[row]?.[column] ?? null;
+    span.classList.toggle("none", score === null);
+    span.classList.toggle("on", score > change);
+    span.classList.toggle("kept", score > keep);
+    span.style.setProperty("--score", score ?? 0);
+  });
+  view.items?.forEach((item, index) => item.classList.toggle("now", index === row));
+}
+
+function draw(view, row) {
+  if (!view.canvas) return;
+  const { canvas, cell, example } = view, rows = data.rows.length, scale = window.devicePixelRatio || 1;
+  canvas.width = cell * example.columns.length * scale;
+  canvas.height = height * rows * scale;
+  canvas.style.width = `${cell * example.columns.length}px`;
+  canvas.style.height = `${height * rows}px`;
+  const pen = canvas.getContext("2d"), accent = theme("--accent");
+  pen.scale(scale, scale);
+  example.scores.forEach((line, index) => line.forEach((score, column) => {
+    if (score === null) return;
+    const box = [column * cell, (rows - 1 - index) * height, cell - (cell > 5 ? gap : 0), height - gap];
+    pen.fillStyle = "rgb(127 140 160 / .12)";
+    pen.fillRect(...box);
+    pen.fillStyle = `rgb(${accent} / ${score})`;
+    pen.fillRect(...box);
+  }));
+  pen.strokeStyle = theme("--text");
+  pen.lineWidth = 1.5;
+  pen.strokeRect(.75, (rows - 1 - row) * height + .25, cell * example.columns.length - 1.5 - gap, height - 1.5);
+}
+
+function say(event, view, row, column) {
+  const score = view.example.scores[row]?.[column] ?? null;
+  tip.textContent = `${visible(view.example.columns[column])}   depth ${data.rows[row]}   `
+    + (score === null ? "no score" : `${data.label} ${score.toFixed(3)}`);
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - box.width - 8))}px`;
+  tip.style.top = `${event.clientY + 20 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 18}px`;
+}
+
+function listen(view) {
+  view.card.addEventListener("pointermove", event => {
+    view.spans.forEach(span => span.classList.remove("lit"));
+    tip.hidden = true;
+    const column = view.spans.indexOf(event.target);
+    if (column >= 0) say(event, view, now(), column);
+    if (event.target === view.canvas) {
+      const [row, column] = place(view, event);
+      if (view.spans[column] && data.rows[row] !== undefined) {
+        view.spans[column].classList.add("lit");
+        say(event, view, row, column);
+      }
+    }
+  });
+  view.card.addEventListener("pointerleave", () => {
+    tip.hidden = true;
+    view.spans.forEach(span => span.classList.remove("lit"));
+  });
+  view.card.addEventListener("click", event => {
+    const row = event.target === view.canvas ? place(view, event)[0] : (view.items ?? []).indexOf(event.target);
+    if (data.rows[row] === undefined) return;
+    slider.value = row;
+    update();
+  });
+}
+
+function place(view, event) {
+  const row = data.rows.length - 1 - Math.floor(event.offsetY / height);
+  return [row, Math.floor(event.offsetX / view.cell)];
+}
+
+const now = () => Number(slider.value);
+const near = new Set();
+const show = view => { colour(view, now()); draw(view, now()); };
+
+function update() {
+  const name = data.rows[now()] ?? "";
+  shown.textContent = /^\d+$/.test(name) && data.rows.length > 1 ? `${name} of ${data.rows.at(-1)}` : name;
+  slider.setAttribute("aria-valuetext", `depth ${name}`);
+  near.forEach(show);
+}
+
+const views = new Map(data.examples.map(example => build(example)).map(view => [view.card, view]));
+const watch = new IntersectionObserver(entries => entries.forEach(({ target, isIntersecting }) => {
+  const view = views.get(target);
+  near[isIntersecting ? "add" : "delete"](view);
+  if (isIntersecting) show(view);
+}), { rootMargin: "600px" });
+views.forEach(view => { listen(view); watch.observe(view.card); });
+slider.disabled = data.rows.length < 2;
+slider.addEventListener("input", update);
+search.addEventListener("input", filter);
+document.addEventListener("keydown", event => {
+  if (event.key === "/" && !event.target.matches("input") && !search.parentElement.hidden) {
+    event.preventDefault();
+    search.focus();
+  }
+  if (event.key === "Escape" && search.value) {
+    search.value = "";
+    filter();
+  }
+});
+addEventListener("beforeprint", () => views.forEach(show));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
+document.getElementById("provenance").textContent = JSON.stringify(data.provenance, null, 2);
+update();
+filter();
