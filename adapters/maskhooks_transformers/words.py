@@ -43,7 +43,7 @@ class Words:
         """Ids as the tokenizer's tokens, word pieces as they are; an id without a token as its number."""
         if self.tokenizer is None:
             return [str(index) for index in ids]
-        new = sorted(set(ids) - self._tokens.keys())
+        new = [index for index in set(ids) if index not in self._tokens]
         if new:
             found = self.tokenizer.convert_ids_to_tokens(new)
             named = zip(new, found, strict=True)
