@@ -36,6 +36,36 @@ class Pooled:
     agreement: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One rank's gates among those of the global batch.
+
+    Args:
+        start: rows of the ranks before it.
+        whole: the shape of the global batch's gates.
+    """
+
+    start: int
+    whole: Shape
+
+    def of(self, gates: Tensor, shape: Shape) -> Tensor:
+        """The rank's part, of a shape, of gates for the global batch."""
+        begins = (self.start, *(0 for _ in shape[1:]))
+        return gates[tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))]
+
+    def spread(self, gates: Tensor) -> Tensor:
+        """The rank's gates where they are among those of the global batch, zero elsewhere."""
+        longer = _padded(gates, (len(gates), *self.whole[1:]))
+        before, after = self.start, self.whole[0] - self.start - len(gates)
+        return F.pad(longer, [0, 0] * (gates.dim() - 1) + [before, after])
+
+    def drawing(self, masking: Masking) -> Masking:
+        """The masking with a gate that draws for the global batch."""
+        shared = copy.copy(masking)
+        shared.gate = _Shared(masking.gate, self)
+        return shared
+
+
 class Ranks:
     """This process among `world`; alone, everything is as it is.
 
@@ -81,15 +111,22 @@ class Ranks:
     def shapes(self, shape: Shape | None, axes: int) -> list[Shape]:
         """The gates' shape on every rank; one without a batch has no rows."""
         own = torch.tensor(shape or (0,) * axes, device=self.device)
+        if self.world == 1:
+            return [tuple(own.tolist())]
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         return [tuple(sizes.tolist()) for sizes in found]
 
-    def sharing(self, masking: Masking, shapes: Sequence[Shape]) -> Masking:
-        """The masking with a gate that draws for the global batch and takes this rank's rows."""
-        shared = copy.copy(masking)
-        shared.gate = _Shared(masking.gate, sum(s[0] for s in shapes[: self.number]), _whole(shapes))
-        return shared
+    def share(self, shapes: Sequence[Shape]) -> Share:
+        """Which gates of the global batch are this rank's."""
+        return Share(sum(shape[0] for shape in shapes[: self.number]), _whole(shapes))
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, which are alike in shape."""
+        if self.world > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
 
     def not_a_number(self, shapes: Sequence[Shape]) -> Pooled:
         """Stands for what this rank cannot compute."""
@@ -164,28 +201,13 @@ def _padded(part: Tensor, shape: Shape) -> Tensor:
 
 
 class _Shared(Gate):
-    """A gate that samples for the global batch, whatever rows this rank has of it.
+    """A gate that samples for the global batch and gives one rank's rows."""
 
-    Args:
-        gate: the gate itself.
-        start: rows of the ranks before this one.
-        whole: the shape of the global batch's gates.
-    """
-
-    def __init__(self, gate: Gate, start: int, whole: Shape) -> None:
-        self.gate, self.start, self.whole = gate, start, whole
+    def __init__(self, gate: Gate, share: Share) -> None:
+        self.gate, self.share = gate, share
 
     def sample(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
-        rows = len(logits)
-        before, after = self.start, self.whole[0] - self.start - rows
-        longer = _padded(logits, (rows, *self.whole[1:]))
-        drawn = self.gate.sample(F.pad(longer, [0, 0] * (logits.dim() - 1) + [before, after]), generator)
-        return drawn[
-            tuple(slice(begin, begin + size) for begin, size in zip(self._begins(), logits.shape, strict=True))
-        ]
-
-    def _begins(self) -> Shape:
-        return (self.start, *(0 for _ in self.whole[1:]))
+        return self.share.of(self.gate.sample(self.share.spread(logits), generator), tuple(logits.shape))
 
     def log_open(self, logits: Tensor) -> Tensor:
         return self.gate.log_open(logits)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch.multiprocessing.spawn import ProcessException
 
@@ -121,8 +120,10 @@ def fit(problem: Problem, run: Run, **devices: Any) -> Fitted:
 
 def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | None, *, progress: bool = True) -> None:
     """For free logits: statistics and baselines are learned from data, the logits are not."""
-    with frozen(problem.hooked.model), forked(problem.hooked.model), Epochs(train, problem.seed).drawn():
-        _gather(problem, train, replay, device_of(problem.hooked.model), progress)
+    ranks = Ranks(device=device_of(problem.hooked.model))
+    batches = Epochs(train, seeded(problem.seed, EPOCH))
+    with frozen(problem.hooked.model), forked(problem.hooked.model), batches.drawn():
+        _gather(problem, batches, replay, ranks, progress)
 
 
 def check_loaders(train: Iterable[Any], validation: Iterable[Any] | None) -> None:
@@ -174,7 +175,8 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
             )
         snapshots.drop()
     if not loop.ranks.firsts(tree is not None):
-        prepare(loop.problem, run.train, loop.replay, loop.ranks.device, run.progress and loop.ranks.first)
+        batches = Epochs(run.train, train.seed, train.rank, train.world)
+        prepare(loop.problem, batches, loop.replay, loop.ranks, run.progress and loop.ranks.first)
         loop.start()
     if loop.ranks.world > 1:
         own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.first else b""
@@ -218,38 +220,38 @@ def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dic
     return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
 
 
-def prepare(
-    problem: Problem, train: Iterable[Any], replay: Replay | None, device: torch.device, progress: bool
-) -> None:
-    """Starts and fits the parts, and starts the objectives with the divergence of the fully masked model."""
-    _gather(problem, train, replay, device, progress)
+def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool) -> None:
+    """Starts and fits the parts, and starts the objectives with the divergence of the fully masked model.
+
+    Each rank reads the batches of all, so that what is gathered is the same.
+    """
+    _gather(problem, train, replay, ranks, progress)
     closed = closed_divergences(
         problem.hooked,
         problem.maskings,
-        itertools.islice(train, min(4, problem.recipe.statistics)),
+        itertools.islice(train.batches, min(4, problem.recipe.statistics) * ranks.world),
         problem.divergence,
-        device,
+        ranks.device,
         replay,
     )
     for objective, divergence in zip(problem.objectives, closed, strict=True):
-        objective.to(device)
+        objective.to(ranks.device)
         objective.start(divergence.mean())
 
 
-def _gather(
-    problem: Problem, train: Iterable[Any], replay: Replay | None, device: torch.device, progress: bool
-) -> None:
+def _gather(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool) -> None:
     """Statistics of values, and the baselines that are fitted before any gate."""
-    read = itertools.islice(train, problem.recipe.statistics)
-    known = min(len(train), problem.recipe.statistics) if isinstance(train, Sized) else None
-    gather(problem.hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), device)
+    most = problem.recipe.statistics * ranks.world
+    read = itertools.islice(train.batches, most)
+    known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
+    gather(problem.hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), ranks.device)
     fit_baselines(
         problem.hooked,
         problem.fit_first,
         train,
         problem.divergence,
         steps=problem.recipe.baseline_steps,
-        device=device,
+        ranks=ranks,
         seed=seeded(problem.seed, BASELINE),
         replay=replay,
         progress=progress,

@@ -19,6 +19,7 @@ from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
 from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe
+from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
@@ -161,7 +162,8 @@ def test_sites_read_together_need_the_same_positions(hooked, batch):
 def test_random_masks_keep_at_random_rates(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    kept = torch.cat([random_mask(hooked, clean, masking, generator(i)).sample[batch[1]] for i in range(200)])
+    share = Share(0, tuple(batch[1].shape))
+    kept = torch.cat([random_mask(hooked, clean, masking, generator(i), share).sample[batch[1]] for i in range(200)])
     assert 0.4 < kept.mean() < 0.6
     assert bool((kept == 0).any())
 
