@@ -17,6 +17,7 @@ from maskhooks.explanation import Explanation
 from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.history import LOG, Course, courses, section
 from maskhooks.rowfiles import ABOUT, parquet_files, pieces
+from maskhooks.runstate import folder_of, load_state
 from maskhooks.storage import SETTINGS, settings_of
 from maskhooks.viz.page import page
 from maskhooks.viz.sections import Facts, Section
@@ -87,11 +88,13 @@ class Trained:
     """A training run, from its folder.
 
     Attributes:
-        saved: the saved explainer's settings; empty while the run goes on.
+        saved: what is saved of the explainer; empty while the run goes on.
+        provenance: what made the masks.
         history: the course of each masking.
     """
 
     saved: Mapping[str, Any]
+    provenance: dict[str, Any]
     history: list[Course]
 
     @classmethod
@@ -105,19 +108,19 @@ class Trained:
             raise CorruptFileError(
                 f"{folder} holds neither {SETTINGS} nor {LOG}. Give the folder that fit wrote.", path=folder
             )
-        return cls(settings_of(folder) if (folder / SETTINGS).exists() else {}, courses(folder))
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        return dict(self.saved.get("provenance") or {})
+        if (folder / SETTINGS).exists():
+            saved = settings_of(folder)
+            return cls(saved, saved["provenance"], courses(folder))
+        state = load_state(folder_of(folder)) if folder_of(folder).exists() else None
+        return cls({}, {} if state is None else dict(state["about"]), courses(folder))
 
     def sections(self) -> list[Section]:
         margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen") or {}
-        return [section(self.history, margin, chosen)] if self.history else []
+        return [section(self.history, margin and float(margin), chosen)] if self.history else []
 
     def facts(self) -> list[tuple[str, str]]:
         model = (self.saved.get("fingerprint") or {}).get("model")
-        stopped = (self.saved.get("result") or {}).get("stopped") or ("" if self.saved else "it goes on, or was ended")
+        stopped = (self.saved.get("result") or {}).get("stopped") or ("" if self.saved else "goes on, or broke off")
         return [(name, text) for name, text in (("model", model), ("training", stopped)) if text]
 
 

@@ -25,6 +25,11 @@ _KEPT = 2  # states: the last one, and the one before in case the last is broken
 _TENSOR = "$tensor"
 
 
+def folder_of(run_dir: Path) -> Path:
+    """Where the states of a run lie, in its folder."""
+    return run_dir / "state"
+
+
 def save_state(folder: Path, number: int, tree: Any) -> Path:
     """Writes the state after `number` steps, and removes those before the former one.
 

@@ -17,17 +17,7 @@ from maskhooks.errors import ResumeError
 from maskhooks.loop import Loop
 from maskhooks.preparation import start
 from maskhooks.problem import Problem
-from maskhooks.runstate import drop_states, has_state, load_state, save_state
-
-
-def folder_of(run_dir: Path) -> Path:
-    """Where the states of a run lie."""
-    return run_dir / "state"
-
-
-def resumable(run_dir: Path) -> bool:
-    """Whether a run was begun here that can go on."""
-    return has_state(folder_of(run_dir))
+from maskhooks.runstate import drop_states, folder_of, load_state, save_state
 
 
 class Snapshots:

@@ -154,7 +154,7 @@ def _train(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
             stack.enter_context(held.drawn())
         total = run.steps or run.epochs * (train.rounds or 0)
         loop = Loop(problem, fabric, ranks, log, total=total, validation=held, store=store)
-        snapshots = Snapshots(run.folder if ranks.first else None, _about(run, total, ranks), run.save_every)
+        snapshots = Snapshots(run.folder if ranks.first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
         cause = _go(loop, run, train, snapshots)
     return {"far": loop.finish(), "result": _fields(loop.result), "cause": cause}
@@ -310,11 +310,12 @@ def _fields(result: Fitted) -> dict[str, Any]:
     return {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "cause"}
 
 
-def _about(run: Run, total: int, ranks: Ranks) -> dict[str, Any]:
+def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     """What must be the same in a run that goes on."""
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
     sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
-    return {**run.about, **sizes, "steps": total, "processes": ranks.world, "store": run.store is not None}
+    ours = {"steps": total, "processes": fabric.world_size, "store": run.store is not None}
+    return {**run.about, **sizes, **ours, "precision": fabric.strategy.precision.precision}
 
 
 @contextlib.contextmanager

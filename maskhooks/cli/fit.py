@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from maskhooks.cli.console import say, say_table
+from maskhooks.cli.console import say, say_table, tell
 from maskhooks.cli.folder import make_folder
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import (
@@ -26,6 +27,7 @@ from maskhooks.cli.options import (
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.records import Columns
+from maskhooks.runstate import folder_of, has_state
 from maskhooks.task import device_of
 
 _MASKS = "Masks"
@@ -77,11 +79,29 @@ def fit(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the logs for TensorBoard too, into --out/tensorboard.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are in --out.")] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="How Lightning computes while training, such as bf16-mixed, which is faster; by default in float32.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out that was stopped or killed, to the result it would have had. Give the "
+            "other options as before.",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the masks, or the run, that are in --out.")
+    ] = False,
 ) -> None:
     """Train DiffMask on a model: which positions can be dropped while its predictions stay the same?
 
-    The model itself is not changed. The best masks within the margin are kept and saved.
+    The model itself is not changed. The best masks within the margin are kept and saved. Ctrl-C ends after the step at
+    hand, keeps the best masks so far, and exits with code 130; `--resume` goes on.
 
     Examples:
 
@@ -89,9 +109,9 @@ def fit(
     - `maskhooks fit my_folder/my_model --data qa.jsonl --text-column question --second-column context
     --sites input --margin 0.5 --out run`
     - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run`
+    - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run --resume`
     """
-    if (out / "explainer.json").exists() and not overwrite:
-        raise SettingError(f"{out} holds trained masks. Choose another --out, or replace them with --overwrite.")
+    _check_free(out, resume, overwrite)
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, columns=columns, batch_size=batch_size, seed=seed)
@@ -108,18 +128,46 @@ def fit(
     train, held = material.for_training(data, validation, limit)
     say(f"Training {len(explainer.maskings)} masks of {model}, within {margin:g} nats of its predictions.")
     where = device_of(material.hooked.model)
-    explainer.fit(
-        train,
-        held,
-        steps=steps,
-        run_dir=out,
-        tensorboard=tensorboard,
-        accelerator=where.type,
-        devices=1 if where.index is None else [where.index],
-    )
+    with _stoppable(explainer, out):
+        explainer.fit(
+            train,
+            held,
+            steps=steps,
+            run_dir=out,
+            tensorboard=tensorboard,
+            resume=resume,
+            accelerator=where.type,
+            devices=1 if where.index is None else [where.index],
+            precision=precision,
+        )
     _tell(explainer, held if held is not None else train, trained_only=held is None)
     say(f"Saved to {out}. Next, see what the masks keep:")
     say(f"  {_next(out, model, validation or data, columns, max_length)}", "cyan", wrap=False)
+
+
+def _check_free(out: Path, resume: bool, overwrite: bool) -> None:
+    """Raises SettingError for a folder that holds what nobody said may be replaced."""
+    masks, run = (out / "explainer.json").exists(), has_state(folder_of(out))
+    if overwrite or (resume and (run or not masks)):
+        return
+    if masks:
+        raise SettingError(f"{out} holds trained masks. Choose another --out, or replace them with --overwrite.")
+    if run:
+        raise SettingError(f"{out} holds a run that did not end. Go on with --resume, or begin again with --overwrite.")
+
+
+@contextlib.contextmanager
+def _stoppable(explainer: DiffMask, out: Path) -> Iterator[None]:
+    """Ends the command with code 130 after Ctrl-C, and says what there is and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if explainer.fitted:
+            found = f"{explainer.result.stopped}. The best masks so far are in {out}"
+            tell("stopped", f"{found}. Go on with the same command and --resume.", "yellow")
+        else:
+            tell("stopped", "before the first step was made, so nothing was learned.", "yellow")
+        raise typer.Exit(int(stop.code or 0) if isinstance(stop, SystemExit) else 130) from stop
 
 
 def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +202,76 @@ def test_explain_what_is_no_run_or_anothers(run: Run, network: str, tmp_path: Pa
     other = run("explain", "run", "other_network:with_data", "--out", "explained")
     assert other.exit_code == 2
     assert "was saved for another model" in other.stderr
+
+
+def started(folder: Path, *words: object) -> subprocess.Popen[str]:
+    """`maskhooks fit` on the factory's network, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "maskhooks", "fit", "tiny_network:with_data", "--out", str(folder), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rows_of(folder: Path) -> int:
+    return len((folder / "log.csv").read_text().splitlines()) if (folder / "log.csv").exists() else 0
+
+
+def test_ctrl_c_and_kill_and_resume(run: Run, network: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = rows_of(folder)
+        process = started(folder, "--steps", 5000, *(["--resume"] if before else []))
+        while rows_of(folder) < before + 20 and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == code, stderr
+        assert "Traceback" not in stderr
+        if code > 0:
+            line = next(line for line in stderr.splitlines() if line.startswith("stopped:"))
+            assert re.search(rf"interrupted at step \d+\. .* are in {folder}\. Go on with .* --resume\.", line)
+    again = run("fit", f"{network}:with_data", "--out", folder, "--steps", 5000)
+    assert again.exit_code == 2
+    assert "holds trained masks" in again.stderr
+    (folder / "explainer.json").unlink()
+    again = run("fit", f"{network}:with_data", "--out", folder, "--steps", 5000)
+    assert again.exit_code == 2
+    assert "did not end. Go on with --resume" in again.stderr
+    again = run("fit", f"{network}:with_data", "--out", folder, "--steps", 100, "--resume")
+    assert again.exit_code == 2
+    assert "steps was 5000 and is 100" in again.stderr
+
+
+def test_resume_ends_as_if_nothing_had_happened(run: Run, network: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    whole = run("fit", f"{network}:with_data", "--out", one, "--steps", 60)
+    process = started(two, "--steps", 60)
+    while rows_of(two) < 20 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    resumed = run("fit", f"{network}:with_data", "--out", two, "--steps", 60, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.stdout.replace(str(two), str(one)) == whole.stdout
+    for name in ("log.csv", "validation.csv", "weights.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    finished = run("fit", f"{network}:with_data", "--out", two, "--steps", 60, "--resume")
+    assert finished.stdout == resumed.stdout
+
+
+def test_trained_masks_without_their_run_are_not_begun_again(run: Run, network: str, tmp_path: Path) -> None:
+    (tmp_path / "explainer.json").touch()
+    refused = run("fit", f"{network}:with_data", "--out", tmp_path, "--resume")
+    assert refused.exit_code == 2
+    assert "holds trained masks" in refused.stderr
+
+
+def test_precision(run: Run, network: str, tmp_path: Path) -> None:
+    words = ["fit", f"{network}:with_data", "--out", tmp_path / "run", "--steps", 4, "--precision"]
+    assert run(*words, "bf16-mixed").exit_code == 0
+    refused = run(*words, "bf16-true", "--overwrite")
+    assert refused.exit_code == 2
+    assert "would rewrite the model's weights" in refused.stderr
