@@ -148,7 +148,8 @@ class Masking:
     def _vote(self, vote: Vote, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         pattern = self.site.gating()
         rows = [site.gating().rows(values[str(site)], site=site) for site in vote.reads]
-        logits = vote.probe(rows)
+        with torch.autocast(values[str(self.site)].device.type, enabled=False):  # or a gate would be bfloat16
+            logits = vote.probe(rows)
         sizes = dict(zip(pattern.gated, shape, strict=True))
         expected = tuple(sizes[axis] for axis in pattern.positions)
         if tuple(logits.shape[:-1]) != expected:
