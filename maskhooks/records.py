@@ -184,15 +184,14 @@ def _jsonl(path: Path, columns: Columns) -> Iterator[Chunk]:
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Chunk]:
-    from pyarrow import dataset
+    from pyarrow import parquet
 
-    with _readable(path):
-        found = dataset.dataset(path, format="parquet")
-        names = _named(columns, found.schema.names, path)
-        wanted = list(set(names.values()))
-        for batch in found.to_batches(columns=wanted, batch_size=_CHUNK, batch_readahead=1, fragment_readahead=1):
-            chunk = batch.to_pydict()
-            yield {use: chunk[name] for use, name in names.items()}
+    for part in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+        with _readable(part), parquet.ParquetFile(part, pre_buffer=False) as file:
+            names = _named(columns, file.schema_arrow.names, part)
+            for batch in file.iter_batches(_CHUNK, columns=list(set(names.values())), use_threads=False):
+                chunk = batch.to_pydict()
+                yield {use: chunk[name] for use, name in names.items()}
 
 
 _TABLES: Mapping[str, Callable[[Path, Columns], Iterator[Chunk]]] = {

@@ -121,7 +121,7 @@ class Shards:
             explanation.to_parquet(self.path(number))
         except StorageError as error:
             raise StorageError(
-                f"{error} The {len(self)} files that are whole stay, and the same call goes on after them.",
+                f"{error} What is whole stays (files: {len(self)}), and the same call goes on after it.",
                 path=error.path,
             ) from error
         clear(self.path(number))

@@ -90,7 +90,7 @@ def explain(
         tell("stopped", f"{_there(job.rows)} Give the same command to go on after them.", "yellow")
         raise typer.Exit(_INTERRUPTED) from None
     if not shards.complete:
-        say(f"Part {part} is done. The page is written when the other parts are: {_there(job.rows)}")
+        say(f"Part {part} is done. The page is written when the other parts are. So far: {_there(job.rows)}")
         return
     files = [*show(_first(shards, max(shown, plots)), out, shown, plots), job.rows]
     rows = [
@@ -154,4 +154,4 @@ def _examples(rows: Path) -> int:
 
 def _there(rows: Path) -> str:
     files = len(Shards(rows)) if (rows / MANIFEST).exists() else 0
-    return f"{files} files with {_examples(rows)} examples are whole in {rows}."
+    return f"files: {files}, examples: {_examples(rows)}, whole in {rows}."

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import builtins
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from maskhooks.errors import CorruptFileError, PluginError, SettingError
-from maskhooks.records import Columns, Record, read
+from maskhooks.records import Columns, Record, identity, read, stream
 
 TREES = """(3 (2 It) (4 (4 (2 's) (4 good)) (2 .)))
 
@@ -133,3 +135,97 @@ def test_dataset_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without_datasets)
     with pytest.raises(PluginError, match="pip install datasets"):
         read("sst2:validation")
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "jsonl", "jsonl.gz", "tsv", "txt"])
+def test_records_come_one_by_one(tmp_path: Path, kind: str) -> None:
+    """What comes much later may be broken: it is not read."""
+    path = tmp_path / f"data.{kind}"
+    line = {"js": '{"text": "good film", "label": 3}', "tx": "(3 (2 good) (2 film))"}.get(kind[:2], "3\tgood film")
+    header = [] if kind[:2] in ("js", "tx") else ["label\ttext"]
+    lines = [*header, *[line] * 20000, "(broken\t\t\t" if kind[:2] != "tx" else "broken"]
+    text = "\n".join(lines).replace("\t", "," if kind.startswith("csv") else "\t")
+    path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    records = stream(str(path))
+    assert [next(records) for _ in range(5)] == [Record("good film", label=3)] * 5
+    with pytest.raises(CorruptFileError, match=r"cannot be read|no SST tree"):
+        list(records)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+    peaks = []
+    for count in (8_000, 40_000):
+        path = tmp_path / f"{count}.{kind}"
+        frame = pd.DataFrame({"text": ["a film of some length"] * count, "label": [1] * count})
+        WRITE_ANY[kind](frame, path)
+        tracemalloc.start()
+        pyarrow = pa.total_allocated_bytes()
+        highest = 0
+        for number, _ in enumerate(stream(str(path))):
+            if number % 1024 == 0:
+                highest = max(highest, pa.total_allocated_bytes() - pyarrow)
+        peaks.append(tracemalloc.get_traced_memory()[1] + highest)
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] + 2**20
+
+
+WRITE_ANY = {
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    "parquet": lambda frame, path: frame.to_parquet(path, row_group_size=4096),
+}
+
+
+def test_numbers_in_csv_do_not_depend_on_their_column(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\n007,1\n1.50,-2.5\n,x\n1e3,\nnan,nan\n")
+    assert [(record.text, record.label) for record in stream(str(path))] == [
+        ("007", 1),
+        ("1.50", -2.5),
+        ("", "x"),
+        ("1e3", None),
+        ("nan", "nan"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("data.jsonl", '{"text": "a"}\n\n{"text": null}\n', "record 2 has no text"),
+        ("data.jsonl", '{"text": "a"}\n{"texts": "b"}\n', "record 2 has no text"),
+        ("data.jsonl", '{"text": "a"}\n{"text"\n', "line 2 is no JSON"),
+        ("data.jsonl", '{"text": "a"}\n"text"\n', "line 2 is no object such as"),
+        ("data.csv", 'text\na\n"b\n', "cannot be read"),
+    ],
+)
+def test_a_broken_record_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CorruptFileError, match=message):
+        read(str(tmp_path / name))
+
+
+def test_a_cut_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv.gz"
+    FRAME.to_csv(path, index=False)
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(CorruptFileError, match="cannot be read"):
+        read(str(path))
+
+
+def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
+    (tmp_path / "data.parquet").mkdir()
+    for number in (1, 0):
+        FRAME.assign(label=number).to_parquet(tmp_path / "data.parquet" / f"{number}.parquet")
+    assert [record.label for record in stream(str(tmp_path / "data.parquet"))] == [0, 0, 1, 1]
+
+
+def test_data_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text\na\n")
+    first = identity(str(path))
+    path.touch()
+    assert identity(str(path)) == first
+    path.write_text("text\nb\n")
+    assert identity(str(path)) != first
+    assert identity("sst2:validation") == {"name": "sst2:validation"}
