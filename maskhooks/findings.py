@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -33,7 +34,12 @@ def by_depth(rows: Sequence[Kept]) -> Section:
         sums[row.site, row.depth][1] += row.kept * row.positions
         sums[row.site, row.depth][2] += row.positions
     bars = [
-        Bar(f"depth {depth}", score / count, f"{score / count:.1%}  ({kept / count:.1%})", site)
+        Bar(
+            f"depth {depth}",
+            0.0 if math.isnan(score) else score / count,
+            f"{score / count:.1%}  ({kept / count:.1%})",
+            site,
+        )
         for (site, depth), (score, kept, count) in sorted(sums.items(), key=lambda item: item[0][::-1], reverse=True)
     ]
     return Section(
@@ -61,27 +67,27 @@ def by_kind(rows: Sequence[Kept]) -> Section | None:
 
 
 def by_group(parts: Iterable[Explanation], names: Sequence[str]) -> Section | None:
-    """A grid of depths by what is known of the examples, such as their predictions; None where they are all single.
+    """A grid of depths by what is known of the examples, such as their predictions; None where nothing groups them.
 
     Args:
         names: such as `"prediction"`.
     """
-    grids = []
+    grids: dict[str, Grid] = {}
     for name in names:
         rows = kept_by(parts, name)
         sizes: dict[str, int] = defaultdict(int)
         for row in rows:
             sizes[row.group] = max(sizes[row.group], row.examples)
         largest = sorted((group for group in sizes if sizes[group] > 1), key=lambda group: (-sizes[group], group))
-        if largest:
-            grids.append(_grid(name, largest[:_GROUPS], rows))
+        if len(largest) > 1:
+            grids[name] = _grid(name, largest[:_GROUPS], rows)
     if not grids:
         return None
     return Section(
-        f"By {' and by '.join(names)}",
+        f"By {' and by '.join(grids)}",
         "In per cent, how much is kept in the examples of each class, at each depth. Where one class keeps more than "
         f"another, the model needs more of the text to come to it. At most the {_GROUPS} most frequent ones are shown.",
-        grids,
+        list(grids.values()),
     )
 
 
@@ -112,7 +118,7 @@ def _bars(rows: Sequence[DepthsKept], layers: int) -> list[Bar]:
         Bar(
             row.group.replace("\n", "↵").replace("\t", "⇥") if row.group.strip() else "␣" * max(len(row.group), 1),
             row.depths / layers,
-            f"{row.depths:.2f}" + (f" ± {row.error:.2f}" if row.error == row.error else ""),
+            f"{row.depths:.2f}" + ("" if math.isnan(row.error) else f" ± {row.error:.2f}"),
             f"{row.positions:,} times",
         )
         for row in rows
@@ -127,14 +133,14 @@ def _grid(corner: str, names: Sequence[str], rows: Sequence[Kept]) -> Grid:
     counts = {name: max(row.examples for row in rows if row.group == name) for name in names}
     return Grid(
         corner,
-        [(name, f"{counts[name]:,} examples") for name in names],
+        [(name, f"{counts[name]:,} example{'s' * (counts[name] != 1)}") for name in names],
         [f"depth {depth}" + (f" ({site})" if depths.count(depth) > 1 else "") for depth, site in layers],
         [[_cell(found.get((site, depth, name))) for name in names] for depth, site in layers],
     )
 
 
 def _cell(row: Kept | None) -> Cell:
-    if row is None:
+    if row is None or math.isnan(row.score):
         return Cell(None)
     return Cell(
         row.score,

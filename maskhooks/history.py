@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LOG = "log.csv"
 _VALIDATION = "validation.csv"
+_FILLED = ", filled where the divergence is within the margin, which is the dashed line"
 _COLUMNS = ["step", "site", "depth", "divergence", "expected_l0", "agreement"]
 
 
@@ -82,15 +83,14 @@ def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, 
     last = int(max(table["step"].max() for one in found for table in (one.log, one.validation) if len(table)))
     tops = _tops(found, margin)
     rows = [_row(one, margin, _chosen(one, chosen), last, tops) for one in found]
-    within = "of the original one" if margin is None else f"within {margin:g} nats of the original one"
+    within, filled = ("near", "") if margin is None else (f"within {margin:g} nats of", _FILLED)
     return Section(
         "How the masks were trained",
         f"Each mask learned to keep as few positions as it can (fraction kept, the expected L0) while the prediction "
-        f"stays {within} (divergence). The multiplier is the price of divergence: it rises while the prediction moves "
-        f"too far away, and falls where there is room. Faint lines are single steps, strong ones their running mean. "
-        f"Circles are validation data, filled where the divergence is within the margin, which is the dashed line. The "
-        f"upright line is the state that was chosen and saved. All rows have the same axes; what lies above them is "
-        f"drawn at the top.",
+        f"stays {within} the original one (divergence). The multiplier is the price of divergence: it rises while the "
+        f"prediction moves too far away, and falls where there is room. Faint lines are single steps, strong ones "
+        f"their running mean. Circles are validation data{filled}. The upright line is the state that was chosen and saved. "
+        f"All rows have the same axes; what lies above them is drawn at the top.",
         [Charts(("divergence in nats", "fraction kept", "multiplier"), rows)],
     )
 
@@ -116,7 +116,7 @@ def _row(one: Course, margin: float | None, at: int | None, last: int, tops: tup
             top=top,
             marks=[] if name == "multiplier" else _marks(one, name, margin),
             rule=margin if name == "divergence" else None,
-            upright=at,
+            upright=None if at is None else float(at),
             percent=name == "expected_l0",
         )
         for name, top in values.items()

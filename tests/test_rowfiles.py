@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from maskhooks import rowfiles
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.site import Site
@@ -186,3 +188,14 @@ def test_a_label_column_without_a_dictionary_is_read(explanation: Explanation, t
         table = table.set_column(table.column_names.index(name), name, plain)
     parquet.write_table(table, path)
     assert Explanation.from_parquet(path) == explanation
+
+
+def test_pieces_hold_each_example_once(explanation: Explanation, tmp_path: Path) -> None:
+    whole = Explanation.concat([explanation, replace(explanation, examples={}, columns={
+        **explanation.columns, "example": explanation["example"] + 5})])  # fmt: skip
+    whole.to_parquet(tmp_path / "whole.parquet")
+    assert len(whole) == 36
+    assert rowfiles.pieces(tmp_path / "whole.parquet", 36) == [{7, 8, 12, 13}]
+    assert rowfiles.pieces(tmp_path / "whole.parquet", 35) == [{7, 8}, {12, 13}]
+    with pytest.raises(CorruptFileError, match="cannot be read"):
+        rowfiles.pieces(tmp_path / "none.parquet", 9)

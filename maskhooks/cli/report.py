@@ -53,4 +53,4 @@ def report(
     make_folder(out.parent)
     text = write(runs[0] if runs else None, explained or None, out, shown=shown, least=least, title=title)
     told = " and ".join([*(["its training"] if runs else []), *(["what is kept"] if explained else [])])
-    say(f"Open {out} in a browser: {told}, in one file of {len(text.encode()) / 1e6:.1f} MB.")
+    say(f"Open {out} in a browser: {told}, in one file of {len(text.encode()) / 1e3:,.0f} kB.")

@@ -82,7 +82,7 @@ def chart(
         return round(_LEFT + (WIDE - _LEFT - _RIGHT) * step / max(last, 1), 1)
 
     def up(value: float) -> float:
-        return round(HIGH - _BOTTOM - (HIGH - _TOP - _BOTTOM) * min(value / top, 1), 1)
+        return round(HIGH - _BOTTOM - (HIGH - _TOP - _BOTTOM) * min(value / top, 1.0), 1)
 
     def points(chosen: tuple[Floats, Floats]) -> str:
         found = [f"{across(step):g},{up(value):g}" for step, value in zip(*chosen, strict=True)]

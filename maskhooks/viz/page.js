@@ -162,7 +162,13 @@ const watch = new IntersectionObserver(entries => entries.forEach(({ target, isI
   near[isIntersecting ? "add" : "delete"](view);
   if (isIntersecting) show(view);
 }), { rootMargin: "600px" });
-views.forEach(view => { listen(view); watch.observe(view.card); });
+// Of many examples only those near the window are coloured.
+const many = data.examples.reduce((sum, example) => sum + example.columns.length, 0) > 4000;
+views.forEach(view => {
+  listen(view);
+  if (many) watch.observe(view.card);
+  else near.add(view);
+});
 slider.disabled = data.rows.length < 2;
 slider.addEventListener("input", update);
 search.addEventListener("input", filter);
