@@ -172,11 +172,10 @@ class Bench:
             if process == 0:
                 self.explain(records, folders[1], **SMALL)
                 os._exit(0)
-            time.sleep(moments.uniform(0, whole / 3))
+            time.sleep(moments.uniform(0, whole / (KILLS + 2)))
             os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
-            if not os.WIFSIGNALED(status):
-                break  # it had come to its end
+            assert os.WIFSIGNALED(status), "it had come to its end before it was killed"
             killed += 1
             files = len(maskhooks.Shards(folders[1])) if (folders[1] / "_manifest.json").exists() else 0
             say(f"kill {killed}: {files} files are there")
