@@ -7,6 +7,7 @@ from typing import Any
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from maskhooks.errors import SettingError, near
 from maskhooks.ranks import Ranks
@@ -36,7 +37,10 @@ def connect(**settings: Any) -> Fabric:
             f"precision={settings['precision']!r} would rewrite the model's weights. Use '16-mixed' or 'bf16-mixed', "
             f"or load the model in that dtype."
         )
-    fabric = Fabric(**settings)
+    try:
+        fabric = Fabric(**settings)
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
+        raise SettingError(f"Lightning's Fabric cannot be set up so: {' '.join(str(error).split())}") from error
     if not isinstance(fabric.strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise SettingError(
             f"strategy={settings.get('strategy')!r} splits a model over devices, and masks have nothing to split. Use "

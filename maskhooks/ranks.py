@@ -110,9 +110,9 @@ class Ranks:
 
     def shapes(self, shape: Shape | None, axes: int) -> list[Shape]:
         """The gates' shape on every rank; one without a batch has no rows."""
+        if self.world == 1 and shape is not None:
+            return [tuple(shape)]
         own = torch.tensor(shape or (0,) * axes, device=self.device)
-        if self.world == 1:
-            return [tuple(own.tolist())]
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         return [tuple(sizes.tolist()) for sizes in found]

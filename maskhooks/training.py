@@ -138,7 +138,7 @@ def _train(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
     """One rank's part of a run. Gives its outcome, as JSON has it; the parts hold the chosen states."""
     model, ranks = problem.hooked.model, ranks_of(fabric)
     with contextlib.ExitStack() as stack:
-        for context in (frozen(model), forked(model), placed(model, ranks.device)):
+        for context in (frozen(model), placed(model, ranks.device), forked(model)):
             stack.enter_context(context)
         log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
         batches: Iterable[Any] = run.train
