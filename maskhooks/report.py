@@ -25,7 +25,7 @@ from maskhooks.viz.sections import Facts, Section
 Explained: TypeAlias = Explanation | str | Path | Iterable[Explanation | str | Path]
 
 TABLE = "explanation.parquet"
-_ROWS = 2_000_000  # of a file in memory at a time
+_ROWS = 1_000_000  # of a file in memory at a time
 _CLASSES = ("prediction", "target")
 _NEWCOMER = (
     "A mask replaces as many positions of a model's input or hidden states as it can by a baseline, while the "

@@ -96,7 +96,7 @@ def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Col
     """
     from pyarrow import parquet
 
-    chosen = None if examples is None else [("example", "in", set(examples))]
+    chosen = None if examples is None else _filters(set(examples))
     with _opened(path), parquet.ParquetFile(path) as file:
         about = _about(file)
         columns = _columns(parquet.read_table(path, filters=chosen, partitioning=None), about["sites"])
@@ -123,6 +123,12 @@ def span(path: Path) -> tuple[int, int]:
             return min(found.min for found in known), max(found.max for found in known)
         ends = compute.min_max(file.read(["example"])["example"]).as_py()
         return ends["min"], ends["max"]
+
+
+def _filters(examples: set[int]) -> list[tuple[str, str, Any]]:
+    """Chooses rows by example; by the range, row groups of other examples are not even read."""
+    ends = [("example", ">=", min(examples)), ("example", "<=", max(examples))] if examples else []
+    return [*ends, ("example", "in", examples)]
 
 
 def pieces(path: Path, most: int) -> list[set[int]]:
