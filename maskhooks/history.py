@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,8 @@ def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, 
         f"Each mask learned to keep as few positions as it can (fraction kept, the expected L0) while the prediction "
         f"stays {within} the original one (divergence). The multiplier is the price of divergence: it rises while the "
         f"prediction moves too far away, and falls where there is room. Faint lines are single steps, strong ones "
-        f"their running mean. Circles are validation data{filled}. The upright line is the state that was chosen and saved. "
-        f"All rows have the same axes; what lies above them is drawn at the top.",
+        f"their running mean. Circles are validation data{filled}. The upright line is the state that was chosen and "
+        f"saved. All rows have the same axes; what lies above them is drawn at the top.",
         [Charts(("divergence in nats", "fraction kept", "multiplier"), rows)],
     )
 
@@ -98,7 +99,8 @@ def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, 
 def _tops(found: Sequence[Course], margin: float | None) -> tuple[float, float]:
     """Where the axes of divergence and multiplier end; a few margins at most, so that the margin can be seen."""
     means = [running_mean(one.log["divergence"].to_numpy()).max() for one in found if len(one.log)]
-    most = max([*means, *(one.validation["divergence"].max() for one in found if len(one.validation))])
+    means += [one.validation["divergence"].max() for one in found if len(one.validation)]
+    most = max(filter(math.isfinite, means), default=0.0)
     if margin is not None:
         most = min(max(most, 2 * margin), 5 * margin)
     multiplier = max((one.log["multiplier"].max() for one in found if len(one.log)), default=0.0)

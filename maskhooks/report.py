@@ -26,6 +26,7 @@ Explained: TypeAlias = Explanation | str | Path | Iterable[Explanation | str | P
 
 TABLE = "explanation.parquet"
 _ROWS = 1_000_000  # of a file in memory at a time
+_FEW = 20
 _CLASSES = ("prediction", "target")
 _NEWCOMER = (
     "A mask replaces as many positions of a model's input or hidden states as it can by a baseline, while the "
@@ -150,7 +151,7 @@ class Rows:
         sections: list[Section | None] = [by_depth(kinds)]
         if "column" not in first.columns:  # patches have no names
             sections += [by_kind(kinds), by_label(self, least, layers)]
-        sections.append(by_group(self, [name for name in _CLASSES if any(name in k for k in first.examples.values())]))
+        sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)]))
         many = overview.examples > overview.taken
         counts = f"{overview.examples:,} examples" + (f", the first {overview.taken:,} of them below" if many else "")
         return Explanation.concat(overview.parts), [one for one in sections if one], [("explained", counts)]
@@ -213,6 +214,12 @@ def _read(path: Path) -> Iterator[Explanation]:
     for file in parquet_files(place):
         for numbers in pieces(file, _ROWS):
             yield Explanation.from_parquet(file, example=numbers)
+
+
+def _groups(explanation: Explanation, name: str) -> bool:
+    """Whether what is known of the examples groups them: classes do, answers that are free text do not."""
+    values = [about[name] for about in explanation.examples.values() if name in about]
+    return 0 < len(set(values)) <= max(len(values) / 2, _FEW)
 
 
 def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -95,3 +95,13 @@ def test_the_margin_can_be_seen_beside_a_divergence_far_above_it(folder: Path) -
     assert math.isclose(float(first.charts[0].ticks[-1][1]), 0.4)  # five margins, not 90 nats
     assert first.charts[0].rule is not None
     assert first.charts[0].rule < first.charts[0].ticks[0][0] - 10
+
+
+def test_an_infinite_divergence_is_drawn_at_the_top(folder: Path) -> None:
+    (folder / "validation.csv").write_text(VALIDATION.replace("0.25", "inf"))
+    (folder / "log.csv").write_text(LOG.replace("90.0", "inf"))
+    first, _ = rows(folder)
+    assert first.note.startswith("last validation: step 4, inf nats")
+    assert first.charts[0].marks[1].y == 10
+    assert first.charts[0].raw.endswith(",10")
+    assert "nan" not in first.charts[0].raw + first.charts[0].smooth

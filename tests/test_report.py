@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,15 @@ def test_patches_have_no_words() -> None:
     text = report(None, Explanation.build([Scores(site, 0, torch.rand(2, 2, 3), real)], provenance={}))
     assert headings(text) == ["What this is about", "What is kept at each depth", "Examples"]
     assert Page(text).data["examples"][0]["width"] == 3
+
+
+def test_answers_that_are_free_text_group_nothing() -> None:
+    many = explanation(50)
+    assert "By prediction and by target" not in headings(report(None, many))  # there is one target
+    assert "By prediction" in headings(report(None, many))
+    told = {number: {"prediction": f"answer {number}"} for number in range(50)}
+    assert headings(report(None, replace(many, examples=told)))[-2:] == ["By token", "Examples"]
+    assert headings(report(None, replace(many, examples={})))[-2:] == ["By token", "Examples"]
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def chart(
         upright: a step with an upright line.
         percent: whether values are fractions, written in per cent.
     """
-    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    x, y = np.asarray(steps, np.float64), np.minimum(np.asarray(values, np.float64), 1e3 * top)  # infinity has no mean
 
     def across(step: float) -> float:
         return round(_LEFT + (WIDE - _LEFT - _RIGHT) * step / max(last, 1), 1)
