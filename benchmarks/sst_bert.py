@@ -37,8 +37,8 @@ from maskhooks.tasks import sst
 
 HELD_OUT = 0.1
 TRAINED = {
-    "input": (0.1, Recipe(steps=900, baseline_steps=300, validations=3)),
-    "hidden": (0.1, Recipe(steps=1200, validations=3)),
+    "input": (0.1, Recipe(steps=600, price=0.2, validations=3)),
+    "hidden": (0.1, Recipe(steps=1000, price=0.2, validations=3)),
 }
 
 

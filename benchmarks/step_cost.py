@@ -2,9 +2,10 @@
 
 A BERT encoder with 6 layers of 384 units, random weights, batch 32, length 64; one thread, process time. Each cost is
 measured between two bare forward passes in the same process, and the median of the ratios is given. Training steps are
-timed through `fit` itself, from one batch handed out to the next, with validation and logs off.
+timed through `fit` itself, from one batch taken to the next, with validation and logs off. With `--stored` only the
+training steps are measured, with clean passes kept in memory as bfloat16.
 
-    python benchmarks/step_cost.py [--quick]
+    python benchmarks/step_cost.py [--quick] [--stored]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +30,7 @@ import torch
 from torch import nn
 
 import maskhooks
+from maskhooks.store import Store
 
 BATCH, LENGTH = 32, 64
 
@@ -75,28 +77,34 @@ def ratio(costs: list[float], units: list[float]) -> float:
     return statistics.median(cost / unit for cost, unit in zip(costs, around[-len(costs) :], strict=True))
 
 
-class Stopwatch:
-    """A loader that measures the time from one batch to the next, and a bare forward pass between."""
+class Stopwatch(dict[str, torch.Tensor]):
+    """A batch that measures the time between two steps that take it, and a bare forward pass between."""
 
     def __init__(self, model: nn.Module, data: dict[str, torch.Tensor]) -> None:
-        self.model, self.data = model, data
+        super().__init__(data)
+        self.model = model
         self.steps: list[float] = []
         self.units: list[float] = []
+        self._begun: float | None = None
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        while True:
-            start = time.process_time()
-            yield self.data
-            self.steps.append(time.process_time() - start)
-            self.units.append(bare(self.model, self.data))
+    def to(self, device: torch.device) -> Stopwatch:
+        """Called by each step."""
+        if self._begun is not None:
+            self.steps.append(time.process_time() - self._begun)
+        self.units.append(bare(self.model, dict(self)))
+        self._begun = time.process_time()
+        return self
 
 
-def step_cost(hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], steps: int, **settings: Any) -> float:
+def step_cost(
+    hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], steps: int, stored: bool, **settings: Any
+) -> float:
     """The median cost of a training step over that of a bare forward pass, through `fit`."""
-    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=0)
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1)
     watch = Stopwatch(hooked.model, data)
     explainer = maskhooks.DiffMask(hooked, recipe=recipe, **settings)
-    explainer.fit(watch, steps=steps + 1, progress=False, accelerator="cpu")
+    store = Store(dtype=torch.bfloat16) if stored else None
+    explainer.fit([watch], steps=steps + 2, progress=False, accelerator="cpu", store=store)
     return ratio(watch.steps[-steps:], watch.units[-steps - 1 :])
 
 
@@ -127,46 +135,59 @@ def import_over_torch(repeats: int) -> float:
     return statistics.median(m for _, m in pairs) / statistics.median(t for t, _ in pairs)
 
 
+def step_costs(hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], quick: bool, stored: bool) -> dict[str, Any]:
+    """The cost of training steps, means over depths and sites."""
+    hidden = hooked.sites.tagged("hidden")
+    chosen = [hidden[0], hidden[4], hidden[-1]] if quick else hidden
+    steps, end = 2 if quick else 9, "_stored" if stored else ""
+    inputs = [
+        step_cost(hooked, data, steps, stored, sites=[hidden[0]], given=hidden[: (site.depth or 0) + 1])
+        for site in (chosen[-1:] if quick else chosen)
+    ]
+    say(f"input_step{end} {statistics.mean(inputs):.3f}")
+    costs = {}
+    for site in chosen:
+        costs[str(site)] = step_cost(hooked, data, steps, stored, sites=[site])
+        say(f"hidden_step{end} at {site}: {costs[str(site)]:.3f}")
+    return {
+        f"input_step{end}": statistics.mean(inputs),
+        f"hidden_step{end}": statistics.mean(costs.values()),
+        f"hidden_step{end}_by_site": costs,
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repeats on batches of 8, under a minute")
-    quick = parser.parse_args().quick
+    parser.add_argument("--stored", action="store_true", help="training steps with clean passes kept, and nothing else")
+    given = parser.parse_args()
+    quick = given.quick
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     model, data = bert(), batch(8 if quick else BATCH)
     hooked = maskhooks.wrap(model)
-    hidden = hooked.sites.tagged("hidden")
     result: dict[str, Any] = {}
 
     def capture() -> None:
         with torch.no_grad(), hooked.tap(read=list(hooked.sites)):
             hooked(data)
 
-    result["capture"] = beside_bare(model, data, capture, 3 if quick else 25)
-    say(f"capture {result['capture']:.3f}")
-    chosen = [hidden[0], hidden[4], hidden[-1]] if quick else hidden
-    inputs = [
-        step_cost(hooked, data, 2 if quick else 9, sites=[hidden[0]], given=hidden[: (site.depth or 0) + 1])
-        for site in (chosen[-1:] if quick else chosen)
-    ]
-    result["input_step"] = statistics.mean(inputs)
-    say(f"input_step {result['input_step']:.3f}")
-    steps = {}
-    for site in chosen:
-        steps[str(site)] = step_cost(hooked, data, 2 if quick else 9, sites=[site])
-        say(f"hidden_step at {site}: {steps[str(site)]:.3f}")
-    result["hidden_step"] = statistics.mean(steps.values())
-    result["hidden_step_by_site"] = steps
-    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1)
-    explainer = maskhooks.DiffMask(hooked, "hidden", recipe=recipe).fit([data], steps=1, progress=False)
-    result["attribution"] = beside_bare(model, data, lambda: explainer.explain(data), 3 if quick else 25)
-    say(f"attribution {result['attribution']:.3f}")
-    result["hook_microseconds"] = hook_microseconds(5 if quick else 25)
-    result["import_over_torch"] = import_over_torch(2 if quick else 7)
+    if given.stored:
+        result |= step_costs(hooked, data, quick, stored=True)
+    else:
+        result["capture"] = beside_bare(model, data, capture, 3 if quick else 25)
+        say(f"capture {result['capture']:.3f}")
+        result |= step_costs(hooked, data, quick, stored=False)
+        recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1)
+        explainer = maskhooks.DiffMask(hooked, "hidden", recipe=recipe).fit([data], steps=1, progress=False)
+        result["attribution"] = beside_bare(model, data, lambda: explainer.explain(data), 3 if quick else 25)
+        say(f"attribution {result['attribution']:.3f}")
+        result["hook_microseconds"] = hook_microseconds(5 if quick else 25)
+        result["import_over_torch"] = import_over_torch(2 if quick else 7)
     print(json.dumps({"benchmark": "step_cost", "quick": quick, "torch": torch.__version__, **result}))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from maskhooks.errors import SettingError, UnknownNameError, near
-from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
+from maskhooks.objectives import Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.probes import MLP, PaperMLP, Probe
 
@@ -26,9 +26,9 @@ class Recipe:
             from high layers are, and no store keeps the clean pass.
         learning_rate: of the probes.
         free_rate: of free logits, without amortisation.
-        baseline_rate: of learned baselines that learn together with the gates (hidden states).
-        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks
-            drawn at random, and then kept; 0 to let it learn with the gates.
+        baseline_rate: of learned baselines, which learn together with the gates, in deviations of their features.
+        baseline_steps: without amortisation, steps in which a learned baseline is fitted under masks drawn at random.
+        price: the least fraction of positions for which a whole margin of divergence is spent; what saves less is kept.
         warmup: steps over which rates rise.
         decay: the last fraction of steps, over which rates fall to zero.
         validations: how often checkpoints are compared.
@@ -37,7 +37,7 @@ class Recipe:
         replay: whether masked passes go on from the masked site; False runs the model in full.
         optimizer: "adam", or "lookahead" for Lookahead over centered RMSprop.
         probe: "mlp" or "paper".
-        objective: "augmented" or "paper".
+        objective: "ratio" or "paper".
     """
 
     name: str = "stable"
@@ -45,8 +45,9 @@ class Recipe:
     per_step: int = 1
     learning_rate: float = 1e-2
     free_rate: float = 0.1
-    baseline_rate: float = 1e-3
+    baseline_rate: float = 0.02
     baseline_steps: int = 300
+    price: float = 0.05
     warmup: int = 50
     decay: float = 0.3
     validations: int = 10
@@ -55,7 +56,7 @@ class Recipe:
     replay: bool = True
     optimizer: str = "adam"
     probe: str = "mlp"
-    objective: str = "augmented"
+    objective: str = "ratio"
 
     def __post_init__(self) -> None:
         if self.per_step < 1:
@@ -74,7 +75,6 @@ class Recipe:
                 name="paper",
                 learning_rate=3e-4,
                 baseline_rate=1e-3,
-                baseline_steps=0,
                 warmup=200,
                 decay=0.0,
                 optimizer="lookahead",
@@ -88,17 +88,22 @@ class Recipe:
             )
         return presets[name]
 
-    def make_probe(self) -> Probe:
-        probes: dict[str, Callable[[], Probe]] = {"mlp": MLP, "paper": PaperMLP}
-        return probes[self.probe]()
+    def make_probe(self, number: int = 0, votes: int = 1) -> Probe:
+        """The probe of one vote.
+
+        Args:
+            number: its place among the votes whose product masks a site. Those after the first start nearly open, so
+                that at the start as much is kept at every depth, and closing more has to be learned.
+            votes: how many there are. Each may open the further, so that together they are as open as one alone.
+        """
+        if self.probe == "paper":
+            return PaperMLP()
+        return MLP(start_logit=2.0 if number == 0 else 4.0, high=5.0 + math.log(votes))
 
     def make_objective(self, margin: float) -> Objective:
-        objectives: dict[str, Callable[[float], Objective]] = {
-            "augmented": AugmentedLagrangian,
-            "ratio": RatioLagrangian,
-            "paper": PaperLagrangian,
-        }
-        return objectives[self.objective](margin)
+        if self.objective == "paper":
+            return PaperLagrangian(margin)
+        return RatioLagrangian(margin, floor=self.price)
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [

@@ -14,12 +14,11 @@ from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import PatternError, SettingError, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.masking import Masked, Masking, Vote
-from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian
+from maskhooks.objectives import PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
 from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe
-from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
@@ -107,7 +106,7 @@ def test_every_part_gets_a_gradient(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
     masked, outputs = masked_pass(hooked, clean, masking, generator(3))
-    objective = AugmentedLagrangian(0.001, initial=10.0)
+    objective = RatioLagrangian(0.001, floor=10.0)
     objective.start(closed_divergence(hooked, clean, masking, kl).mean())
     objective(masked, kl(clean.outputs, outputs)).backward()
     for part in masking.modules:
@@ -162,8 +161,7 @@ def test_sites_read_together_need_the_same_positions(hooked, batch):
 def test_random_masks_keep_at_random_rates(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    share = Share(0, tuple(batch[1].shape))
-    kept = torch.cat([random_mask(hooked, clean, masking, generator(i), share).sample[batch[1]] for i in range(200)])
+    kept = torch.cat([random_mask(hooked, clean, masking, generator(i)).sample[batch[1]] for i in range(200)])
     assert 0.4 < kept.mean() < 0.6
     assert bool((kept == 0).any())
 
@@ -214,29 +212,41 @@ class TestObjectives:
     @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan])
     def test_the_margin_is_positive(self, margin):
         with pytest.raises(SettingError, match="margin"):
-            AugmentedLagrangian(margin)
+            RatioLagrangian(margin)
 
-    def test_augmented_formula(self):
-        objective = AugmentedLagrangian(0.125, aim=0.8, rate=0.05, damping=5.0, initial=0.5)
+    def test_ratio_formula(self):
+        objective = RatioLagrangian(0.125, aim=0.8, rate=0.1, power=2.0, floor=0.2, memory=0.5)
         objective.start(torch.tensor(2.0))
         masked = self.masked(torch.tensor([[0.2, 0.4], [0.6, 0.8]]))
         divergence = torch.tensor([0.5, 0.3])
-        e = (0.4 - 0.1) / 2
-        mu = 0.5 + 5 * e
-        torch.testing.assert_close(objective(masked, divergence), torch.tensor((0.5 + mu * e) / (1 + mu)))
-        objective.ascend(divergence)
-        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.05))  # D / t - 1 clipped to 1
-        objective.ascend(torch.tensor([0.05, 0.05]))
-        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.025))
+        torch.testing.assert_close(objective(masked, divergence), torch.tensor((0.5 + 0.2 * 4) / 1.2))
+        objective.ascend(divergence)  # the running mean is now (.1 + .4) / 2
+        multiplier = 0.2 * 2.5**0.1
+        torch.testing.assert_close(objective.multiplier, torch.tensor(multiplier))
+        mu = multiplier * 2.5**2
+        torch.testing.assert_close(objective(masked, divergence), torch.tensor((0.5 + mu * 4) / (1 + mu)))
         for _ in range(1000):
             objective.ascend(torch.zeros(2))
-        assert objective.multiplier == 0
+        assert objective.multiplier.item() == pytest.approx(0.2)
+
+    def test_the_excess_is_within_two_e_folds(self):
+        objective = RatioLagrangian(0.1, rate=0.01, power=2.0, floor=0.2)
+        objective.start(torch.tensor(2.0))
+        for _ in range(50):
+            objective.ascend(torch.tensor([1e6]))
+        before = objective.multiplier
+        loss = objective(self.masked(torch.tensor([[0.5]])), torch.tensor([0.085]))
+        mu = before * math.exp(4)
+        torch.testing.assert_close(loss, (0.5 + mu) / (1 + mu))
+        objective.ascend(torch.tensor([1e6]))
+        torch.testing.assert_close(objective.multiplier, before * math.exp(0.01))
 
     def test_a_multiplier_for_each_example(self):
-        objective = AugmentedLagrangian(0.1)
+        objective = RatioLagrangian(0.1)
         objective.start(torch.tensor([1.0, 1.0]))
-        objective.ascend(torch.tensor([1.0, 0.0]))
-        assert objective.multiplier[0] > 0.5 > objective.multiplier[1]
+        for _ in range(30):
+            objective.ascend(torch.tensor([1.0, 0.0]))
+        assert objective.multiplier[0] > objective.multiplier[1] == pytest.approx(0.05)
 
     def test_paper_formula(self):
         objective = PaperLagrangian(0.1)

@@ -30,7 +30,7 @@ def place(request, tmp_path):
     return "memory" if request.param == "memory" else tmp_path / "store"
 
 
-@pytest.mark.parametrize("make, batch", [(wrapped, batches(1)[0]), (stacked, (torch.randint(0, 10, (2, 3)),))])
+@pytest.mark.parametrize(("make", "batch"), [(wrapped, batches(1)[0]), (stacked, (torch.randint(0, 10, (2, 3)),))])
 def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, place):
     hooked = make()
     explainer = DiffMask(hooked, hooked.sites)

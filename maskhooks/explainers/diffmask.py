@@ -183,7 +183,6 @@ class DiffMask(Explainer):
             self.divergence,
             self.margin,
             self.seed,
-            fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
         folder = None if run_dir is None else Path(run_dir)
         run = training.Run(
@@ -347,7 +346,10 @@ class DiffMask(Explainer):
                     f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of "
                     f"it. Add {site} itself, or sites further up."
                 )
-            votes = [Vote((site,) if state == site else (site, state), self._probe()) for state in states]
+            votes = [
+                Vote((site,) if state == site else (site, state), self.recipe.make_probe(number, len(states)))
+                for number, state in enumerate(states)
+            ]
             baseline = self._make_baseline()
             maskings += [
                 Masking(site, _depth(state), votes[: number + 1], self.gate, baseline)
