@@ -49,7 +49,8 @@ def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, plac
             clean = kept.clean(hooked, item, compute, masking.reads, [masking.site])
             assert torch.equal(masked_pass(hooked, clean, masking, generator(0))[1].logits, wanted)
             assert set(clean.values) == {str(site) for site in masking.reads}
-    assert len(calls) == 0 and len(kept) == 1
+    assert calls == []
+    assert len(kept) == 1
 
 
 def test_a_fit_with_a_store_is_the_fit_without_while_batches_are_the_same(place):
@@ -82,7 +83,8 @@ def test_the_model_runs_once_for_each_batch_and_nothing_is_left(tmp_path):
 def test_every_epoch_has_every_batch_once_in_an_order_of_the_seed():
     stored = Stored(list("abcdefgh"), 0, Store())
     epochs = [[item.number for item in stored] for _ in range(3)]
-    assert epochs[0] == list(range(8)) and all(sorted(epoch) == epochs[0] for epoch in epochs)
+    assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
+    assert epochs[0] == list(range(8))
     assert len({tuple(epoch) for epoch in epochs}) == 3
     again = Stored(list("abcdefgh"), 0, Store())
     assert [[item.number for item in again] for _ in range(3)] == epochs
