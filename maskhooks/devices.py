@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import Any
 
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
@@ -54,6 +56,14 @@ def starts_processes(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, DDPStrategy) and getattr(fabric.strategy, "_start_method", "popen") != "popen"
 
 
+def leave() -> None:
+    """Ends the exchange with other processes; threads of gloo that outlive it abort the process at its end."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def ranks_of(fabric: Fabric) -> Ranks:
     """This process among those that Fabric launched."""
+    if fabric.world_size > 1:
+        atexit.register(leave)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
