@@ -61,18 +61,20 @@ class RatioLagrangian(Objective):
     r^rate). S is the mean P(z != 0) over real positions. These are a proportional and an integral term in the
     logarithm, after Stooke et al. 2020 (PID Lagrangian methods).
 
-    The multiplier is a price: the fraction of positions for which a whole target of divergence is spent. The floor is
-    its least: where the last positions are all that is left to drop, as in high layers, the margin is not used up for
-    them. The power keeps training near the target while the multiplier is still on its way: a multiplier that only
-    ascends is late by hundreds of steps, opens everything, and is late again. Closing all gates never pays, because mu
-    then is multiplied by the square of a large ratio.
+    The multiplier is a price: the fraction of positions for which a whole target of divergence is spent. It starts low,
+    since gates that open at once because their noise is dear do not come back, and can rise and fall by orders of
+    magnitude, since it moves in the logarithm. The power keeps training near the target while the multiplier is still
+    on its way: one that only ascends is late by hundreds of steps, opens everything, and is late again. Closing all
+    gates does not pay, because mu is then multiplied by a large ratio. The floor is for sites where the last positions
+    are all that is left to drop, as in high layers: the margin is not used up for them.
 
     Args:
         margin: m, in nats.
         aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be too far.
         rate: the integral term, an exponent a step.
         power: the proportional term, an exponent.
-        floor: the multiplier's start, and its least.
+        initial: the multiplier's start, in terms of t / K, where K is the divergence of the fully masked model.
+        floor: its least.
         memory: of the running mean of the divergence.
     """
 
@@ -83,19 +85,22 @@ class RatioLagrangian(Objective):
         margin: float,
         *,
         aim: float = 0.85,
-        rate: float = 0.003,
-        power: float = 2.0,
-        floor: float = 0.05,
+        rate: float = 0.005,
+        power: float = 1.0,
+        initial: float = 0.5,
+        floor: float = 0.0,
         memory: float = 0.9,
     ) -> None:
         super().__init__(margin)
         self.target = aim * margin
-        self.rate, self.power, self.floor, self.memory = rate, power, floor, memory
-        self.register_buffer("multiplier", torch.tensor(floor))
+        self.rate, self.power, self.memory = rate, power, memory
+        self.floor, self.initial = floor, initial
+        self.register_buffer("multiplier", torch.tensor(initial))
         self.register_buffer("smoothed", torch.tensor(self.target))
 
     def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
-        self.multiplier = torch.full_like(closed, self.floor, dtype=torch.float32)
+        worst = closed.detach().float().clamp(min=self.target)
+        self.multiplier = (self.initial * self.target / worst).clamp(min=self.floor)
         self.smoothed = torch.full_like(self.multiplier, self.target)
 
     def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:

@@ -47,7 +47,7 @@ class Recipe:
     free_rate: float = 0.1
     baseline_rate: float = 0.02
     baseline_steps: int = 300
-    price: float = 0.05
+    price: float = 0.0
     warmup: int = 50
     decay: float = 0.3
     validations: int = 10

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from maskhooks.cli.console import say, say_table, tell
@@ -28,6 +29,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.records import Columns
 from maskhooks.runstate import folder_of, has_state
+from maskhooks.store import Store
 from maskhooks.task import device_of
 
 _MASKS = "Masks"
@@ -86,6 +88,18 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the first epoch's clean passes for the later ones, in memory or in a folder: steps get cheaper.",
+            metavar="memory|FOLDER",
+            show_default=False,
+        ),
+    ] = None,
+    store_dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16 halves the room that --store takes; by default values are kept exactly."),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -139,10 +153,18 @@ def fit(
             accelerator=where.type,
             devices=1 if where.index is None else [where.index],
             precision=precision,
+            store=None if store is None else Store.named(store, _dtype(store_dtype)),
         )
     _tell(explainer, held if held is not None else train, trained_only=held is None)
     say(f"Saved to {out}. Next, see what the masks keep:")
     say(f"  {_next(out, model, validation or data, columns, max_length)}", "cyan", wrap=False)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    found = None if name is None else getattr(torch, name, None)
+    if name is not None and not isinstance(found, torch.dtype):
+        raise SettingError(f"--store-dtype names a type of torch such as bfloat16, got {name!r}")
+    return found
 
 
 def _check_free(out: Path, resume: bool, overwrite: bool) -> None:
