@@ -22,6 +22,7 @@ def in_browser(text: str, script: str, folder: Path) -> str:
     path.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
     done = subprocess.run(
         [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+         "--disable-features=IsolateSandboxedIframes",  # virtual time does not wait for the process of a frame
          "--virtual-time-budget=3000", "--window-size=1200,900", "--dump-dom", path.as_uri()],
         capture_output=True, timeout=120, check=True, encoding="utf-8",
     )  # fmt: skip
