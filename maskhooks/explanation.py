@@ -241,9 +241,7 @@ class Explanation:
             SettingError: no such example there.
         """
         wanted = None if example is None else {example} if isinstance(example, (int, np.integer)) else set(example)
-        files = rowfiles.parquet_files(Path(path))
-        if wanted is not None:
-            files = [file for file in files if _within(wanted, *rowfiles.span(file))] or files[:1]
+        files = rowfiles.parquet_files(Path(path), wanted)
         parts = [cls._from(*rowfiles.read_parquet(file, wanted)) for file in files]
         found = parts[0] if len(parts) == 1 else cls.concat(parts)
         missing = sorted((wanted or set()) - set(np.unique(found["example"]).tolist()))
@@ -377,10 +375,6 @@ class Explanation:
                     + (", ..." if len(here) > 20 else "")
                 )
         return numbers
-
-
-def _within(numbers: Iterable[int], first: int, last: int) -> bool:
-    return any(first <= number <= last for number in numbers)
 
 
 def _repeated(columns: Columns, lengths: Sequence[int]) -> bool:

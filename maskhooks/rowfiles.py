@@ -71,8 +71,11 @@ def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> Non
         parquet.write_table(table, file, compression="zstd")
 
 
-def parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Path, examples: Iterable[int] | None = None) -> list[Path]:
     """The Parquet files of a folder by name, or the file itself.
+
+    Args:
+        examples: only files that may hold one of these; the first file where none does.
 
     Raises:
         CorruptFileError: the folder holds none.
@@ -82,7 +85,11 @@ def parquet_files(path: Path) -> list[Path]:
     found = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
     if not found:
         raise _corrupt(path, "it is a folder without Parquet files")
-    return found
+    if examples is None:
+        return found
+    wanted = np.array(sorted(examples), np.int64)
+    ends = [np.searchsorted(wanted, (first, last + 1)) for first, last in map(span, found)]
+    return [file for file, (low, high) in zip(found, ends, strict=True) if low < high] or found[:1]
 
 
 def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Columns, dict[str, Any]]:

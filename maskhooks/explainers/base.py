@@ -148,26 +148,9 @@ class Explainer(ABC):
             sum(count for number, count in there.items() if portions.mine(number)),
             shown=progress is True,
         )
-        first = files = 0
         with forked(self.hooked.model), bar as advance:
             torch.manual_seed(seeded(self.seed, _STREAM))
-            for number, items in portions:
-                count = there.get(number)
-                if count is not None:
-                    portions.check(items, count, shards.path(number))
-                elif portions.mine(number):
-                    rows = self._portion(
-                        portions.made(items, first), provenance, progress if callable(progress) else advance
-                    )
-                    count = int(rows.columns["example"][-1]) + 1 - first
-                    portions.check(items, count)
-                    shards.write(number, rows)
-                else:
-                    count = portions.count(items)
-                first, files = first + count, number + 1
-        if not files:
-            raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
-        shards.end(files, first)
+            self._fill(shards, portions, there, provenance, progress if callable(progress) else advance)
         return shards
 
     def site_scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:
@@ -204,6 +187,36 @@ class Explainer(ABC):
         on_device = move(batch, device_of(self.hooked.model))
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
         return Explanation.build(self.scores(clean), provenance=provenance, examples=self._about(clean), first=first)
+
+    def _fill(
+        self,
+        shards: Shards,
+        portions: Portions,
+        there: Mapping[int, int],
+        provenance: Mapping[str, Any],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Writes the files that are mine and not there yet.
+
+        Args:
+            there: for each file that is there how many examples it holds.
+        """
+        first = files = 0
+        for number, items in portions:
+            count = there.get(number)
+            if count is not None:
+                portions.check(items, count, shards.path(number))
+            elif portions.mine(number):
+                rows = self._portion(portions.made(items, first), provenance, advance)
+                count = int(rows.columns["example"][-1]) + 1 - first
+                portions.check(items, count)
+                shards.write(number, rows)
+            else:
+                count = portions.count(items)
+            first, files = first + count, number + 1
+        if not files:
+            raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
+        shards.end(files, first)
 
     def _portion(
         self,
