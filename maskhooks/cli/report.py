@@ -18,7 +18,7 @@ def report(
     given: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN|EXPLAINED...",
+            metavar="RUN|EXPLAINED",
             help="The folder that fit wrote, the folder that explain wrote or Parquet files, or both; in any order.",
             show_default=False,
         ),

@@ -69,4 +69,4 @@ def test_a_folder_that_is_neither_is_named(run: Run, made: Path) -> None:
 def test_help_shows_how(run: Run) -> None:
     shown = run("report", "--help").stdout
     assert "maskhooks report run explained --out report.html" in shown
-    assert "RUN|EXPLAINED..." in shown
+    assert "RUN|EXPLAINED" in shown
