@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from maskhooks import DiffMask
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.ranks import Ranks, Share, _Shared
+from maskhooks.runlog import RunLog
 from maskhooks.seeds import generator
 from tests import runs
 from tests.runs import QUICK, results, train
@@ -113,17 +113,21 @@ def test_the_files_of_a_run_and_its_resume(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "log.csv").read_text().splitlines() == rows
 
 
-def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that called fit is told alone, as a notebook's is, and tells the others."""
     done = train(tmp_path / "whole", fit=TWO)
+    write, told = RunLog.write, []
 
-    def interrupt() -> None:
-        while not (tmp_path / "cut" / "log.csv").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+    def written(log: RunLog, name: str, row: dict[str, Any]) -> None:
+        write(log, name, row)
+        if log.folder is not None and row["step"] == 7 and not told:  # in the first process, once
+            told.append(os.kill(os.getppid(), signal.SIGINT))
+            time.sleep(3)  # until it has come back
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted at step .* of 24"):
-        train(tmp_path / "cut", fit=TWO)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "write", written)
+        with pytest.raises(KeyboardInterrupt, match="interrupted at step 8 of 24"):
+            train(tmp_path / "cut", fit=TWO)
     same(train(tmp_path / "cut", fit={**TWO, "resume": True}), done)
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
