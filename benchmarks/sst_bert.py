@@ -36,9 +36,10 @@ from maskhooks.store import Store
 from maskhooks.tasks import sst
 
 HELD_OUT = 0.1
+LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=3)
 TRAINED = {
-    "input": (0.1, Recipe(steps=600, price=0.2, validations=3)),
-    "hidden": (0.1, Recipe(steps=1000, price=0.2, validations=3)),
+    "input": (0.1, dataclasses.replace(LANGUAGE, steps=700)),
+    "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=1400)),
 }
 
 

@@ -130,7 +130,10 @@ def ours(hooked: Hooked, train: list[dict[str, Tensor]], held: list[dict[str, Te
     checks = 12
     clock.go()
     explainer = DiffMask(
-        hooked, "hidden", recipe=dataclasses.replace(Recipe(), steps=steps, validations=checks), seed=seed
+        hooked,
+        "hidden",
+        recipe=dataclasses.replace(Recipe.named("language"), steps=steps, validations=checks),
+        seed=seed,
     )
     explainer.fit(
         [Timed(batch, clock.go) for batch in train],

@@ -95,7 +95,7 @@ class Loop:
 
     def _step(self, batch: Any, optimizer: Any) -> None:
         problem, step = self.problem, self.done
-        order = torch.randperm(len(problem.maskings), generator=generator(problem.seed, CHOOSE, step))
+        order = torch.randperm(self._joined(), generator=generator(problem.seed, CHOOSE, step))
         chosen = order[: problem.recipe.per_step].tolist()
         with self.fabric.autocast():
             clean = None if batch is None else self._clean(batch, [problem.maskings[number] for number in chosen])
@@ -119,6 +119,13 @@ class Loop:
         for masking, objective, pooled in steps:
             self._note(masking, objective, pooled)
             objective.ascend(pooled.divergence.detach())
+
+    def _joined(self) -> int:
+        """How many of the maskings take part; those that share parts join one after another."""
+        count, over = len(self.problem.maskings), self.problem.recipe.stagger * self.total
+        if len(self.checkpoints) == count or self.done >= over:
+            return count
+        return min(count, 1 + int(count * self.done / over))
 
     def _masked(self, clean: Clean | None, masking: Masking, source: torch.Generator) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""

@@ -53,6 +53,54 @@ class Objective(nn.Module):
         return per_example if self.multiplier.dim() else per_example.mean()
 
 
+class AugmentedLagrangian(Objective):
+    """Method of multipliers for the constraint (Hestenes 1969, Powell 1969; Rockafellar 1973 for inequalities).
+
+    With e = (D - t) / K, where t is a little less than the margin and K the divergence of the fully masked model, the
+    loss is (S + mu e) / (1 + mu) with mu = max(0, multiplier + damping e), and after the step
+    multiplier <- max(0, multiplier + rate clip(D / t - 1, -1, 1)): it rises no faster than it can fall. S is the mean
+    P(z != 0) over real positions.
+
+    Dividing by K makes the multiplier a pure number whose collapse threshold is known: closing every gate costs mu and
+    saves the sparsity S < 1, so it can pay only where mu < S. A multiplier without damping sinks towards that
+    threshold while gates are still open, because the constraint is slack then, and all gates close at once; a floor
+    under it hides this, and is a fixed penalty. With damping mu rises with the divergence in the same step, so that
+    closing everything never pays, whatever the multiplier; no floor is needed.
+
+    Args:
+        margin: m, in nats.
+        aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be too far.
+        rate: speed of the multiplier.
+        damping: how far mu rises above the multiplier with the divergence; 0 is the plain Lagrangian.
+        initial: the multiplier's start.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self, margin: float, *, aim: float = 0.85, rate: float = 0.004, damping: float = 5.0, initial: float = 0.5
+    ) -> None:
+        super().__init__(margin)
+        self.target = aim * margin
+        self.rate, self.damping, self.initial = rate, damping, initial
+        self.register_buffer("multiplier", torch.tensor(initial))
+        self.register_buffer("scale", torch.ones(()))
+
+    def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
+        self.scale = closed.detach().float().clamp(min=self.margin)
+        self.multiplier = torch.full_like(self.scale, self.initial)
+
+    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        error = (self._level(divergence) - self.target) / self.scale
+        weight = (self.multiplier + self.damping * error.detach()).clamp(min=0)
+        loss = (self._level(masked.expected_l0) + weight * error) / (1 + weight)
+        return loss.sum()
+
+    def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
+        error = self._level(divergence.detach()) / self.target - 1
+        self.multiplier = (self.multiplier + self.rate * error.clamp(-1, 1)).clamp(min=0)
+
+
 class RatioLagrangian(Objective):
     """A Lagrangian whose multiplier answers to the ratio r = D / t, at once and in the long run.
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from maskhooks.baselines import Learned
+from maskhooks.epochs import Epochs
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking
 from maskhooks.outputs import Divergence
 from maskhooks.probes import FreeLogits
 from maskhooks.progress import track
+from maskhooks.ranks import Ranks, Share
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator
 from maskhooks.site import Site
@@ -92,19 +94,21 @@ def gather(hooked: Hooked, maskings: Sequence[Masking], batches: Iterable[Any], 
 def fit_baselines(
     hooked: Hooked,
     maskings: Sequence[Masking],
-    batches: Iterable[Any],
+    batches: Epochs,
     divergence: Divergence,
     *,
     steps: int,
     rate: float = 0.2,
     seed: int,
-    device: torch.device,
+    ranks: Ranks,
     replay: Replay | None,
     progress: bool = False,
 ) -> None:
     """Fits learned baselines under random masks, each example at a rate of its own, and keeps them from then on.
 
-    This is for masks without amortisation, whose gates begin anew with each batch. Adam, its rate falling to zero.
+    Inputs need this: a gate that learns beside a poor baseline keeps positions because their replacement does harm, not
+    because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units
+    of the features' deviation, its rate falling from `rate` to zero.
     """
     learned = {id(m.baseline): m for m in maskings if isinstance(m.baseline, Learned)}
     for number, masking in enumerate(learned.values() if steps else ()):
@@ -113,33 +117,50 @@ def fit_baselines(
         optimizer = torch.optim.Adam([offset], lr=rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         known = f"fitting the baseline of {masking.site}"
-        some = itertools.islice(_again(batches), steps)
-        for step, batch in enumerate(track(some, known, total=steps, shown=progress)):
-            clean = clean_pass(hooked, move(batch, device), [masking.site], [masking.site], replay)
-            masked = random_mask(hooked, clean, masking, generator(seed, number, step))
-            loss = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masked.replaced)).mean()
-            (offset.grad,) = torch.autograd.grad(loss, offset)
+        stream = itertools.islice(batches.stream(), steps)
+        for step, (_, _, batch) in enumerate(track(stream, known, total=steps, shown=progress)):
+            on_device = move(batch, ranks.device)
+            clean = None if batch is None else clean_pass(hooked, on_device, [masking.site], [masking.site], replay)
+            source = generator(seed, number, step)
+            offset.grad = ranks.add(_slope(hooked, clean, masking, offset, divergence, source, ranks))
             optimizer.step()
             schedule.step()
         offset.requires_grad_(False)
 
 
-def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator) -> Masked:
+def _slope(
+    hooked: Hooked,
+    clean: Clean | None,
+    masking: Masking,
+    weight: Tensor,
+    divergence: Divergence,
+    source: Generator,
+    ranks: Ranks,
+) -> Tensor:
+    """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
+    pattern = masking.site.gating()
+    shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
+    shapes = ranks.shapes(shape, len(pattern.gated))
+    if clean is None:
+        return torch.zeros_like(weight)
+    masked = random_mask(hooked, clean, masking, source, ranks.share(shapes))
+    far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masked.replaced))
+    (slope,) = torch.autograd.grad(far.mean() * (len(far) / sum(rows for rows, *_ in shapes)), weight)
+    return slope
+
+
+def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator, share: Share) -> Masked:
     """Positions kept at random, each example at a rate drawn from U(0, 1); samples of nearly open or closed gates.
 
     The gate's own noise is part of it: a baseline far from all values would do no harm at z = 0, but at z = .95.
     """
     value = clean.values[str(masking.site)]
-    shape = masking.site.gating().mask_shape(value)
-    rate = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=source)
-    logits = torch.where(torch.rand(shape, generator=source) < rate, _OPEN, -_OPEN)
-    sample = masking.gate.sample(logits, source).to(value.device)
+    whole = share.whole
+    rate = torch.rand(whole[0], *[1] * (len(whole) - 1), generator=source)
+    logits = torch.where(torch.rand(whole, generator=source) < rate, _OPEN, -_OPEN)
+    drawn = masking.gate.sample(logits, source).to(value.device)
+    sample = share.of(drawn, masking.site.gating().mask_shape(value))
     return masking.mask(value, real_positions(hooked, clean, masking.site), sample)
-
-
-def _again(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
 
 
 def closed_divergences(

@@ -30,6 +30,7 @@ class Problem:
     divergence: Divergence
     margin: float
     seed: int
+    fit_first: Sequence[Masking] = ()  # maskings whose learned baseline is fitted before any gate, and then kept
 
     @property
     def parts(self) -> list[nn.Module]:

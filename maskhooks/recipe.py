@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from maskhooks.errors import SettingError, UnknownNameError, near
-from maskhooks.objectives import Objective, PaperLagrangian, RatioLagrangian
+from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.probes import MLP, PaperMLP, Probe
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How masks are trained. The defaults are stable over seeds; `Recipe.named("paper")` is the authors' way.
+    """How masks are trained, as presets by name.
+
+    "stable" are the defaults, for models that answer with confidence; "language" is for pretrained models of text,
+    whose predictions depend a little on nearly every position; "paper" is the authors' way.
 
     Args:
         steps: training steps per masking.
@@ -26,9 +29,13 @@ class Recipe:
             from high layers are, and no store keeps the clean pass.
         learning_rate: of the probes.
         free_rate: of free logits, without amortisation.
-        baseline_rate: of learned baselines, which learn together with the gates, in deviations of their features.
-        baseline_steps: without amortisation, steps in which a learned baseline is fitted under masks drawn at random.
-        price: the least fraction of positions for which a whole margin of divergence is spent; what saves less is kept.
+        baseline_rate: of learned baselines that learn together with the gates, in deviations of their features.
+        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks
+            drawn at random, and then kept; 0 to let it learn with the gates.
+        price: with the "ratio" objective, the least fraction of positions for which a whole margin of divergence is
+            spent; what saves less is kept.
+        stagger: the first fraction of steps, in which masks that share votes join one after another, lowest depth
+            first. Votes that all begin at once close too much together, and gates that closed hardly open again.
         warmup: steps over which rates rise.
         decay: the last fraction of steps, over which rates fall to zero.
         validations: how often checkpoints are compared.
@@ -37,7 +44,7 @@ class Recipe:
         replay: whether masked passes go on from the masked site; False runs the model in full.
         optimizer: "adam", or "lookahead" for Lookahead over centered RMSprop.
         probe: "mlp" or "paper".
-        objective: "ratio" or "paper".
+        objective: "augmented", "ratio" or "paper".
     """
 
     name: str = "stable"
@@ -45,9 +52,10 @@ class Recipe:
     per_step: int = 1
     learning_rate: float = 1e-2
     free_rate: float = 0.1
-    baseline_rate: float = 0.02
+    baseline_rate: float = 1e-3
     baseline_steps: int = 300
     price: float = 0.0
+    stagger: float = 0.0
     warmup: int = 50
     decay: float = 0.3
     validations: int = 10
@@ -56,7 +64,7 @@ class Recipe:
     replay: bool = True
     optimizer: str = "adam"
     probe: str = "mlp"
-    objective: str = "ratio"
+    objective: str = "augmented"
 
     def __post_init__(self) -> None:
         if self.per_step < 1:
@@ -64,17 +72,28 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """A preset: "stable" or "paper".
+        """A preset: "stable", "language" or "paper".
 
         Raises:
             UnknownNameError: there is none of this name.
         """
         presets = {
             "stable": cls(),
+            "language": cls(
+                name="language",
+                steps=1000,
+                objective="ratio",
+                price=0.2,
+                stagger=0.6,
+                baseline_rate=0.02,
+                baseline_steps=0,
+                validations=5,
+            ),
             "paper": cls(
                 name="paper",
                 learning_rate=3e-4,
                 baseline_rate=1e-3,
+                baseline_steps=0,
                 warmup=200,
                 decay=0.0,
                 optimizer="lookahead",
@@ -101,9 +120,9 @@ class Recipe:
         return MLP(start_logit=2.0 if number == 0 else 4.0, high=5.0 + math.log(votes))
 
     def make_objective(self, margin: float) -> Objective:
-        if self.objective == "paper":
-            return PaperLagrangian(margin)
-        return RatioLagrangian(margin, floor=self.price)
+        if self.objective == "ratio":
+            return RatioLagrangian(margin, floor=self.price)
+        return AugmentedLagrangian(margin) if self.objective == "augmented" else PaperLagrangian(margin)
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [

@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessException
 from maskhooks import errors
 from maskhooks.board import Board
 from maskhooks.checkpoint import Fitted
-from maskhooks.devices import connect, leave, ranks_of, starts_processes
+from maskhooks.devices import connect, ranks_of, starts_processes
 from maskhooks.epochs import Epochs
 from maskhooks.errors import (
     EmptyLoaderError,
@@ -123,18 +123,7 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
     ranks = Ranks(device=device_of(problem.hooked.model))
     batches = Epochs(train, seeded(problem.seed, EPOCH))
     with frozen(problem.hooked.model), forked(problem.hooked.model), batches.drawn():
-        _gather(problem, batches, ranks, progress)
-        fit_baselines(
-            problem.hooked,
-            problem.maskings,
-            train,
-            problem.divergence,
-            steps=problem.recipe.baseline_steps,
-            seed=seeded(problem.seed, BASELINE),
-            device=ranks.device,
-            replay=replay,
-            progress=progress,
-        )
+        _gather(problem, batches, replay, ranks, progress)
 
 
 def check_loaders(train: Iterable[Any], validation: Iterable[Any] | None) -> None:
@@ -236,7 +225,7 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
 
     Each rank reads the batches of all, so that what is gathered is the same.
     """
-    _gather(problem, train, ranks, progress)
+    _gather(problem, train, replay, ranks, progress)
     closed = closed_divergences(
         problem.hooked,
         problem.maskings,
@@ -250,12 +239,23 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
         objective.start(divergence.mean())
 
 
-def _gather(problem: Problem, train: Epochs, ranks: Ranks, progress: bool) -> None:
-    """Starts the parts, with statistics of values."""
+def _gather(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool) -> None:
+    """Statistics of values, and the baselines that are fitted before any gate."""
     most = problem.recipe.statistics * ranks.world
     read = itertools.islice(train.batches, most)
     known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
     gather(problem.hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), ranks.device)
+    fit_baselines(
+        problem.hooked,
+        problem.fit_first,
+        train,
+        problem.divergence,
+        steps=problem.recipe.baseline_steps,
+        ranks=ranks,
+        seed=seeded(problem.seed, BASELINE),
+        replay=replay,
+        progress=progress,
+    )
 
 
 def _in_processes(fabric: Fabric, problem: Problem, run: Run) -> dict[str, Any]:
@@ -293,7 +293,6 @@ def _work(fabric: Fabric, problem: Problem, run: Run, path: Path) -> None:
             print(f"process {fabric.global_rank}: {type(error).__name__}: {error}", file=sys.stderr)
     if fabric.global_rank == 0:
         path.write_bytes(encode(outcome))
-    leave()
 
 
 def _exception(found: Mapping[str, Any] | None) -> BaseException | None:

@@ -14,11 +14,12 @@ from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import PatternError, SettingError, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.masking import Masked, Masking, Vote
-from maskhooks.objectives import PaperLagrangian, RatioLagrangian
+from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
 from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe
+from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
@@ -161,7 +162,8 @@ def test_sites_read_together_need_the_same_positions(hooked, batch):
 def test_random_masks_keep_at_random_rates(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    kept = torch.cat([random_mask(hooked, clean, masking, generator(i)).sample[batch[1]] for i in range(200)])
+    share = Share(0, tuple(batch[1].shape))
+    kept = torch.cat([random_mask(hooked, clean, masking, generator(i), share).sample[batch[1]] for i in range(200)])
     assert 0.4 < kept.mean() < 0.6
     assert bool((kept == 0).any())
 
@@ -213,6 +215,22 @@ class TestObjectives:
     def test_the_margin_is_positive(self, margin):
         with pytest.raises(SettingError, match="margin"):
             RatioLagrangian(margin)
+
+    def test_augmented_formula(self):
+        objective = AugmentedLagrangian(0.125, aim=0.8, rate=0.05, damping=5.0, initial=0.5)
+        objective.start(torch.tensor(2.0))
+        masked = self.masked(torch.tensor([[0.2, 0.4], [0.6, 0.8]]))
+        divergence = torch.tensor([0.5, 0.3])
+        e = (0.4 - 0.1) / 2
+        mu = 0.5 + 5 * e
+        torch.testing.assert_close(objective(masked, divergence), torch.tensor((0.5 + mu * e) / (1 + mu)))
+        objective.ascend(divergence)
+        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.05))  # D / t - 1 clipped to 1
+        objective.ascend(torch.tensor([0.05, 0.05]))
+        torch.testing.assert_close(objective.multiplier, torch.tensor(0.5 + 0.025))
+        for _ in range(1000):
+            objective.ascend(torch.zeros(2))
+        assert objective.multiplier == 0
 
     def test_ratio_formula(self):
         objective = RatioLagrangian(0.125, aim=0.8, rate=0.1, power=2.0, initial=4.0, floor=0.1, memory=0.5)

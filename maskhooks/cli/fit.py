@@ -71,7 +71,9 @@ def fit(
     ] = 0.1,
     gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
     baseline: Annotated[str, typer.Option(help="What a closed gate lets through.", rich_help_panel=_MASKS)] = "learned",
-    recipe: Annotated[str, typer.Option(help="Way of training: stable or paper.", rich_help_panel=_MASKS)] = "stable",
+    recipe: Annotated[
+        str, typer.Option(help="Way of training: stable, language or paper.", rich_help_panel=_MASKS)
+    ] = "stable",
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Training steps in all; by default as many for each mask as the recipe has."),

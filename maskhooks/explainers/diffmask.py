@@ -183,6 +183,7 @@ class DiffMask(Explainer):
             self.divergence,
             self.margin,
             self.seed,
+            fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
         folder = None if run_dir is None else Path(run_dir)
         run = training.Run(
