@@ -165,6 +165,44 @@ class TestFit:
         assert len(explainer.result.log) == 20
         assert explainer.explain(batches(1)[0])["score"].min() > 0
 
+    def test_a_price_keeps_the_multiplier_up(self, hooked):
+        recipe = dataclasses.replace(Recipe.named("language"), steps=30, warmup=2, validations=2)
+        cheap, dear = (
+            fitted(hooked, recipe=dataclasses.replace(recipe, price=price), margin=5.0) for price in (0.0, 0.9)
+        )
+        assert all(row["multiplier"] > 0.89 for row in dear.result.log)
+        assert min(row["multiplier"] for row in cheap.result.log) < 0.89
+
+    def test_masks_that_share_votes_join_one_after_another(self, hooked):
+        recipe = dataclasses.replace(QUICK, stagger=0.6, baseline_steps=0)
+        together = DiffMask(hooked, SITES[0], given=SITES[1:], margin=5.0, recipe=recipe)
+        together.fit(batches(), steps=100, progress=False)
+        first = {depth: next(r["step"] for r in together.result.log if r["depth"] == depth) for depth in (1, 2, 3)}
+        assert first[1] == 0
+        assert 20 <= first[2] < 40 <= first[3] < 60
+        alone = DiffMask(hooked, SITES[1:], margin=5.0, recipe=recipe).fit(batches(), steps=20, progress=False)
+        assert {row["site"] for row in alone.result.log} == set(SITES[1:])
+
+    def test_several_maskings_a_step_from_one_clean_pass(self, hooked):
+        runs = []
+        handle = hooked.model.embedding.register_forward_hook(lambda *_: runs.append(1))
+        counts, recipe = [], dataclasses.replace(QUICK, statistics=1)
+        for per_step, steps in ((1, 20), (2, 10)):
+            runs.clear()
+            explainer = DiffMask(hooked, SITES[2:], recipe=dataclasses.replace(recipe, per_step=per_step))
+            explainer.fit(batches(), steps=steps, progress=False)
+            counts.append(len(runs))
+        handle.remove()
+        assert counts[0] - counts[1] == 10  # as many masked passes, half of the clean ones
+        assert len(explainer.result.log) == 20
+        assert {row["site"] for row in explainer.result.log if row["step"] == 0} == set(SITES[2:])
+        explainer.fit(batches(), progress=False)
+        assert explainer.result.log[-1]["step"] == QUICK.steps - 1
+
+    def test_a_step_has_a_masking(self):
+        with pytest.raises(SettingError, match="per_step"):
+            dataclasses.replace(QUICK, per_step=0)
+
     def test_inputs_given_states(self, hooked):
         explainer = fitted(hooked, SITES[0], given=SITES[:3])
         found = explainer.explain(batches(1)[0])
