@@ -72,7 +72,10 @@ def fit(
     gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
     baseline: Annotated[str, typer.Option(help="What a closed gate lets through.", rich_help_panel=_MASKS)] = "learned",
     recipe: Annotated[
-        str, typer.Option(help="Way of training: stable, language or paper.", rich_help_panel=_MASKS)
+        str,
+        typer.Option(
+            help="Way of training: stable; language, for pretrained models of text; or paper.", rich_help_panel=_MASKS
+        ),
     ] = "stable",
     steps: Annotated[
         int | None,
