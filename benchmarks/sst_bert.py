@@ -2,8 +2,9 @@
 
 The small BERT of `$MASKHOOKS_DATA/models/minilm-sst5` and the trees of `$MASKHOOKS_DATA/data/sst` (default ../shared).
 Masks learn on nine tenths of the training sentences and are chosen on the last tenth; the dev sentences are read once,
-at the end. What is counted has gates rounded at one half; F1 is macro F1 against the labels over the whole dev set,
-and all figures are means over layers (De Cao et al. 2020, section 3.2 has them with sampled gates).
+at the end. Inputs have a mask for each depth, read from the words and the state there. What is counted has gates
+rounded at one half; F1 is macro F1 against the labels over the whole dev set, and all figures are means over layers
+(De Cao et al. 2020, section 3.2 has them with sampled gates).
 
     python benchmarks/sst_bert.py [--quick] [--stability] [--only hidden]
 """
@@ -38,7 +39,7 @@ from maskhooks.tasks import sst
 HELD_OUT = 0.1
 LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=3)
 TRAINED = {
-    "input": (0.1, dataclasses.replace(LANGUAGE, steps=700)),
+    "input": (0.1, dataclasses.replace(LANGUAGE, steps=450)),
     "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=1400)),
 }
 
@@ -127,7 +128,7 @@ def measure(explainer: DiffMask, batches: Sequence[dict[str, Tensor]]) -> list[d
 def train(hooked: maskhooks.Hooked, kind: str, fit_on: Data, choose_on: Data, seed: int, share: float) -> DiffMask:
     margin, recipe = TRAINED[kind]
     recipe = dataclasses.replace(recipe, steps=max(1, round(recipe.steps * share)))
-    explainer = DiffMask(hooked, kind, margin=margin, recipe=recipe, seed=seed)
+    explainer = DiffMask(hooked, kind, product=False, margin=margin, recipe=recipe, seed=seed)
     return explainer.fit(
         fit_on.loader(),
         choose_on.batches,

@@ -211,6 +211,15 @@ class TestFit:
         assert bool((by_depth[0] >= by_depth[1]).all() and (by_depth[1] >= by_depth[2]).all())
         assert len(grouped(explainer.maskings)) == 1
 
+    def test_votes_of_each_depth_alone(self, hooked, tmp_path):
+        explainer = fitted(hooked, SITES[0], given=SITES[:3], product=False)
+        assert [len(masking.votes) for masking in explainer.maskings] == [1, 1, 1]
+        assert len(grouped(explainer.maskings)) == 3
+        found = explainer.explain(batches(1)[0])
+        assert list(found.mean_kept()) == [(SITES[0], 0), (SITES[0], 1), (SITES[0], 2)]
+        explainer.save(tmp_path)
+        assert maskhooks.load(tmp_path, hooked).explain(batches(1)[0]) == found
+
     def test_input_by_tag(self):
         sites = [
             maskhooks.Site.parse(name, TOKENS, tags=frozenset({"hidden"} | ({"input"} if not i else set())))

@@ -55,6 +55,9 @@ class DiffMask(Explainer):
         sites: what to mask: a tag ("hidden", "input"), an address, a glob, a Site, or several of these.
         given: the states on which masks of `sites` are conditioned, depth by depth. Default: for "input" the sites
             tagged hidden, for anything else each site itself.
+        product: whether masks conditioned on states are the product of the votes of all depths up to theirs, as in the
+            paper; False takes each depth's own vote alone, with a baseline of its own, so that depths do not share one
+            margin, and what is dropped at one depth may be kept further up.
         margin: the divergence allowed on average, in nats.
         gate: a registered name or a `Gate`.
         baseline: a registered name, or a `Baseline` for a single masked site. Default "learned", without amortisation
@@ -82,6 +85,7 @@ class DiffMask(Explainer):
         sites: Selector = "hidden",
         *,
         given: Selector | None = None,
+        product: bool = True,
         margin: float = 0.1,
         gate: str | Gate = "hard-concrete",
         baseline: str | Baseline | None = None,
@@ -93,7 +97,7 @@ class DiffMask(Explainer):
         super().__init__(hooked, seed=seed)
         self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
         self.objective = self.recipe.make_objective(margin)  # checks the margin
-        self.margin, self.divergence, self.amortized = margin, divergence, amortized
+        self.margin, self.divergence, self.amortized, self.product = margin, divergence, amortized, product
         self.gate: Gate = registry.make("gates", gate)
         self._baseline = baseline if baseline is not None else "learned" if amortized else "zero"
         self.sites = _exact(hooked, sites)
@@ -283,6 +287,7 @@ class DiffMask(Explainer):
             hooked,
             [Site.from_dict(site) for site in settings["sites"]],
             given=None if conditions is None else [Site.from_dict(site) for site in conditions],
+            product=settings["product"],
             margin=settings["margin"],
             amortized=settings["amortized"],
             recipe=Recipe(**settings["recipe"]),
@@ -301,6 +306,7 @@ class DiffMask(Explainer):
         return {
             "sites": [site.to_dict() for site in self.sites],
             "given": None if self.given is None else [site.to_dict() for site in self.given],
+            "product": self.product,
             "margin": self.margin,
             "gate": registry.spell("gates", self.gate),
             "baseline": self._baseline if isinstance(self._baseline, str) else None,
@@ -347,10 +353,14 @@ class DiffMask(Explainer):
                     f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of "
                     f"it. Add {site} itself, or sites further up."
                 )
-            votes = [
-                Vote((site,) if state == site else (site, state), self.recipe.make_probe(number, len(states)))
-                for number, state in enumerate(states)
-            ]
+            reads = [(site,) if state == site else (site, state) for state in states]
+            if not self.product:
+                maskings += [
+                    Masking(site, _depth(state), [Vote(read, self._probe())], self.gate, self._make_baseline())
+                    for state, read in zip(states, reads, strict=True)
+                ]
+                continue
+            votes = [Vote(read, self.recipe.make_probe(number, len(states))) for number, read in enumerate(reads)]
             baseline = self._make_baseline()
             maskings += [
                 Masking(site, _depth(state), votes[: number + 1], self.gate, baseline)
