@@ -32,6 +32,7 @@ from torch import Tensor
 import maskhooks
 from maskhooks import DiffMask, Explanation, Recipe, analyses
 from maskhooks.errors import MaskhooksWarning
+from maskhooks.outputs import kl
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store
 from maskhooks.tasks import sst
@@ -40,7 +41,7 @@ HELD_OUT = 0.1
 LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=3)
 TRAINED = {
     "input": (0.1, dataclasses.replace(LANGUAGE, steps=450)),
-    "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=1400)),
+    "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=500)),
 }
 
 
@@ -101,7 +102,7 @@ def measure(explainer: DiffMask, batches: Sequence[dict[str, Tensor]]) -> list[d
             found.append(
                 [
                     masked.per_example(1 - masked.sample),
-                    maskhooks.kl(clean.outputs, outputs),
+                    kl(clean.outputs, outputs),
                     clean.outputs.logits.argmax(-1),
                     outputs.logits.argmax(-1),
                     batch["labels"],
@@ -149,7 +150,7 @@ def say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="an eighth of the sentences and a few steps, under a minute"
+        "--quick", action="store_true", help="an eighth of all sentences and a few steps, under a minute"
     )
     parser.add_argument("--stability", action="store_true", help="standard deviations over five seeds as well")
     parser.add_argument("--only", choices=list(TRAINED), help="train this kind of mask alone")
@@ -171,7 +172,8 @@ def main() -> None:
         order = order[: len(order) // 8]
     cut = round(len(order) * HELD_OUT)
     choose_on, fit_on = (Data([sentences[i] for i in part], tokenizer, 32) for part in (order[:cut], order[cut:]))
-    dev = Data(sst.read(home / "data" / "sst" / "dev.txt"), tokenizer, 64)
+    held = sst.read(home / "data" / "sst" / "dev.txt")
+    dev = Data(held[: len(held) // 8] if given.quick else held, tokenizer, 64)
     hooked = maskhooks.wrap(model)
     kinds = [given.only] if given.only else list(TRAINED)
     seeds = range(5 if given.stability else 1)

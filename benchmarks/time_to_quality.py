@@ -42,7 +42,7 @@ from maskhooks.checkpoint import Measure
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.masking import Masking, Vote
 from maskhooks.optimizers import Lookahead
-from maskhooks.outputs import agreement
+from maskhooks.outputs import agreement, kl
 from maskhooks.preparation import gather
 from maskhooks.probes import PaperMLP
 from maskhooks.seeds import generator
@@ -113,7 +113,7 @@ def quality(hooked: Hooked, maskings: Sequence[Masking], held: Sequence[dict[str
     for number, batch in enumerate(held):
         clean = clean_pass(hooked, batch, [m.site for m in maskings])
         for index, measure in enumerate(measures):
-            measure.add(hooked, clean, maskhooks.kl, generator(2, number, index))
+            measure.add(hooked, clean, kl, generator(2, number, index))
     rows = [measure.row() for measure in measures]
     return 1 - statistics.mean(r["expected_l0"] for r in rows), statistics.mean(r["divergence"] for r in rows)
 
@@ -194,7 +194,7 @@ class Authors:
             masking, multiplier = self.maskings[chosen], self.multipliers[chosen]
             clean = clean_pass(self.hooked, batch, [m.site for m in self.maskings])
             masked, outputs = masked_pass(self.hooked, clean, masking, source)
-            divergence = maskhooks.kl(clean.outputs, outputs).mean()
+            divergence = kl(clean.outputs, outputs).mean()
             loss = multiplier * (divergence - DIVERGENCE) + masked.per_example(masked.log_open).mean()
             self.gates.zero_grad()
             self.ascent.zero_grad()
