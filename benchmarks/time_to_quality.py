@@ -36,10 +36,11 @@ import transformers
 from torch import Tensor, nn
 
 import maskhooks
-from maskhooks import DiffMask, HardConcrete, Hooked, Recipe
+from maskhooks import DiffMask, Hooked, Recipe
 from maskhooks.baselines import Learned
 from maskhooks.checkpoint import Measure
 from maskhooks.errors import MaskhooksWarning
+from maskhooks.gates import HardConcrete
 from maskhooks.masking import Masking, Vote
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import agreement, kl
