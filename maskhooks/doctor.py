@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from maskhooks import nested, table
-from maskhooks.errors import SiteNeverFiredError, UnfiredSiteWarning, UnknownDistributionError
+from maskhooks.errors import BypassedWarning, SiteNeverFiredError, UnfiredSiteWarning, UnknownDistributionError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Positions
 from maskhooks.seeds import forked, generator
@@ -123,6 +123,19 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
             with hooked.tap(replace={site: torch.zeros_like}):
                 found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
         return found
+
+
+def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
+    """Warns of sites among these that information goes around, with BypassedWarning."""
+    around = [str(site) for site, way in bypassed(hooked, batch, sites, seed).items() if way]
+    if around:
+        warnings.warn(
+            f"with every position masked at {', '.join(around)}, another input still changes the output: "
+            "information goes another way, and masks there tell only part of the story. `maskhooks doctor` shows "
+            "all sites.",
+            BypassedWarning,
+            stacklevel=4,
+        )
 
 
 def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:

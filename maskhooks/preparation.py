@@ -15,7 +15,6 @@ from maskhooks.epochs import Epochs
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking
 from maskhooks.outputs import Divergence
-from maskhooks.probes import FreeLogits
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks, Share
 from maskhooks.replay import Replay
@@ -57,17 +56,6 @@ def sizes(masking: Masking, clean: Clean) -> dict[str, Any]:
         "reads": [[features(site) for site in vote.reads] for vote in masking.votes],
         "groups": math.prod(known[axis] for axis in pattern.groups),
     }
-
-
-def begin_free(maskings: Sequence[Masking], clean: Clean) -> None:
-    """Fresh free logits for one batch; baselines are started where no fit has done so."""
-    for masking in maskings:
-        pattern, value = masking.site.gating(), clean.values[str(masking.site)]
-        start(masking, sizes(masking, clean), value.device)
-        known = pattern.shape(value)
-        for vote in masking.votes:
-            assert isinstance(vote.probe, FreeLogits)
-            vote.probe.begin([known[axis] for axis in pattern.positions], value.device)
 
 
 def gather(hooked: Hooked, maskings: Sequence[Masking], batches: Iterable[Any], device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,18 @@ from torch import nn
 from maskhooks.baselines import Baseline
 from maskhooks.board import Board
 from maskhooks.checkpoint import Measure
-from maskhooks.doctor import bypassed
+from maskhooks.doctor import warn_bypassed
 from maskhooks.epochs import Epochs
-from maskhooks.errors import BypassedWarning, NotFittedError, SettingError, StorageError
+from maskhooks.errors import NotFittedError, SettingError, StorageError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
 from maskhooks.fingerprint import fingerprint
+from maskhooks.free import optimise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking, Vote
 from maskhooks.outputs import Divergence, kl
-from maskhooks.preparation import begin_free, closed_divergence, start
+from maskhooks.preparation import start
 from maskhooks.probes import FreeLogits, Probe
 from maskhooks.problem import Problem
 from maskhooks.progress import track
@@ -34,12 +34,12 @@ from maskhooks.registry import registry
 from maskhooks.replay import Replay
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.site import Selector, Site
-from maskhooks.step import Clean, clean_pass, masked_pass
+from maskhooks.step import Clean, clean_pass
 from maskhooks.storage import save
 from maskhooks.store import Store
 from maskhooks.task import device_of, move
 
-_EVALUATE, _EXPLAIN = 100, 101
+_EVALUATE = 100
 
 
 class DiffMask(Explainer):
@@ -179,16 +179,7 @@ class DiffMask(Explainer):
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.maskings, self.fitted, self.result = self._make_maskings(), False, None
-        problem = Problem(
-            self.hooked,
-            self.maskings,
-            [self.recipe.make_objective(self.margin) for _ in self.maskings],
-            self.recipe,
-            self.divergence,
-            self.margin,
-            self.seed,
-            fit_first=self.maskings if self.given is not None or not self.amortized else (),
-        )
+        problem = self._problem()
         folder = None if run_dir is None else Path(run_dir)
         run = training.Run(
             train,
@@ -205,7 +196,8 @@ class DiffMask(Explainer):
         )
         with forked(self.hooked.model), Epochs(train, self.seed).drawn():
             training.check_loaders(train, validation)
-            self._warn_bypassed(train)
+            batch = move(next(iter(train)), device_of(self.hooked.model))
+            warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
         if self.amortized:
             self.result = training.fit(problem, run, **devices)
         else:
@@ -233,7 +225,7 @@ class DiffMask(Explainer):
 
     def scores(self, clean: Clean) -> list[Scores]:
         if not self.amortized:
-            self._optimise(clean)
+            optimise(self._problem(), clean)
         with torch.no_grad():
             return [
                 self.site_scores(clean, masking.site, masking.depth, masking.log_open(clean.values).exp())
@@ -380,38 +372,17 @@ class DiffMask(Explainer):
         baseline.started = False
         return baseline
 
-    def _optimise(self, clean: Clean) -> None:
-        """Free logits for one batch: as many steps as the recipe has, a multiplier for each example."""
-        begin_free(self.maskings, clean)
-        for number, masking in enumerate(self.maskings):
-            (probe,) = (vote.probe for vote in masking.votes)
-            objective = self.recipe.make_objective(self.margin)
-            objective.start(closed_divergence(self.hooked, clean, masking, self.divergence))
-            optimizer = torch.optim.Adam(probe.parameters(), lr=self.recipe.free_rate, betas=(0.9, 0.99))
-            for step in range(self.recipe.steps):
-                source = generator(self.seed, _EXPLAIN, number, step)
-                with torch.enable_grad():
-                    masked, outputs = masked_pass(self.hooked, clean, masking, source)
-                    divergence = self.divergence(clean.outputs, outputs)
-                    loss = objective(masked, divergence)
-                optimizer.param_groups[0]["lr"] = self.recipe.free_rate * self.recipe.rate(step, self.recipe.steps)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                objective.ascend(divergence)
-
-    def _warn_bypassed(self, train: Iterable[Any]) -> None:
-        batch = move(next(iter(train)), device_of(self.hooked.model))
-        found = bypassed(self.hooked, batch, self.sites, seeded(self.seed))
-        around = [str(site) for site, way in found.items() if way]
-        if around:
-            warnings.warn(
-                f"with every position masked at {', '.join(around)}, another input still changes the output: "
-                "information goes another way, and masks there tell only part of the story. `maskhooks doctor` shows "
-                "all sites.",
-                BypassedWarning,
-                stacklevel=3,
-            )
+    def _problem(self) -> Problem:
+        return Problem(
+            self.hooked,
+            self.maskings,
+            [self.recipe.make_objective(self.margin) for _ in self.maskings],
+            self.recipe,
+            self.divergence,
+            self.margin,
+            self.seed,
+            fit_first=self.maskings if self.given is not None or not self.amortized else (),
+        )
 
 
 def _exact(hooked: Hooked, selector: Selector) -> list[Site]:

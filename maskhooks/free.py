@@ -1,0 +1,48 @@
+"""Free logits: without amortisation, the gates of one batch are optimised directly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from maskhooks.masking import Masking
+from maskhooks.preparation import closed_divergence, sizes, start
+from maskhooks.probes import FreeLogits
+from maskhooks.problem import Problem
+from maskhooks.seeds import generator
+from maskhooks.step import Clean, masked_pass
+
+_EXPLAIN = 101
+
+
+def optimise(problem: Problem, clean: Clean) -> None:
+    """Fresh free logits for one batch, and as many steps on them as the recipe has, a multiplier for each example."""
+    begin(problem.maskings, clean)
+    recipe = problem.recipe
+    for number, (masking, objective) in enumerate(zip(problem.maskings, problem.objectives, strict=True)):
+        (probe,) = (vote.probe for vote in masking.votes)
+        objective.start(closed_divergence(problem.hooked, clean, masking, problem.divergence))
+        optimizer = torch.optim.Adam(probe.parameters(), lr=recipe.free_rate, betas=(0.9, 0.99))
+        for step in range(recipe.steps):
+            source = generator(problem.seed, _EXPLAIN, number, step)
+            with torch.enable_grad():
+                masked, outputs = masked_pass(problem.hooked, clean, masking, source)
+                divergence = problem.divergence(clean.outputs, outputs)
+                loss = objective(masked, divergence)
+            optimizer.param_groups[0]["lr"] = recipe.free_rate * recipe.rate(step, recipe.steps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            objective.ascend(divergence)
+
+
+def begin(maskings: Sequence[Masking], clean: Clean) -> None:
+    """Fresh free logits for one batch; baselines are started where no fit has done so."""
+    for masking in maskings:
+        pattern, value = masking.site.gating(), clean.values[str(masking.site)]
+        start(masking, sizes(masking, clean), value.device)
+        known = pattern.shape(value)
+        for vote in masking.votes:
+            assert isinstance(vote.probe, FreeLogits)
+            vote.probe.begin([known[axis] for axis in pattern.positions], value.device)
