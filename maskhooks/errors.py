@@ -8,6 +8,7 @@
     │   ├── SiteFiredTooOftenError
     │   ├── NotATensorError
     │   ├── ReplacementError
+    │   ├── GradientError
     │   └── SiteConflictError
     ├── ModelError                   .module
     │   ├── CompiledModelError
@@ -101,6 +102,10 @@ class NotATensorError(SiteError):
 
 class ReplacementError(SiteError):
     """A replacement that is not a tensor of the shape, dtype and device of the value it replaces."""
+
+
+class GradientError(SiteError):
+    """No gradient, or no true one, would come back to what was put in place of a value."""
 
 
 class SiteConflictError(SiteError):

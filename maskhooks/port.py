@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks import nested
-from maskhooks.errors import NotATensorError, ReplacementError, SiteFiredTooOftenError, TappedModelError
+from maskhooks.errors import (
+    ModelError,
+    NotATensorError,
+    ReplacementError,
+    SiteFiredTooOftenError,
+    TappedModelError,
+)
+from maskhooks.recompute import Pass, recomputing
 from maskhooks.site import Site
 
 Replacement = Callable[[Tensor], Tensor]
@@ -35,7 +42,7 @@ class Uncopied:
 class Point:
     """One site within a port, with what happened there; `function` is None for a read."""
 
-    __slots__ = ("ever", "function", "key", "now", "path", "site")
+    __slots__ = ("ever", "function", "key", "learns", "now", "path", "site")
 
     def __init__(self, site: Site, function: Replacement | None) -> None:
         self.site = site
@@ -43,6 +50,7 @@ class Point:
         self.key = str(site)
         self.path = site.path
         self.now = self.ever = False
+        self.learns = False  # what was put in place in this pass requires grad
 
     def fires(self, call: int) -> bool:
         """Whether the site means this call.
@@ -71,15 +79,19 @@ class Port(Uncopied, ABC):
         module: the module.
         values: where values that are read go, by address.
         skipped: where optional sites without a value go, address to reason.
+        state: what is known of the pass.
     """
 
-    def __init__(self, module: nn.Module, values: dict[str, Tensor], skipped: dict[str, str]) -> None:
+    def __init__(
+        self, module: nn.Module, values: dict[str, Tensor], skipped: dict[str, str], state: Pass | None = None
+    ) -> None:
         self.module = module
         self.reads: list[Point] = []
         self.replaces: list[Point] = []
         self.calls = 0
         self._values = values
         self._skipped = skipped
+        self._pass = Pass() if state is None else state
 
     @property
     def points(self) -> list[Point]:
@@ -99,6 +111,10 @@ class Port(Uncopied, ABC):
 
     def pass_through(self, value: Any) -> Any:
         """Reads and replaces at one call; returns the value to go on with, or None where it is unchanged."""
+        if recomputing():
+            return self._pass_again(value)
+        if _exported():
+            raise TappedModelError("the model is tapped: trace or export it outside the `with hooked.tap(...)` block")
         call, before = self.calls, value
         self.calls += 1
         for point in self.reads:
@@ -107,12 +123,27 @@ class Port(Uncopied, ABC):
         for point in self.replaces:
             if point.fires(call):
                 value = self._replace(value, point)
+            elif self._pass.again() and (old := self._get(value, point)) is not None:
+                self._pass.spare(point.site, old)
+        return None if value is before else value
+
+    def _pass_again(self, value: Any) -> Any:
+        """Changes a value as it was changed before, when it is computed again during backward."""
+        before = value
+        for point in self.reads:
+            if point.now and (old := self._get(value, point)) is not None and old.requires_grad:
+                value = self._put(value, point, old.clone())
+        for point in self.replaces:
+            if point.now and (old := self._get(value, point)) is not None:
+                new = self._pass.replaced(point.site, old)
+                value = value if new is None else self._put(value, point, new.clone())
         return None if value is before else value
 
     def _read(self, value: Any, point: Point, call: int) -> Any:
         tensor = self._get(value, point)
         if tensor is None:
             return value
+        self._pass.inside |= self._pass.again()
         key = str(point.site.at(call)) if point.site.call == "*" else point.key
         if torch.is_grad_enabled() and tensor.requires_grad:
             self._values[key] = tensor
@@ -125,13 +156,17 @@ class Port(Uncopied, ABC):
         if old is None:
             return value
         assert point.function is not None
-        new: Any = point.function(old)
+        with self._pass.apart(point.site, old) as made:
+            new: Any = point.function(old)
+            made += [new] if isinstance(new, Tensor) else []
         if not isinstance(new, Tensor):
             got = nested.describe(new)
         elif (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
             got = f"{list(new.shape)} {new.dtype} {new.device}"
         else:
-            return self._put(value, point, new)
+            point.learns |= new.requires_grad and not old.requires_grad
+            # A copy: the model may go on to change it in place, and the function's tensor may come again.
+            return self._put(value, point, new if new is old else new.clone())
         raise ReplacementError(
             f"site {point.key}: the replacement is {got}, the value is {list(old.shape)} {old.dtype} "
             f"{old.device}. Return a tensor like the value, for example new.to(value) or "
@@ -145,21 +180,16 @@ class Port(Uncopied, ABC):
         try:
             found = nested.get(value, self.path(value, point))
             if isinstance(found, Tensor) and not found.is_nested:
-                return found
-            if isinstance(found, Tensor):
-                raise NotATensorError(
-                    f"site {point.key}: the value is a nested tensor, which has no shape. A torch TransformerEncoder "
-                    "makes them of padded batches in eval mode: build it with enable_nested_tensor=False, or set "
-                    "encoder.use_nested_tensor = False.",
-                    site=point.site,
-                )
-            what = f"the value is {nested.describe(found)}"
+                return _with_numbers(found, point)
+            what = _NESTED if isinstance(found, Tensor) else f"the value is {nested.describe(found)}"
             inside = [f"'{point.key}{nested.format_path(path)}'" for path, _ in nested.tensors(found)]
         except nested.PathError as error:
             what = str(error)
         if point.site.optional:
             self._skipped[point.key] = what
             return None
+        if what == _NESTED:
+            raise NotATensorError(f"site {point.key}: {what}", site=point.site)
         way_out = f"one of {', '.join(inside[:5])}" if inside else "another part of the value"
         raise NotATensorError(f"site {point.key}: no tensor there; {what}. Address {way_out}.", site=point.site)
 
@@ -173,6 +203,34 @@ class Port(Uncopied, ABC):
                 "torch.no_grad().",
                 site=point.site,
             ) from error
+
+
+_NESTED = (
+    "the value is a nested tensor, which has no shape. A torch TransformerEncoder makes them of padded batches in eval "
+    "mode: build it with enable_nested_tensor=False, or set encoder.use_nested_tensor = False."
+)
+
+
+def _with_numbers(tensor: Tensor, point: Point) -> Tensor:
+    if tensor.is_meta:
+        raise ModelError(
+            f"site {point.key}: the value is on the meta device, so it has a shape and no numbers. Load the model's "
+            "weights first: with from_pretrained, or with model.to_empty(device='cpu') and model.load_state_dict(...).",
+            module=point.site.module,
+        )
+    return tensor
+
+
+def _special(tensor: Tensor) -> bool:
+    """Whether more is to be done than to copy it."""
+    return tensor.requires_grad or tensor.is_nested or tensor.is_meta or _exported()
+
+
+def _exported() -> bool:
+    """Whether the model is being traced or exported, which would keep the hooks for good."""
+    exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call] # torch's own
+    return tracing or (exporting is not None and exporting())
 
 
 class OutputPort(Port):
@@ -191,7 +249,7 @@ class OutputPort(Port):
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
         point = self._whole
-        if point is None or self.calls or type(output) is not Tensor or output.requires_grad or output.is_nested:
+        if point is None or self.calls or type(output) is not Tensor or _special(output):
             return self.pass_through(output)
         self.calls = 1  # what pass_through would do, in a fifth of the time
         point.now = point.ever = True

@@ -11,10 +11,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from maskhooks import nested
 from maskhooks.errors import (
     CompiledModelError,
+    GradientError,
     SiteConflictError,
     SiteNeverFiredError,
     UnfiredSiteWarning,
@@ -22,6 +25,7 @@ from maskhooks.errors import (
     near,
 )
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
+from maskhooks.recompute import Pass, Watch, recomputing
 from maskhooks.site import Site
 
 
@@ -76,7 +80,9 @@ class Tap:
         self.skipped: dict[str, str] = {}
         self._ports: dict[tuple[int, str], Port] = {}
         self._handles: list[RemovableHandle] = []
-        self._frozen: contextlib.AbstractContextManager[None] | None = None
+        self._frozen: contextlib.AbstractContextManager[bool] | None = None
+        self._pass = Pass()
+        self._watch = Watch(model, self._pass)
         self._handling: BaseException | None = None  # what the caller of the model is handling, if anything
         self._depth = self._runs = 0
         self._modules = dict(model.named_modules(remove_duplicate=False))
@@ -95,9 +101,12 @@ class Tap:
         for point in self._points():
             point.ever = False
         self._frozen = frozen(self.model)
-        self._frozen.__enter__()
+        thaws = self._frozen.__enter__()
         try:
+            self._watch.open = True
             self._handles.append(self.model.register_forward_pre_hook(_Begin(self)))
+            if thaws and not any(map(_compiled, self._modules.values())):  # PyTorch warns of global hooks there
+                self._handles.append(register_module_forward_pre_hook(self._watch))
             for port in self._ports.values():
                 self._handles.append(port.attach())
             self._handles.append(self.model.register_forward_hook(_End(self), always_call=True))
@@ -116,6 +125,7 @@ class Tap:
             while self._handles:
                 self._handles.pop().remove()
         finally:
+            self._watch.open = False
             held, self._frozen = self._frozen, None
             if held is not None:
                 held.__exit__(None, None, None)
@@ -132,7 +142,7 @@ class Tap:
                 near=near(site.module, self._modules),
             )
         kind = InputPort if site.port == "input" else OutputPort
-        port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped))
+        port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped, self._pass))
         if function is None:
             port.reads.append(Point(site, None))
             return
@@ -147,39 +157,35 @@ class Tap:
         port.replaces.append(Point(site, function))
 
     def _check_compiled(self) -> None:
-        dynamo = sys.modules.get("torch._dynamo.eval_frame")
-        optimized: tuple[type, ...] = (dynamo.OptimizedModule,) if dynamo else ()
-        for port in self._ports.values():
-            for site in (point.site for point in port.points):
-                steps = site.module.split(".") if site.module else []
-                for end in range(len(steps) + 1):
-                    name = ".".join(steps[:end])
-                    module = self._modules[name]
-                    if isinstance(module, (*optimized, torch.jit.ScriptModule)) or (
-                        getattr(module, "_compiled_call_impl", None) is not None
-                    ):
-                        what = f"module {name!r}" if name else "the model"
-                        raise CompiledModelError(
-                            f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. "
-                            f"Wrap the model before compiling it: torch.compile keeps it as "
-                            f"`compiled._orig_mod`.",
-                            module=name,
-                        )
+        for site in (point.site for point in self._points()):
+            steps = site.module.split(".") if site.module else []
+            for end in range(len(steps) + 1):
+                name = ".".join(steps[:end])
+                if _compiled(self._modules[name]):
+                    what = f"module {name!r}" if name else "the model"
+                    raise CompiledModelError(
+                        f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. Wrap the "
+                        f"model before compiling it: torch.compile keeps it as `compiled._orig_mod`.",
+                        module=name,
+                    )
 
     # What happens during a forward pass
 
     def _begin(self) -> None:
+        if recomputing():
+            return
         self._depth += 1
         if self._depth == 1:
+            self._pass.begin()
             self._handling = sys.exc_info()[1]
             self.values.clear()
             for port in self._ports.values():
                 port.calls = 0
                 for point in port.points:
-                    point.now = False
+                    point.now = point.learns = False
 
     def _end(self, outputs: Any) -> None:
-        if self._depth == 0:  # another library's hook raised before the pass began
+        if self._depth == 0 or recomputing():  # another library's hook raised before the pass began
             return
         self._depth -= 1
         raised = sys.exc_info()[1] is not self._handling
@@ -187,6 +193,21 @@ class Tap:
             self._runs += 1
             self.outputs = outputs
             self._check_fired(ever=False)
+            if self._pass.grad:
+                self._check_gradient([tensor for _, tensor in nested.tensors(outputs)])
+
+    def _check_gradient(self, outputs: list[Tensor]) -> None:
+        """After a pass: gradients can come back to what was put in place, and they are not computed too late."""
+        self._watch.guard(outputs, self.values.values())
+        learning = [point.site for point in self._points() if point.learns]
+        if learning and outputs and not any(tensor.requires_grad for tensor in (*outputs, *self.values.values())):
+            raise GradientError(
+                f"site {learning[0]}: what was put in its place requires grad, and nothing that the model returned "
+                "does, so no gradient would come back. A module after it runs under torch.no_grad(), detaches, or is "
+                "of a kind without gradients, such as a quantised one. Run the model under torch.no_grad() where no "
+                "gradient is wanted.",
+                site=learning[0],
+            )
 
     def _check_fired(self, *, ever: bool) -> None:
         """After a pass: exactly named sites fired in it. At the end: they did where no whole pass was run."""
@@ -206,8 +227,8 @@ class Tap:
             calls = f"ran {port.calls} time(s), its last call is @{port.calls - 1}" if port.calls else "did not run"
             raise SiteNeverFiredError(
                 f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, "
-                "called as module.forward(...), or bypassed by a fused path; `maskhooks doctor` shows which "
-                "sites fire. Mark a site optional=True if it need not fire.",
+                "called as module.forward(...), compiled before it was tapped, or bypassed by a fused path; "
+                "`maskhooks doctor` shows which sites fire. Mark a site optional=True if it need not fire.",
                 sites=list(missing),
             )
 
@@ -228,6 +249,14 @@ class Tap:
             names = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
             message = f"{len(silent)} optional sites never fired: {names}"
             warnings.warn(message, UnfiredSiteWarning, stacklevel=4)
+
+
+def _compiled(module: nn.Module) -> bool:
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    optimized: tuple[type, ...] = (dynamo.OptimizedModule,) if dynamo else ()
+    return isinstance(module, (*optimized, torch.jit.ScriptModule)) or (
+        getattr(module, "_compiled_call_impl", None) is not None
+    )
 
 
 class _Begin(Uncopied):
@@ -251,36 +280,48 @@ class _Hold:
     """A module in training mode or a weight that requires grad, switched off by so many `with` blocks."""
 
     part: nn.Module | Tensor
+    places: list[tuple[nn.Module, str]]  # of a weight
     count: int = 0
 
     def switch(self, on: bool) -> None:
         if isinstance(self.part, nn.Module):
             self.part.training = on
-        else:
-            self.part.requires_grad_(on)
+            return
+        self.part.requires_grad_(on)
+        for module, name in self.places:  # where weights are moved in and out, another tensor may stand there now
+            now = getattr(module, name, None)
+            if isinstance(now, nn.Parameter) and now is not self.part:
+                now.requires_grad_(on)
 
 
 _holds: dict[int, _Hold] = {}
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[bool]:
     """Eval mode and frozen weights while a `with` lasts; flags are set directly and restored one by one.
 
     Several may be open on one model, or on parts of it, and close in any order: the last one restores a part.
+
+    Yields:
+        Whether weights require grad again afterwards, as far as this one knows.
     """
     mine: list[_Hold] = []
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            places.setdefault(id(weight), []).append((module, name))
     parts: list[nn.Module | Tensor] = [*model.modules(), *model.parameters()]
     try:
         for part in parts:
             hold = _holds.get(id(part))
             if hold is None and (part.training if isinstance(part, nn.Module) else part.requires_grad):
-                hold = _holds[id(part)] = _Hold(part)
+                hold = _holds[id(part)] = _Hold(part, places.get(id(part), []))
                 hold.switch(False)
             if hold is not None:
                 hold.count += 1
                 mine.append(hold)
-        yield
+        yield any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine)
     finally:
         for hold in mine:
             hold.count -= 1
