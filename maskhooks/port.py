@@ -123,7 +123,7 @@ class Port(Uncopied, ABC):
         for point in self.replaces:
             if point.fires(call):
                 value = self._replace(value, point)
-            elif self._pass.again() and (old := self._get(value, point)) is not None:
+            elif self._pass.twice() and (old := self._get(value, point)) is not None:
                 self._pass.spare(point.site, old)
         return None if value is before else value
 
@@ -135,7 +135,8 @@ class Port(Uncopied, ABC):
                 value = self._put(value, point, old.clone())
         for point in self.replaces:
             if point.now and (old := self._get(value, point)) is not None:
-                new = self._pass.replaced(point.site, old)
+                assert point.function is not None
+                new = self._pass.replaced(point.site, old, point.function)
                 value = value if new is None else self._put(value, point, new.clone())
         return None if value is before else value
 

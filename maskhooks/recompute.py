@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +59,10 @@ class Pass:
         """Whether what happens here will be computed again by checkpointing that is not reentrant."""
         return self.grad and not self.outer and _hooked()
 
+    def twice(self) -> bool:
+        """The same for checkpointing of both kinds; the reentrant one cannot be told from `torch.no_grad()`."""
+        return self.again() or (self.grad and not torch.is_grad_enabled())
+
     @contextlib.contextmanager
     def apart(self, site: Site, old: Tensor) -> Iterator[list[Tensor]]:
         """A context to make the replacement in: with the pass's own gradients, and computed once only.
@@ -68,7 +72,7 @@ class Pass:
         Raises:
             GradientError: no gradient would come back to it.
         """
-        if not self.grad or (torch.is_grad_enabled() and not self.again()):
+        if not self.twice():
             yield []
             return
         self.inside |= self.again()
@@ -88,11 +92,12 @@ class Pass:
 
     def spare(self, site: Site, old: Tensor) -> None:
         """Notes that a value stays as it is, which is another call's than the one replaced."""
-        if self.again():
-            self.put.setdefault(str(site), []).append((old.detach().clone(), None))
+        self.put.setdefault(str(site), []).append((old.detach().clone(), None))
 
-    def replaced(self, site: Site, old: Tensor) -> Tensor | None:
+    def replaced(self, site: Site, old: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor | None:
         """What was put in place of a value that is now computed again; None where nothing was.
+
+        Reentrant checkpointing takes its gradients from what is computed now, so the function is called again.
 
         Raises:
             GradientError: it cannot be told.
@@ -105,7 +110,16 @@ class Pass:
                 f"be told. Run backward after each pass, or {_OFF}.",
                 site=site,
             )
-        return next(iter(found.values()))
+        (new,) = found.values()
+        if new is None or not self.hidden:
+            return new
+        if not torch.equal(new, now := function(old)):
+            raise GradientError(
+                f"site {site}: reentrant activation checkpointing computes it again during backward, and what is put "
+                f"in its place comes out differently then. Use checkpoint(..., use_reentrant=False), or {_OFF}.",
+                site=site,
+            )
+        return now
 
 
 class Watch:
