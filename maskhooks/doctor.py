@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import html
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributions import Distribution
 
 from maskhooks import nested, table
 from maskhooks.errors import BypassedWarning, SiteNeverFiredError, UnfiredSiteWarning, UnknownDistributionError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Positions
-from maskhooks.seeds import forked, generator
+from maskhooks.seeds import forked
 from maskhooks.site import Selector, Site
 from maskhooks.tap import Tap, frozen
+from maskhooks.trials import bypassed, fused, gradients, inexact, owners, silent
+
+_SILENT = "never fired"
+_INEXACT = (
+    "open gates change the output: the value is changed in place later under another name, which a copy is not; "
+    "address the place after that"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Finding:
         bypassed: whether, with all its positions closed, another input still changes the output; None where no other
             input could be made.
         foreign_hooks: forward hooks of others on its module.
+        foreign: the packages that these, and a forward of its own, come from.
     """
 
     site: Site
@@ -42,6 +49,7 @@ class Finding:
     bypassed: bool | None
     foreign_hooks: int
     trouble: str
+    foreign: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Report:
 
     findings: Sequence[Finding]
     distribution: str
+    fused: float = 0.0  # how far the outputs move when hooks switch off a fused path
 
     @property
     def healthy(self) -> bool:
@@ -64,17 +73,27 @@ class Report:
                 "dtype": f.dtype.removeprefix("torch."),
                 "device": f.device,
                 "bypassed": {True: "BYPASSED", False: "no", None: "unknown"}[f.bypassed],
-                "foreign hooks": str(f.foreign_hooks or ""),
+                "foreign hooks": " ".join([str(f.foreign_hooks)] * bool(f.foreign_hooks) + list(f.foreign)),
                 "trouble": f.trouble,
             }
             for f in self.findings
         ]
 
     def __str__(self) -> str:
-        return f"{table.text(self.rows())}\noutput: {self.distribution}"
+        return "\n".join([table.text(self.rows()), *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What is said of the model as a whole."""
+        notes = [f"output: {self.distribution}"]
+        if self.fused:
+            notes.append(
+                f"fused: hooks switch off a fused path, and move the outputs by up to {self.fused:.1g}; clean and "
+                "masked passes both run with hooks"
+            )
+        return notes
 
     def _repr_html_(self) -> str:
-        return f"{table.markup(self.rows())}<p>output: {html.escape(self.distribution)}</p>"
+        return table.markup(self.rows()) + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
 
 
 def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
@@ -98,31 +117,14 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         except UnknownDistributionError as error:
             described = f"unknown ({error})"
         findings = [_finding(hooked, site, tap) for site in chosen]
-        sound = [f.site for f in findings if not f.trouble and f.site.call != "*"]
-        around = bypassed(hooked, batch, sound)
-        return Report([dataclasses.replace(f, bypassed=around.get(f.site)) for f in findings], described)
-
-
-def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, bool | None]:
-    """Whether information goes around sites: with every position closed, another input changes the output's bits.
-
-    Gradients cannot see this: a second embedding or a skip connection past the site leaves the gradient at the masked
-    value exactly zero. Other inputs have the same shape and padding (`Task.vary`).
-
-    Returns:
-        For each site whether it is bypassed; None where no other input could be made, or where another input changes
-        nothing even with open gates.
-    """
-    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
-        usual = _outputs(hooked, batch)  # before `vary`: a batch that does not fit the model is told as such
-        other = hooked.task.vary(batch, generator(seed))
-        if other is None or _same(usual, _outputs(hooked, other)):
-            return dict.fromkeys(sites)
-        found: dict[Site, bool | None] = {}
-        for site in sites:
-            with hooked.tap(replace={site: torch.zeros_like}):
-                found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
-        return found
+        found = {f.site: f.trouble for f in findings}
+        found |= silent(hooked, batch, [f.site for f in findings if f.trouble == _SILENT])
+        sound = [site for site, trouble in found.items() if not trouble and site.call != "*"]
+        around, moved = bypassed(hooked, batch, sound), fused(hooked, batch, sound)
+        copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
+        found |= {site: _INEXACT if copied[site] else without[site] for site in sound}
+        known = [dataclasses.replace(f, bypassed=around.get(f.site), trouble=found[f.site]) for f in findings]
+        return Report(known, described, moved)
 
 
 def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
@@ -148,7 +150,7 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
     module = hooked.model.get_submodule(site.module)
     trouble = tap.skipped.get(f"{site.module}@*:{site.port}{path}", "")
     if not values and not trouble:
-        trouble = "never fired"
+        trouble = _SILENT
     elif site.call is None and len(values) > 1:
         trouble = f"fires {len(values)} times: address one call, {site.at(0)} to {site.at(len(values) - 1)}"
     elif isinstance(site.call, int) and site.call >= len(values):
@@ -163,36 +165,8 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
         None,
         len(module._forward_hooks) + len(module._forward_pre_hooks),
         trouble,
+        owners(module),
     )
-
-
-def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
-    outputs = hooked(batch)
-    try:
-        return list(_parameters(hooked.distribution(outputs, batch)))
-    except UnknownDistributionError:
-        return [tensor for _, tensor in nested.tensors(outputs)]
-
-
-def _parameters(outputs: Any) -> Iterable[Tensor]:
-    if isinstance(outputs, Distribution):
-        yield from (value for value in vars(outputs).values() if isinstance(value, Tensor))
-    elif isinstance(outputs, Positions):
-        yield from _parameters(outputs.distribution)
-    else:
-        for part in outputs.values():
-            yield from _parameters(part)
-
-
-def _same(left: list[Tensor], right: list[Tensor]) -> bool:
-    """Equal bit for bit, NaN included."""
-    return len(left) == len(right) and all(
-        a.shape == b.shape and torch.equal(_bits(a), _bits(b)) for a, b in zip(left, right, strict=True)
-    )
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _describe(outputs: Any) -> str:

@@ -180,10 +180,7 @@ class Recording:
             yield
         finally:
             for module, forward in own:
-                if forward is missing:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = forward
+                _put_back(module, forward, missing)
 
 
 @dataclass
@@ -207,6 +204,40 @@ class _Played(Uncopied):
         if call >= len(self._values):
             return self.__wrapped__(*args, **kwargs)
         return _copied(self._values[call]) if self._copy else self._values[call]
+
+
+@contextlib.contextmanager
+def forwards(modules: Iterable[nn.Module]) -> Iterator[Counter[int]]:
+    """Counts by module's id how often `forward` runs while the `with` lasts, also where it is called directly."""
+    calls: Counter[int] = Counter()
+    missing = object()
+    own = [(module, module.__dict__.get("forward", missing)) for module in {id(m): m for m in modules}.values()]
+    try:
+        for module, _ in own:
+            module.__dict__["forward"] = _Counted(module.forward, calls, id(module))
+        yield calls
+    finally:
+        for module, forward in own:
+            _put_back(module, forward, missing)
+
+
+def _put_back(module: nn.Module, forward: object, missing: object) -> None:
+    if forward is not missing:
+        module.__dict__["forward"] = forward
+    else:
+        module.__dict__.pop("forward", None)
+
+
+class _Counted(Uncopied):
+    """A module's forward while its calls are counted."""
+
+    def __init__(self, forward: Callable[..., Any], calls: Counter[int], key: int) -> None:
+        self.__wrapped__ = forward
+        self._calls, self._key = calls, key
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._calls[self._key] += 1
+        return self.__wrapped__(*args, **kwargs)
 
 
 def _copied(value: Any) -> Any:

@@ -20,6 +20,7 @@ from maskhooks.errors import (
     GradientError,
     SiteConflictError,
     SiteNeverFiredError,
+    TappedModelError,
     UnfiredSiteWarning,
     UnknownSiteError,
     near,
@@ -116,7 +117,13 @@ class Tap:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        lost = not all(handle.id in (handle.hooks_dict_ref() or ()) for handle in self._handles)
         self._remove()
+        if kind is None and lost:
+            raise TappedModelError(
+                "hooks of the tap are gone: another library removed them inside the `with`, so that later passes were "
+                "neither read nor changed (pyvene removes all hooks of a model). Let it finish before the tap opens."
+            )
         if kind is None:
             self._check_fired(ever=True)
 

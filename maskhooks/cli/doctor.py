@@ -45,7 +45,8 @@ def doctor(
         f"Sites of {model}",
         alarm=lambda row: bool(row["trouble"]) or row["bypassed"] == "BYPASSED",
     )
-    say(f"output: {report.distribution}")
+    for note in report.notes():
+        say(note)
     if not report.healthy:
         say("A site in red cannot be masked as it is, or its masks would tell only part of the story.", "red")
         raise typer.Exit(1)

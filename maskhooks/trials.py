@@ -1,0 +1,191 @@
+"""Trials: what sites do, found by trying: ways around them, copies, gradients, and why some stay silent."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
+
+from maskhooks import nested
+from maskhooks.errors import GradientError, UnknownDistributionError
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import Positions
+from maskhooks.replay import forwards
+from maskhooks.seeds import forked, generator
+from maskhooks.site import Site
+from maskhooks.tap import frozen
+
+
+def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, bool | None]:
+    """Whether information goes around sites: with every position closed, another input changes the output's bits.
+
+    Gradients cannot see this: a second embedding or a skip connection past the site leaves the gradient at the masked
+    value exactly zero. Other inputs have the same shape and padding (`Task.vary`).
+
+    Returns:
+        For each site whether it is bypassed; None where no other input could be made, or where another input changes
+        nothing even with open gates.
+    """
+    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+        usual = _outputs(hooked, batch)  # before `vary`: a batch that does not fit the model is told as such
+        other = hooked.task.vary(batch, generator(seed))
+        if other is None or _same(usual, _outputs(hooked, other)):
+            return dict.fromkeys(sites)
+        found: dict[Site, bool | None] = {}
+        for site in sites:
+            with hooked.tap(replace={site: torch.zeros_like}):
+                found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
+        return found
+
+
+def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, bool]:
+    """Whether a copy of a site's value changes the output's bits, as where it is changed in place by another name."""
+    found: dict[Site, bool] = {}
+    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+        for site in sites:
+            with hooked.tap(read=site):
+                usual = _outputs(hooked, batch)
+            with hooked.tap(replace={site: torch.clone}):
+                found[site] = not _same(usual, _outputs(hooked, batch))
+    return found
+
+
+def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
+    """How far the outputs move when hooks on these sites switch off a fused path; 0 where they switch off none."""
+    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+        usual = _outputs(hooked, batch)
+        with hooked.tap(read=sites):
+            read = _outputs(hooked, batch)
+    return 0.0 if _same(usual, read) else max(float((a - b).abs().max()) for a, b in zip(usual, read, strict=True))
+
+
+def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, str]:
+    """Why no gradient comes back from the outputs to a site; empty where one does, or where none can be asked for."""
+    found: dict[Site, str] = {}
+    with forked(hooked.model), torch.enable_grad(), frozen(hooked.model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of kernels that have no gradient: said here of each site
+        for site in sites:
+            found[site] = _no_gradient(hooked, batch, site, seed)
+    return found
+
+
+def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
+    leaves: list[Tensor] = []
+
+    def leaf(value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1] if leaves else value
+
+    source = generator(seed)
+    try:
+        with hooked.tap(replace={site: leaf}):
+            ends = [t for _, t in nested.tensors(_raw(hooked(batch))) if t.is_floating_point() and t.requires_grad]
+            if leaves and ends:
+                weights = [torch.randn(end.shape, generator=source).to(end) for end in ends]
+                torch.autograd.backward(ends, weights, inputs=leaves)
+    except GradientError as error:
+        return str(error).removeprefix(f"site {site}: ")
+    except RuntimeError as error:
+        return f"no gradient comes back: {error}"
+    if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
+        return ""
+    return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
+
+
+def _raw(outputs: Any) -> Any:
+    return list(_parameters(outputs)) if isinstance(outputs, (Distribution, Positions)) else outputs
+
+
+def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]:
+    """Why sites never fire: their module's forward is called directly, its weights go elsewhere, or it is not used."""
+    modules = {site: hooked.model.get_submodule(site.module) for site in sites}
+    if not modules:
+        return {}
+    uses = _Uses(modules.values())
+    with (
+        forked(hooked.model),
+        torch.no_grad(),
+        frozen(hooked.model),
+        hooked.opened(sites),
+        forwards(modules.values()) as calls,
+        uses,
+    ):
+        hooked(batch)
+    found: dict[Site, str] = {}
+    for site, module in modules.items():
+        if calls[id(module)]:
+            found[site] = "never fired: its forward is called directly, which goes around hooks; call the module itself"
+        elif id(module) in uses.seen:
+            found[site] = (
+                f"never fired: {uses.seen[id(module)]} takes its weights, a fused path; address the module around it"
+            )
+        else:
+            found[site] = "never fired: not used for this batch, or only in compiled code"
+    return found
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which functions of torch take the weights of modules."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self._owners = {id(weight): id(module) for module in modules for weight in module.parameters()}
+        self.seen: dict[int, str] = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for _, tensor in nested.tensors((args, kwargs or {})):
+            if id(tensor) in self._owners and callable(function):
+                self.seen.setdefault(self._owners[id(tensor)], getattr(function, "__name__", str(function)))
+        return function(*args, **(kwargs or {}))
+
+
+def owners(module: nn.Module) -> list[str]:
+    """The packages of others' hooks on a module, and of what stands in the place of its forward."""
+    own = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    own += [vars(module)["forward"]] if "forward" in vars(module) else []
+    return sorted({_package(function) for function in own})
+
+
+def _package(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function) if inspect.isfunction(function) else function
+    name = getattr(function, "__module__", None) or type(function).__module__
+    return str(name).partition(".")[0]
+
+
+def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
+    outputs = hooked(batch)
+    try:
+        return list(_parameters(hooked.distribution(outputs, batch)))
+    except UnknownDistributionError:
+        return [tensor for _, tensor in nested.tensors(outputs)]
+
+
+def _parameters(outputs: Any) -> Iterable[Tensor]:
+    if isinstance(outputs, Distribution):
+        yield from (value for value in vars(outputs).values() if isinstance(value, Tensor))
+    elif isinstance(outputs, Positions):
+        yield from _parameters(outputs.distribution)
+    else:
+        for part in outputs.values():
+            yield from _parameters(part)
+
+
+def _same(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Equal bit for bit, NaN included."""
+    return len(left) == len(right) and all(
+        a.shape == b.shape and torch.equal(_bits(a), _bits(b)) for a, b in zip(left, right, strict=True)
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
