@@ -29,7 +29,7 @@ def optimise(problem: Problem, clean: Clean) -> None:
             with torch.enable_grad():
                 masked, outputs = masked_pass(problem.hooked, clean, masking, source)
                 divergence = problem.divergence(clean.outputs, outputs)
-                loss = objective(masked, divergence)
+                loss = objective(masked, divergence, problem.penalty(clean.outputs, outputs, divergence))
             optimizer.param_groups[0]["lr"] = recipe.free_rate * recipe.rate(step, recipe.steps)
             optimizer.zero_grad()
             loss.backward()

@@ -105,7 +105,7 @@ class Loop:
             masking, objective = problem.maskings[number], problem.objectives[number]
             with self.fabric.autocast():
                 pooled = self._masked(clean, masking, generator(problem.seed, SAMPLE, step, number))
-                loss = objective(pooled.masked, pooled.divergence)
+                loss = objective(pooled.masked, pooled.divergence, pooled.penalty)
             if loss.requires_grad:
                 self.fabric.backward(loss)
             self._check_loss(loss, masking)
@@ -146,7 +146,9 @@ class Loop:
             masked, outputs = masked_pass(self.problem.hooked, clean, masking, source)
         except NonFiniteError as error:
             raise self._not_finite("the masked output", masking) from error
-        return Pooled(masked, self.problem.divergence(clean.outputs, outputs), agreement(clean.outputs, outputs))
+        divergence = self.problem.divergence(clean.outputs, outputs)
+        penalty = self.problem.penalty(clean.outputs, outputs, divergence)
+        return Pooled(masked, divergence, penalty, agreement(clean.outputs, outputs))
 
     def _clean(self, batch: Any, chosen: Sequence[Masking]) -> Clean:
         """A batch's clean pass, which reads what maskings need and records what their masked passes skip."""

@@ -41,8 +41,15 @@ class Objective(nn.Module):
         """
 
     @abstractmethod
-    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """The loss to descend on."""
+    def forward(
+        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """The loss to descend on.
+
+        Args:
+            divergence: what is held within the margin.
+            penalty: what the multiplier is the price of: the divergence itself, or more (`Penalty`).
+        """
 
     @abstractmethod
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
@@ -90,10 +97,13 @@ class AugmentedLagrangian(Objective):
         self.scale = closed.detach().float().clamp(min=self.margin)
         self.multiplier = torch.full_like(self.scale, self.initial)
 
-    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
-        error = (self._level(divergence) - self.target) / self.scale
-        weight = (self.multiplier + self.damping * error.detach()).clamp(min=0)
-        loss = (self._level(masked.expected_l0) + weight * error) / (1 + weight)
+    def forward(
+        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        error = (self._level(divergence.detach()) - self.target) / self.scale
+        weight = (self.multiplier + self.damping * error).clamp(min=0)
+        charged = (self._level(penalty) - self.target) / self.scale
+        loss = (self._level(masked.expected_l0) + weight * charged) / (1 + weight)
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
@@ -151,9 +161,11 @@ class RatioLagrangian(Objective):
         self.multiplier = (self.initial * self.target / worst).clamp(min=self.floor)
         self.smoothed = torch.full_like(self.multiplier, self.target)
 
-    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
         weight = self.multiplier * (self.power * self._excess()).exp()
-        loss = (self._level(masked.expected_l0) + weight * self._level(divergence) / self.target) / (1 + weight)
+        loss = (self._level(masked.expected_l0) + weight * self._level(penalty) / self.target) / (1 + weight)
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
@@ -184,9 +196,11 @@ class PaperLagrangian(Objective):
         self.multiplier = torch.ones_like(closed)
         self.square = torch.zeros_like(closed)
 
-    def forward(self, masked: Masked, divergence: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
         sparsity = self._level(masked.per_example(masked.log_open))
-        loss = self.multiplier * (self._level(divergence) - self.margin) + sparsity
+        loss = self.multiplier * (self._level(penalty) - self.margin) + sparsity
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:

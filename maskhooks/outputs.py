@@ -71,6 +71,32 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     return same.flatten(1).amin(1) if same.dim() > 1 else same
 
 
+def overtaken(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Tensor, " batch"]:
+    """How far another class overtakes the predicted one, max(0, min(lead, L) - L_masked) per example, in nats.
+
+    L is the log-odds of the original's predicted class against the next one in the original, L_masked those of the
+    same class against the best other one in the masked outputs: 0 while the prediction keeps its lead, or `lead` of
+    it. Heads add up, positions are averaged; 0 for distributions that are no classes.
+    """
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([overtaken(part, masked[name], lead) for name, part in original.items()]).sum(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        return _mean(_overtaken(original.distribution, masked.distribution, lead), original.chosen)
+    assert isinstance(masked, Distribution)
+    return _per_example(_overtaken(original, masked, lead))
+
+
+def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
+    """The predicted class of each example, `(batch,)`, and how many classes there are; None where it is not one."""
+    if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:
+        return outputs.logits.argmax(-1), outputs.logits.shape[-1]
+    if isinstance(outputs, Bernoulli) and outputs.logits.dim() == 1:
+        return (outputs.logits > 0).long(), 2
+    return None
+
+
 def predictions(outputs: Outputs) -> list[str] | None:
     """The predicted class of each example as text, heads joined; None where it is not a single class."""
     if isinstance(outputs, Mapping):
@@ -80,11 +106,8 @@ def predictions(outputs: Outputs) -> list[str] | None:
         return [
             ", ".join(f"{n}: {h}" for n, h in zip(heads, row, strict=True)) for row in zip(*heads.values(), strict=True)
         ]
-    if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:
-        return [str(index) for index in outputs.logits.argmax(-1).tolist()]
-    if isinstance(outputs, Bernoulli) and outputs.probs.dim() == 1:
-        return [str(int(p > 0.5)) for p in outputs.probs.tolist()]
-    return None
+    classes = predicted(outputs)
+    return None if classes is None else [str(index) for index in classes[0].tolist()]
 
 
 def check(outputs: object) -> Outputs:
@@ -106,10 +129,31 @@ def check(outputs: object) -> Outputs:
     )
 
 
+def _bases(original: Distribution, masked: Distribution) -> tuple[Distribution, Distribution]:
+    while isinstance(original, Independent) and isinstance(masked, Independent):
+        original, masked = original.base_dist, masked.base_dist
+    return original, masked
+
+
+def _overtaken(original: Distribution, masked: Distribution, lead: float) -> Tensor:
+    base, other = _bases(original, masked)
+    if isinstance(base, Categorical) and isinstance(other, Categorical):
+        own = base.logits.argmax(-1, keepdim=True)
+        before, after = _lead(base.logits, own), _lead(other.logits, own)
+    elif isinstance(base, Bernoulli) and isinstance(other, Bernoulli):
+        sign = torch.where(base.logits > 0, 1.0, -1.0)
+        before, after = sign * base.logits, sign * other.logits
+    else:
+        return torch.zeros(original.batch_shape, device=masked.mean.device)
+    return (before.clamp(max=lead) - after).clamp(min=0)
+
+
+def _lead(logits: Tensor, own: Tensor) -> Tensor:
+    return logits.gather(-1, own).squeeze(-1) - logits.scatter(-1, own, -torch.inf).amax(-1)
+
+
 def _same(original: Distribution, masked: Distribution) -> Tensor:
-    base, other = original, masked
-    while isinstance(base, Independent) and isinstance(other, Independent):
-        base, other = base.base_dist, other.base_dist
+    base, other = _bases(original, masked)
     if isinstance(base, Categorical) and isinstance(other, Categorical):
         return (base.logits.argmax(-1) == other.logits.argmax(-1)).float()
     if isinstance(base, Bernoulli) and isinstance(other, Bernoulli):

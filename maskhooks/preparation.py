@@ -15,6 +15,7 @@ from maskhooks.epochs import Epochs
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking
 from maskhooks.outputs import Divergence
+from maskhooks.penalty import Penalty
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks, Share
 from maskhooks.replay import Replay
@@ -58,13 +59,25 @@ def sizes(masking: Masking, clean: Clean) -> dict[str, Any]:
     }
 
 
-def gather(hooked: Hooked, maskings: Sequence[Masking], batches: Iterable[Any], device: torch.device) -> None:
-    """Starts all parts on the first batch, and fits them on values at real positions of all batches."""
+def gather(
+    hooked: Hooked,
+    maskings: Sequence[Masking],
+    batches: Iterable[Any],
+    device: torch.device,
+    penalty: Penalty | None = None,
+) -> None:
+    """Starts all parts on the first batch, and fits them on values at real positions of all batches.
+
+    Args:
+        penalty: fitted on the outputs.
+    """
     reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
     votes = {id(vote.probe): vote for masking in maskings for vote in masking.votes}
     baselines = {id(masking.baseline): masking for masking in maskings}
     for number, batch in enumerate(batches):
         clean = clean_pass(hooked, move(batch, device), reads)
+        if penalty is not None:
+            penalty.fit(clean.outputs)
         if number == 0:
             for masking in maskings:
                 start(masking, sizes(masking, clean), device)

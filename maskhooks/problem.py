@@ -13,6 +13,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence
+from maskhooks.penalty import Penalty
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator
@@ -30,6 +31,7 @@ class Problem:
     divergence: Divergence
     margin: float
     seed: int
+    penalty: Penalty
     fit_first: Sequence[Masking] = ()  # maskings whose learned baseline is fitted before any gate, and then kept
 
     @property

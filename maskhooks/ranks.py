@@ -28,11 +28,12 @@ class Pooled:
 
     Attributes:
         masked: its gates cover all examples; `original` and `replaced` are this rank's.
-        divergence, agreement: per example of all.
+        divergence, penalty, agreement: per example of all.
     """
 
     masked: Masked
     divergence: Tensor
+    penalty: Tensor
     agreement: Tensor
 
 
@@ -133,7 +134,7 @@ class Ranks:
         gates = torch.full(shapes[self.number], torch.nan, device=self.device)
         masked = Masked(gates, gates, gates, gates, gates, torch.ones_like(gates, dtype=torch.bool))
         nowhere = torch.full((len(gates),), torch.nan, device=self.device)
-        return Pooled(masked, nowhere, nowhere)
+        return Pooled(masked, nowhere, nowhere, nowhere)
 
     def pool(self, own: Pooled | None, baseline: Tensor, shapes: Sequence[Shape]) -> Pooled:
         """All ranks' examples together, in the order of ranks.
@@ -147,10 +148,10 @@ class Ranks:
         dist.all_gather(gathered, packed.detach())
         gathered[self.number] = packed  # the one that gradients reach
         rows = [_unpack(one, largest, shape[0]) for one, shape in zip(gathered, shapes, strict=True)]
-        sample, log_open, real, divergence, agreement = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        sample, log_open, real, divergence, penalty, agreement = (torch.cat(parts) for parts in zip(*rows, strict=True))
         masked = own.masked if own is not None else Masked(sample, sample, sample, baseline, log_open, real > 0)
         masked = dataclasses.replace(masked, sample=sample, log_open=log_open, real=real > 0)
-        return Pooled(masked, divergence, agreement)
+        return Pooled(masked, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """Adds up the ranks' gradients; a weight without one on any rank is left without."""
@@ -182,16 +183,16 @@ def _whole(shapes: Sequence[Shape]) -> Shape:
 def _pack(own: Pooled | None, largest: Shape, device: torch.device) -> Tensor:
     """Gates and examples in one flat tensor, padded to the largest shape."""
     if own is None:
-        return torch.zeros(3 * torch.Size(largest).numel() + 2 * largest[0], device=device)
+        return torch.zeros(3 * torch.Size(largest).numel() + 3 * largest[0], device=device)
     masked = own.masked
     gates = [_padded(part.float(), largest) for part in (masked.sample, masked.log_open, masked.real)]
-    examples = [_padded(part.float(), largest[:1]) for part in (own.divergence, own.agreement)]
+    examples = [_padded(part.float(), largest[:1]) for part in (own.divergence, own.penalty, own.agreement)]
     return torch.cat([part.reshape(-1) for part in (*gates, *examples)])
 
 
 def _unpack(packed: Tensor, largest: Shape, rows: int) -> list[Tensor]:
     gates, examples = torch.Size(largest).numel(), largest[0]
-    parts = packed.split([gates, gates, gates, examples, examples])
+    parts = packed.split([gates, gates, gates, examples, examples, examples])
     return [*(part.view(largest)[:rows] for part in parts[:3]), *(part[:rows] for part in parts[3:])]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
+from maskhooks.penalty import Penalty
 from maskhooks.probes import MLP, PaperMLP, Probe
 
 
@@ -34,6 +35,8 @@ class Recipe:
             drawn at random, and then kept; 0 to let it learn with the gates.
         price: with the "ratio" objective, the least fraction of positions for which a whole margin of divergence is
             spent; what saves less is kept.
+        overtaken: how much the loss charges for predictions that another class overtakes, beside the divergence.
+        balance: whether each predicted class counts the same in the loss (see `Penalty`).
         stagger: the first fraction of steps, in which masks that share votes join one after another, lowest depth
             first. Votes that all begin at once close too much together, and gates that closed hardly open again.
         warmup: steps over which rates rise.
@@ -55,6 +58,8 @@ class Recipe:
     baseline_rate: float = 1e-3
     baseline_steps: int = 300
     price: float = 0.0
+    overtaken: float = 0.0
+    balance: bool = False
     stagger: float = 0.0
     warmup: int = 50
     decay: float = 0.3
@@ -83,9 +88,12 @@ class Recipe:
                 name="language",
                 steps=1000,
                 objective="ratio",
-                price=0.2,
+                price=0.05,
+                overtaken=1.0,
+                balance=True,
                 stagger=0.6,
-                baseline_rate=0.02,
+                learning_rate=5e-3,
+                baseline_rate=0.01,
                 baseline_steps=0,
                 validations=5,
             ),
@@ -123,6 +131,9 @@ class Recipe:
         if self.objective == "ratio":
             return RatioLagrangian(margin, floor=self.price)
         return AugmentedLagrangian(margin) if self.objective == "augmented" else PaperLagrangian(margin)
+
+    def make_penalty(self) -> Penalty:
+        return Penalty(self.overtaken, balance=self.balance)
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [

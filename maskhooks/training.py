@@ -244,7 +244,8 @@ def _gather(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
     most = problem.recipe.statistics * ranks.world
     read = itertools.islice(train.batches, most)
     known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
-    gather(problem.hooked, problem.maskings, track(read, "reading values", total=known, shown=progress), ranks.device)
+    shown = track(read, "reading values", total=known, shown=progress)
+    gather(problem.hooked, problem.maskings, shown, ranks.device, problem.penalty)
     fit_baselines(
         problem.hooked,
         problem.fit_first,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, VonMises
 
 from maskhooks.errors import UnknownDistributionError
-from maskhooks.outputs import Positions, agreement, check, kl, predictions
+from maskhooks.outputs import Positions, agreement, check, kl, overtaken, predictions
 
 
 def categorical(logits: Tensor) -> Categorical:
@@ -126,3 +126,31 @@ def test_distributions_without_a_divergence() -> None:
     one = VonMises(torch.zeros(2), torch.ones(2))
     with pytest.raises(UnknownDistributionError, match=r"no divergence of VonMises.*register_kl"):
         kl(one, one)
+
+
+class TestOvertaken:
+    def test_counts_from_where_the_lead_shrinks(self):
+        original = Categorical(logits=torch.tensor([[2.0, 0.0, -1.0]]).expand(4, 3))
+        masked = Categorical(
+            logits=torch.tensor([[2.0, 0.0, -1.0], [0.4, 0.0, 0.0], [0.1, 0.0, -5.0], [0.0, 1.0, 5.0]])
+        )
+        torch.testing.assert_close(overtaken(original, masked), torch.tensor([0.0, 0.0, 0.2, 5.3]))
+
+    def test_a_lead_that_was_small_need_not_grow(self):
+        close = Categorical(logits=torch.tensor([[0.1, 0.0]]))
+        torch.testing.assert_close(overtaken(close, close), torch.tensor([0.0]))
+
+    def test_binary_heads_and_positions(self):
+        original = Bernoulli(logits=torch.tensor([[3.0, -3.0]]))
+        masked = Bernoulli(logits=torch.tensor([[-1.0, -2.0]]))
+        torch.testing.assert_close(overtaken(original, masked), torch.tensor([1.3]))
+        both = overtaken({"a": original, "b": original}, {"a": masked, "b": original})
+        torch.testing.assert_close(both, torch.tensor([1.3]))
+        tokens = Categorical(logits=torch.tensor([[[2.0, 0.0], [2.0, 0.0]]]))
+        moved = Categorical(logits=torch.tensor([[[0.0, 1.0], [2.0, 0.0]]]))
+        chosen = torch.tensor([[True, True]])
+        torch.testing.assert_close(overtaken(Positions(tokens, chosen), Positions(moved, chosen)), torch.tensor([0.65]))
+
+    def test_numbers_are_not_overtaken(self):
+        one, other = Normal(torch.zeros(2), torch.ones(2)), Normal(torch.ones(2), torch.ones(2))
+        assert overtaken(one, other).tolist() == [0.0, 0.0]

@@ -381,6 +381,7 @@ class DiffMask(Explainer):
             self.divergence,
             self.margin,
             self.seed,
+            self.recipe.make_penalty(),
             fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
 
