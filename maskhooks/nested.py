@@ -105,6 +105,8 @@ def _put(value: Any, path: Path, new: Any) -> Any:
             name = value._fields[step] if isinstance(step, int) else step
             return value._replace(**{name: inner})  # type: ignore[attr-defined] # a named tuple
         items: Any = list(value)
+        if isinstance(step, str):  # torch's return types have names, but do not list them
+            step = next(index for index, item in enumerate(items) if item is _child(value, step))
         items[step] = inner
         return type(value)(items)  # torch's return types take a list too
     if isinstance(value, (list, MutableMapping)):

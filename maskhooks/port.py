@@ -132,12 +132,12 @@ class Port(Uncopied, ABC):
         before = value
         for point in self.reads:
             if point.now and (old := self._get(value, point)) is not None and old.requires_grad:
-                value = self._put(value, point, old.clone())
+                value = self._put(value, point, copied(old, old))
         for point in self.replaces:
             if point.now and (old := self._get(value, point)) is not None:
                 assert point.function is not None
                 new = self._pass.replaced(point.site, old, point.function)
-                value = value if new is None else self._put(value, point, new.clone())
+                value = value if new is None else self._put(value, point, copied(new, old))
         return None if value is before else value
 
     def _read(self, value: Any, point: Point, call: int) -> Any:
@@ -148,7 +148,7 @@ class Port(Uncopied, ABC):
         key = str(point.site.at(call)) if point.site.call == "*" else point.key
         if torch.is_grad_enabled() and tensor.requires_grad:
             self._values[key] = tensor
-            return self._put(value, point, tensor.clone())
+            return self._put(value, point, copied(tensor, tensor))
         self._values[key] = tensor.clone()
         return value
 
@@ -167,7 +167,7 @@ class Port(Uncopied, ABC):
         else:
             point.learns |= new.requires_grad and not old.requires_grad
             # A copy: the model may go on to change it in place, and the function's tensor may come again.
-            return self._put(value, point, new if new is old else new.clone())
+            return self._put(value, point, new if new is old else copied(new, old))
         raise ReplacementError(
             f"site {point.key}: the replacement is {got}, the value is {list(old.shape)} {old.dtype} "
             f"{old.device}. Return a tensor like the value, for example new.to(value) or "
@@ -220,6 +220,25 @@ def _with_numbers(tensor: Tensor, point: Point) -> Tensor:
             module=point.site.module,
         )
     return tensor
+
+
+def copied(new: Tensor, old: Tensor) -> Tensor:
+    """A copy that lies in memory as `old` does: in which order numbers are added up may depend on it, and so bits."""
+    copy = new.clone()
+    if copy.layout is not torch.strided or copy.stride() == old.stride() or _overlaps(old):
+        return copy
+    return torch.empty_strided(old.shape, old.stride(), dtype=new.dtype, device=new.device).copy_(new)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether one place in memory may hold several numbers, as in an expanded tensor."""
+    last = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= last:
+                return True
+            last += stride * (size - 1)
+    return False
 
 
 def _special(tensor: Tensor) -> bool:
