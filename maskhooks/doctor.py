@@ -23,8 +23,8 @@ from maskhooks.trials import bypassed, fused, gradients, inexact, owners, silent
 
 _SILENT = "never fired"
 _INEXACT = (
-    "open gates change the output: the value is changed in place later under another name, which a copy is not; "
-    "address the place after that"
+    "open gates change the output's bits: the model changes the value in place under another name, or asks whether two "
+    "values are one, which a copy is not; address the place before or after"
 )
 
 

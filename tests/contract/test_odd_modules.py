@@ -322,12 +322,13 @@ class Recurrent(nn.Module):
         self.packed = packed
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.embed(x)
-        if not self.packed:
-            result: Tensor = self.head(self.rnn(hidden)[0].sum(1))
-            return result
-        states, _ = self.rnn(pack_padded_sequence(hidden, torch.tensor([5, 2, 3]), True, enforce_sorted=False))
-        result = self.head(pad_packed_sequence(states, batch_first=True)[0].sum(1))
+        states = self.embed(x)
+        if self.packed:
+            states = pack_padded_sequence(states, torch.tensor([5, 2, 3]), True, enforce_sorted=False)
+        states, _ = self.rnn(states)
+        if self.packed:
+            states, _ = pad_packed_sequence(states, batch_first=True)
+        result: Tensor = self.head(states.sum(1))
         return result
 
 

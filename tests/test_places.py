@@ -1,0 +1,112 @@
+"""Numbers and places: half precision, autocast, offloaded weights, meta and quantised ones: right, or refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import maskhooks
+from maskhooks.errors import ModelError
+from maskhooks.mix import mix
+from maskhooks.site import Site
+from maskhooks.tap import Tap
+from maskhooks.trials import owners
+from tests.conftest import same_bits
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 2)).eval()
+
+
+def gates(model: nn.Module, x: Tensor, address: str, width: int) -> None:
+    """Open gates change no bit, closed ones let nothing through, and gates learn in float32."""
+    site = Site.parse(address)
+    with torch.no_grad():
+        usual, other = model(x), model(-x)
+    assert not same_bits(usual, other)
+    for z in (0.0, 1.0):
+        sample, baseline = torch.full((len(x), 1), z, requires_grad=True), torch.zeros(width, requires_grad=True)
+        seen: list[Tensor] = []
+
+        def replace(value: Tensor, z: Any = sample, b: Any = baseline, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(value.detach().requires_grad_())
+            return mix(seen[-1], z, b)
+
+        with Tap(model, [site], {site: replace}) as tap:
+            result = model(x)
+            result.float().square().sum().backward()
+        assert tap.values[address].dtype == seen[0].dtype
+        with torch.no_grad(), Tap(model, replace={site: replace}):
+            assert same_bits(model(x), usual) == (z == 1.0)
+            assert same_bits(model(x), model(-x)) == (z == 0.0)
+        assert seen[0].grad is not None
+        assert bool(seen[0].grad.any()) == (z == 1.0)
+        assert sample.grad is not None
+        assert sample.grad.dtype == torch.float32
+        assert sample.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("address", "width"), [("0:output", 5), ("1:input", 5), ("2:output", 5), (":input", 4)])
+def test_precisions(dtype: torch.dtype, address: str, width: int) -> None:
+    gates(network().to(dtype), torch.randn(3, 4).to(dtype), address, width)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("address", ["0:output", "1:output", "3:input"])
+def test_autocast(dtype: torch.dtype, address: str) -> None:
+    with torch.autocast("cpu", dtype):
+        gates(network(), torch.randn(3, 4), address, 5)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
+@pytest.mark.parametrize("kind", ["cpu", "disk", "parts"])
+def test_weights_offloaded_by_accelerate(kind: str, tmp_path: Path) -> None:
+    import accelerate
+
+    torch.manual_seed(1)
+    model, x = network(), torch.randn(3, 4)
+    with torch.no_grad():
+        usual = model(x)
+    if kind == "parts":
+        places = {"0": "cpu", "1": "cpu", "2": "cpu", "3": "disk"}
+        accelerate.dispatch_model(model, places, "cpu", offload_dir=str(tmp_path), force_hooks=True)
+    elif kind == "disk":
+        accelerate.disk_offload(model, str(tmp_path), torch.device("cpu"))
+    else:
+        accelerate.cpu_offload(model, torch.device("cpu"))
+    assert any(weight.is_meta for weight in model.parameters())
+    flags = [(name, weight.device.type, weight.requires_grad) for name, weight in model.named_parameters()]
+    with Tap(model, [Site.parse("0:output")]) as tap:
+        model(x)
+    assert same_bits(tap.outputs, usual)
+    gates(model, x, "0:output", 5)
+    assert [(n, w.device.type, w.requires_grad) for n, w in model.named_parameters()] == flags
+    assert owners(model[0]) == ["accelerate"]
+    hooked = maskhooks.wrap(model, sites={"0:output": "batch hidden -> batch"})
+    assert maskhooks.examine(hooked, x).healthy
+    assert [(n, w.device.type, w.requires_grad) for n, w in model.named_parameters()] == flags
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_were_never_loaded(whole: bool) -> None:
+    model = network()
+    model[3].to("meta")
+    x = torch.randn(3, 4)
+    if whole:
+        model.to("meta")
+        x = x.to("meta")
+    address = "0:output" if whole else "3:output"
+    kind: Any = {"read": [Site.parse(address)]}
+    for settings in (kind, {"replace": {Site.parse(address): torch.neg}}):
+        with pytest.raises((ModelError, RuntimeError), match="meta"), Tap(model, **settings):
+            model(x)
+    if whole:
+        with pytest.raises(ModelError, match=r"has a shape and no numbers.*from_pretrained"), Tap(model, **kind):
+            model(x)

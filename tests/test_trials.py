@@ -1,0 +1,134 @@
+"""Trials and doctor: why a site is silent, what a copy changes, whether gradients come back, whose hooks are there."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import maskhooks
+from maskhooks.doctor import Report, examine
+from maskhooks.errors import TappedModelError
+from maskhooks.site import Site
+from maskhooks.tap import Tap
+from maskhooks.trials import owners
+from tests.models import Cell, Tiny
+
+
+class Odd(Tiny):
+    """Goes wrong in one way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.site, self.last = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 2)
+        self.act = nn.ReLU(inplace=True)
+
+    def body(self, x: Tensor) -> Any:
+        hidden = self.first(x)
+        if self.how == "by another name":
+            self.act(self.site(hidden))  # the identity returns the very tensor
+        elif self.how == "forward called":
+            hidden = self.site.forward(hidden)
+        elif self.how == "weights taken":
+            return nn.functional.linear(hidden, self.last.weight)
+        elif self.how == "detached":
+            hidden = self.site(hidden).detach()
+        elif self.how == "without gradients":
+            with torch.no_grad():
+                hidden = self.site(hidden)
+        elif self.how == "unused":
+            pass
+        else:
+            hidden = self.site(hidden)
+        return self.last(hidden)
+
+
+def report(model: nn.Module, address: str = "site:output", x: Any = None) -> Report:
+    return examine(maskhooks.wrap(model, sites=[address]), torch.randn(3, 4) if x is None else x)
+
+
+@pytest.mark.parametrize(
+    ("how", "address", "trouble"),
+    [
+        ("nothing", "site:output", ""),
+        ("by another name", "site:output", "open gates change the output's bits: the model changes the value in place"),
+        ("forward called", "site:output", "never fired: its forward is called directly, which goes around hooks"),
+        ("weights taken", "last:output", "never fired: linear takes its weights, a fused path"),
+        ("unused", "site:output", "never fired: not used for this batch, or only in compiled code"),
+        (
+            "detached",
+            "site:output",
+            "what was put in its place requires grad, and nothing that the model returned does",
+        ),
+        ("without gradients", "site:output", "its module runs without gradients, within torch.no_grad()"),
+    ],
+)
+def test_what_doctor_says(how: str, address: str, trouble: str, unchanged: Callable[[nn.Module], nn.Module]) -> None:
+    model = Odd(how)
+    batch = torch.randn(3, 4)
+    unchanged(model)
+    found = report(model, address, batch)
+    assert found.findings[0].trouble.startswith(trouble)
+    assert bool(found.findings[0].trouble) == bool(trouble)
+    assert found.healthy == (not trouble)
+    assert (trouble or "site:output") in str(found)
+
+
+@pytest.mark.parametrize(("address", "calls"), [("cell:output", 3), ("cell@3:output", 3), ("cell@2:output", 3)])
+def test_calls(address: str, calls: int) -> None:
+    (finding,) = report(Cell(), address, torch.randn(2, 3, 4)).findings
+    assert finding.calls == calls
+    assert ("fires 3 times" in finding.trouble) == ("@2" not in address)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_modules_give_no_gradient() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this build of torch has no kernels for quantised modules")
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    assert report(model, "0:output").healthy
+    (finding,) = report(quantised, "0:output").findings
+    assert finding.bypassed is False
+    assert finding.trouble.startswith("no gradient comes back: it is zero everywhere, as after a quantised module")
+    (last,) = report(quantised, "2:output").findings
+    assert last.trouble == ""
+
+
+def test_owners_of_hooks() -> None:
+    model = nn.Linear(2, 2)
+    assert owners(model) == []
+    model.register_forward_hook(functools.partial(print, end=""))
+    model.register_forward_pre_hook(lambda *_: None)
+    model.forward = functools.partial(nn.Linear.forward, model)  # type: ignore[method-assign]
+    assert owners(model) == ["builtins", "tests", "torch"]
+
+
+def test_hooks_of_others_are_in_the_report() -> None:
+    model = Odd("nothing")
+    model.site.register_forward_hook(lambda *_: None)
+    found = report(model)
+    assert found.findings[0].foreign_hooks == 1
+    assert found.rows()[0]["foreign hooks"] == "1 tests"
+    assert found.healthy
+
+
+def test_hooks_removed_by_others_are_noticed() -> None:
+    """Some libraries delete every hook of a model."""
+    model, batch = Odd("nothing"), torch.randn(3, 4)
+    tap = Tap(model, [Site.parse("site:output")])
+    tap.__enter__()
+    model(batch)
+    for module in model.modules():
+        module._forward_hooks.clear()
+    model(batch)
+    with pytest.raises(TappedModelError, match="another library removed them"):
+        tap.__exit__(None, None, None)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert model.training
