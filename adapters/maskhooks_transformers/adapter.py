@@ -1,37 +1,54 @@
-"""The adapter: L + 2 sites for a transformer of L layers, as De Cao et al. (2020) count hidden states.
+"""The adapter: the input, hidden states, attention heads and MLPs of a `PreTrainedModel`.
 
-depth 0 is the output of the word-embedding table alone, depth 1 the input of the first layer (positions and
-segments added, normalised), depths 2 to L + 1 the outputs of the layers, before any final norm.
+For a transformer of L layers there are L + 2 hidden states, as De Cao et al. (2020) count: depth 0 is the output of the
+word-embedding table alone, depth 1 the input of the first layer (positions and segments added, normalised), depths 2 to
+L + 1 the outputs of the layers, before any final norm.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 
 from maskhooks.adapter import Adapter, join, stacks
 from maskhooks.pattern import Pattern
 from maskhooks.site import Site
-from maskhooks_transformers import flow
-from maskhooks_transformers.flow import Call
+from maskhooks_transformers import axes, flow
+from maskhooks_transformers.chains import Chain, Step, chains
+from maskhooks_transformers.flow import Call, Pass, State
 from maskhooks_transformers.loaded import model_types
 
 PATTERN = Pattern("batch token hidden -> batch token")
 _HIDDEN = frozenset({"hidden"})
-_WORDS = frozenset({"hidden", "input"})
+_INPUT = frozenset({"hidden", "input"})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A site, when its value is there on the clock of the pass, and the layer that it is inside of."""
+
+    site: Site
+    moment: int
+    inside: Step | None = None
+    before: Step | None = None
 
 
 class TransformersAdapter(Adapter):
     """Finds the sites of a `PreTrainedModel` from its modules and from what flows through them (see `flow`).
 
-    The layers are the largest ordered stack of modules through which one hidden state passes. Where a layer's
-    output is not what the next one takes (a convolution in DeBERTa-v2, a rescaling in RWKV), the site is the
-    next one's input. A shared layer has one site for each call, `...@3:output`. A model that cannot be run
-    without data (other inputs than token ids, control flow on values) gets the sites that its modules alone
-    show: one call of each layer, whose output is a tensor; where that is wrong, tapping the site says so.
+    Tags: `input`, the embedded words, or the first map of an image or a recording; `hidden`, that one and the states
+    between layers; `head`, what attention gives before its output projection, gated by head (cross-attention is
+    `cross` too); `mlp`, what a feed-forward part adds. In models with an encoder and a decoder all sites are tagged
+    `encoder` or `decoder` besides.
+
+    Where a layer's output is not what the next one takes (a convolution in DeBERTa-v2, a rescaling in RWKV), the site
+    is the next one's input. A shared layer has one site for each call, `...@3:output`. A model that cannot be run
+    without data gets the sites that its modules alone show: one call of each layer, whose output is a tensor; where
+    that is wrong, tapping the site says so.
     """
 
     name = "transformers"
@@ -41,30 +58,144 @@ class TransformersAdapter(Adapter):
 
     def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
         base = getattr(module, "base_model", module)
-        prefix = join(name, _name_of(base, module) or "")
-        try:
-            calls = flow.trace(base)
-        except Exception:  # any model's own code ran; whatever it raised, it needs real data
-            found = [*_words(base, None), *_stacked(base)]
-        else:
-            found = [*_words(base, calls), *_layers(_chain(base, calls))]
+        part, found = base, [*_table(base), *_stacked(base)]
+        for body in dict.fromkeys([base, module]):  # some can only be run as a whole
+            with contextlib.suppress(Exception):  # any model's own code runs; whatever it raises, it needs real data
+                sites = _numbered(list(_seen(body, flow.trace(body))))
+                if any(site.tags & _INPUT == _HIDDEN for site in sites):
+                    part, found = body, sites
+                    break
+        prefix = join(name, _name_of(part, module) or "")
         for site in found:
-            yield Site(join(prefix, site.module), site.port, site.path, site.call, PATTERN, site.tags)
+            yield dataclasses.replace(site, module=join(prefix, site.module))
 
 
-def _words(base: nn.Module, calls: list[Call] | None) -> Iterator[Site]:
-    """The output of the word-embedding table; a model that calls it several times embeds its tokens first."""
+def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
+    several = {call.name for call in seen.calls if call.index > 0}
+    found = chains(base, seen)
+
+    def at(call: Call, port: str, state: State | None, tags: frozenset[str]) -> Site | None:
+        pattern = None if state is None else axes.pattern(state.tensor.shape, seen.kind)
+        if state is None or pattern is None:
+            return None
+        index = call.index if call.name in several else None
+        return Site(call.name, "input" if port == "input" else "output", state.path, index, pattern, tags)
+
+    for call, tags in _inputs(base, seen, found):
+        site = at(call, "output", call.gives, tags)
+        if site is not None:
+            yield _Found(site, call.end)
+    for chain in found:
+        for call, port, moment, step in _states(chain):
+            site = at(call, port, call.takes if port == "input" else call.gives, _HIDDEN)
+            if site is not None:
+                yield _Found(site, moment, before=step)
+        for call in _mlps(chain, seen):
+            site = at(call, "output", call.gives, frozenset({"mlp"}))
+            if site is not None:
+                yield _Found(site, call.end, inside=_step(chain, call))
+        for call, state, codes, crossed in seen.heads:
+            pattern = axes.heads(codes, seen.kind) if chain.covers(call.start) else None
+            if pattern is not None:
+                index = call.index if call.name in several else None
+                tags = frozenset({"head", "cross"} if crossed else {"head"})
+                yield _Found(
+                    Site(call.name, "input", state.path, index, pattern, tags), call.start, inside=_step(chain, call)
+                )
+
+
+def _numbered(found: list[_Found]) -> list[Site]:
+    """In the order of computation, with depths: a part of a layer has the depth of the layer's output."""
+    found.sort(key=lambda one: one.moment)
+    depths: dict[int, int] = {}
+    count = 0
+    for one in found:
+        if one.inside is None:
+            if one.before is not None:
+                depths[id(one.before)] = count
+            count += 1
+    sites, depth = [], 0
+    decodes = any("target" in (one.site.pattern or PATTERN).positions for one in found)
+    for one in found:
+        side = {"decoder" if "target" in (one.site.pattern or PATTERN).positions else "encoder"} if decodes else set()
+        place = depth if one.inside is None else depths.get(id(one.inside))
+        depth += one.inside is None
+        sites.append(dataclasses.replace(one.site, depth=place, tags=one.site.tags | side))
+    return sites
+
+
+def _states(chain: Chain) -> Iterator[tuple[Call, str, int, Step | None]]:
+    """The input of the first step, and each step's output, or the next one's input where the two differ."""
+    yield chain.steps[0].enter, "input", chain.steps[0].enter.start, None
+    for step, following in pairwise(chain.steps):
+        gives, takes = step.leave.gives, following.enter.takes
+        if gives is not None and takes is not None and gives.tensor is takes.tensor:
+            yield step.leave, "output", step.leave.end, step
+        else:
+            yield following.enter, "input", following.enter.start, step
+    last = chain.steps[-1]
+    yield last.leave, "output", last.leave.end, last
+
+
+def _mlps(chain: Chain, seen: Pass) -> Iterator[Call]:
+    """The last linear map of each feed-forward part, and the whole of a mixture of experts."""
+    for step in chain.steps:
+        shapes = {state.tensor.shape for state in (step.enter.takes, step.leave.gives) if state is not None}
+        inside = [call for call in seen.calls if step.covers(call.start) and call not in (step.enter, step.leave)]
+        states = [call for call in inside if call.gives is not None and call.gives.tensor.shape in shapes]
+
+        def within(call: Call, moments: list[int]) -> bool:
+            return any(call.start < moment < call.end for moment in moments)
+
+        mixtures = [
+            call
+            for call in states
+            if call.takes is not None and within(call, seen.choices) and not within(call, seen.attentions)
+        ]
+        outer = [one for one in mixtures if not any(two.start < one.start < two.end for two in mixtures)]
+        yield from outer
+        for call, activated in seen.projections:
+            if (
+                call in states
+                and step.covers(activated)
+                and not any(one.start <= call.start <= one.end for one in outer)
+            ):
+                yield call
+
+
+def _inputs(base: nn.Module, seen: Pass, found: list[Chain]) -> Iterator[tuple[Call, frozenset[str]]]:
+    """The embedded words, the decoder's too; or the first map of an image or a recording."""
+    calls = sorted((call for call in seen.calls if call.gives is not None), key=lambda call: call.end)
+    if seen.kind != "token":
+        weighted = [call for call in calls if base.get_submodule(call.name)._parameters]
+        first = found[0].steps[0].enter.takes if found and seen.kind == "frame" else None
+        wanted = None if first is None else _places(first, seen.kind)
+        same = [call for call in weighted if call.gives is not None and _places(call.gives, seen.kind) == wanted]
+        yield from ((call, _INPUT) for call in (same or weighted)[:1])
+        return
     table = _embedding(base)
-    name = None if table is None else _name_of(table, base)
-    if name is None:
-        return
-    if calls is None:
-        if isinstance(table, nn.Embedding):
-            yield Site(name, tags=_WORDS)
-        return
-    own = [call for call in calls if call.name == name]
-    if own and own[0].gives is not None:
-        yield Site(name, "output", own[0].gives.path, 0 if len(own) > 1 else None, tags=_WORDS)
+    own = [call for call in calls if table is not None and base.get_submodule(call.name) is table]
+    tables = own or [call for call in calls if isinstance(base.get_submodule(call.name), nn.Embedding)] or calls
+    sides: dict[str, Call] = {}
+    for call in tables:
+        called = axes.names(call.gives.tensor.shape, seen.kind) if call.gives is not None else None
+        side = "target" if called is not None and "target" in called else "token"
+        sides.setdefault(side, call)
+    for side, call in sides.items():
+        yield call, _INPUT if side == "token" or len(sides) == 1 else _HIDDEN
+
+
+def _places(state: State, kind: str) -> int:
+    """How many positions there are."""
+    called = axes.names(state.tensor.shape, kind) or ()
+    count = 1
+    for axis, size in zip(called, state.tensor.shape, strict=False):
+        count *= 1 if axis in ("batch", "hidden", "channel", "stream") else size
+    return count
+
+
+def _step(chain: Chain, call: Call) -> Step | None:
+    return next((step for step in chain.steps if step.covers(call.start)), None)
 
 
 def _embedding(base: nn.Module) -> nn.Module | None:
@@ -76,48 +207,21 @@ def _embedding(base: nn.Module) -> nn.Module | None:
     return table if isinstance(table, nn.Module) else None
 
 
-def _chain(base: nn.Module, calls: list[Call]) -> list[Call]:
-    """The calls of the layers in order: of the largest stack that passes one hidden state on, step by step.
-
-    Lists whose members take turns (XLM's attentions, norms and feed-forward parts) are no stack of layers.
-    """
-    found = stacks(base)
-    for names in found:
-        others = {name for other in found if other is not names for name in other}
-        own = [index for index, call in enumerate(calls) if call.name in names]
-        if not own or any(call.name in others for call in calls[own[0] : own[-1]]):
-            continue
-        steps = [calls[index] for index in own]
-        if all(step.takes is not None and step.gives is not None for step in steps):
-            return steps
-    return []
-
-
-def _layers(steps: list[Call]) -> Iterator[Site]:
-    """The input of the first step, and each step's output, or the next one's input where the two differ."""
-    if not steps:
-        return
-    several = {step.name for step in steps if step.index > 0}
-
-    def at(step: Call, port: Literal["input", "output"]) -> Site:
-        call = step.index if step.name in several else None
-        state = step.takes if port == "input" else step.gives
-        return Site(step.name, port, state.path if state else (), call, tags=_HIDDEN)
-
-    yield at(steps[0], "input")
-    for step, following in pairwise(steps):
-        passed_on = step.gives and following.takes and step.gives.tensor is following.takes.tensor
-        yield at(step, "output") if passed_on else at(following, "input")
-    yield at(steps[-1], "output")
+def _table(base: nn.Module) -> Iterator[Site]:
+    """The word-embedding table, by the modules alone."""
+    table = _embedding(base)
+    name = None if table is None else _name_of(table, base)
+    if name is not None and isinstance(table, nn.Embedding):
+        yield Site(name, pattern=PATTERN, tags=_INPUT)
 
 
 def _stacked(base: nn.Module) -> Iterable[Site]:
     """The sites of the largest stack, by its modules alone."""
     names = next(iter(stacks(base)), [])
     if names:
-        yield Site(names[0], "input", tags=_HIDDEN)
+        yield Site(names[0], "input", pattern=PATTERN, tags=_HIDDEN)
     for name in names:
-        yield Site(name, tags=_HIDDEN)
+        yield Site(name, pattern=PATTERN, tags=_HIDDEN)
 
 
 def _name_of(wanted: nn.Module, root: nn.Module) -> str | None:

@@ -1,27 +1,30 @@
 """Flow: which hidden states pass through a model's modules, found without computing anything.
 
-A shell of the model, whose weights are on torch's meta device, runs once on two sequences of three tokens.
-Nothing is calculated and no memory is used; the model itself and the hooks on it take no part. Almost every
-language model of transformers runs this way, from its class's own forward, so that no table of architectures
-is needed.
+A shell of the model, whose weights are on torch's meta device, runs once on a small sample. Nothing is calculated and
+no memory is used; the model itself and the hooks on it take no part. Where a model asks for values on its way, the
+shell runs on the CPU with one number in place of each weight. So no table of architectures is needed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from maskhooks import nested
+from maskhooks_transformers import samples
+from maskhooks_transformers.marks import Marks
+from maskhooks_transformers.samples import BATCH
 
-BATCH, TOKENS = 2, 3
+META = torch.device("meta")
+CPU = torch.device("cpu")
 
 
 class State(NamedTuple):
@@ -31,54 +34,148 @@ class State(NamedTuple):
     tensor: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """One call of a module in the pass.
 
     Attributes:
         name: the module's name.
         index: which call of this module, from 0.
+        start, end: when it began and ended, on the clock of the pass.
         takes, gives: the first hidden state among the arguments, and in the output, tensors without
             data.
     """
 
     name: str
     index: int
-    takes: State | None
-    gives: State | None
+    start: int
+    end: int = 0
+    takes: State | None = None
+    gives: State | None = None
 
 
-def trace(model: nn.Module) -> list[Call]:
-    """Every call of a module below `model` in one pass over token ids, in the order in which the calls ended.
+class Heads(NamedTuple):
+    """What attention gives, heads side by side, on its way into a module.
+
+    Attributes:
+        codes: for each number of the state the example, position and head that it belongs to; see `Marks`.
+    """
+
+    call: Call
+    state: State
+    codes: Tensor
+    crossed: bool
+
+
+@dataclass
+class Pass:
+    """What one pass showed.
+
+    Attributes:
+        calls: every call of a module, in the order in which they ended.
+        heads: where heads go into their output projection, each attention once.
+        projections: calls of modules that take activations back to states, as the last part of an MLP, and when the
+            activation was.
+        attentions, choices: when attention was computed, and when experts were chosen, on the clock.
+        kind: what a position of the input is: a token, a patch or a frame.
+    """
+
+    kind: str
+    calls: list[Call] = field(default_factory=list)
+    heads: list[Heads] = field(default_factory=list)
+    projections: list[tuple[Call, int]] = field(default_factory=list)
+    attentions: list[int] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+
+
+def trace(model: nn.Module) -> Pass:
+    """One pass over the first sample that the model takes.
 
     Raises:
-        Exception: whatever the model raises, where it needs the values or inputs other than token ids.
+        Exception: whatever the model raised last, where it takes none.
     """
-    body = shell(model)
-    calls: list[Call] = []
-    counts: Counter[str] = Counter()
+    errors: list[Exception] = []
+    for device in (META, CPU):
+        body = shell(model, device)
+        for call in samples.calls(model):
+            try:
+                return _run(body, call, device)
+            except Exception as error:  # noqa: PERF203 # any model's own code ran; the next sample may suit it
+                errors.append(error)
+    raise errors[-1] if errors else LookupError(f"no input of {type(model).__name__} is known")
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            calls.append(Call(name, counts[name], _taken(module, args, kwargs), _given(output)))
-            counts[name] += 1
+
+def _run(body: nn.Module, call: Mapping[str, Tensor], device: torch.device) -> Pass:
+    seen = Pass(samples.kind(dict(call)))
+    settings = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
+    watch = _Watch(seen, Marks(values=device is not META))
+    with warnings.catch_warnings(), torch.no_grad(), torch.device(device), watch.on(body), watch.marks:
+        warnings.simplefilter("ignore")  # the real pass gives them again
+        body(**{name: tensor.to(device) for name, tensor in call.items()}, **settings)
+    return seen
+
+
+class _Watch:
+    """Notes what happens in a pass."""
+
+    def __init__(self, seen: Pass, marks: Marks) -> None:
+        self.seen, self.marks = seen, marks
+        self.clock = 0
+        self.counts: Counter[str] = Counter()
+        self.open: list[Call] = []
+        self.known: set[int] = set()
+        marks.attended = lambda: seen.attentions.append(self._tick())
+        marks.chosen = lambda: seen.choices.append(self._tick())
+        marks.activated = self._tick
+        marks.projected = lambda moment: seen.projections.append((self.open[-1], moment))
+
+    @contextlib.contextmanager
+    def on(self, body: nn.Module) -> Iterator[None]:
+        handles = []
+        for name, module in body.named_modules():
+            handles.append(module.register_forward_pre_hook(self._begin(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._end, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def _begin(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = Call(name, self.counts[name], self._tick())
+            self.counts[name] += 1
+            self.open.append(call)
+            arguments = dict(_arguments(module, args, kwargs))
+            call.takes = _first(arguments)
+            if module._parameters:
+                self._heads(call, arguments)
 
         return hook
 
-    for name, module in body.named_modules():
-        module.register_forward_hook(note(name), with_kwargs=True)
-    settings = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
-    with warnings.catch_warnings(), torch.no_grad(), torch.device("meta"), _NoValues():
-        warnings.simplefilter("ignore")  # the real pass gives them again
-        body(input_ids=torch.zeros(BATCH, TOKENS, dtype=torch.long), **settings)
-    return calls
+    def _heads(self, call: Call, arguments: Mapping[nested.Path, Any]) -> None:
+        for path, value in arguments.items():
+            found = self.marks.heads_of(value)
+            if found is not None and found.number not in self.known:
+                self.known.add(found.number)
+                self.seen.heads.append(Heads(call, State(path, value), found.codes, found.crossed))
+
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = self.open.pop()
+        call.gives = _first(dict(nested.tensors(output)))
+        call.end = self._tick()
+        self.seen.calls.append(call)
 
 
-def shell(model: nn.Module) -> nn.Module:
+def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
     """A copy of a module in eval mode without data, without hooks, and with its class's own forward.
 
-    Weights and buffers are on the meta device, in bfloat16 (which every kernel takes); other attributes are
-    shared.
+    On the meta device weights and buffers are without values, in bfloat16 (which every kernel takes). On the CPU each
+    weight is one number seen everywhere, and buffers are copies. Other attributes are shared.
     """
     copies: dict[int, nn.Module] = {}
 
@@ -92,9 +189,9 @@ def shell(model: nn.Module) -> nn.Module:
         vars(new).update({key: value for key, value in vars(module).items() if key not in own})
         new.training = False
         for name, weight in module._parameters.items():
-            new._parameters[name] = None if weight is None else nn.Parameter(_empty(weight), requires_grad=False)
+            new._parameters[name] = None if weight is None else nn.Parameter(_weight(weight, device), False)
         for name, buffer in module._buffers.items():
-            new._buffers[name] = None if buffer is None else _empty(buffer)
+            new._buffers[name] = None if buffer is None else _buffer(buffer, device)
         for name, child in module._modules.items():
             new._modules[name] = None if child is None else copy(child)
         return new
@@ -102,45 +199,35 @@ def shell(model: nn.Module) -> nn.Module:
     return copy(model)
 
 
-class _NoValues(TorchFunctionMode):
-    """Answers with zero, or False, where a model asks for a single value, as checks of padding do."""
-
-    _ANSWERS: ClassVar[dict[Any, Any]] = {
-        Tensor.__bool__: False,
-        Tensor.__contains__: False,
-        Tensor.__int__: 0,
-        Tensor.__index__: 0,
-        Tensor.__float__: 0.0,
-        torch.equal: False,
-        torch.allclose: False,
-    }
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function is Tensor.item:
-            return False if args[0].dtype == torch.bool else 0
-        if function in self._ANSWERS:
-            return self._ANSWERS[function]
-        return function(*args, **(kwargs or {}))
+def _weight(weight: Tensor, device: torch.device) -> Tensor:
+    if device == META:
+        return torch.empty_like(weight, device=device, dtype=torch.bfloat16 if weight.is_floating_point() else None)
+    kind = torch.float32 if weight.is_floating_point() else weight.dtype
+    return torch.full((), 0.01 if weight.is_floating_point() else 0, dtype=kind).expand(weight.shape)
 
 
-def _empty(weight: Tensor) -> Tensor:
-    return torch.empty_like(weight, device="meta", dtype=torch.bfloat16 if weight.is_floating_point() else None)
+def _buffer(buffer: Tensor, device: torch.device) -> Tensor:
+    if device == META or buffer.device == META:
+        return _weight(buffer, device)
+    return buffer.detach().to(device, torch.float32 if buffer.is_floating_point() else buffer.dtype, copy=True)
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 3 and value.shape[:2] == (BATCH, TOKENS)
+    """Whether it may be hidden states: of floating point, the examples in front, or behind the positions."""
+    return (
+        isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4) and BATCH in value.shape[:2]
+    )
 
 
-def _taken(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State | None:
+def _arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[nested.Path, Any]]:
+    """A call's arguments in the order of the module's signature, with their paths in an address."""
     names = list(inspect.signature(module.forward).parameters)
     passed = {**dict(zip(names, args, strict=False)), **kwargs}
     for name in sorted(passed, key=lambda name: names.index(name) if name in names else len(names)):
-        if _is_state(passed[name]):
-            return State(() if names[0] == name else (name,), passed[name])
-    return None
+        yield () if names[:1] == [name] else (name,), passed[name]
 
 
-def _given(output: Any) -> State | None:
-    return next((State(path, tensor) for path, tensor in nested.tensors(output) if _is_state(tensor)), None)
+def _first(values: Mapping[nested.Path, Any]) -> State | None:
+    return next((State(path, tensor) for path, tensor in values.items() if _is_state(tensor)), None)

@@ -192,15 +192,45 @@ class CausalLanguageModel(Head):
         return super().predictions(result)
 
 
+class ImageClassification(SequenceClassification):
+    """As for a sequence, of an image."""
+
+    name = "image classification"
+
+
+class AudioClassification(SequenceClassification):
+    """As for a sequence, of a recording."""
+
+    name = "audio classification"
+
+
+class Translation(Head):
+    """The next token at each position of the target that counts: those with a label, else all real ones."""
+
+    name = "sequence to sequence language model"
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        logits, given = field(outputs, "logits", 0), labels(batch)
+        chosen = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        mask = as_mapping(batch).get("decoder_attention_mask")
+        if isinstance(mask, Tensor) and mask.shape == chosen.shape:
+            chosen = mask.to(chosen.device).bool()
+        if given is not None and given.shape == chosen.shape:
+            chosen = _where_any(given != IGNORED, chosen)
+        return at_positions(logits, chosen)
+
+
 # A head's class stands in one of transformers' own tables; the first table that has a class's name decides.
-# The first one keeps out encoder-decoders, which are listed as masked language models too.
-_TABLES: dict[str, type[Head] | None] = {
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": None,
+# Encoder-decoders come first, since they are listed as masked language models too.
+_TABLES: dict[str, type[Head]] = {
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": Translation,
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": SequenceClassification,
     "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": TokenClassification,
     "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": QuestionAnswering,
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MaskedLanguageModel,
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": CausalLanguageModel,
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": ImageClassification,
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES": AudioClassification,
 }
 
 
@@ -212,8 +242,7 @@ def head_of(model: nn.Module, words: Words) -> Head | None:
     for ancestor in type(model).__mro__:
         for table, names in tables.items():
             if ancestor.__name__ in names:
-                head = _TABLES[table]
-                return None if head is None else head(model.config, words)
+                return _TABLES[table](model.config, words)
     return None
 
 

@@ -54,7 +54,7 @@ class DiffMask(Explainer):
         hooked: the wrapped model.
         sites: what to mask: a tag ("hidden", "input"), an address, a glob, a Site, or several of these.
         given: the states on which masks of `sites` are conditioned, depth by depth. Default: for "input" the sites
-            tagged hidden, for anything else each site itself.
+            tagged hidden that have the same position axes, for anything else each site itself.
         product: whether masks conditioned on states are the product of the votes of all depths up to theirs, as in the
             paper; False takes each depth's own vote alone, with a baseline of its own, so that depths do not share one
             margin, and what is dropped at one depth may be kept further up.
@@ -102,7 +102,7 @@ class DiffMask(Explainer):
         self._baseline = baseline if baseline is not None else "learned" if amortized else "zero"
         self.sites = _exact(hooked, sites)
         if given is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
-            given = "hidden"
+            given = _alike(hooked, self.sites)
         self.given = None if given is None else _exact(hooked, given)
         if not amortized and self.given is not None:
             raise SettingError("free logits read no states: leave out `given`, or use amortized=True")
@@ -394,6 +394,12 @@ def _exact(hooked: Hooked, selector: Selector) -> list[Site]:
     for site in found:
         site.gating()
     return found
+
+
+def _alike(hooked: Hooked, sites: Sequence[Site]) -> list[Site]:
+    """The hidden states with the position axes of these sites; a decoder's states say nothing of one source token."""
+    axes = {site.gating().positions for site in sites}
+    return [site for site in hooked.sites.tagged("hidden") if site.pattern and site.pattern.positions in axes]
 
 
 def _depth(site: Site) -> int:

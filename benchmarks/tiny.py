@@ -1,0 +1,304 @@
+"""Tiny random models of every type that transformers lists, built by general rules from their configuration classes.
+
+A ladder of rules is climbed until a model can be built and run: sizes shrunk by the patterns of their names, with
+values that are None left alone, then filled in; lists with an entry for each layer taken anew, so that each kind of
+layer stays; sub-configurations likewise; then all sizes divided alike; then only layers, words and experts made fewer.
+The number of weights is counted on the meta device before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from maskhooks_transformers import samples
+from torch import Tensor, nn
+
+MOST_WEIGHTS = 40_000_000
+WORDS = 96
+_LAYERS = 2
+
+# What a name says about a size; the first pattern that is found in the name counts.
+_NAMES: tuple[tuple[str, int], ...] = (
+    (r"layerdrop|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),  # no sizes
+    (r"token_id|token_index|_id$", 0),
+    (r"vocab_size", WORDS),
+    (r"experts_per|top_?k|n_group$|topk_group|moe_k|num_selected", 1),
+    (r"experts", 4),
+    (r"(key_value|kv|_groups_)_?heads|num_kv|n_head_kv|multi_query_group", 2),
+    (r"heads?$|n_head|num_heads|_heads", 4),
+    (r"layers_per|num_hidden_groups|inner_group", 1),
+    (r"layers$|n_layers?$|num_layers|layers_num|^depth$|num_blocks|n_blocks|block_depth", _LAYERS),
+    (r"first_k_dense|num_dense|shared_layers|dense_layers", 1),
+    (r"positions?$|position_embeddings|max_length|max_seq|^n_ctx$|seq_len(gth)?$", 64),
+    (r"image_size|input_size|crop_size", 32),
+    (
+        r"(head|key|value|qk|rope|nope|kv|v)_?(head)?_(dim|channels)$|^d_kv$|d_head|kv_channels|head_size|attention_key",
+        8,
+    ),
+    (r"lora_rank|low_rank|_rank$", 16),
+    (r"state_size|d_state|ssm_state", 8),
+    (r"chunk_size$|window_size|sliding_window|attention_window|block_size|chunk_length", 8),
+    (r"intermediate|ffn|feed_forward|d_ff|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
+    (
+        r"embedding_size|embed_dim|emb_dim|hidden|d_model|n_embd|^dim$|_dim$|model_dim|width|embed_size|channels?_out",
+        32,
+    ),
+    (r"projection_size|proj_size|d_embed|lru_width|output_size|conv_hidden|size_per_layer|codevector_dim", 32),
+    (r"num_buckets|max_distance|num_codevectors|relative_attention", 16),
+)
+_KINDS = re.compile(
+    r"^(attn|attention|ssm|conv|hidden|embed|decoder|encoder|neck|num|stage|downsample|intermediate|depths)"
+)
+
+Rung = Callable[[str, Any, Any], Any]  # a size's name, its value, and what the class itself says
+
+
+class BuildError(Exception):
+    """No rung of the ladder gave a model that runs; the message says why the last ones did not."""
+
+
+def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A tiny model in eval mode with weights drawn anew, and a batch that it takes.
+
+    Raises:
+        BuildError: no rung of the ladder leads to one.
+    """
+    reasons: list[str] = []
+    for rung in _rungs():
+        try:
+            config = _config(config_class, rung)
+            with torch.device("meta"):
+                count = sum(weight.numel() for weight in _model(model_class, config).parameters())
+            if count > MOST_WEIGHTS:
+                raise BuildError(f"{count / 1e6:.0f} million weights")
+            model = _redrawn(_model(model_class, _config(config_class, rung)), seed)
+            return model, _batch(model, seed)
+        except Exception as error:  # noqa: PERF203 # whatever the model's own code raises
+            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    raise BuildError(" | ".join(dict.fromkeys(reasons)))
+
+
+def _rungs() -> Iterator[Rung]:
+    yield functools.partial(_by_name, derived=False)
+    yield functools.partial(_by_name, derived=True)
+    yield functools.partial(_by_name, derived=True, fill=True)
+    yield functools.partial(_deep, derived=False)
+    yield functools.partial(_deep, derived=True)
+    for divisor in (16, 8, 4):
+        yield functools.partial(_divided, divisor=divisor)
+    yield _fewer
+    yield _layers_only
+
+
+def _model(model_class: type[nn.Module], config: Any) -> nn.Module:
+    build_from: Any = getattr(model_class, "_from_config", model_class)
+    model: nn.Module = build_from(config)
+    return model
+
+
+def _redrawn(model: nn.Module, seed: int) -> nn.Module:
+    """Maps are drawn so that values neither vanish nor explode on their way, and other weights moved a little."""
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=source).to(weight.dtype)
+            if name.endswith("weight") and weight.dim() > 1:
+                weight.copy_(noise * 1.3 / (weight.numel() / len(weight)) ** 0.5)
+            elif weight.is_floating_point():
+                weight.add_(noise * 0.05)
+    return model.eval()
+
+
+def _batch(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """The first sample call of the model that runs and gives finite outputs, with random values.
+
+    Raises:
+        Exception: what the last one raised.
+    """
+    last: Exception | None = None
+    for shapes in samples.calls(model):
+        batch = _filled(model, shapes, torch.Generator().manual_seed(seed + 1))
+        try:
+            with torch.no_grad():
+                outputs = model(**batch)
+        except Exception as error:  # whatever the model's own code raises
+            last = error
+            continue
+        tensors = [value for value in outputs.values() if isinstance(value, Tensor)]
+        if tensors and all(bool(tensor.isfinite().all()) for tensor in tensors[:1]):
+            return batch
+        last = BuildError("the outputs are not finite")
+    raise last or BuildError("no input is known")
+
+
+def _filled(model: nn.Module, sample: Mapping[str, Tensor], source: torch.Generator) -> dict[str, Tensor]:
+    batch: dict[str, Tensor] = {}
+    for name, tensor in sample.items():
+        if "mask" in name:
+            mask = torch.ones(tensor.shape, dtype=tensor.dtype)
+            if mask.dim() == 2 and mask.shape[1] > 4 and not name.startswith(("pixel", "decoder")):
+                mask[1, -2:] = 0
+            batch[name] = mask
+        elif tensor.is_floating_point():
+            batch[name] = torch.randn(tensor.shape, generator=source)
+        else:
+            batch[name] = torch.randint(8, _words(model), tensor.shape, generator=source)
+    ends = getattr(model.config, "eos_token_id", None)
+    if "input_ids" in batch and "attention_mask" in batch and batch["input_ids"].shape == batch["attention_mask"].shape:
+        if type(ends) is int:  # as many in each row, at its end: what sequence classifiers of decoders look for
+            batch["input_ids"][torch.arange(len(batch["input_ids"])), batch["attention_mask"].sum(1) - 1] = ends
+        batch["input_ids"][batch["attention_mask"] == 0] = 0
+    return batch
+
+
+def _words(model: nn.Module) -> int:
+    config: Any = model.config
+    texts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+    found = [getattr(text, "vocab_size", None) for text in texts]
+    return min([size for size in found if isinstance(size, int) and size > 8], default=WORDS)
+
+
+# Configurations
+
+
+def _config(config_class: type, rung: Rung) -> Any:
+    """A configuration with the sizes of a rung, sub-configurations included."""
+    usual: Any = config_class()
+    return _shrunk(usual, rung)
+
+
+def _shrunk(usual: Any, rung: Rung) -> Any:
+    given: dict[str, Any] = {}
+    names = (
+        [field.name for field in dataclasses.fields(usual)] if dataclasses.is_dataclass(usual) else list(vars(usual))
+    )
+    subs = {name: getattr(usual, name, None) for name in getattr(usual, "sub_configs", {})}
+    for name, sub in subs.items():
+        if sub is not None and hasattr(sub, "to_dict"):
+            given[name] = _shrunk(sub, rung)
+    kinds = _layer_kinds(usual, names)
+    layers = max([_LAYERS, *(len(kept) for kept in kinds.values())])
+    declared = (
+        {field.name: field.default for field in dataclasses.fields(usual)} if dataclasses.is_dataclass(usual) else {}
+    )
+    for name in names:
+        if name in given or name.startswith("_") or name in ("num_labels", "id2label", "label2id"):
+            continue
+        value = getattr(usual, name, None)
+        if name in kinds and rung("num_layers", 9, 9) != 9:
+            given[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(layers)]
+            continue
+        new = rung(name, value, declared.get(name, value))
+        if new == _LAYERS and isinstance(new, int) and _is(name, r"layers$|n_layers?$|num_layers"):
+            new = layers
+        if new is not value:
+            given[name] = new
+    given["pad_token_id"] = 0
+    if getattr(usual, "is_encoder_decoder", False):
+        given["decoder_start_token_id"] = 0
+    given.update(_tokens(usual, names))
+    return type(usual)(**given)
+
+
+def _layer_kinds(usual: Any, names: list[str]) -> dict[str, list[Any]]:
+    """Lists with an entry for each layer, as their distinct entries in order."""
+    counts = {
+        getattr(usual, name) for name in names if _is(name, r"layers$|n_layers?$") and type(getattr(usual, name)) is int
+    }
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        value = getattr(usual, name, None)
+        if isinstance(value, (list, tuple)) and len(value) in counts and len(value) > 2:
+            if all(isinstance(item, (str, float, bool)) for item in value):
+                found[name] = list(dict.fromkeys(value))
+            elif all(isinstance(item, int) for item in value):
+                found[name] = [item if item in (0, 1) else 64 for item in dict.fromkeys(value)]
+    return found
+
+
+def _tokens(usual: Any, names: list[str]) -> dict[str, Any]:
+    """Ids of tokens beyond the few words that are left, each as another small number."""
+    given, following = {}, iter(range(1, 8))
+    for name in names:
+        value = getattr(usual, name, None)
+        if re.search(r"token_id$|token_index$", name) and type(value) is int and value >= 8 and name != "pad_token_id":
+            given[name] = next(following, 7)
+    return given
+
+
+def _is(name: str, pattern: str) -> bool:
+    return re.search(pattern, name) is not None
+
+
+def _number(name: str) -> int:
+    return next((size for pattern, size in _NAMES if _is(name, pattern)), 0)
+
+
+def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool = False) -> Any:
+    """Sizes by their names.
+
+    Args:
+        derived: also those that the class derives from others where it is left to.
+        fill: also those that are None.
+    """
+    size = _number(name)
+    if not size or isinstance(value, (bool, str)) or (default is None and not derived):
+        return value
+    if value is None:
+        return size if fill and not _is(name, r"window|chunk|shared|block|rank|^n_inner") else value
+    if isinstance(value, int):
+        return min(value, size) if value > 0 else value
+    if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
+        if _is(name, r"depths|layers|num_blocks"):
+            return type(value)(min(item, 2) for item in value)
+        if _is(name, r"heads"):
+            return type(value)(min(item, 2) for item in value)
+        if _is(name, r"hidden_sizes|embed_dims?|dims?$|channels|hidden_size"):
+            return type(value)(max(8, item // 8 * 8 // 4 // 8 * 8) for item in value)
+        if _is(name, r"image_size|input_size"):
+            return type(value)(min(item, size) for item in value)
+    return value
+
+
+def _deep(name: str, value: Any, default: Any, *, derived: bool) -> Any:
+    """As `_by_name`, with all layers."""
+    return value if _number(name) == _LAYERS else _by_name(name, value, default, derived=derived)
+
+
+def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:
+    """All widths divided alike, so that they still fit each other."""
+    if _is(name, r"depths"):
+        return type(value)(min(item, 2) for item in value) if isinstance(value, (list, tuple)) else value
+    size = _number(name)
+    if size in (32, 64, 8, 16) and not _is(
+        name, r"positions?$|position_emb|image|input_size|max_|window|chunk|block|^n_ctx"
+    ):
+        if type(value) is int and value >= 8 * divisor:
+            return value // divisor
+        if isinstance(value, (list, tuple)) and all(type(item) is int and item >= 4 * divisor for item in value):
+            return type(value)(item // divisor for item in value)
+        return value
+    return _fewer(name, value, default)
+
+
+def _fewer(name: str, value: Any, default: Any) -> Any:
+    """Fewer layers, words, experts, positions and pixels; widths as they are."""
+    if _is(name, r"depths") and isinstance(value, (list, tuple)):
+        return type(value)(1 for _ in value)
+    if _is(
+        name, r"vocab_size|layers$|n_layers?$|num_layers|experts$|positions?$|position_embeddings|image_size|^n_ctx"
+    ):
+        return _by_name(name, value, default, derived=True)
+    return value
+
+
+def _layers_only(name: str, value: Any, default: Any) -> Any:
+    """As `_fewer`, with all experts, positions and pixels."""
+    if _is(name, r"vocab_size|layers$|n_layers?$|num_layers"):
+        return _by_name(name, value, default, derived=True)
+    return value
