@@ -38,10 +38,10 @@ from maskhooks.store import Store
 from maskhooks.tasks import sst
 
 HELD_OUT = 0.1
-LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=3)
+LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=8)
 TRAINED = {
-    "input": (0.1, dataclasses.replace(LANGUAGE, steps=450)),
-    "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=500)),
+    "input": (0.1, dataclasses.replace(LANGUAGE, steps=900, price=0.03)),
+    "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=1300)),
 }
 
 

@@ -33,6 +33,8 @@ class Recipe:
         baseline_rate: of learned baselines that learn together with the gates, in deviations of their features.
         baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks
             drawn at random, and then kept; 0 to let it learn with the gates.
+        lowest: the least logit of "mlp" probes. At -7 a closed gate is closed, and gets no gradient; at -3 one sample
+            in sixteen is open, so that a gate that closed too early can come back.
         price: with the "ratio" objective, the least fraction of positions for which a whole margin of divergence is
             spent; what saves less is kept.
         overtaken: how much the loss charges for predictions that another class overtakes, beside the divergence.
@@ -57,6 +59,7 @@ class Recipe:
     free_rate: float = 0.1
     baseline_rate: float = 1e-3
     baseline_steps: int = 300
+    lowest: float = -7.0
     price: float = 0.0
     overtaken: float = 0.0
     balance: bool = False
@@ -88,12 +91,13 @@ class Recipe:
                 name="language",
                 steps=1000,
                 objective="ratio",
+                lowest=-3.0,
                 price=0.05,
                 overtaken=1.0,
                 balance=True,
                 stagger=0.6,
                 learning_rate=5e-3,
-                baseline_rate=0.01,
+                baseline_rate=0.005,
                 baseline_steps=0,
                 validations=5,
             ),
@@ -125,7 +129,7 @@ class Recipe:
         """
         if self.probe == "paper":
             return PaperMLP()
-        return MLP(start_logit=2.0 if number == 0 else 4.0, high=5.0 + math.log(votes))
+        return MLP(start_logit=2.0 if number == 0 else 4.0, low=self.lowest, high=5.0 + math.log(votes))
 
     def make_objective(self, margin: float) -> Objective:
         if self.objective == "ratio":
