@@ -13,7 +13,13 @@ import torch
 from torch.distributions import Distribution
 
 from maskhooks import nested, table
-from maskhooks.errors import BypassedWarning, SiteNeverFiredError, UnfiredSiteWarning, UnknownDistributionError
+from maskhooks.errors import (
+    BypassedWarning,
+    GradientError,
+    SiteNeverFiredError,
+    UnfiredSiteWarning,
+    UnknownDistributionError,
+)
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Positions
 from maskhooks.seeds import forked
@@ -21,6 +27,8 @@ from maskhooks.site import Selector, Site
 from maskhooks.tap import Tap, frozen
 from maskhooks.trials import bypassed, fused, gradients, inexact, owners, silent
 
+_PARTS = frozenset({"head", "mlp"})
+_BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
 _SILENT = "never fired"
 _INEXACT = (
     "open gates change the output's bits: the model changes the value in place under another name, or asks whether two "
@@ -62,7 +70,7 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        return not any(finding.trouble or finding.bypassed for finding in self.findings)
+        return not any(finding.trouble or (finding.bypassed and not is_part(finding.site)) for finding in self.findings)
 
     def rows(self) -> list[dict[str, str]]:
         return [
@@ -72,7 +80,7 @@ class Report:
                 "shape": "" if f.shape is None else str(list(f.shape)),
                 "dtype": f.dtype.removeprefix("torch."),
                 "device": f.device,
-                "bypassed": {True: "BYPASSED", False: "no", None: "unknown"}[f.bypassed],
+                "bypassed": "yes, a part" if f.bypassed and is_part(f.site) else _BYPASSED[f.bypassed],
                 "foreign hooks": " ".join([str(f.foreign_hooks)] * bool(f.foreign_hooks) + list(f.foreign)),
                 "trouble": f.trouble,
             }
@@ -127,9 +135,24 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         return Report(known, described, moved)
 
 
+def check_gradients(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
+    """Raises GradientError for a site to which no gradient comes back, so that no mask could be learned there."""
+    for site, why in gradients(hooked, batch, sites, seed).items():
+        if why:
+            raise GradientError(
+                f"site {site}: {why}. Mask a site further on, or a copy of the model without such a module.", site=site
+            )
+
+
+def is_part(site: Site) -> bool:
+    """Whether a site is one of a layer's parts, such as a head: others beside it, and a residual, go around it."""
+    return not site.tags.isdisjoint(_PARTS)
+
+
 def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
     """Warns of sites among these that information goes around, with BypassedWarning."""
-    around = [str(site) for site, way in bypassed(hooked, batch, sites, seed).items() if way]
+    whole = [site for site in sites if not is_part(site)]
+    around = [str(site) for site, way in bypassed(hooked, batch, whole, seed).items() if way]
     if around:
         warnings.warn(
             f"with every position masked at {', '.join(around)}, another input still changes the output: "

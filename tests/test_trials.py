@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.doctor import Report, examine
-from maskhooks.errors import TappedModelError
+from maskhooks.errors import GradientError, TappedModelError
 from maskhooks.site import Site
 from maskhooks.tap import Tap
 from maskhooks.trials import owners
@@ -132,3 +133,19 @@ def test_hooks_removed_by_others_are_noticed() -> None:
         tap.__exit__(None, None, None)
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert model.training
+
+
+def test_masks_are_not_learned_where_no_gradient_comes_back():
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return x.round()  # its gradient is zero everywhere, and nothing else says so
+
+    model = nn.Sequential(nn.Linear(4, 8), Rounded(), nn.Linear(8, 3))
+    hooked = maskhooks.wrap(
+        model,
+        sites={"0:output": "batch token hidden -> batch token"},
+        output=lambda outputs: Categorical(logits=outputs.mean(1)),
+    )
+    batches = [torch.randn(4, 5, 4)]
+    with pytest.raises(GradientError, match=r"0:output: no gradient comes back: it is zero everywhere"):
+        maskhooks.DiffMask(hooked, "0:output").fit(batches, batches, steps=2, progress=False)

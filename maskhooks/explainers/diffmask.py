@@ -13,7 +13,7 @@ from torch import nn
 from maskhooks.baselines import Baseline
 from maskhooks.board import Board
 from maskhooks.checkpoint import Measure
-from maskhooks.doctor import warn_bypassed
+from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.epochs import Epochs
 from maskhooks.errors import NotFittedError, SettingError, StorageError
 from maskhooks.explainers.base import Explainer
@@ -161,8 +161,8 @@ class DiffMask(Explainer):
             devices: settings of Lightning's Fabric: accelerator, devices, num_nodes, precision, strategy.
 
         Raises:
-            EmptyLoaderError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError, BatchError: see
-                docs/errors.
+            EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
+                BatchError: see docs/errors.
             KeyboardInterrupt: Ctrl-C, after the step at hand; the explainer can be used. SystemExit for SIGTERM.
 
         Warns:
@@ -197,6 +197,7 @@ class DiffMask(Explainer):
         with forked(self.hooked.model), Epochs(train, self.seed).drawn():
             training.check_loaders(train, validation)
             batch = move(next(iter(train)), device_of(self.hooked.model))
+            check_gradients(self.hooked, batch, self.sites, seeded(self.seed))
             warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
         if self.amortized:
             self.result = training.fit(problem, run, **devices)
