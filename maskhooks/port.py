@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -20,17 +19,26 @@ from maskhooks.errors import (
     TappedModelError,
 )
 from maskhooks.recompute import Pass, recomputing
+from maskhooks.signature import signature
 from maskhooks.site import Site
 
 Replacement = Callable[[Tensor], Tensor]
+
+
+class _NamelessError(TappedModelError, AttributeError):
+    """A hook has no name, which torch.jit.script asks for; whoever else asks learns that as usual."""
 
 
 class Uncopied:
     """What stands in a model for the length of a `with`; copies would keep it for good, so copying raises.
 
     Raises:
-        TappedModelError: on deepcopy and pickle.
+        TappedModelError: on deepcopy, pickle and torch.jit.script.
     """
+
+    @property
+    def __name__(self) -> NoReturn:
+        raise _NamelessError("the model is tapped: script it outside the `with hooked.tap(...)` block")
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise TappedModelError("the model is tapped: copy it outside the `with hooked.tap(...)` block")
@@ -288,7 +296,7 @@ class InputPort(Port):
 
     def overlap(self, one: nested.Path, other: nested.Path) -> bool:
         """An argument named by position and by name is the same one."""
-        names = list(inspect.signature(self.module.forward).parameters)
+        names = list(signature(self.module).parameters)
         first, second = (
             (names.index(path[0]) if path[0] in names else path[0]) if path else 0 for path in (one, other)
         )
@@ -302,7 +310,7 @@ class InputPort(Port):
             return (0, wanted, *rest)
         if isinstance(wanted, str) and wanted in kwargs:
             return (1, wanted, *rest)
-        names = list(inspect.signature(self.module.forward).parameters)
+        names = list(signature(self.module).parameters)
         if isinstance(wanted, int) and wanted < len(names) and names[wanted] in kwargs:
             return (1, names[wanted], *rest)
         if isinstance(wanted, str) and wanted in names[: len(args)]:

@@ -17,6 +17,7 @@ from maskhooks import nested, outputs
 from maskhooks.errors import BatchError, NonFiniteError
 from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
+from maskhooks.signature import signature
 from maskhooks.site import Site
 
 
@@ -83,11 +84,11 @@ class Task:
             return self._call(model, batch)
         args, kwargs = self.arguments(model, batch)
         try:
-            inspect.signature(model.forward).bind(*args, **kwargs)
+            signature(model).bind(*args, **kwargs)
         except TypeError as error:
             raise BatchError(
                 f"the batch, {nested.describe(batch)}, does not fit {type(model).__name__}.forward"
-                f"{inspect.signature(model.forward)}: {error}. Say how to call it: "
+                f"{signature(model)}: {error}. Say how to call it: "
                 f"wrap(model, call=lambda model, batch: model(batch['x']))"
             ) from error
         return model(*args, **kwargs)
@@ -97,7 +98,7 @@ class Task:
         if isinstance(batch, Mapping):
             return (), {str(key): value for key, value in batch.items()}
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-            kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+            kinds = [parameter.kind for parameter in signature(model).parameters.values()]
             takes = sum(
                 kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
             )

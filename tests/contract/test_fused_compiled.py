@@ -308,6 +308,20 @@ def test_scripted_models_are_refused(how: str) -> None:
         maskhooks.wrap(done, sites=[name])
 
 
+@pytest.mark.parametrize("port", ["input", "output"])
+def test_tapped_models_are_not_scripted(port: str) -> None:
+    model = plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with pytest.raises(TappedModelError, match="script it outside"), Tap(model, [Site.parse(f"first:{port}")]) as t:
+            torch.jit.script(model.first)
+        (port_of_first,) = t._ports.values()
+        assert getattr(port_of_first, "__name__", "nameless") == "nameless"  # as before for whoever asks politely
+        scripted = torch.jit.script(model.first)
+    x = torch.randn(3, 4)
+    assert torch.equal(scripted(x), model.first(x))
+
+
 @pytest.mark.parametrize("how", ["trace", "export"])
 def test_tapped_models_are_not_exported(how: str) -> None:
     """What was exported would keep the hooks for good."""
