@@ -50,7 +50,7 @@ class Uncopied:
 class Point:
     """One site within a port, with what happened there; `function` is None for a read."""
 
-    __slots__ = ("ever", "function", "key", "learns", "now", "path", "site")
+    __slots__ = ("apart", "ever", "function", "key", "learns", "now", "path", "site")
 
     def __init__(self, site: Site, function: Replacement | None) -> None:
         self.site = site
@@ -58,6 +58,7 @@ class Point:
         self.key = str(site)
         self.path = site.path
         self.now = self.ever = False
+        self.apart = False  # it has fired between passes, in a part that the caller ran alone
         self.learns = False  # what was put in place in this pass requires grad
 
     def fires(self, call: int) -> bool:

@@ -48,8 +48,10 @@ class Tap:
     """Reads and replaces values at sites while its `with` lasts; afterwards the model is as it was.
 
     Meanwhile the model is in eval mode with frozen weights. Values belong to the latest forward pass of the
-    model. A site that is both read and replaced gives its value before the replacement. Taps nest: the inner
-    one sees what the outer one put in place. What is restored is restored bit for bit, also after an error.
+    model; a part that the caller ran alone before it (an encoder, for which `generate` then runs the decoder step
+    by step) keeps its value, and need not fire again. A site that is both read and replaced gives its value before
+    the replacement. Taps nest: the inner one sees what the outer one put in place. What is restored is restored bit
+    for bit, also after an error.
 
     Args:
         model: the whole model, whose forward pass counts the calls of its modules.
@@ -86,6 +88,8 @@ class Tap:
         self._watch = Watch(model, self._pass)
         self._handling: BaseException | None = None  # what the caller of the model is handling, if anything
         self._depth = self._runs = 0
+        self._within: dict[str, Tensor] = {}  # the values of the latest pass
+        self._apart: dict[str, Tensor] = {}  # those read before it, from parts that the caller ran alone
         self._modules = dict(model.named_modules(remove_duplicate=False))
         for site in {str(site): site for site in read}.values():
             self._add(site, None)
@@ -97,10 +101,13 @@ class Tap:
         if self._handles:
             raise SiteConflictError("this tap is open already; a tap is entered once at a time")
         self._depth = self._runs = 0
-        self.values.clear()
+        for values in (self.values, self._within, self._apart):
+            values.clear()
         self.skipped.clear()
+        for port in self._ports.values():
+            port.calls = 0
         for point in self._points():
-            point.ever = False
+            point.ever = point.apart = False
         self._frozen = frozen(self.model)
         thaws = self._frozen.__enter__()
         try:
@@ -185,23 +192,36 @@ class Tap:
         if self._depth == 1:
             self._pass.begin()
             self._handling = sys.exc_info()[1]
+            self._apart = {key: value for key, value in self.values.items() if self._within.get(key) is not value}
             self.values.clear()
+            self.values.update(self._apart)
             for port in self._ports.values():
-                port.calls = 0
                 for point in port.points:
+                    point.apart |= point.now and port.calls > 0
                     point.now = point.learns = False
+                port.calls = 0
 
     def _end(self, outputs: Any) -> None:
         if self._depth == 0 or recomputing():  # another library's hook raised before the pass began
             return
         self._depth -= 1
         raised = sys.exc_info()[1] is not self._handling
-        if self._depth == 0 and not raised:
-            self._runs += 1
-            self.outputs = outputs
-            self._check_fired(ever=False)
-            if self._pass.grad:
-                self._check_gradient([tensor for _, tensor in nested.tensors(outputs)])
+        if self._depth:
+            return
+        try:
+            if not raised:
+                self._ended(outputs)
+        finally:
+            self._within = {key: value for key, value in self.values.items() if self._apart.get(key) is not value}
+            for port in self._ports.values():
+                port.calls = 0  # what runs from here on is no part of a pass
+
+    def _ended(self, outputs: Any) -> None:
+        self._runs += 1
+        self.outputs = outputs
+        self._check_fired(ever=False)
+        if self._pass.grad:
+            self._check_gradient([tensor for _, tensor in nested.tensors(outputs)])
 
     def _check_gradient(self, outputs: list[Tensor]) -> None:
         """After a pass: gradients can come back to what was put in place, and they are not computed too late."""
@@ -226,7 +246,7 @@ class Tap:
             point.site: port
             for port in self._ports.values()
             for point in port.points
-            if not point.site.optional and not (point.ever if ever else point.now)
+            if not point.site.optional and not (point.ever if ever else point.now or (point.apart and not port.calls))
         }
         if missing:
             site, port = next(iter(missing.items()))

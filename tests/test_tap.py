@@ -498,3 +498,48 @@ def test_a_model_that_calls_itself() -> None:
     with Tap(model, read=[site("linear@*:output")]) as tap:
         model.run()
     assert list(tap.values) == ["linear@0:output", "linear@1:output"]
+
+
+# Parts that the caller runs alone, as `generate` does with an encoder
+
+
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
+        decoded: Tensor = self.decoder(self.encoder(x) if encoded is None else encoded)
+        return decoded
+
+
+def test_a_part_that_ran_alone_need_not_fire_in_the_passes_after_it() -> None:
+    model, x = Halves(), torch.randn(3, 4)
+    sites = [site("encoder:output"), site("decoder:output")]
+    with Tap(model, read=sites, replace={sites[0]: torch.zeros_like}) as tap:
+        encoded = model.encoder(x)
+        for _ in range(2):
+            given = model(x, encoded)
+        assert torch.equal(tap.values["encoder:output"], nn.functional.linear(x, *model.encoder.parameters()))
+        assert torch.equal(tap.values["decoder:output"], given)
+        whole = model(x + 1)  # the encoder's value is that of the latest pass again
+        assert torch.equal(tap.values["encoder:output"], nn.functional.linear(x + 1, *model.encoder.parameters()))
+        model.encoder(x)  # a second time alone
+        assert torch.equal(model(x, encoded), given)
+        assert torch.equal(tap.values["encoder:output"], nn.functional.linear(x, *model.encoder.parameters()))
+    assert not encoded.any()
+    assert torch.equal(whole, given)
+
+
+def test_a_part_that_never_ran_alone_must_fire_in_each_pass() -> None:
+    model, x = Halves(), torch.randn(3, 4)
+    with Tap(model, read=[site("encoder:output")]):
+        model(x)
+        with pytest.raises(SiteNeverFiredError, match="encoder:output"):
+            model(x, x)
+    tap = Tap(model, read=[site("encoder:output")])
+    with tap:
+        model.encoder(x)
+        model(x, x)
+    with pytest.raises(SiteNeverFiredError, match="encoder:output"), tap:
+        model(x, x)  # a tap opened anew has seen nothing
