@@ -10,6 +10,7 @@ from torch import nn
 
 from maskhooks.adapter import Claim
 from maskhooks.errors import SiteConflictError
+from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.port import Replacement
 from maskhooks.site import Selector, Site, SiteTable, resolve
@@ -54,7 +55,7 @@ class Hooked:
         Raises:
             UnknownSiteError: nothing matches; near names are listed.
         """
-        return resolve(selector, self.sites, [name for name, _ in self.model.named_modules(remove_duplicate=False)])
+        return resolve(selector, self.sites, Modules(self.model))
 
     @contextlib.contextmanager
     def tap(

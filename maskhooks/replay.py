@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from maskhooks import nested
 from maskhooks.errors import UnknownSiteError, near
+from maskhooks.modules import Modules
 from maskhooks.port import Uncopied
 from maskhooks.site import Site
 from maskhooks.tap import frozen
@@ -88,7 +89,7 @@ class Replay:
         recording.drop_overwritten()
 
     def _module(self, site: Site) -> nn.Module:
-        modules: dict[str, nn.Module] = dict(self.model.named_modules(remove_duplicate=False))
+        modules = Modules(self.model)
         if site.module not in modules:
             known = near(site.module, modules)
             raise UnknownSiteError(f"site {site}: the model has no module {site.module!r}.", site=site, near=known)

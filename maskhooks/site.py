@@ -26,7 +26,8 @@ class Site:
     `cell@3:output`, `layers.3:input.hidden_states` or `rnn:output[1]`; `Site.parse` is the inverse of `str`.
 
     Args:
-        module: the module's name as in `model.named_modules()`; empty for the model itself.
+        module: the module's name as in `model.named_modules()`, or one that `model.get_submodule` finds; empty for
+            the model itself.
         port: `"input"` or `"output"`. An input's path begins with the argument, by position or by name,
             however the caller passed it; without a path it is the first argument.
         path: steps into a nested value.

@@ -25,6 +25,7 @@ from maskhooks.errors import (
     UnknownSiteError,
     near,
 )
+from maskhooks.modules import Modules, running
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.recompute import Pass, Watch, recomputing
 from maskhooks.site import Site
@@ -90,7 +91,7 @@ class Tap:
         self._depth = self._runs = 0
         self._within: dict[str, Tensor] = {}  # the values of the latest pass
         self._apart: dict[str, Tensor] = {}  # those read before it, from parts that the caller ran alone
-        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._modules = Modules(model)
         for site in {str(site): site for site in read}.values():
             self._add(site, None)
         for site, function in (replace or {}).items():
@@ -335,10 +336,13 @@ def frozen(model: nn.Module) -> Iterator[bool]:
     """
     mine: list[_Hold] = []
     places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            places.setdefault(id(weight), []).append((module, name))
-    parts: list[nn.Module | Tensor] = [*model.modules(), *model.parameters()]
+    modules, weights = running(model), dict[int, Tensor]()
+    for module in modules:
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                weights[id(weight)] = weight
+                places.setdefault(id(weight), []).append((module, name))
+    parts: list[nn.Module | Tensor] = [*modules, *weights.values()]
     try:
         for part in parts:
             hold = _holds.get(id(part))

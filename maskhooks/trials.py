@@ -158,7 +158,8 @@ def _package(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function) if inspect.isfunction(function) else function
-    name = getattr(function, "__module__", None) or type(function).__module__
+    own = inspect.isroutine(function) or inspect.isclass(function)  # an object may carry the name of what it wraps
+    name = (getattr(function, "__module__", None) if own else None) or type(function).__module__
     return str(name).partition(".")[0]
 
 

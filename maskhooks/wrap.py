@@ -23,7 +23,7 @@ from maskhooks.task import Task
 
 
 def wrap(
-    model: nn.Module,
+    model: nn.Module | Any,
     *,
     sites: Mapping[str, str | Pattern] | Iterable[Site | str] | None = None,
     example: Any = None,
@@ -39,7 +39,7 @@ def wrap(
     """Finds the sites of a model, and how to call it. The model is not changed.
 
     Args:
-        model: any `nn.Module`.
+        model: any `nn.Module`, or nnsight's model of one.
         sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or a list of
             `Site` objects (or addresses, for sites that are only read), in the order of computation; instead
             of what adapters find.
@@ -56,6 +56,7 @@ def wrap(
     """
     if isinstance(model, Hooked):
         raise ModelError("the model is wrapped already; wrap takes the module itself, `hooked.model`")
+    model = _module(model)
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}")
     given = _adapters(adapter)
@@ -92,6 +93,12 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
             site.pattern.shape(value, site=site)
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
     return Hooked(hooked.model, SiteTable(shaped), hooked.task, hooked.claims)
+
+
+def _module(model: Any) -> Any:
+    """What an object stands for that is no module, and holds one as `_module`, as those of nnsight do."""
+    held = getattr(model, "__dict__", {}).get("_module")
+    return held if isinstance(held, nn.Module) and not isinstance(model, nn.Module) else model
 
 
 def _adapters(given: Any) -> list[Adapter]:

@@ -111,6 +111,18 @@ def test_owners_of_hooks() -> None:
     assert owners(model) == ["builtins", "tests", "torch"]
 
 
+def test_an_object_is_of_the_package_of_its_class() -> None:
+    """Though it carries the name, and the module's name, of what it wraps, as nnsight's do."""
+
+    class Hook:
+        __call__ = staticmethod(print)
+
+    model = nn.Linear(2, 2)
+    vars(model)["forward"] = functools.update_wrapper(Hook(), nn.Linear.forward)
+    assert vars(model)["forward"].__module__ == "torch.nn.modules.linear"
+    assert owners(model) == ["tests"]
+
+
 def test_hooks_of_others_are_in_the_report() -> None:
     model = Odd("nothing")
     model.site.register_forward_hook(lambda *_: None)

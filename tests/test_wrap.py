@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,15 @@ def test_what_is_no_module() -> None:
         maskhooks.wrap(maskhooks.wrap(MLP()))
     with pytest.raises(ModelError, match="got str"):
         maskhooks.wrap("bert")
+
+
+def test_what_stands_for_a_module() -> None:
+    model = nn.Linear(2, 2)
+    assert maskhooks.wrap(SimpleNamespace(_module=model)).model is model
+    with pytest.raises(ModelError, match="got SimpleNamespace"):
+        maskhooks.wrap(SimpleNamespace(_module="bert"))
+    model._module = nn.Linear(3, 3)  # a module of this name is a part like any other
+    assert maskhooks.wrap(model).model is model
 
 
 def test_compiled_models() -> None:

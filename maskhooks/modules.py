@@ -1,0 +1,40 @@
+"""Modules: those of a model by name, and those that it holds without saying so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+
+class Modules(Mapping[str, nn.Module]):
+    """The modules of a model by name.
+
+    Listed are the names of `named_modules`, aliases too. Other names are found as well where attributes lead from
+    module to module, as TransformerLens names its hooks: `blocks.0.hook_resid_post`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._listed: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name in self._listed:
+            return self._listed[name]
+        try:
+            found: nn.Module = self._model.get_submodule(name)
+        except AttributeError:
+            raise KeyError(name) from None
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listed)
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+
+def running(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, and those of a model that it holds as a plain attribute, past `named_modules`."""
+    held = [part for part in vars(model).values() if isinstance(part, nn.Module)]
+    return list({id(module): module for part in (model, *held) for module in part.modules()}.values())
