@@ -42,6 +42,7 @@ _NAMES: tuple[tuple[str, int], ...] = (
     ),
     (r"lora_rank|low_rank|_rank$", 16),
     (r"state_size|d_state|ssm_state", 8),
+    (r"^window_size$", 2),
     (r"chunk_size$|window_size|sliding_window|attention_window|block_size|chunk_length", 8),
     (r"intermediate|ffn|feed_forward|d_ff|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
     (
@@ -87,8 +88,9 @@ def _rungs() -> Iterator[Rung]:
     yield functools.partial(_by_name, derived=False)
     yield functools.partial(_by_name, derived=True)
     yield functools.partial(_by_name, derived=True, fill=True)
-    yield functools.partial(_deep, derived=False)
-    yield functools.partial(_deep, derived=True)
+    yield functools.partial(_deep, derived=False, layers=8)
+    yield functools.partial(_deep, derived=True, layers=8)
+    yield functools.partial(_deep, derived=False, layers=32)
     for divisor in (16, 8, 4):
         yield functools.partial(_divided, divisor=divisor)
     yield _fewer
@@ -182,7 +184,8 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
         if sub is not None and hasattr(sub, "to_dict"):
             given[name] = _shrunk(sub, rung)
     kinds = _layer_kinds(usual, names)
-    layers = max([_LAYERS, *(len(kept) for kept in kinds.values())])
+    wanted = rung("num_layers", 99, 99)
+    layers = max([_LAYERS, *(len(kept) for kept in kinds.values())]) if wanted == _LAYERS else wanted
     declared = (
         {field.name: field.default for field in dataclasses.fields(usual)} if dataclasses.is_dataclass(usual) else {}
     )
@@ -190,14 +193,19 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
         if name in given or name.startswith("_") or name in ("num_labels", "id2label", "label2id"):
             continue
         value = getattr(usual, name, None)
-        if name in kinds and rung("num_layers", 9, 9) != 9:
-            given[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(layers)]
+        if name in kinds:
+            few = wanted == _LAYERS
+            given[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(layers)] if few else value[:layers]
             continue
         new = rung(name, value, declared.get(name, value))
         if new == _LAYERS and isinstance(new, int) and _is(name, r"layers$|n_layers?$|num_layers"):
             new = layers
         if new is not value:
             given[name] = new
+    for name in [name for name in given if _number(name) == 2 and "heads" in name]:
+        heads = name.replace("key_value", "attention").replace("kv", "attention")
+        if getattr(usual, name) == getattr(usual, heads, None):  # as many keys and values as queries
+            given[name] = given.get(heads, given[name])
     given["pad_token_id"] = 0
     if getattr(usual, "is_encoder_decoder", False):
         given["decoder_start_token_id"] = 0
@@ -265,9 +273,11 @@ def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool =
     return value
 
 
-def _deep(name: str, value: Any, default: Any, *, derived: bool) -> Any:
-    """As `_by_name`, with all layers."""
-    return value if _number(name) == _LAYERS else _by_name(name, value, default, derived=derived)
+def _deep(name: str, value: Any, default: Any, *, derived: bool, layers: int) -> Any:
+    """As `_by_name`, with more layers, for kinds of layers that come only now and then."""
+    if _number(name) == _LAYERS:
+        return min(value, layers) if type(value) is int else value
+    return _by_name(name, value, default, derived=derived)
 
 
 def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:

@@ -59,7 +59,7 @@ class TransformersAdapter(Adapter):
     def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
         base = getattr(module, "base_model", module)
         part, found = base, [*_table(base), *_stacked(base)]
-        for body in dict.fromkeys([base, module]):  # some can only be run as a whole
+        for body in dict.fromkeys([module, base]):  # a network of the user's around it may need other inputs
             with contextlib.suppress(Exception):  # any model's own code runs; whatever it raises, it needs real data
                 sites = _numbered(list(_seen(body, flow.trace(body))))
                 if any(site.tags & _INPUT == _HIDDEN for site in sites):
@@ -72,11 +72,11 @@ class TransformersAdapter(Adapter):
 
 def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
     several = {call.name for call in seen.calls if call.index > 0}
-    found = chains(base, seen)
+    found, used = chains(base, seen), seen.used()
 
     def at(call: Call, port: str, state: State | None, tags: frozenset[str]) -> Site | None:
         pattern = None if state is None else axes.pattern(state.tensor.shape, seen.kind)
-        if state is None or pattern is None:
+        if state is None or pattern is None or not used(state.tensor):
             return None
         index = call.index if call.name in several else None
         return Site(call.name, "input" if port == "input" else "output", state.path, index, pattern, tags)
@@ -95,7 +95,7 @@ def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
             if site is not None:
                 yield _Found(site, call.end, inside=_step(chain, call))
         for call, state, codes, crossed in seen.heads:
-            pattern = axes.heads(codes, seen.kind) if chain.covers(call.start) else None
+            pattern = axes.heads(codes, seen.kind) if chain.covers(call.start) and used(state.tensor) else None
             if pattern is not None:
                 index = call.index if call.name in several else None
                 tags = frozenset({"head", "cross"} if crossed else {"head"})

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -78,14 +78,26 @@ class Pass:
             activation was.
         attentions, choices: when attention was computed, and when experts were chosen, on the clock.
         kind: what a position of the input is: a token, a patch or a frame.
+        outputs: what the model returned.
     """
 
     kind: str
+    outputs: Any = None
     calls: list[Call] = field(default_factory=list)
     heads: list[Heads] = field(default_factory=list)
     projections: list[tuple[Call, int]] = field(default_factory=list)
     attentions: list[int] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
+
+    def used(self) -> Callable[[Tensor], bool]:
+        """Which tensors the outputs are made of; all are taken to be where no graph was kept."""
+        reached: set[Any] = {tensor.grad_fn for _, tensor in nested.tensors(self.outputs)} - {None}
+        waiting = list(reached)
+        while waiting:
+            following = {node for node, _ in waiting.pop().next_functions if node is not None} - reached
+            reached |= following
+            waiting += following
+        return lambda tensor: not reached or tensor.grad_fn is None or tensor.grad_fn in reached
 
 
 def trace(model: nn.Module) -> Pass:
@@ -109,9 +121,9 @@ def _run(body: nn.Module, call: Mapping[str, Tensor], device: torch.device) -> P
     seen = Pass(samples.kind(dict(call)))
     settings = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
     watch = _Watch(seen, Marks(values=device is not META))
-    with warnings.catch_warnings(), torch.no_grad(), torch.device(device), watch.on(body), watch.marks:
+    with warnings.catch_warnings(), torch.enable_grad(), torch.device(device), watch.on(body), watch.marks:
         warnings.simplefilter("ignore")  # the real pass gives them again
-        body(**{name: tensor.to(device) for name, tensor in call.items()}, **settings)
+        seen.outputs = body(**{name: tensor.to(device) for name, tensor in call.items()}, **settings)
     return seen
 
 
@@ -189,7 +201,7 @@ def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
         vars(new).update({key: value for key, value in vars(module).items() if key not in own})
         new.training = False
         for name, weight in module._parameters.items():
-            new._parameters[name] = None if weight is None else nn.Parameter(_weight(weight, device), False)
+            new._parameters[name] = None if weight is None else _weight(weight, device)
         for name, buffer in module._buffers.items():
             new._buffers[name] = None if buffer is None else _buffer(buffer, device)
         for name, child in module._modules.items():
@@ -199,16 +211,18 @@ def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
     return copy(model)
 
 
-def _weight(weight: Tensor, device: torch.device) -> Tensor:
+def _weight(weight: Tensor, device: torch.device) -> nn.Parameter:
+    floating = weight.is_floating_point()
     if device == META:
-        return torch.empty_like(weight, device=device, dtype=torch.bfloat16 if weight.is_floating_point() else None)
-    kind = torch.float32 if weight.is_floating_point() else weight.dtype
-    return torch.full((), 0.01 if weight.is_floating_point() else 0, dtype=kind).expand(weight.shape)
+        kind = torch.bfloat16 if floating else weight.dtype
+        return nn.Parameter(torch.empty_like(weight, device=device, dtype=kind), floating)
+    one = torch.full((), 0.01 if floating else 0, dtype=torch.float32 if floating else weight.dtype)
+    return nn.Parameter(one.expand(weight.shape), floating)
 
 
 def _buffer(buffer: Tensor, device: torch.device) -> Tensor:
     if device == META or buffer.device == META:
-        return _weight(buffer, device)
+        return _weight(buffer, device).detach()
     return buffer.detach().to(device, torch.float32 if buffer.is_floating_point() else buffer.dtype, copy=True)
 
 

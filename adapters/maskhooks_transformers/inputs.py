@@ -51,6 +51,12 @@ def real_tokens(batch: Any) -> Bool[Tensor, "batch token"] | None:
     return mask.bool()
 
 
+def real_targets(batch: Any) -> Bool[Tensor, "batch target"] | None:
+    """Which tokens of a decoder beside an encoder are real, by `decoder_attention_mask`; None where there is none."""
+    mask = as_mapping(batch).get("decoder_attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 def labels(batch: Any) -> Tensor | None:
     """The labels as a tensor, under `labels` or `label`; None where the batch has none."""
     found = next((as_mapping(batch)[key] for key in LABELS if as_mapping(batch).get(key) is not None), None)

@@ -20,7 +20,7 @@ def calls(model: nn.Module, batch: int = BATCH) -> Iterator[dict[str, Tensor]]:
     main = str(getattr(model, "main_input_name", "input_ids"))
     hands_on = "kwargs" in takes or "args" in takes
     for name in dict.fromkeys([main, "input_ids", "pixel_values", "input_values", "input_features", "inputs"]):
-        if name not in takes and not (hands_on and name in (main, "input_ids")):
+        if name not in takes and not (hands_on and name == main):
             continue
         for tensor in _inputs(name, config, batch):
             own = {name: tensor}
