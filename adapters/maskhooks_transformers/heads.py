@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from maskhooks import outputs as distributions
-from maskhooks.errors import UnknownDistributionError
+from maskhooks.errors import BatchError, UnknownDistributionError
 from maskhooks.outputs import Outputs, Positions
 from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, token_ids
 from maskhooks_transformers.words import Words
@@ -58,6 +58,10 @@ class Head(ABC):
     def targets(self, batch: Any) -> Sequence[str] | None:
         """The labels in words, one text an example; None where the batch has none."""
         return None
+
+    def masked(self, batch: Any, tokens: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+        """Which of the real tokens are there to be masked; by default all."""
+        return tokens
 
     def _word(self, label: Any) -> str:
         names: Mapping[int, str] = getattr(self.config, "id2label", None) or {}
@@ -170,26 +174,86 @@ class MaskedLanguageModel(Head):
         return at_positions(field(outputs, "logits", 0), chosen)
 
 
-class CausalLanguageModel(Head):
-    """The token after the last real one or, with `positions="all"`, after each real one but the last."""
-
-    name = "causal language model"
-    positions = "last"
-
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
-        logits = field(outputs, "logits", 0)
-        tokens = real().to(logits.device)
-        if self.positions == "all":
-            followed = nn.functional.pad(tokens[:, 1:], (0, 1), value=False)
-            return at_positions(logits, tokens & followed)
-        last = (tokens * torch.arange(tokens.shape[1], device=tokens.device)).argmax(1)
-        rows = torch.arange(len(logits), device=logits.device)
-        return Categorical(logits=logits[rows, last], validate_args=False)
+class _Writer(Head):
+    """What writes one token after another: a text, or tokens at chosen positions."""
 
     def predictions(self, result: Outputs) -> Sequence[str] | None:
         if isinstance(result, Categorical):
             return self.words.tokens(result.logits.argmax(-1).tolist())
+        if isinstance(result, Positions) and isinstance(result.distribution, Categorical):
+            best = result.distribution.logits.argmax(-1)
+            return [self.words.text(row[own].tolist()) for row, own in zip(best, result.chosen, strict=True)]
         return super().predictions(result)
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        given = labels(batch)
+        if given is None or given.dim() != 2:
+            return None
+        return [self.words.text(row[row != IGNORED].tolist()) for row in given]
+
+
+class CausalLanguageModel(_Writer):
+    """The tokens that count, each predicted from those before it.
+
+    By default those with a label, as transformers has labels: a copy of the token ids, with -100 where a token does
+    not count. They are the continuation; what stands before it, the prompt, is there to be masked. Without labels it
+    is the token after the last real one. `positions` says otherwise: "last" is that token, labels or not, "all" the
+    tokens after each real one but the last, and a function of the batch gives the tokens, as bool (batch, token),
+    after which the next one counts.
+    """
+
+    name = "causal language model"
+    positions: str | Callable[[Any], Tensor] | None = None
+
+    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        logits = field(outputs, "logits", 0)
+        tokens = real().to(logits.device)
+        continued = self._continuation(batch)
+        if callable(self.positions):
+            return at_positions(logits, self._named(self.positions(batch), tokens))
+        if self.positions == "all" or continued is not None:
+            following = tokens if continued is None else continued.to(tokens.device)
+            return at_positions(logits, tokens & nn.functional.pad(following[:, 1:], (0, 1), value=False))
+        last = (tokens * torch.arange(tokens.shape[1], device=tokens.device)).argmax(1)
+        rows = torch.arange(len(logits), device=logits.device)
+        return Categorical(logits=logits[rows, last], validate_args=False)
+
+    def masked(self, batch: Any, tokens: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+        """The tokens without a label, as far as one with a label follows; all where there are no labels.
+
+        Raises:
+            BatchError: an example has none.
+        """
+        continued = self._continuation(batch)
+        if continued is None:
+            return tokens
+        continued = continued.to(tokens.device)
+        follows = continued.flip(1).cummax(1).values.flip(1)
+        prompt = tokens & ~continued & follows
+        if not bool(prompt.any(1).all()):
+            number = int((~prompt.any(1)).nonzero()[0])
+            raise BatchError(
+                f"example {number} has no prompt: no token stands before those with a label. Give labels to the "
+                f"continuation alone, and {IGNORED} to the prompt; or say which tokens count, labels or not: "
+                "wrap(model, positions='last') or 'all'"
+            )
+        return prompt
+
+    def _continuation(self, batch: Any) -> Bool[Tensor, "batch token"] | None:
+        given, ids = labels(batch), as_mapping(batch).get("input_ids")
+        if self.positions is not None or given is None or not isinstance(ids, Tensor) or given.shape != ids.shape:
+            return None
+        return given != IGNORED
+
+    def _named(self, chosen: Any, tokens: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+        found = torch.as_tensor(chosen)
+        if found.shape != tokens.shape or found.dtype != torch.bool:
+            raise BatchError(
+                f"positions= gave {list(found.shape)} {found.dtype}, the batch has tokens of shape "
+                f"{list(tokens.shape)}. Give a function from a batch to bool (batch, token): True at each token after "
+                "which the next one counts"
+            )
+        return found.to(tokens.device) & tokens
 
 
 class ImageClassification(SequenceClassification):
@@ -204,7 +268,7 @@ class AudioClassification(SequenceClassification):
     name = "audio classification"
 
 
-class Translation(Head):
+class Translation(_Writer):
     """The next token at each position of the target that counts: those with a label, else all real ones."""
 
     name = "sequence to sequence language model"

@@ -22,6 +22,8 @@ from maskhooks.errors import (
 from maskhooks.records import Label, Record
 from maskhooks.source import Opened, Source
 from maskhooks.wrap import wrap
+from maskhooks_transformers.prompts import Prompts
+from maskhooks_transformers.task import TransformersTask
 
 
 class TransformersSource(Source):
@@ -61,8 +63,10 @@ class TransformersSource(Source):
                 path=model,
             )
         _pad(network, tokenizer, model)
-        batches = Batches(tokenizer, network.config, _room(tokenizer, network.config, max_length))
-        return Opened(wrap(network.eval(), tokenizer=tokenizer), batches)
+        hooked, room = wrap(network.eval(), tokenizer=tokenizer), _room(tokenizer, network.config, max_length)
+        if isinstance(hooked.task, TransformersTask) and hooked.task.writes:
+            return Opened(hooked, Continued(Prompts(hooked, max_length=room)))
+        return Opened(hooked, Batches(tokenizer, network.config, room))
 
 
 class Batches:
@@ -109,6 +113,26 @@ class Batches:
                 + (f" Did you mean {likely[0]!r}?" if likely else " Name another column with --label-column.")
             )
         return int(known[label])
+
+
+class Continued:
+    """Makes batches of records for a model that writes text: second texts are continuations of the first.
+
+    Args:
+        prompts: of the model.
+    """
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+
+    def __call__(self, records: Sequence[Record]) -> Any:
+        """A batch of prompts, with the continuations that all of them have or none.
+
+        Raises:
+            BatchError: a text without a token.
+        """
+        seconds = [record.second for record in records if record.second is not None]
+        return self.prompts([record.text for record in records], seconds or None)
 
 
 def _class(transformers: Any, config: Any, model: str) -> Any:

@@ -17,10 +17,14 @@ from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
 from maskhooks.outputs import Outputs
 from maskhooks.site import Site
 from maskhooks.task import Task
-from maskhooks_transformers.heads import CausalLanguageModel, Head, head_of
-from maskhooks_transformers.inputs import as_mapping, real_tokens, token_ids
+from maskhooks_transformers import decoding
+from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of
+from maskhooks_transformers.inputs import as_mapping, labels, real_targets, real_tokens, token_ids
 from maskhooks_transformers.loaded import model_types
 from maskhooks_transformers.words import Words
+
+# Of models that take texts besides.
+_OTHER_INPUTS = ("pixel_values", "input_values", "input_features")
 
 
 class TransformersTask(Task):
@@ -28,13 +32,16 @@ class TransformersTask(Task):
 
     A batch is a mapping (a `BatchEncoding`, a dict of tensors) or a tensor of token ids. Labels, and keys
     that the model's forward does not name, are left out of the call. No key-value cache is written
-    (`use_cache=False`), so that replay may skip layers.
+    (`use_cache=False`), so that replay may skip layers. Positions are counted from each example's first real token, so
+    that padding on the left changes nothing. A decoder beside an encoder that is given no input gets its labels,
+    shifted, or else the token with which it begins.
 
     Options of `wrap`:
         tokenizer: names the tokens, the special ones and the mask token. Default: the one saved in the
             folder, or cached for the hub id, that the model was loaded from; nothing is downloaded, and
             without any, tokens are called by their ids.
-        positions: for causal language models, `"last"` (the token after the last real one) or `"all"`.
+        positions: for causal language models, which tokens count: `"last"`, `"all"`, or a function of the batch.
+            Default: those with a label, or the last; see `CausalLanguageModel`.
         call, output, real, names, vary: functions that go before what this task does; see `Task`.
     """
 
@@ -46,6 +53,11 @@ class TransformersTask(Task):
         self.served = "a model"
         self.head: Head | None = None
         self.words = Words(None)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model continues a text, or answers one."""
+        return isinstance(self.head, (CausalLanguageModel, Translation))
 
     def types(self) -> tuple[type[nn.Module], ...]:
         return model_types()
@@ -63,7 +75,7 @@ class TransformersTask(Task):
 
         Raises:
             BatchError: an option that this task does not have.
-            SettingError: `positions` is neither `"last"` nor `"all"`, or the model predicts no next token.
+            SettingError: `positions` is no such thing, or the model predicts no next token.
         """
         own = {key: value for key, value in functions.items() if key not in ("tokenizer", "positions")}
         task = super().given(own)
@@ -75,10 +87,11 @@ class TransformersTask(Task):
                 task.head.words = task.words
         if "positions" in functions:
             positions = functions["positions"]
-            if positions not in ("last", "all") or not isinstance(task.head, CausalLanguageModel):
+            known = positions in ("last", "all") or callable(positions)
+            if not known or not isinstance(task.head, CausalLanguageModel):
                 raise SettingError(
-                    f"positions={positions!r}: it is 'last' or 'all', for causal language models, and "
-                    f"{self.served} is served by the task {self.name!r}"
+                    f"positions={positions!r}: it is 'last' or 'all', or a function of the batch, for causal language "
+                    f"models, and {self.served} is served by the task {self.name!r}"
                 )
             task.head.positions = positions
         return task
@@ -95,7 +108,7 @@ class TransformersTask(Task):
             key: value for key, value in mapping.items() if key in takes and value is not None and not _is_label(key)
         }
         inputs = dict.fromkeys(["input_ids", "inputs_embeds", getattr(model, "main_input_name", "input_ids")])
-        present = [key for key in inputs if key in kwargs]
+        present = [key for key in (*inputs, *_OTHER_INPUTS) if key in kwargs]
         way_out = (
             f"{type(model).__name__} takes what tokenizer(texts, padding=True, return_tensors='pt') gives. "
             f"For other batches: wrap(model, call=lambda model, batch: model(input_ids=batch[0]), real=...)"
@@ -106,7 +119,11 @@ class TransformersTask(Task):
         given = kwargs[present[0]]
         if not isinstance(given, Tensor):
             raise BatchError(f"{present[0]} is no tensor but {nested.describe(given)}. {way_out}")
-        return (), {**kwargs, **_without_cache(model)}
+        if isinstance(self.head, Translation):
+            kwargs.update(decoding.target(model, kwargs, given, labels(mapping)))
+        if isinstance(self.head, CausalLanguageModel):
+            kwargs.update(decoding.positions(model, kwargs))
+        return (), {**kwargs, **decoding.without_cache(model)}
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
         """The model's outputs as its head means them.
@@ -137,23 +154,34 @@ class TransformersTask(Task):
     def real(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
         """Which positions are real: by the attention mask, where the pattern has the axes batch and token.
 
+        A continuation's tokens do not count among them, where the batch has one.
+        A decoder's, of axes batch and target, are so by its own mask, or all of them.
+
         Raises:
             BatchError: the mask does not fit the site.
         """
         pattern = site.gating()
-        mask = None if self._real is not None else real_tokens(batch)
-        if mask is None or not {"batch", "token"} <= set(pattern.positions):
+        axis = "target" if "target" in pattern.positions else "token"
+        mask = None
+        if self._real is None and {"batch", axis} <= set(pattern.positions):
+            mask = self._maskable(batch) if axis == "token" else real_targets(batch)
+        if mask is None:
             return super().real(site, batch, value)
         sizes = pattern.shape(value, site=site)
-        others = {axis: sizes[axis] for axis in pattern.positions if axis not in ("batch", "token")}
-        arrow = f"batch token -> {' '.join(pattern.positions)}"
+        others = {name: sizes[name] for name in pattern.positions if name not in ("batch", axis)}
+        arrow = f"batch {axis} -> {' '.join(pattern.positions)}"
         spread = einops.repeat(mask.to(value.device), arrow, **others)
         return self._fit(spread, tuple(sizes[axis] for axis in pattern.positions), site, pattern)
 
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
-        """The tokens of each example, as the tokenizer has them; None for sites without a token axis."""
-        ids = token_ids(batch)
-        if self._names is not None or ids is None or (site.pattern and "token" not in site.pattern.positions):
+        """The tokens of each example, or the decoder's, as the tokenizer has them; None for sites of neither."""
+        target = site.pattern is not None and "target" in site.pattern.positions
+        ids = as_mapping(batch).get("decoder_input_ids") if target else token_ids(batch)
+        if (
+            self._names is not None
+            or ids is None
+            or (site.pattern and "token" not in site.pattern.positions and not target)
+        ):
             return super().names(site, batch)
         return [self.words.tokens(row) for row in ids.tolist()]
 
@@ -177,6 +205,10 @@ class TransformersTask(Task):
         if torch.equal(varied, tokens):
             return None
         return varied if tokens is batch else nested.put(batch, (key,), varied)
+
+    def _maskable(self, batch: Any) -> Bool[Tensor, "batch token"] | None:
+        tokens = real_tokens(batch)
+        return tokens if tokens is None or self.head is None or self._output else self.head.masked(batch, tokens)
 
     def _real_tokens(self, batch: Any) -> Bool[Tensor, "batch token"]:
         if self._real is not None and self._takes_batch_only():
@@ -206,11 +238,3 @@ def _named(model: type[nn.Module]) -> set[str]:
 def _is_label(key: str) -> bool:
     """Whether an argument of a model's forward only serves its loss; transformers names them all this way."""
     return "label" in key or key in ("start_positions", "end_positions")
-
-
-def _without_cache(model: nn.Module) -> dict[str, bool]:
-    """`use_cache=False` for a model that takes it, or hands it on to a base model that does."""
-    own = inspect.signature(model.forward).parameters
-    base = inspect.signature(getattr(model, "base_model", model).forward).parameters
-    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
-    return {"use_cache": False} if "use_cache" in own or (hands_on and "use_cache" in base) else {}

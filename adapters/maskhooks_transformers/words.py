@@ -50,6 +50,12 @@ class Words:
             self._tokens.update({index: str(index) if token is None else str(token) for index, token in named})
         return [self._tokens[index] for index in ids]
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens too; without a tokenizer the ids themselves."""
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
     @property
     def mask_token(self) -> int | None:
         """The id of the mask token, where there is one and it is known."""

@@ -26,7 +26,10 @@ Data = Annotated[
 TextColumn = Annotated[str, typer.Option(help="Column of texts.", rich_help_panel="Data")]
 SecondColumn = Annotated[
     str | None,
-    typer.Option(help="Column of second texts, for pairs such as question and context.", rich_help_panel="Data"),
+    typer.Option(
+        help="Column of second texts, for pairs such as question and context, or prompt and continuation.",
+        rich_help_panel="Data",
+    ),
 ]
 LabelColumn = Annotated[
     str | None,
