@@ -170,10 +170,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     model, data = bert(), batch(8 if quick else BATCH)
     hooked = maskhooks.wrap(model)
+    hidden = hooked.sites.tagged("hidden")
     result: dict[str, Any] = {}
 
     def capture() -> None:
-        with torch.no_grad(), hooked.tap(read=list(hooked.sites)):
+        with torch.no_grad(), hooked.tap(read=hidden):
             hooked(data)
 
     if given.stored:

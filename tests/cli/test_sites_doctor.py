@@ -50,7 +50,7 @@ def test_doctor_of_a_healthy_model(run: Run, bert: Path) -> None:
     assert result.exit_code == 0, result.stdout + result.stderr
     assert re.search(r"bert\.encoder\.layer\.0:output +1 +\[2, \d+, 8\] +float32 +cpu +no", result.stdout)
     assert "output: Categorical over batch [2]" in result.stdout
-    assert "4 sites, all well" in result.stdout
+    assert "8 sites, all well" in result.stdout  # 4 hidden states, 2 layers with heads and an MLP each
 
 
 @pytest.mark.parametrize(

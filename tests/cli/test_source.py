@@ -112,7 +112,7 @@ def test_transformers_opens_a_folder(bert: Path) -> None:
     assert type(model).__name__ == "BertForSequenceClassification"
     assert not model.training
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    assert len(opened.hooked.sites) == 4
+    assert len(opened.hooked.sites.tagged("hidden")) == 4
     assert opened.train is opened.validation is None
 
 
