@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test check clean
+.SECONDARY:
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/maskhooks demo --out demo
@@ -32,5 +33,15 @@ $(VENV)/.dev-installed: $(VENV)/.demo-installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+# A partner's tests, in an environment of its own: `make partner-nnsight`, `make partner-transformer-lens`.
+partner-%: $(VENV)-%/.installed
+	$(VENV)-$*/bin/python -m pytest -q tests/partners/test_$(subst -,_,$*).py
+
+$(VENV)-%/.installed: constraints-%.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install -q -c $< torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(VENV)-$*/bin/python -m pip install -q -c $< -e '.[test,$*]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(VENV)-* demo
