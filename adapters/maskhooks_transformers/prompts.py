@@ -61,7 +61,7 @@ class Prompts:
         self.encodes = isinstance(task.head, Translation)
 
     def __call__(
-        self, prompts: Sequence[str | Ids | Chat], continuations: Sequence[str | Ids] | None = None
+        self, prompts: Sequence[str | Ids | Chat], continuations: Sequence[str | Ids] | Tensor | None = None
     ) -> dict[str, Tensor]:
         """A batch: `input_ids`, `attention_mask`, and with continuations `labels`.
 
