@@ -191,6 +191,11 @@ def top(explanation: Explanation, group: Group = "label", *, depth: int | None =
     Raises:
         SettingError: no such depth or column, tags that do not fit, or no position in any group.
     """
+    if not isinstance(explanation, Explanation):
+        raise SettingError(
+            f"top takes one Explanation, got {type(explanation).__name__}; Explanation.from_parquet(folder) reads all "
+            f"files of a folder"
+        )
     inside = grouped(explanation, group)
     depths = np.unique(explanation["depth"])
     if depth is not None and depth not in depths:

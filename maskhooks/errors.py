@@ -49,11 +49,14 @@ from collections.abc import Iterable, Sequence
 
 
 def near(name: str, known: Iterable[str], count: int = 5) -> list[str]:
-    """The names most like `name` among `known`, best first; names that contain it come along."""
-    names = sorted(set(known))
-    found = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
-    found += [other for other in names if name and name in other and other not in found]
-    return found[:count]
+    """The names most like `name` among `known`, in whole or at their ends, best first."""
+
+    def likeness(other: str) -> float:
+        ends = {other, other[-len(name) :]} if name else {other}
+        return max(difflib.SequenceMatcher(None, end, name).ratio() for end in ends)
+
+    names = {other: 0.9 if name and name in other else likeness(other) for other in sorted(set(known))}
+    return sorted((other for other in names if names[other] >= 0.5), key=lambda other: -names[other])[:count]
 
 
 def _did_you_mean(names: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ class Loop:
             steps.append((masking, objective, pooled))
         weights = _unique([w for masking, *_ in steps for part in masking.modules for w in part.parameters()])
         self.ranks.add_gradients(weights)
-        self._check_gradients(weights, steps[0][0])
+        self._check_gradients(weights, [masking for masking, *_ in steps])
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * problem.recipe.rate(step, self.total)
         optimizer.step()
@@ -166,11 +166,13 @@ class Loop:
         if not torch.isfinite(loss):
             raise self._not_finite("the loss", masking)
 
-    def _check_gradients(self, weights: list[nn.Parameter], masking: Masking) -> None:
+    def _check_gradients(self, weights: list[nn.Parameter], maskings: Sequence[Masking]) -> None:
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return  # in float16 gradients overflow now and then; the scaler skips such a step
-        if not all(bool(torch.isfinite(weight.grad).all()) for weight in weights if weight.grad is not None):
-            raise self._not_finite("a gradient", masking)
+        bad = {id(w) for w in weights if w.grad is not None and not bool(torch.isfinite(w.grad).all())}
+        if bad:
+            own = [m for m in maskings if any(id(w) in bad for part in m.modules for w in part.parameters())]
+            raise self._not_finite("a gradient", own[0])
 
     def _not_finite(self, what: str, masking: Masking) -> NonFiniteError:
         return NonFiniteError(

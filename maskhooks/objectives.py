@@ -115,8 +115,9 @@ class RatioLagrangian(Objective):
     """A Lagrangian whose multiplier answers to the ratio r = D / t, at once and in the long run.
 
     With the target t a little less than the margin, and r the running mean of D / t, the loss is
-    (S + mu D / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- max(floor, multiplier
-    r^rate). S is the mean P(z != 0) over real positions. These are a proportional and an integral term in the
+    (S + mu P / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- max(floor, multiplier
+    r^rate), where log r counts up to 2 either way in the power, and up to 1 in the rate. P is the mean penalty, D
+    itself by default. S is the mean P(z != 0) over real positions. These are a proportional and an integral term in the
     logarithm, after Stooke et al. 2020 (PID Lagrangian methods).
 
     The multiplier is a price: the fraction of positions for which a whole target of divergence is spent. It starts low,

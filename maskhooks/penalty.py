@@ -16,7 +16,8 @@ class Penalty:
 
     A mean of divergences can be kept small by giving up predictions near a boundary, and classes that are rarely
     predicted: then four of five predictions stay, and two of five classes are lost. O charges for lost predictions
-    (`outputs.overtaken`), and with w(c) = 1 / (classes * share of c) each predicted class counts the same.
+    (`outputs.overtaken`), and with w(c) = 1 / (classes * share of c) each predicted class counts the same; classes are
+    those seen, and w is at most 10. Free logits, whose examples have a multiplier each, are not balanced.
 
     Args:
         overtaken: how much O counts, in nats of divergence for each nat that another class lies ahead.

@@ -16,6 +16,12 @@ from maskhooks.optimizers import Lookahead
 from maskhooks.penalty import Penalty
 from maskhooks.probes import MLP, PaperMLP, Probe
 
+_KINDS = {
+    "optimizer": ["adam", "lookahead"],
+    "probe": ["mlp", "paper"],
+    "objective": ["augmented", "ratio", "paper"],
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,7 +42,7 @@ class Recipe:
         lowest: the least logit of "mlp" probes. At -7 a closed gate is closed, and gets no gradient; at -3 one sample
             in sixteen is open, so that a gate that closed too early can come back.
         price: with the "ratio" objective, the least fraction of positions for which a whole margin of divergence is
-            spent; what saves less is kept.
+            spent, of the target to be exact; what saves less is kept.
         overtaken: how much the loss charges for predictions that another class overtakes, beside the divergence.
         balance: whether each predicted class counts the same in the loss (see `Penalty`).
         stagger: the first fraction of steps, in which masks that share votes join one after another, lowest depth
@@ -75,8 +81,18 @@ class Recipe:
     objective: str = "augmented"
 
     def __post_init__(self) -> None:
-        if self.per_step < 1:
-            raise SettingError(f"per_step counts the maskings of a step, at least 1, got {self.per_step}")
+        for name, known in _KINDS.items():
+            kind = getattr(self, name)
+            if kind not in known:
+                raise UnknownNameError(
+                    f"no {name} of a recipe is named {kind!r}. There are: {', '.join(known)}.", near=near(kind, known)
+                )
+        for name in ("steps", "per_step", "validations", "statistics"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"a recipe's {name} is a whole number from 1, got {getattr(self, name)}")
+        for name in ("stagger", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"a recipe's {name} is a fraction of the steps, 0 to 1, got {getattr(self, name)}")
 
     @classmethod
     def named(cls, name: str) -> Recipe:

@@ -18,6 +18,7 @@ from maskhooks.layers import Layers
 
 FORMAT = 1
 MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that begin with _
+_ROWS = "explanation.parquet"  # in the folder that `maskhooks explain` writes
 _NAME = re.compile(r"part-(\d{6,})\.parquet")
 
 
@@ -28,7 +29,7 @@ class Shards:
     for each file, so that one is in memory at a time; `Explanation.from_parquet(folder)` reads all.
 
     Args:
-        folder: what `Explainer.explain_to` wrote.
+        folder: what `Explainer.explain_to` wrote, or `maskhooks explain` with this as its --out.
 
     Raises:
         CorruptFileError: the folder has no manifest, or it is broken.
@@ -36,6 +37,8 @@ class Shards:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if not (self.folder / MANIFEST).exists() and (self.folder / _ROWS / MANIFEST).exists():
+            self.folder = self.folder / _ROWS
         self.made: dict[str, Any]
         self.ended: dict[str, int] | None
         self.made, self.ended = _manifest(self.folder / MANIFEST)

@@ -213,8 +213,8 @@ def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> l
     known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in modules]
     what = "glob matches no site" if is_glob(selector) else "no site"
     raise UnknownSiteError(
-        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites) and {len(modules)} "
-        f"modules, each with an input and an output.",
+        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites, or `maskhooks sites`) and "
+        f"{len(modules)} modules, each with an input and an output.",
         site=selector,
         near=near(selector, known),
     )

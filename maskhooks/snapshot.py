@@ -49,7 +49,7 @@ class Snapshots:
         if found:
             raise ResumeError(
                 f"{self.folder} holds a run with other settings: {'; '.join(found)}. Give it the same settings, begin "
-                f"again without resume, or use another folder.",
+                f"again without resume (--overwrite), or use another folder.",
                 path=self.folder,
                 differences=found,
             )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from maskhooks.errors import (
     FingerprintError,
     FingerprintWarning,
     MarginWarning,
+    MaskhooksError,
     NonFiniteError,
     NotATensorError,
     NotFittedError,
@@ -562,3 +564,19 @@ def test_a_fit_that_fails_at_the_start_leaves_nothing_to_explain(hooked):
         explainer.fit(batches(), progress=False, accelerator="cpu")
     with pytest.raises(NotFittedError):
         explainer.explain(batches(1)[0])
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("setting", "found"),
+        [
+            ({"objective": "ratioo"}, r"no objective of a recipe is named 'ratioo'.*Did you mean 'ratio'"),
+            ({"optimizer": "adamw"}, r"no optimizer of a recipe is named 'adamw'"),
+            ({"probe": "x"}, r"There are: mlp, paper"),
+            ({"validations": 0}, r"validations is a whole number from 1, got 0"),
+            ({"stagger": 1.5}, r"stagger is a fraction of the steps"),
+        ],
+    )
+    def test_settings_that_no_recipe_has(self, setting: dict[str, Any], found: str) -> None:
+        with pytest.raises(MaskhooksError, match=found):
+            Recipe(**setting)

@@ -64,7 +64,7 @@ class DiffMask(Explainer):
             "zero".
         divergence: of original and masked outputs, in nats per example; default KL(original || masked).
         amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
-        recipe: a `Recipe`, or the name of one ("stable", "paper").
+        recipe: a `Recipe`, or the name of one ("stable", "language", "paper").
         seed: of all random numbers.
 
     Attributes:
@@ -362,7 +362,7 @@ class DiffMask(Explainer):
         return maskings
 
     def _probe(self) -> Probe:
-        return self.recipe.make_probe() if self.amortized else FreeLogits()
+        return self.recipe.make_probe() if self.amortized else FreeLogits(low=self.recipe.lowest)
 
     def _make_baseline(self) -> Baseline:
         if not isinstance(self._baseline, str) and len(self.sites) > 1:
