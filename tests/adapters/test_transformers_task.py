@@ -219,7 +219,7 @@ def test_outputs_without_a_known_distribution() -> None:
     assert isinstance(predict(own, batch())[1], Categorical)
 
 
-def test_an_encoder_decoder_is_no_masked_language_model() -> None:
+def test_an_encoder_decoder_predicts_each_target_token() -> None:
     from transformers import BartConfig, BartForConditionalGeneration
 
     sizes = {
@@ -230,7 +230,19 @@ def test_an_encoder_decoder_is_no_masked_language_model() -> None:
     }
     small = {"d_model": HIDDEN, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": WORDS}
     model = BartForConditionalGeneration(BartConfig(**sizes, **small, max_position_embeddings=24))
-    assert "no known head" in maskhooks.wrap(model).task.name
+    hooked = maskhooks.wrap(model)
+    assert hooked.task.name == "transformers (sequence to sequence language model)"
+    target = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 0], [1, 5, 0, 0]])
+    both = {**batch(), "decoder_input_ids": target, "decoder_attention_mask": (target != 0).long()}
+    result = predict(hooked, both)[1]
+    assert isinstance(result, Positions)
+    assert result.chosen.sum(1).tolist() == [4, 3, 2]
+    labelled = predict(hooked, {**both, "labels": torch.tensor([[5, -100, 7, 3], [8, 9, 3, -100], [5, 3, -100, -100]])})
+    assert labelled[1].chosen.sum(1).tolist() == [3, 3, 2]
+    encoder, decoder = (hooked.sites.tagged(side)[0] for side in ("encoder", "decoder"))
+    assert hooked.task.real(encoder, both, torch.zeros(3, 7, HIDDEN)).sum(1).tolist() == [7, 4, 5]
+    assert hooked.task.real(decoder, both, torch.zeros(3, 4, HIDDEN)).sum(1).tolist() == [4, 3, 2]
+    assert [len(row) for row in hooked.task.names(decoder, both) or ()] == [4, 4, 4]
 
 
 def test_tuples_of_outputs() -> None:
