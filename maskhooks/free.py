@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 
+from maskhooks.errors import MarginWarning
 from maskhooks.masking import Masking
 from maskhooks.preparation import closed_divergence, sizes, start
 from maskhooks.probes import FreeLogits
@@ -17,7 +19,11 @@ _EXPLAIN = 101
 
 
 def optimise(problem: Problem, clean: Clean) -> None:
-    """Fresh free logits for one batch, and as many steps on them as the recipe has, a multiplier for each example."""
+    """Fresh free logits for one batch, and as many steps on them as the recipe has, a multiplier for each example.
+
+    Warns:
+        MarginWarning: examples whose masks do not keep within the margin.
+    """
     begin(problem.maskings, clean)
     recipe = problem.recipe
     for number, (masking, objective) in enumerate(zip(problem.maskings, problem.objectives, strict=True)):
@@ -35,6 +41,23 @@ def optimise(problem: Problem, clean: Clean) -> None:
             loss.backward()
             optimizer.step()
             objective.ascend(divergence)
+        _check_margin(problem, masking, clean)
+
+
+@torch.no_grad()
+def _check_margin(problem: Problem, masking: Masking, clean: Clean) -> None:
+    """Warns with MarginWarning of examples whose gates, rounded at one half, are further than the margin."""
+    _, outputs = masked_pass(problem.hooked, clean, masking, rounded=0.5)
+    divergence = problem.divergence(clean.outputs, outputs)
+    far = int((divergence > problem.margin).sum())
+    if far:
+        warnings.warn(
+            f"at {masking} the masks of {far} of {len(divergence)} examples move the output further than the margin of "
+            f"{problem.margin} nats, up to {divergence.max().item():.3g}. Give the recipe more steps or a lower "
+            f"free_rate, or allow a larger margin.",
+            MarginWarning,
+            stacklevel=4,
+        )
 
 
 def begin(maskings: Sequence[Masking], clean: Clean) -> None:

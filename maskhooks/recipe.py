@@ -62,7 +62,7 @@ class Recipe:
     steps: int = 700
     per_step: int = 1
     learning_rate: float = 1e-2
-    free_rate: float = 0.1
+    free_rate: float = 0.03
     baseline_rate: float = 1e-3
     baseline_steps: int = 300
     lowest: float = -7.0

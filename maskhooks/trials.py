@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from maskhooks import nested
 from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooked import Hooked
+from maskhooks.modules import Modules
 from maskhooks.outputs import Positions
 from maskhooks.replay import forwards
 from maskhooks.seeds import forked, generator
@@ -90,11 +91,12 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
             ends = [t for _, t in nested.tensors(_raw(hooked(batch))) if t.is_floating_point() and t.requires_grad]
             if leaves and ends:
                 weights = [torch.randn(end.shape, generator=source).to(end) for end in ends]
-                torch.autograd.backward(ends, weights, inputs=leaves)
+                try:
+                    torch.autograd.backward(ends, weights, inputs=leaves)
+                except RuntimeError as error:
+                    return f"no gradient comes back: {error}"
     except GradientError as error:
         return str(error).removeprefix(f"site {site}: ")
-    except RuntimeError as error:
-        return f"no gradient comes back: {error}"
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
@@ -106,7 +108,8 @@ def _raw(outputs: Any) -> Any:
 
 def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]:
     """Why sites never fire: their module's forward is called directly, its weights go elsewhere, or it is not used."""
-    modules = {site: hooked.model.get_submodule(site.module) for site in sites}
+    known = Modules(hooked.model)
+    modules = {site: known[site.module] for site in sites}
     if not modules:
         return {}
     uses = _Uses(modules.values())
