@@ -26,7 +26,8 @@ def test_a_trained_classifier() -> None:
     batch["labels"] = torch.tensor([4, 0])
     model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).train()
     hooked = maskhooks.wrap(model, example=batch)
-    assert len(hooked.sites) == 8
+    assert len(hooked.sites.tagged("hidden")) == 8
+    assert len(hooked.sites.tagged("head")) == len(hooked.sites.tagged("mlp")) == 6
     names = hooked.task.names(hooked.sites[0], batch)
     assert names is not None
     assert names[1] == ["[CLS]", "it", "is", "a", "bad", "film", ".", "[SEP]"] + ["[PAD]"] * (len(names[0]) - 8)
