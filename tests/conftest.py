@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ _shapes = jaxtyping.install_import_hook("maskhooks", "beartype.beartype")  # bef
 from tests import models  # noqa: E402
 
 torch.set_num_threads(1)
+# A job that a shell put in the background ignores Ctrl-C, and so would every process started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
