@@ -100,7 +100,7 @@ def step_cost(
     hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], steps: int, stored: bool, **settings: Any
 ) -> float:
     """The median cost of a training step over that of a bare forward pass, through `fit`."""
-    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1)
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=2)  # these are not measured
     watch = Stopwatch(hooked.model, data)
     explainer = maskhooks.DiffMask(hooked, recipe=recipe, **settings)
     store = Store(dtype=torch.bfloat16) if stored else None
@@ -183,7 +183,7 @@ def main() -> None:
         result["capture"] = beside_bare(model, data, capture, 3 if quick else 25)
         say(f"capture {result['capture']:.3f}")
         result |= step_costs(hooked, data, quick, stored=False)
-        recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1)
+        recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=2)  # these are not measured
         explainer = maskhooks.DiffMask(hooked, "hidden", recipe=recipe).fit([data], steps=1, progress=False)
         result["attribution"] = beside_bare(model, data, lambda: explainer.explain(data), 3 if quick else 25)
         say(f"attribution {result['attribution']:.3f}")
