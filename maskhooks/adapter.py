@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from maskhooks.errors import AdapterConflictError
+from maskhooks.modules import places
 from maskhooks.site import Site
 
 
@@ -35,8 +36,20 @@ class Adapter(ABC):
             module: the claimed module.
         """
 
+    def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        """Modules that stand for values inside a claimed one, by the name under which addresses have them.
+
+        They return what they are given, and are no part of the model. `opened` makes values pass them: `nn.Identity`
+        for one that is there as a whole, `maskhooks.steps.Steps` for states that come one after another.
+        """
+        return {}
+
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         """A context in which the given sites exist, where fused kernels hide them; must restore all."""
+        return contextlib.nullcontext()
+
+    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
         return contextlib.nullcontext()
 
 
@@ -83,6 +96,8 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
         adapter = ranked[0][1]
         if not any(claim.adapter is adapter and claim.covers(name) for claim in found):
             found.append(Claim(adapter, name, module))
+            for child, place in adapter.places(module).items():
+                places(module).setdefault(child, place)
     return found
 
 

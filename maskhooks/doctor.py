@@ -21,9 +21,11 @@ from maskhooks.errors import (
     UnknownDistributionError,
 )
 from maskhooks.hooked import Hooked
+from maskhooks.modules import Modules
 from maskhooks.outputs import Positions
 from maskhooks.seeds import forked
 from maskhooks.site import Selector, Site
+from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
 from maskhooks.trials import bypassed, fused, gradients, inexact, owners, silent
 
@@ -111,7 +113,8 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         sites: which to look at, by default all listed ones.
     """
     chosen = list(hooked.sites) if sites is None else hooked.find(sites)
-    every = [dataclasses.replace(site, call="*", optional=True) for site in chosen]
+    known = Modules(hooked.model)
+    every = [_each(site, known) for site in chosen]
     tap = Tap(hooked.model, every)
     with forked(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
         try:
@@ -131,8 +134,8 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         around, moved = bypassed(hooked, batch, sound), fused(hooked, batch, sound)
         copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
         found |= {site: _INEXACT if copied[site] else without[site] for site in sound}
-        known = [dataclasses.replace(f, bypassed=around.get(f.site), trouble=found[f.site]) for f in findings]
-        return Report(known, described, moved)
+        done = [dataclasses.replace(f, bypassed=around.get(f.site), trouble=found[f.site]) for f in findings]
+        return Report(done, described, moved)
 
 
 def check_gradients(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
@@ -163,6 +166,12 @@ def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int =
         )
 
 
+def _each(site: Site, known: Modules) -> Site:
+    """Every call of a site, or all steps of a sequence."""
+    whole = isinstance(known.get(site.module), Steps) and site.call is None
+    return dataclasses.replace(site, call=None if whole else "*", optional=True)
+
+
 def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
     path = nested.format_path(site.path)
     values = [
@@ -170,7 +179,8 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
         for call in range(10_000)
         if (value := tap.values.get(f"{site.module}@{call}:{site.port}{path}")) is not None
     ]
-    module = hooked.model.get_submodule(site.module)
+    module = Modules(hooked.model)[site.module]
+    values += [value for value in [tap.values.get(str(site))] if value is not None and site.call is None]
     trouble = tap.skipped.get(f"{site.module}@*:{site.port}{path}", "")
     if not values and not trouble:
         trouble = _SILENT

@@ -96,6 +96,7 @@ class Hooked:
         wanted = list(sites)
         with contextlib.ExitStack() as stack:  # closes what is open already where a later one raises
             for claim in self.claims:
+                stack.enter_context(claim.adapter.tapped(claim.name, claim.module))
                 inside = [site for site in wanted if claim.covers(site.module)]
                 if inside:
                     stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))

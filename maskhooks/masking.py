@@ -15,8 +15,10 @@ from maskhooks.baselines import Baseline
 from maskhooks.errors import PatternError
 from maskhooks.gates import Gate
 from maskhooks.mix import mix
+from maskhooks.port import Replacement
 from maskhooks.probes import Probe
 from maskhooks.site import Site
+from maskhooks.steps import Stepwise
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,12 @@ class Masking:
         replaced = mix(value, pattern.spread(sample, value), pattern.spread_features(baseline, value))
         return Masked(value, replaced, sample, baseline, log_open, real)
 
+    def onto(self, masked: Masked) -> Replacement:
+        """The same gates and baseline for another pass: states of a sequence are gated as they come out there."""
+        pattern, value = self.site.gating(), masked.original
+        sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
+        return _Gated(masked.replaced, sample.to(value.dtype), baseline.to(value))
+
     def _gates_real(self, real: Tensor, like: Tensor) -> Tensor:
         """Real positions as real gates: group axes share their position's."""
         pattern = self.site.gating()
@@ -166,6 +174,20 @@ class Masking:
             **{axis: sizes[axis] for axis in pattern.groups},
         )
         return gates
+
+
+class _Gated(Stepwise):
+    """What masking has put in place of a value, or its gates on the states that come out step by step."""
+
+    def __init__(self, replaced: Tensor, sample: Tensor, baseline: Tensor) -> None:
+        self._replaced, self._sample, self._baseline = replaced, sample, baseline
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return self._replaced
+
+    def at(self, step: int) -> Replacement:
+        sample = self._sample[:, step : step + 1]
+        return lambda state: mix(state, sample, self._baseline)
 
 
 def needs(maskings: Sequence[Masking]) -> tuple[list[Site], list[Site]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from weakref import WeakKeyDictionary
 
 from torch import nn
+
+_places: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
 
 
 class Modules(Mapping[str, nn.Module]):
     """The modules of a model by name.
 
     Listed are the names of `named_modules`, aliases too. Other names are found as well where attributes lead from
-    module to module, as TransformerLens names its hooks: `blocks.0.hook_resid_post`.
+    module to module, as TransformerLens names its hooks: `blocks.0.hook_resid_post`. So are
+    the places of adapters, see `places`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -21,6 +25,9 @@ class Modules(Mapping[str, nn.Module]):
     def __getitem__(self, name: str) -> nn.Module:
         if name in self._listed:
             return self._listed[name]
+        parent, _, child = name.rpartition(".")
+        if parent in self._listed and child in _places.get(self._listed[parent], {}):
+            return _places[self._listed[parent]][child]
         try:
             found: nn.Module = self._model.get_submodule(name)
         except AttributeError:
@@ -32,6 +39,15 @@ class Modules(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return len(self._listed)
+
+
+def places(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules by name that stand for values within a module's own computation, as adapters give them.
+
+    They are no part of the model, and are kept for as long as the module lives. In addresses they are its children:
+    `rnn.h_l0:output`. While such a site is tapped, its adapter opens the module, so that values pass them.
+    """
+    return _places.setdefault(module, {})
 
 
 def running(model: nn.Module) -> list[nn.Module]:

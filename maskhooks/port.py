@@ -118,6 +118,15 @@ class Port(Uncopied, ABC):
         """Whether one of two paths leads to the other's place, or into it."""
         return all(step == also for step, also in zip(one, other, strict=False))
 
+    def fires(self, point: Point, call: int) -> bool:
+        """Whether a point means this call."""
+        return point.fires(call)
+
+    def function(self, point: Point) -> Replacement:
+        """What replaces a point's value at this call."""
+        assert point.function is not None
+        return point.function
+
     def pass_through(self, value: Any) -> Any:
         """Reads and replaces at one call; returns the value to go on with, or None where it is unchanged."""
         if recomputing():
@@ -127,10 +136,10 @@ class Port(Uncopied, ABC):
         call, before = self.calls, value
         self.calls += 1
         for point in self.reads:
-            if point.fires(call):
+            if self.fires(point, call):
                 value = self._read(value, point, call)
         for point in self.replaces:
-            if point.fires(call):
+            if self.fires(point, call):
                 value = self._replace(value, point)
             elif self._pass.twice() and (old := self._get(value, point)) is not None:
                 self._pass.spare(point.site, old)
@@ -144,8 +153,7 @@ class Port(Uncopied, ABC):
                 value = self._put(value, point, copied(old, old))
         for point in self.replaces:
             if point.now and (old := self._get(value, point)) is not None:
-                assert point.function is not None
-                new = self._pass.replaced(point.site, old, point.function)
+                new = self._pass.replaced(point.site, old, self.function(point))
                 value = value if new is None else self._put(value, point, copied(new, old))
         return None if value is before else value
 
@@ -165,9 +173,9 @@ class Port(Uncopied, ABC):
         old = self._get(value, point)
         if old is None:
             return value
-        assert point.function is not None
+        function = self.function(point)
         with self._pass.apart(point.site, old) as made:
-            new: Any = point.function(old)
+            new: Any = function(old)
             made += [new] if isinstance(new, Tensor) else []
         if not isinstance(new, Tensor):
             got = nested.describe(new)

@@ -145,7 +145,7 @@ def _slope(
     if clean is None:
         return torch.zeros_like(weight)
     masked = random_mask(hooked, clean, masking, source, ranks.share(shapes))
-    far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masked.replaced))
+    far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked)))
     (slope,) = torch.autograd.grad(far.mean() * (len(far) / sum(rows for rows, *_ in shapes)), weight)
     return slope
 
@@ -188,4 +188,4 @@ def closed_divergence(hooked: Hooked, clean: Clean, masking: Masking, divergence
     value = clean.values[str(masking.site)]
     closed = torch.zeros(masking.site.gating().mask_shape(value), device=value.device)
     masked = masking.mask(value, real_positions(hooked, clean, masking.site), closed)
-    return divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masked.replaced))
+    return divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked)))

@@ -8,6 +8,7 @@ stack of layers the second pass costs half a forward pass.
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ from torch.utils.hooks import RemovableHandle
 
 from maskhooks import nested
 from maskhooks.errors import UnknownSiteError, near
-from maskhooks.modules import Modules
+from maskhooks.modules import Modules, places
 from maskhooks.port import Uncopied
 from maskhooks.site import Site
 from maskhooks.tap import frozen
 from maskhooks.trace import Span, Tracer, plain
+
+_MISSING = object()
 
 
 class Replay:
@@ -102,6 +105,9 @@ class Replay:
         if site not in self._found:
             call = site.call if isinstance(site.call, int) else 0
             moment = self._fired.get((id(self._module(site)), site.port, call), 0)
+            owner = Modules(self.model).get(site.module.rpartition(".")[0])
+            if owner is not None and self._module(site) in places(owner).values():  # passed only while it is open
+                moment = self._fired.get((id(owner), "input", 0), 0)
             self._found[site] = self._outermost(self._spans, moment)
         return self._found[site]
 
@@ -170,18 +176,17 @@ class Recording:
     def play(self, site: Site) -> Iterator[None]:
         """Inside, modules return what they returned before `site` fired, call by call, then compute."""
         self.drop_overwritten()
-        missing = object()
         own: list[tuple[nn.Module, Any]] = []
         try:
             for module in self.skippable.get(site, []):
                 returns = self.returns.get(id(module), _Returns(copy=False))
                 values = [value for order, value in returns.values if order < self.fired.get(site, 0)]
-                own.append((module, module.__dict__.get("forward", missing)))
+                own.append((module, module.__dict__.get("forward", _MISSING)))
                 module.__dict__["forward"] = _Played(module.forward, values, copy=returns.copy)
             yield
         finally:
             for module, forward in own:
-                _put_back(module, forward, missing)
+                _put_back(module, forward)
 
 
 @dataclass
@@ -211,19 +216,49 @@ class _Played(Uncopied):
 def forwards(modules: Iterable[nn.Module]) -> Iterator[Counter[int]]:
     """Counts by module's id how often `forward` runs while the `with` lasts, also where it is called directly."""
     calls: Counter[int] = Counter()
-    missing = object()
-    own = [(module, module.__dict__.get("forward", missing)) for module in {id(m): m for m in modules}.values()]
+    own = [(module, module.__dict__.get("forward", _MISSING)) for module in {id(m): m for m in modules}.values()]
     try:
         for module, _ in own:
             module.__dict__["forward"] = _Counted(module.forward, calls, id(module))
         yield calls
     finally:
         for module, forward in own:
-            _put_back(module, forward, missing)
+            _put_back(module, forward)
 
 
-def _put_back(module: nn.Module, forward: object, missing: object) -> None:
-    if forward is not missing:
+class Standin(Uncopied):
+    """Stands in the place of a module's forward; an adapter derives its own, see `stand_in`."""
+
+    users = 0
+    own: Any = None  # what the module itself held there
+
+    def __init__(self, module: nn.Module) -> None:
+        self.__wrapped__ = module.forward
+        self.module = module
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@contextlib.contextmanager
+def stand_in(module: nn.Module, kind: type[Standin]) -> Iterator[None]:
+    """Puts one stand-in of a kind in the place of a module's forward, until the last such `with` on it is left."""
+    there = module.__dict__.get("forward", _MISSING)
+    forward = there if isinstance(there, kind) else kind(module)
+    if forward is not there:
+        forward.own = there
+        module.__dict__["forward"] = forward
+    forward.users += 1
+    try:
+        yield
+    finally:
+        forward.users -= 1
+        if not forward.users:
+            _put_back(module, forward.own)
+
+
+def _put_back(module: nn.Module, forward: object) -> None:
+    if forward is not _MISSING:
         module.__dict__["forward"] = forward
     else:
         module.__dict__.pop("forward", None)

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking
 from maskhooks.outputs import Outputs
+from maskhooks.port import Replacement
 from maskhooks.replay import Recording, Replay
 from maskhooks.site import Site
 
@@ -73,13 +74,14 @@ def masked_pass(
         rounded: instead of sampling, open the gates with P(z != 0) above this.
     """
     masked = masking(clean.values, real_positions(hooked, clean, masking.site), generator, rounded=rounded)
-    return masked, onward_pass(hooked, clean, masking.site, masked.replaced)
+    return masked, onward_pass(hooked, clean, masking.site, masking.onto(masked))
 
 
-def onward_pass(hooked: Hooked, clean: Clean, site: Site, replaced: Tensor) -> Outputs:
+def onward_pass(hooked: Hooked, clean: Clean, site: Site, replaced: Tensor | Replacement) -> Outputs:
     """Runs the model with a value replaced, from its site onward where the clean pass was recorded."""
     played = clean.recording.play(site) if clean.recording is not None else contextlib.nullcontext()
-    with hooked.tap(replace={site: lambda value: replaced}), played:
+    function = (lambda value: replaced) if isinstance(replaced, Tensor) else replaced
+    with hooked.tap(replace={site: function}), played:
         outputs = hooked(clean.batch)
     return hooked.distribution(outputs, clean.batch)
 

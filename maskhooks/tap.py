@@ -29,6 +29,7 @@ from maskhooks.modules import Modules, running
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.recompute import Pass, Watch, recomputing
 from maskhooks.site import Site
+from maskhooks.steps import Steps, StepsPort
 
 
 class Values(dict[str, Tensor]):
@@ -96,7 +97,7 @@ class Tap:
             self._add(site, None)
         for site, function in (replace or {}).items():
             self._add(site, function)
-        self._check_compiled()
+        self._check_compiled(point.site for point in self._points())
 
     def __enter__(self) -> Tap:
         if self._handles:
@@ -151,12 +152,13 @@ class Tap:
     def _add(self, site: Site, function: Replacement | None) -> None:
         module = self._modules.get(site.module)
         if module is None:
+            self._check_compiled([site])
             raise UnknownSiteError(
                 f"site {site}: the model has no module {site.module!r}.",
                 site=site,
                 near=near(site.module, self._modules),
             )
-        kind = InputPort if site.port == "input" else OutputPort
+        kind = InputPort if site.port == "input" else StepsPort if isinstance(module, Steps) else OutputPort
         port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped, self._pass))
         if function is None:
             port.reads.append(Point(site, None))
@@ -171,12 +173,12 @@ class Tap:
                 )
         port.replaces.append(Point(site, function))
 
-    def _check_compiled(self) -> None:
-        for site in (point.site for point in self._points()):
+    def _check_compiled(self, sites: Iterable[Site]) -> None:
+        for site in sites:
             steps = site.module.split(".") if site.module else []
             for end in range(len(steps) + 1):
                 name = ".".join(steps[:end])
-                if _compiled(self._modules[name]):
+                if name in self._modules and _compiled(self._modules[name]):
                     what = f"module {name!r}" if name else "the model"
                     raise CompiledModelError(
                         f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. Wrap the "

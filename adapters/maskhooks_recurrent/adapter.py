@@ -1,0 +1,54 @@
+"""The adapter: the inputs and the states of `nn.RNN`, `nn.GRU` and `nn.LSTM`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from maskhooks.adapter import Adapter, join
+from maskhooks.pattern import Pattern
+from maskhooks.replay import stand_in
+from maskhooks.site import Site
+from maskhooks.steps import Steps
+from maskhooks_recurrent.forward import Tapped
+from maskhooks_recurrent.weights import suffixes
+
+_PATTERN = Pattern("batch token hidden -> batch token")
+_TAGS = {"i": frozenset({"input", "hidden"}), "h": frozenset({"hidden"}), "c": frozenset({"cell"})}
+_TYPES = (nn.RNN, nn.GRU, nn.LSTM)
+
+
+class RecurrentAdapter(Adapter):
+    """Finds `inputs`, and for each layer and direction `h_l0`, `h_l0_reverse`, ..., in an LSTM `c_l0`, ... too.
+
+    Values are `batch token hidden` whatever the module's layout; those of a PackedSequence are padded, in the order of
+    the batch, and one sequence alone is a batch of one. Tags: `input` and `hidden` for the inputs, `hidden` for the
+    states h, `cell` for the states c: a cell state is no bottleneck, as the output gate goes around it.
+    """
+
+    name = "recurrent"
+
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return _TYPES
+
+    def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
+        for place in self.places(module):
+            yield Site(join(name, place), pattern=_PATTERN, tags=_TAGS[place[0]])
+
+    def places(self, module: nn.Module) -> dict[str, nn.Module]:
+        if type(module).forward not in [kind.forward for kind in _TYPES]:
+            return {}  # a forward of its own, about which nothing is known
+        assert isinstance(module, nn.RNNBase)
+        states = "ch" if isinstance(module, nn.LSTM) else "h"
+        steps = {f"{state}_{suffix}": Steps() for suffix in suffixes(module) for state in states}
+        return {"inputs": nn.Identity(), **steps}
+
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+        inside = any(site.module != name for site in sites) and bool(self.places(module))
+        return stand_in(module, Tapped) if inside else contextlib.nullcontext()
+
+    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        on_gpu = bool(self.places(module)) and any(weight.is_cuda for weight in module.parameters())
+        return stand_in(module, Tapped) if on_gpu else contextlib.nullcontext()

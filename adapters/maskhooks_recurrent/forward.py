@@ -1,0 +1,102 @@
+"""Forward: what stands in the place of a recurrent module's own while it is tapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from maskhooks.modules import places
+from maskhooks.replay import Standin
+from maskhooks_recurrent.cells import cell
+from maskhooks_recurrent.layout import Layout, State
+from maskhooks_recurrent.weights import Weights, suffixes, weights
+
+
+class Tapped(Standin):
+    """Runs step by step while a state is tapped, by the same weights; otherwise the module's own forward."""
+
+    module: nn.RNNBase
+
+    def __call__(self, input: Tensor | PackedSequence, hx: State | None = None) -> Any:
+        stands = places(self.module)
+        stepped = any(_tapped(place) for name, place in stands.items() if name != "inputs")
+        fits = isinstance(input, PackedSequence) or input.dim() in (2, 3)  # else the fused call says what is wrong
+        if fits and (stepped or _tapped(stands["inputs"])):
+            layout, values = Layout.of(self.module, input)
+            if _tapped(stands["inputs"]):
+                values = stands["inputs"](values.transpose(0, 1)).transpose(0, 1)
+            if stepped:
+                return _steps(self.module, layout, values, hx)
+            input = layout.back(values)
+        return self._fused(input, hx)
+
+    def _fused(self, given: Tensor | PackedSequence, hx: State | None) -> Any:
+        """The module's own; as in training, without dropout, where cuDNN would give no gradient in eval mode."""
+        device = given.data.device if isinstance(given, PackedSequence) else given.device
+        if device.type != "cuda" or not torch.is_grad_enabled():
+            return self.__wrapped__(given, hx)
+        own = self.module.training, self.module.dropout
+        self.module.training, self.module.dropout = True, 0.0
+        try:
+            return self.__wrapped__(given, hx)
+        finally:
+            self.module.training, self.module.dropout = own
+
+
+def _tapped(place: nn.Module) -> bool:
+    return bool(place._forward_hooks or place._forward_pre_hooks)
+
+
+def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Any, State]:
+    """All layers and directions, one after another; dropout is off, since a tapped model is in eval mode."""
+    first = _initial(module, layout, values, hx)
+    own = weights(module)
+    width = 2 if module.bidirectional else 1
+    last: list[tuple[Tensor, ...]] = []
+    for layer in range(module.num_layers):
+        sides = []
+        for suffix in suffixes(module)[layer * width : (layer + 1) * width]:
+            begin = tuple(states[len(last)] for states in first)
+            outputs, end = _sequence(module, suffix, own[suffix], values, begin, layout.real)
+            sides.append(outputs)
+            last.append(end)
+        values = torch.cat(sides, -1) if width == 2 else sides[0]
+    ends = tuple(layout.last(torch.stack(states)) for states in zip(*last, strict=True))
+    return layout.back(values), (ends[0], ends[1]) if isinstance(module, nn.LSTM) else ends[0]
+
+
+def _sequence(
+    module: nn.RNNBase, suffix: str, own: Weights, values: Tensor, begin: tuple[Tensor, ...], real: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One layer in one direction: its outputs as `token batch hidden`, and its last states."""
+    stands, steps = places(module), len(values)
+    h_place, c_place = stands[f"h_{suffix}"], stands.get(f"c_{suffix}")
+    step = cell(module, values, own)
+    h, c = begin[0], begin[1] if len(begin) > 1 else None
+    outputs: list[Tensor] = [h] * steps
+    h_tapped, c_tapped = _tapped(h_place), c_place is not None and _tapped(c_place)
+    for at in reversed(range(steps)) if suffix.endswith("_reverse") else range(steps):
+        new, cell_state = step(at, h, c, lambda state, at=at: c_place(state, at, steps) if c_tapped else state)  # type: ignore[misc]
+        new = h_place(new, at, steps) if h_tapped else new
+        if real is not None:  # a sequence that is over, or backwards has not begun, keeps its state
+            new = torch.where(real[at], new, h)
+            cell_state = None if cell_state is None or c is None else torch.where(real[at], cell_state, c)
+        outputs[at] = h = new
+        c = cell_state
+    return torch.stack(outputs), (h,) if c is None else (h, c)
+
+
+def _initial(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Tensor, ...]:
+    """The initial states as `layer batch hidden`, refused as the fused call refuses them."""
+    count, size = values.shape[1], module.proj_size or module.hidden_size
+    sizes = [size, module.hidden_size] if isinstance(module, nn.LSTM) else [size]
+    layers = len(suffixes(module))
+    if hx is None:
+        found = tuple(values.new_zeros(layers, count, size) for size in sizes)
+    else:
+        found = tuple(layout.first(states) for states in hx) if isinstance(hx, tuple) else (layout.first(hx),)
+    layout.checked(module, values, found if isinstance(module, nn.LSTM) else found[0])
+    return found

@@ -1,0 +1,77 @@
+"""Layout: a module's input as `token batch feature`, and its output as the fused call gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from maskhooks.errors import BatchError
+
+State = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one call lays out its sequences.
+
+    Attributes:
+        packed: what was given, where it is a PackedSequence.
+        alone: one sequence without a batch axis.
+        batch_first: of a tensor.
+        real: bool, `token batch 1`; None where all tokens are real.
+    """
+
+    packed: PackedSequence | None
+    alone: bool
+    batch_first: bool
+    real: Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.RNNBase, given: Tensor | PackedSequence) -> tuple[Layout, Tensor]:
+        """The layout of a call, and its inputs as `token batch feature`.
+
+        Raises:
+            BatchError: a sequence is empty.
+        """
+        if isinstance(given, PackedSequence):
+            values, lengths = pad_packed_sequence(given)
+            real = torch.arange(len(values))[:, None] < lengths
+            if not bool(real.any(0).all()):
+                raise BatchError("a sequence in the batch is empty, so that it has no state. Leave it out")
+            full = bool(real.all())
+            return cls(given, False, False, None if full else real[..., None].to(values.device)), values
+        alone = given.dim() == 2
+        batched = given.unsqueeze(int(not module.batch_first)) if alone else given
+        values = batched.transpose(0, 1) if module.batch_first else batched
+        if values.dim() == 3 and not len(values):
+            raise BatchError("the sequences in the batch are empty, so that they have no state. Leave them out")
+        return cls(None, alone, module.batch_first, None), values
+
+    def back(self, values: Tensor) -> Tensor | PackedSequence:
+        """`token batch feature` laid out as what was given."""
+        if self.packed is not None:
+            _, sizes, order, places = self.packed
+            ordered = values if order is None else values.index_select(1, order)
+            there = torch.arange(values.shape[1]) < sizes[:, None]
+            return PackedSequence(ordered[there.to(values.device)], sizes, order, places)
+        laid = values.transpose(0, 1) if self.batch_first else values
+        return laid.squeeze(int(not self.batch_first)) if self.alone else laid
+
+    def checked(self, module: nn.RNNBase, values: Tensor, states: Any) -> None:
+        """Refuses what the fused call refuses, with its words."""
+        if self.packed is not None:
+            module.check_forward_args(self.packed.data, states, self.packed.batch_sizes)
+        else:
+            module.check_forward_args(values.transpose(0, 1) if self.batch_first else values, states, None)
+
+    def last(self, states: Tensor) -> Tensor:
+        """`layer batch hidden` as what was given."""
+        return states.squeeze(1) if self.alone else states
+
+    def first(self, states: Tensor) -> Tensor:
+        """Initial states as `layer batch hidden`."""
+        return states.unsqueeze(1) if self.alone else states

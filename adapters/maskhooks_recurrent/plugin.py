@@ -1,0 +1,12 @@
+"""Registers the adapter of torch's recurrent modules."""
+
+from __future__ import annotations
+
+from maskhooks.adapter import Adapter
+from maskhooks.hookspecs import hookimpl
+from maskhooks_recurrent.adapter import RecurrentAdapter
+
+
+@hookimpl
+def maskhooks_adapters() -> list[Adapter]:
+    return [RecurrentAdapter()]

@@ -1,0 +1,119 @@
+"""What gates on the states of a GRU cost: the forward step by step, and its gradients.
+
+`forward_N`: a forward with gates on every state, hidden size N, over the fused one. `backward_768`: forward and
+backward to the gates, over the same with gates on the fused module's inputs. One thread, length 25, batch 32, medians
+of ratios of runs in turn.
+
+    python benchmarks/recurrent_cost.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor, nn
+
+import maskhooks
+from maskhooks.baselines import Learned
+from maskhooks.gates import HardConcrete
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Masking
+
+BATCH, LENGTH = 32, 25
+
+
+def spent(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def ratio(run: Callable[[], object], unit: Callable[[], object], repeats: int) -> float:
+    """The median cost of a run over the mean of the units before and after it, so that the machine's drift cancels."""
+    for warm in (run, unit, run, unit):
+        warm()
+    units, costs = [spent(unit)], []
+    for _ in range(repeats):
+        costs.append(spent(run))
+        units.append(spent(unit))
+    around = [(before + after) / 2 for before, after in itertools.pairwise(units)]
+    return statistics.median(cost / one for cost, one in zip(costs, around, strict=True))
+
+
+def gated(hooked: Hooked, address: str, x: Tensor) -> tuple[Masking, Tensor, Tensor]:
+    """A masking of one site, its value in a clean pass, and a sample of its gates."""
+    site = hooked.sites[address]
+    with torch.no_grad(), hooked.tap(read=site) as tap:
+        hooked(x)
+    value = tap.values[address]
+    baseline = Learned()
+    baseline.start((value.shape[-1],))
+    sample = HardConcrete().sample(torch.zeros(value.shape[:2]), torch.Generator().manual_seed(0))
+    return Masking(site, 0, [], HardConcrete(), baseline), value, sample
+
+
+def forward(size: int, repeats: int) -> float:
+    x = torch.randn(BATCH, LENGTH, size)
+    hooked = maskhooks.wrap(nn.GRU(size, size, batch_first=True))
+    masking, value, sample = gated(hooked, "h_l0:output", x)
+    real = torch.ones(value.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        onto = masking.onto(masking.mask(value, real, sample))
+
+        def run() -> None:
+            with torch.no_grad(), hooked.tap(replace={"h_l0:output": onto}):
+                hooked(x)
+
+        def fused() -> None:
+            with torch.no_grad():
+                hooked(x)
+
+        return ratio(run, fused, repeats)
+
+
+def backward(size: int, repeats: int) -> float:
+    x = torch.randn(BATCH, LENGTH, size)
+    hooked = maskhooks.wrap(nn.GRU(size, size, batch_first=True))
+
+    def learn(address: str) -> Callable[[], None]:
+        masking, value, sample = gated(hooked, address, x)
+        real = torch.ones(value.shape[:2], dtype=torch.bool)
+
+        def run() -> None:
+            leaf = sample.clone().requires_grad_()
+            onto = masking.onto(masking.mask(value, real, leaf))
+            with hooked.tap(replace={address: onto}):
+                hooked(x)[0].square().mean().backward()
+
+        return run
+
+    return ratio(learn("h_l0:output"), learn("inputs:output"), repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few repeats, under a minute")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    result = {}
+    for name, run in (("forward_64", lambda n: forward(64, 4 * n)), ("forward_768", lambda n: forward(768, n))):
+        result[name] = run(10 if quick else 100)
+        print(f"{name} {result[name]:.3f}", file=sys.stderr, flush=True)
+    result["backward_768"] = backward(768, 5 if quick else 50)
+    print(f"backward_768 {result['backward_768']:.3f}", file=sys.stderr, flush=True)
+    print(json.dumps({"benchmark": "recurrent_cost", "quick": quick, "torch": torch.__version__, **result}))
+
+
+if __name__ == "__main__":
+    main()

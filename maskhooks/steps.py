@@ -1,0 +1,91 @@
+"""Steps: states that a module computes one after another within one call, read and replaced as one value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from maskhooks.port import OutputPort, Point, Replacement, copied
+
+
+class Steps(nn.Module):
+    """Where the states of a sequence pass, one a call, while an adapter has opened the module that computes them.
+
+    An address without a call means all steps: the value is `batch step hidden`, in the order of the sequence. With a
+    call it means one step, `batch hidden`; calls count in the order of computation.
+    """
+
+    def forward(self, state: Tensor, step: int, steps: int) -> Tensor:
+        """The state to go on with.
+
+        Args:
+            state: `batch hidden`.
+            step: its place in the sequence.
+            steps: the length of the sequence.
+        """
+        return state
+
+
+class Stepwise(ABC):
+    """A replacement that differs from step to step."""
+
+    @abstractmethod
+    def __call__(self, value: Tensor) -> Tensor:
+        """The replacement of a value that is there as a whole."""
+
+    @abstractmethod
+    def at(self, step: int) -> Replacement:
+        """The function of one step's states, `batch 1 hidden`."""
+
+
+class StepsPort(OutputPort):
+    """The hook on `Steps`.
+
+    What replaces all steps is called at each of them with `batch 1 hidden`, for a state computed from what was put in
+    place before. It returns the same shape, or all steps at once, of which the step's own is taken.
+    """
+
+    _step, _steps = 0, 1
+
+    def attach(self) -> RemovableHandle:
+        self._states: dict[str, list[Tensor]] = {}
+        return self.module.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        _, self._step, self._steps = args
+        return self.pass_through(output)
+
+    def fires(self, point: Point, call: int) -> bool:
+        return point.fires(call if point.site.call is not None else call // self._steps)
+
+    def function(self, point: Point) -> Replacement:
+        given = super().function(point)
+        if point.site.call is not None:
+            return given
+        step, steps = self._step, self._steps
+        own = given.at(step) if isinstance(given, Stepwise) else given
+
+        def replace(state: Tensor) -> Tensor:
+            new: Any = own(state.unsqueeze(1))
+            if not isinstance(new, Tensor) or new.dim() != 3 or new.shape[1] not in (1, steps):
+                return new  # type: ignore[no-any-return] # refused by the port
+            return new[:, step if new.shape[1] == steps else 0]
+
+        return replace
+
+    def _read(self, value: Any, point: Point, call: int) -> Any:
+        if point.site.call is not None:
+            return super()._read(value, point, call)
+        self._pass.inside |= self._pass.again()
+        learns = torch.is_grad_enabled() and value.requires_grad
+        if call % self._steps == 0:
+            self._states[point.key] = [value] * self._steps
+        states = self._states[point.key]
+        states[self._step] = value if learns else value.clone()
+        if (call + 1) % self._steps == 0:
+            self._values[point.key] = torch.stack(self._states.pop(point.key), 1)
+        return copied(value, value) if learns else value
