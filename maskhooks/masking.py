@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,8 +187,19 @@ class _Gated(Stepwise):
         return self._replaced
 
     def at(self, step: int) -> Replacement:
-        sample = self._sample[:, step : step + 1]
-        return lambda state: mix(state, sample, self._baseline)
+        if torch.is_grad_enabled():
+            sample = self._sample[:, step : step + 1]
+            return lambda state: mix(state, sample, self._baseline)
+        sample, opened, closed = (part[step] for part in self._split)
+        return lambda state: torch.where(  # mix, without its gradients
+            opened, state, torch.where(closed, self._baseline, torch.lerp(self._baseline, state, sample))
+        )
+
+    @functools.cached_property
+    def _split(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The sample, and whether it is 1 or 0, step by step."""
+        parts = (self._sample, self._sample == 1, self._sample == 0)
+        return tuple(part.split(1, 1) for part in parts)
 
 
 def needs(maskings: Sequence[Masking]) -> tuple[list[Site], list[Site]]:

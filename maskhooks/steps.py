@@ -50,14 +50,24 @@ class StepsPort(OutputPort):
     """
 
     _step, _steps = 0, 1
+    _only: Stepwise | None = None  # the only function, where it replaces all steps and nothing is read
 
     def attach(self) -> RemovableHandle:
         self._states: dict[str, list[Tensor]] = {}
+        (point,) = self.points if len(self.points) == 1 else (None,)
+        whole = point is not None and point.site.call is None
+        self._only = point.function if whole and point is not None and isinstance(point.function, Stepwise) else None
         return self.module.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         _, self._step, self._steps = args
-        return self.pass_through(output)
+        if self._only is None or torch.is_grad_enabled() or not self.calls % self._steps:
+            return self.pass_through(output)
+        self.calls += 1  # what pass_through would do after a first step, in a third of the time
+        new = self._only.at(self._step)(output.unsqueeze(1)).squeeze(1)
+        return (
+            new if new.shape == output.shape and new.dtype == output.dtype else self._replace(output, self.replaces[0])
+        )
 
     def fires(self, point: Point, call: int) -> bool:
         return point.fires(call if point.site.call is not None else call // self._steps)

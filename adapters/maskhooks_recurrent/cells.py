@@ -40,13 +40,20 @@ def _gru(parts: Tensor, own: Weights) -> Step:
     size = own.states.shape[1]
     gates, news = (part.unbind(0) for part in parts.split([2 * size, size], -1))
 
+    def quick(at: int, h: Tensor, c: Tensor | None, place: Place) -> States:
+        """The same in place, where no gradient is wanted."""
+        parts = F.linear(h, own.states, own.state_bias)
+        reset, keep = parts.narrow(-1, 0, 2 * size).add_(gates[at]).sigmoid_().chunk(2, -1)
+        fresh = torch.addcmul(news[at], reset, parts.narrow(-1, 2 * size, size)).tanh_()
+        return torch.lerp(fresh, h, keep), None
+
     def step(at: int, h: Tensor, c: Tensor | None, place: Place) -> States:
         gate, new = F.linear(h, own.states, own.state_bias).split([2 * size, size], -1)
         reset, keep = (gates[at] + gate).sigmoid().chunk(2, -1)
         fresh = torch.addcmul(news[at], reset, new).tanh()
         return torch.lerp(fresh, h, keep), None
 
-    return step
+    return step if torch.is_grad_enabled() else quick
 
 
 def _lstm(parts: Sequence[Tensor], own: Weights) -> Step:

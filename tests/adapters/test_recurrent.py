@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import maskhooks
+from maskhooks.baselines import Learned
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
+from maskhooks.gates import HardConcrete
+from maskhooks.masking import Masking
 from maskhooks.mix import mix
 from maskhooks.replay import Replay
 from maskhooks.step import clean_pass, onward_pass
+from maskhooks.steps import Stepwise
 from maskhooks.tap import frozen
 from tests.conftest import fingerprint, same_bits
 
@@ -385,3 +389,36 @@ def test_doctor_of_a_gru(classifier: Classifier) -> None:
     report = maskhooks.examine(hooked, draw(8))
     assert report.healthy, str(report)
     assert [finding.bypassed for finding in report.findings] == [False, False]
+
+
+@pytest.mark.parametrize("kind", ["tanh", "gru", "lstm"])
+def test_gates_without_gradients_are_those_with_them(kind: str) -> None:
+    module = network(kind, both=True)
+    _, x, _ = arguments(module, "batch", False, torch.float32)
+    hooked = maskhooks.wrap(module, adapter=RecurrentAdapter)
+    baseline = Learned(torch.tensor([-0.0, 1.0, float("inf"), 0.5, -1.0, 2.0]))
+    baseline.start((6,))
+    masking = Masking(hooked.sites["h_l0:output"], 0, [], HardConcrete(), baseline)
+    value, there = torch.randn(4, 5, 6), torch.ones(4, 5, dtype=torch.bool)
+    value[0, :, 0] = -0.0
+    sample = torch.tensor([0.0, 1.0, 0.3, 0.7, 1.0]).expand(4, 5).contiguous()
+    onto = masking.onto(masking.mask(value, there, sample))
+    assert isinstance(onto, Stepwise)
+    for step in range(5):
+        state = value[:, step : step + 1]
+        with torch.no_grad():
+            quick = onto.at(step)(state)
+        assert same_bits(quick, onto.at(step)(state))
+    sample = sample.flip(0)
+    sample[:, 0] = 1.0
+    baseline = Learned(torch.randn(6))
+    baseline.start((6,))
+    masking = Masking(hooked.sites["h_l0:output"], 0, [], HardConcrete(), baseline)
+    onto = masking.onto(masking.mask(value, there, sample))
+    with hooked.tap(replace={"h_l0:output": onto}):
+        usual = flat(module(x))
+        with torch.no_grad():
+            assert_near(flat(module(x)), usual, torch.float32)
+            with hooked.tap(read="h_l0:output") as inner:
+                module(x)
+    assert_near([inner.values["h_l0:output"]], [usual[0][..., :6]], torch.float32)
