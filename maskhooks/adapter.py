@@ -64,6 +64,11 @@ class Claim:
     def covers(self, module: str) -> bool:
         return not self.name or module == self.name or module.startswith(self.name + ".")
 
+    def stand(self) -> None:
+        """Makes the adapter's places in the module known."""
+        for child, place in self.adapter.places(self.module).items():
+            places(self.module).setdefault(child, place)
+
 
 def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
     """Who finds the sites of which module: the more derived claim wins; a claim covers what is below it.
@@ -96,8 +101,7 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
         adapter = ranked[0][1]
         if not any(claim.adapter is adapter and claim.covers(name) for claim in found):
             found.append(Claim(adapter, name, module))
-            for child, place in adapter.places(module).items():
-                places(module).setdefault(child, place)
+            found[-1].stand()
     return found
 
 

@@ -33,6 +33,11 @@ class Hooked:
         self.task = task
         self.claims = list(claims)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for claim in self.claims:  # places stand beside a model, and are not copied with it
+            claim.stand()
+
     def __repr__(self) -> str:
         adapters = ", ".join(sorted({claim.adapter.name for claim in self.claims})) or "none"
         what = f"{len(self.sites)} sites, task {self.task.name}, adapters {adapters}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from typing import Any
@@ -271,6 +272,13 @@ def test_wrong_input_is_refused_as_torch_or_in_words(unchecked: None) -> None:
     both: Any = {"h_l0:output": torch.clone, "h_l0@1:output": torch.clone}
     with pytest.raises(SiteConflictError), hooked.tap(replace=both):
         pass
+
+
+def test_a_copied_hooked_has_its_states() -> None:
+    hooked = copy.deepcopy(maskhooks.wrap(nn.Sequential(nn.GRU(4, 6)), adapter=RecurrentAdapter))
+    with hooked.tap(read="0.h_l0:output") as tap:
+        hooked(torch.randn(5, 3, 4))
+    assert tap.values["0.h_l0:output"].shape == (3, 5, 6)
 
 
 def test_a_module_that_runs_twice_is_refused() -> None:
