@@ -14,8 +14,8 @@ class Modules(Mapping[str, nn.Module]):
     """The modules of a model by name.
 
     Listed are the names of `named_modules`, aliases too. Other names are found as well where attributes lead from
-    module to module, as TransformerLens names its hooks: `blocks.0.hook_resid_post`. So are
-    the places of adapters, see `places`.
+    module to module, as TransformerLens names its hooks: `blocks.0.hook_resid_post`. So are the places of adapters, see
+    `places`.
     """
 
     def __init__(self, model: nn.Module) -> None:

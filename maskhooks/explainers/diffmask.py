@@ -25,7 +25,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking, Vote
 from maskhooks.outputs import Divergence, kl
 from maskhooks.preparation import start
-from maskhooks.probes import FreeLogits, Probe
+from maskhooks.probes import FreeLogits
 from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.ranks import first_rank
@@ -326,16 +326,7 @@ class DiffMask(Explainer):
         return self._conditioned() if self.given is not None else self._unconditioned()
 
     def _unconditioned(self) -> list[Masking]:
-        return [
-            Masking(
-                site,
-                _depth(site),
-                [Vote((site,) if self.amortized else (), self._probe())],
-                self.gate,
-                self._make_baseline(),
-            )
-            for site in self.sites
-        ]
+        return [self._alone(site, (site,) if self.amortized else (), _depth(site)) for site in self.sites]
 
     def _conditioned(self) -> list[Masking]:
         maskings = []
@@ -348,10 +339,7 @@ class DiffMask(Explainer):
                 )
             reads = [(site,) if state == site else (site, state) for state in states]
             if not self.product:
-                maskings += [
-                    Masking(site, _depth(state), [Vote(read, self._probe())], self.gate, self._make_baseline())
-                    for state, read in zip(states, reads, strict=True)
-                ]
+                maskings += [self._alone(site, read, _depth(state)) for state, read in zip(states, reads, strict=True)]
                 continue
             votes = [Vote(read, self.recipe.make_probe(number, len(states))) for number, read in enumerate(reads)]
             baseline = self._make_baseline()
@@ -361,8 +349,10 @@ class DiffMask(Explainer):
             ]
         return maskings
 
-    def _probe(self) -> Probe:
-        return self.recipe.make_probe() if self.amortized else FreeLogits(low=self.recipe.lowest)
+    def _alone(self, site: Site, read: tuple[Site, ...], depth: int) -> Masking:
+        """A masking with one vote, and a baseline of its own."""
+        probe = self.recipe.make_probe() if self.amortized else FreeLogits(low=self.recipe.lowest)
+        return Masking(site, depth, [Vote(read, probe)], self.gate, self._make_baseline())
 
     def _make_baseline(self) -> Baseline:
         if not isinstance(self._baseline, str) and len(self.sites) > 1:
