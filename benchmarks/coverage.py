@@ -7,7 +7,8 @@ expected L0 of a fixed batch falls in ten steps without a constraint; every prob
 the whole objective; afterwards the model is bit for bit what it was. Each type is tried in a process of its own with a
 time limit.
 
-    python benchmarks/coverage.py [--quick] [--only TASK] [--types a,b] [--matrix FILE]
+    python benchmarks/coverage.py [--quick] [--only TASK] [--types a,b] [--save FILE] [--matrix FILE]
+    python benchmarks/coverage.py --from FILE [FILE ...] [--matrix FILE]
 """
 
 from __future__ import annotations
@@ -329,20 +330,24 @@ def matrix(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a dozen types, under a minute")
-    parser.add_argument("--only", choices=list(TASKS), help="one task")
-    parser.add_argument("--types", help="these model types, with commas between")
-    parser.add_argument("--matrix", type=Path, help="write a table of types by kind of site, in Markdown")
-    given = parser.parse_args()
+def merged(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Results saved in several runs; where a type was tried in two of them, the later file counts."""
+    results: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for task, of_task in json.loads(file.read_text(encoding="utf-8")).items():
+            results.setdefault(task, {}).update(of_task)
+    return {task: dict(sorted(results[task].items())) for task in TASKS if task in results}
+
+
+def try_all(only: str | None, types: str | None, quick: bool, save: Path | None) -> dict[str, dict[str, Any]]:
+    """What came of each type, by task."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     tried("bert", "BertForSequenceClassification")  # loads what all types need, once for all processes
     results: dict[str, dict[str, Any]] = {}
-    for task in [given.only] if given.only else list(TASKS):
-        wanted = given.types.split(",") if given.types else QUICK.get(task, ()) if given.quick else None
+    for task in [only] if only else list(TASKS):
+        wanted = types.split(",") if types else QUICK.get(task, ()) if quick else None
         chosen = {kind: name for kind, name in classes(task).items() if wanted is None or kind in wanted}
         results[task] = {}
         for kind, name in chosen.items():
@@ -350,6 +355,21 @@ def main() -> None:
             one = results[task][kind] = alone(kind, name)
             said = one.get("not_buildable") or one.get("reason") or f"ok, {one['sites']}"
             print(f"{task} {kind} {time.perf_counter() - begun:.1f} s: {said}", file=sys.stderr, flush=True)
+            if save:
+                save.write_text(json.dumps(results), encoding="utf-8")
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a dozen types, under a minute")
+    parser.add_argument("--only", choices=list(TASKS), help="one task")
+    parser.add_argument("--types", help="these model types, with commas between")
+    parser.add_argument("--save", type=Path, help="write what came of each type, as JSON, after each one")
+    parser.add_argument("--from", nargs="+", type=Path, dest="saved", metavar="FILE", help="of these; nothing is tried")
+    parser.add_argument("--matrix", type=Path, help="write a table of types by kind of site, in Markdown")
+    given = parser.parse_args()
+    results = merged(given.saved) if given.saved else try_all(given.only, given.types, given.quick, given.save)
     if given.matrix:
         given.matrix.write_text(matrix(results), encoding="utf-8")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
