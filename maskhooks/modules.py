@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
+
+from maskhooks.errors import CompiledModelError
 
 _places: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
 
@@ -30,7 +34,7 @@ class Modules(Mapping[str, nn.Module]):
             return _places[self._listed[parent]][child]
         try:
             found: nn.Module = self._model.get_submodule(name)
-        except AttributeError:
+        except (AttributeError, RuntimeError):  # a scripted model looks for none
             raise KeyError(name) from None
         return found
 
@@ -54,3 +58,35 @@ def running(model: nn.Module) -> list[nn.Module]:
     """The modules of a model, and those of a model that it holds as a plain attribute, past `named_modules`."""
     held = [part for part in vars(model).values() if isinstance(part, nn.Module)]
     return list({id(module): module for part in (model, *held) for module in part.modules()}.values())
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled or scripted."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    optimized: tuple[type, ...] = (dynamo.OptimizedModule,) if dynamo else ()
+    return isinstance(module, (*optimized, torch.jit.ScriptModule)) or (
+        getattr(module, "_compiled_call_impl", None) is not None
+    )
+
+
+def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses a site of a module that is compiled or scripted itself, or within one that is.
+
+    Args:
+        site: as messages name it.
+        name: of its module.
+        modules: by name.
+
+    Raises:
+        CompiledModelError: hooks added now would be ignored.
+    """
+    steps = name.split(".") if name else []
+    for end in range(len(steps) + 1):
+        outer = ".".join(steps[:end])
+        if outer in modules and compiled(modules[outer]):
+            what = f"module {outer!r}" if outer else "the model"
+            raise CompiledModelError(
+                f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. Wrap the model before "
+                f"compiling it: torch.compile keeps it as `compiled._orig_mod`.",
+                module=outer,
+            )

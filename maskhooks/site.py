@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
+from torch import nn
+
 from maskhooks import nested, table
 from maskhooks.errors import PatternError, UnknownSiteError, near
+from maskhooks.modules import check_compiled
 from maskhooks.pattern import Pattern
 
 _ADDRESS = re.compile(
@@ -182,7 +185,7 @@ def is_glob(text: str) -> bool:
     return "*" in text.replace("@*", "") or "?" in text
 
 
-def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> list[Site]:
+def resolve(selector: Selector, table: SiteTable, modules: Mapping[str, nn.Module]) -> list[Site]:
     """The sites meant by an address, a glob, a tag, a Site, or several of these, without repetition.
 
     A glob looks through the table; where nothing there matches, through the inputs and outputs of all
@@ -191,6 +194,7 @@ def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> l
 
     Raises:
         UnknownSiteError: nothing matches; near names are listed.
+        CompiledModelError: the site is one of a compiled or scripted module, in which none is found.
     """
     if isinstance(selector, Site):
         return [selector]
@@ -208,8 +212,11 @@ def resolve(selector: Selector, table: SiteTable, modules: Collection[str]) -> l
             found = [site for name in modules for site in (Site(name, "input"), Site(name)) if match(str(site))]
         if found:
             return [replace(site, optional=True) for site in found]
-    elif _ADDRESS.fullmatch(selector) and Site.parse(selector).module in modules:
-        return [Site.parse(selector)]
+    elif _ADDRESS.fullmatch(selector):
+        site = Site.parse(selector)
+        if site.module in modules:
+            return [site]
+        check_compiled(site, site.module, modules)
     known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in modules]
     what = "glob matches no site" if is_glob(selector) else "no site"
     raise UnknownSiteError(

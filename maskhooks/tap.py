@@ -9,14 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks import nested
 from maskhooks.errors import (
-    CompiledModelError,
     GradientError,
     SiteConflictError,
     SiteNeverFiredError,
@@ -25,7 +23,7 @@ from maskhooks.errors import (
     UnknownSiteError,
     near,
 )
-from maskhooks.modules import Modules, running
+from maskhooks.modules import Modules, check_compiled, compiled, running
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.recompute import Pass, Watch, recomputing
 from maskhooks.site import Site
@@ -97,7 +95,8 @@ class Tap:
             self._add(site, None)
         for site, function in (replace or {}).items():
             self._add(site, function)
-        self._check_compiled(point.site for point in self._points())
+        for point in self._points():
+            check_compiled(point.site, point.site.module, self._modules)
 
     def __enter__(self) -> Tap:
         if self._handles:
@@ -115,7 +114,7 @@ class Tap:
         try:
             self._watch.open = True
             self._handles.append(self.model.register_forward_pre_hook(_Begin(self)))
-            if thaws and not any(map(_compiled, self._modules.values())):  # PyTorch warns of global hooks there
+            if thaws and not any(map(compiled, self._modules.values())):  # PyTorch warns of global hooks there
                 self._handles.append(register_module_forward_pre_hook(self._watch))
             for port in self._ports.values():
                 self._handles.append(port.attach())
@@ -152,7 +151,7 @@ class Tap:
     def _add(self, site: Site, function: Replacement | None) -> None:
         module = self._modules.get(site.module)
         if module is None:
-            self._check_compiled([site])
+            check_compiled(site, site.module, self._modules)
             raise UnknownSiteError(
                 f"site {site}: the model has no module {site.module!r}.",
                 site=site,
@@ -172,19 +171,6 @@ class Tap:
                     site=site,
                 )
         port.replaces.append(Point(site, function))
-
-    def _check_compiled(self, sites: Iterable[Site]) -> None:
-        for site in sites:
-            steps = site.module.split(".") if site.module else []
-            for end in range(len(steps) + 1):
-                name = ".".join(steps[:end])
-                if name in self._modules and _compiled(self._modules[name]):
-                    what = f"module {name!r}" if name else "the model"
-                    raise CompiledModelError(
-                        f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. Wrap the "
-                        f"model before compiling it: torch.compile keeps it as `compiled._orig_mod`.",
-                        module=name,
-                    )
 
     # What happens during a forward pass
 
@@ -279,14 +265,6 @@ class Tap:
             names = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
             message = f"{len(silent)} optional sites never fired: {names}"
             warnings.warn(message, UnfiredSiteWarning, stacklevel=4)
-
-
-def _compiled(module: nn.Module) -> bool:
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    optimized: tuple[type, ...] = (dynamo.OptimizedModule,) if dynamo else ()
-    return isinstance(module, (*optimized, torch.jit.ScriptModule)) or (
-        getattr(module, "_compiled_call_impl", None) is not None
-    )
 
 
 class _Begin(Uncopied):

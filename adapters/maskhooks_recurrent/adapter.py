@@ -13,6 +13,7 @@ from maskhooks.replay import stand_in
 from maskhooks.site import Site
 from maskhooks.steps import Steps
 from maskhooks_recurrent.forward import Tapped
+from maskhooks_recurrent.layout import named_empty
 from maskhooks_recurrent.weights import suffixes
 
 _PATTERN = Pattern("batch token hidden -> batch token")
@@ -49,6 +50,8 @@ class RecurrentAdapter(Adapter):
         inside = any(site.module != name for site in sites) and bool(self.places(module))
         return stand_in(module, Tapped) if inside else contextlib.nullcontext()
 
-    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def tapped(self, name: str, module: nn.Module) -> Iterator[None]:
         on_gpu = bool(self.places(module)) and any(weight.is_cuda for weight in module.parameters())
-        return stand_in(module, Tapped) if on_gpu else contextlib.nullcontext()
+        with named_empty(), stand_in(module, Tapped) if on_gpu else contextlib.nullcontext():
+            yield

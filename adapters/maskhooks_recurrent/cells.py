@@ -39,21 +39,27 @@ def _rnn(parts: Sequence[Tensor], own: Weights, function: Callable[[Tensor], Ten
 def _gru(parts: Tensor, own: Weights) -> Step:
     size = own.states.shape[1]
     gates, news = (part.unbind(0) for part in parts.split([2 * size, size], -1))
+    blend = _promoting if torch.is_autocast_enabled(parts.device.type) else torch.lerp
 
     def quick(at: int, h: Tensor, c: Tensor | None, place: Place) -> States:
         """The same in place, where no gradient is wanted."""
         parts = F.linear(h, own.states, own.state_bias)
         reset, keep = parts.narrow(-1, 0, 2 * size).add_(gates[at]).sigmoid_().chunk(2, -1)
         fresh = torch.addcmul(news[at], reset, parts.narrow(-1, 2 * size, size)).tanh_()
-        return torch.lerp(fresh, h, keep), None
+        return blend(fresh, h, keep), None
 
     def step(at: int, h: Tensor, c: Tensor | None, place: Place) -> States:
         gate, new = F.linear(h, own.states, own.state_bias).split([2 * size, size], -1)
         reset, keep = (gates[at] + gate).sigmoid().chunk(2, -1)
         fresh = torch.addcmul(news[at], reset, new).tanh()
-        return torch.lerp(fresh, h, keep), None
+        return blend(fresh, h, keep), None
 
     return step if torch.is_grad_enabled() else quick
+
+
+def _promoting(fresh: Tensor, h: Tensor, keep: Tensor) -> Tensor:
+    """lerp where autocast has made products of lower precision than the state."""
+    return fresh + keep * (h - fresh)
 
 
 def _lstm(parts: Sequence[Tensor], own: Weights) -> Step:

@@ -53,6 +53,8 @@ def _tapped(place: nn.Module) -> bool:
 def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Any, State]:
     """All layers and directions, one after another; dropout is off, since a tapped model is in eval mode."""
     first = _initial(module, layout, values, hx)
+    lower = _lowered(module, values.device.type)
+    values, first = (values, first) if lower is None else (values.to(lower), tuple(part.to(lower) for part in first))
     own = weights(module)
     width = 2 if module.bidirectional else 1
     last: list[tuple[Tensor, ...]] = []
@@ -66,6 +68,12 @@ def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None)
         values = torch.cat(sides, -1) if width == 2 else sides[0]
     ends = tuple(layout.last(torch.stack(states)) for states in zip(*last, strict=True))
     return layout.back(values), (ends[0], ends[1]) if isinstance(module, nn.LSTM) else ends[0]
+
+
+def _lowered(module: nn.RNNBase, device: str) -> torch.dtype | None:
+    """The dtype that autocast gives all that goes into the fused call; None where it lowers products alone."""
+    whole = device != "cpu" or isinstance(module, nn.LSTM)
+    return torch.get_autocast_dtype(device) if whole and torch.is_autocast_enabled(device) else None
 
 
 def _sequence(

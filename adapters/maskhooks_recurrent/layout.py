@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +77,18 @@ class Layout:
     def first(self, states: Tensor) -> Tensor:
         """Initial states as `layer batch hidden`."""
         return states.unsqueeze(1) if self.alone else states
+
+
+@contextlib.contextmanager
+def named_empty() -> Iterator[None]:
+    """Names the error of `pack_padded_sequence`, which a model calls before any recurrent module, at an empty sequence.
+
+    Raises:
+        BatchError: a sequence is empty.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Length of all samples has to be greater than 0" not in str(error):
+            raise
+        raise BatchError("a sequence in the batch is empty, so that it cannot be packed. Leave it out") from error

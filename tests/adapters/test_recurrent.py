@@ -11,7 +11,7 @@ import pytest
 import torch
 from maskhooks_recurrent.adapter import RecurrentAdapter
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import maskhooks
 from maskhooks.baselines import Learned
@@ -267,6 +267,9 @@ def test_wrong_input_is_refused_as_torch_or_in_words(unchecked: None) -> None:
         assert str(tapped.value) == str(usual.value)
     with pytest.raises(BatchError, match="empty"), hooked.tap(read="h_l0:output"):
         module(torch.randn(0, 3, 4))
+    packing = maskhooks.wrap(module, adapter=RecurrentAdapter, call=lambda model, x: model(pack_sequence(x)))
+    with pytest.raises(BatchError, match="a sequence in the batch is empty"), packing.tap(read="inputs:output"):
+        packing([torch.randn(3, 4), torch.randn(0, 4)])
     with pytest.raises(ReplacementError), hooked.tap(replace={"h_l0:output": lambda value: value[..., :2]}):
         module(torch.randn(5, 3, 4))
     both: Any = {"h_l0:output": torch.clone, "h_l0@1:output": torch.clone}
@@ -302,6 +305,12 @@ def test_scripted_and_compiled_modules_are_refused() -> None:
         model = nn.Sequential(torch.jit.script(nn.GRU(4, 6)))
     with pytest.raises(CompiledModelError, match="'0' is compiled or scripted"):
         maskhooks.wrap(model, sites=["0.h_l0:output"])
+    hooked = maskhooks.wrap(model, adapter=RecurrentAdapter)  # which claims nothing that is scripted
+    with pytest.raises(CompiledModelError, match="'0' is compiled or scripted"), hooked.tap(read="0.h_l0:output"):
+        pass
+    hooked = maskhooks.wrap(model[0], adapter=RecurrentAdapter)
+    with pytest.raises(CompiledModelError, match="the model is compiled"), hooked.tap(read="h_l0:output"):
+        pass
     model = nn.Sequential(torch.compile(nn.GRU(4, 6), backend="eager"))  # type: ignore[arg-type]
     with pytest.raises(CompiledModelError):
         maskhooks.wrap(model, adapter=RecurrentAdapter)
@@ -313,6 +322,22 @@ def test_a_forward_of_ones_own_is_left_alone() -> None:
             return super().forward(x.flip(0), hx)
 
     assert not list(maskhooks.wrap(Own(4, 6), adapter=RecurrentAdapter).sites)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS[:4])
+def test_autocast_decides_as_in_the_fused_call(kind: str, given: torch.dtype) -> None:
+    module = network(kind, both=True)
+    x = torch.randn(3, 5, 4).to(given)
+    hooked = maskhooks.wrap(module, adapter=RecurrentAdapter)
+    for grad in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+            usual = module(x)
+            with hooked.tap(replace=dict.fromkeys(map(str, hooked.sites), open_gates)):
+                gated = module(x)
+        for one, other in zip(flat(gated), flat(usual), strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
