@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -32,13 +33,13 @@ def optimise(problem: Problem, clean: Clean) -> None:
         optimizer = torch.optim.Adam(probe.parameters(), lr=recipe.free_rate, betas=(0.9, 0.99))
         for step in range(recipe.steps):
             source = generator(problem.seed, _EXPLAIN, number, step)
-            with torch.enable_grad():
-                masked, outputs = masked_pass(problem.hooked, clean, masking, source)
+            optimizer.zero_grad()
+            with torch.enable_grad(), contextlib.ExitStack() as held:
+                masked, outputs = masked_pass(problem.hooked, clean, masking, source, held=held)
                 divergence = problem.divergence(clean.outputs, outputs)
                 loss = objective(masked, divergence, problem.penalty(clean.outputs, outputs, divergence))
+                loss.backward()
             optimizer.param_groups[0]["lr"] = recipe.free_rate * recipe.rate(step, recipe.steps)
-            optimizer.zero_grad()
-            loss.backward()
             optimizer.step()
             objective.ascend(divergence)
         _check_margin(problem, masking, clean)

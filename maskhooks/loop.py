@@ -6,6 +6,7 @@ of what is trained: it is frozen, and placed by us.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -103,11 +104,12 @@ class Loop:
         steps = []
         for number in chosen:
             masking, objective = problem.maskings[number], problem.objectives[number]
-            with self.fabric.autocast():
-                pooled = self._masked(clean, masking, generator(problem.seed, SAMPLE, step, number))
-                loss = objective(pooled.masked, pooled.divergence, pooled.penalty)
-            if loss.requires_grad:
-                self.fabric.backward(loss)
+            with contextlib.ExitStack() as held:
+                with self.fabric.autocast():
+                    pooled = self._masked(clean, masking, generator(problem.seed, SAMPLE, step, number), held)
+                    loss = objective(pooled.masked, pooled.divergence, pooled.penalty)
+                if loss.requires_grad:
+                    self.fabric.backward(loss)
             self._check_loss(loss, masking)
             steps.append((masking, objective, pooled))
         weights = _unique([w for masking, *_ in steps for part in masking.modules for w in part.parameters()])
@@ -127,23 +129,25 @@ class Loop:
             return count
         return min(count, 1 + int(count * self.done / over))
 
-    def _masked(self, clean: Clean | None, masking: Masking, source: torch.Generator) -> Pooled:
+    def _masked(
+        self, clean: Clean | None, masking: Masking, source: torch.Generator, held: contextlib.ExitStack
+    ) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""
         if self.ranks.world == 1:
             assert clean is not None
-            return self._own(clean, masking, source)
+            return self._own(clean, masking, source, held)
         pattern = masking.site.gating()
         own_shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
         shapes = self.ranks.shapes(own_shape, len(pattern.gated))
         try:
-            own = None if clean is None else self._own(clean, self.ranks.share(shapes).drawing(masking), source)
+            own = None if clean is None else self._own(clean, self.ranks.share(shapes).drawing(masking), source, held)
         except NonFiniteError:
             own = self.ranks.not_a_number(shapes)  # so that all ranks end together
         return self.ranks.pool(own, masking.baseline(), shapes)
 
-    def _own(self, clean: Clean, masking: Masking, source: torch.Generator) -> Pooled:
+    def _own(self, clean: Clean, masking: Masking, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:
-            masked, outputs = masked_pass(self.problem.hooked, clean, masking, source)
+            masked, outputs = masked_pass(self.problem.hooked, clean, masking, source, held=held)
         except NonFiniteError as error:
             raise self._not_finite("the masked output", masking) from error
         divergence = self.problem.divergence(clean.outputs, outputs)

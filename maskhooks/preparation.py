@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,9 +146,12 @@ def _slope(
     if clean is None:
         return torch.zeros_like(weight)
     masked = random_mask(hooked, clean, masking, source, ranks.share(shapes))
-    far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked)))
-    (slope,) = torch.autograd.grad(far.mean() * (len(far) / sum(rows for rows, *_ in shapes)), weight)
-    return slope
+    weight.grad = None
+    with contextlib.ExitStack() as held:
+        far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked), held))
+        # not autograd.grad, which reentrant checkpointing in a model does not take
+        (far.mean() * (len(far) / sum(rows for rows, *_ in shapes))).backward()
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator, share: Share) -> Masked:

@@ -142,7 +142,7 @@ class Watch:
         """Watches the tensors that gradients may come in at: the model's outputs, and values that were read."""
         ends = [tensor for tensor in outputs if tensor.requires_grad]
         inside, around = self._state.inside, self._state.around
-        inside |= self._state.hidden and _reentrant(ends)
+        inside |= self._state.hidden and reentrant(ends)
         if inside or around:
             for tensor in (*ends, *(value for value in values if value.requires_grad)):
                 tensor.register_hook(lambda grad: self._check(inside))
@@ -160,7 +160,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _reentrant(ends: Iterable[Tensor]) -> bool:
+def reentrant(ends: Iterable[Tensor]) -> bool:
     """Whether a graph holds reentrant checkpointing."""
     found, nodes = set(), [tensor.grad_fn for tensor in ends]
     while nodes:

@@ -23,6 +23,7 @@ from maskhooks import nested
 from maskhooks.errors import UnknownSiteError, near
 from maskhooks.modules import Modules, places
 from maskhooks.port import Uncopied
+from maskhooks.recompute import recomputing
 from maskhooks.site import Site
 from maskhooks.tap import frozen
 from maskhooks.trace import Span, Tracer, plain
@@ -203,13 +204,22 @@ class _Played(Uncopied):
     def __init__(self, forward: Callable[..., Any], values: list[Any], *, copy: bool) -> None:
         self.__wrapped__ = forward  # what inspect.signature looks at
         self._values, self._copy = values, copy
-        self._call = 0
+        self._calls: list[Any] = []  # the arguments of each
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call, self._call = self._call, self._call + 1
+        if recomputing():
+            call = self._again((args, kwargs))
+        else:
+            call = len(self._calls)
+            self._calls.append((args, kwargs))
         if call >= len(self._values):
             return self.__wrapped__(*args, **kwargs)
         return _copied(self._values[call]) if self._copy else self._values[call]
+
+    def _again(self, given: Any) -> int:
+        """Which call comes once more during backward: the one with the same arguments."""
+        found = [call for call, before in enumerate(self._calls) if _equal(before, given)]
+        return found[0] if len(found) == 1 else len(self._values)
 
 
 @contextlib.contextmanager
@@ -280,6 +290,11 @@ def _copied(value: Any) -> Any:
     for path, tensor in list(nested.tensors(value)):
         value = nested.put(value, path, tensor.clone())
     return value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    left, right = (dict(nested.tensors(value)) for value in (one, other))
+    return left.keys() == right.keys() and all(torch.equal(left[path], right[path]) for path in left)
 
 
 class _Keep(Uncopied):

@@ -65,6 +65,7 @@ def masked_pass(
     generator: Generator | None = None,
     *,
     rounded: float | None = None,
+    held: contextlib.ExitStack | None = None,
 ) -> tuple[Masked, Outputs]:
     """Masks the site's value and runs the model from there on; gradients reach probes and baseline.
 
@@ -72,16 +73,30 @@ def masked_pass(
         clean: the clean pass, which has read `masking.reads`.
         generator: for the samples.
         rounded: instead of sampling, open the gates with P(z != 0) above this.
+        held: see `onward_pass`.
     """
     masked = masking(clean.values, real_positions(hooked, clean, masking.site), generator, rounded=rounded)
-    return masked, onward_pass(hooked, clean, masking.site, masking.onto(masked))
+    return masked, onward_pass(hooked, clean, masking.site, masking.onto(masked), held)
 
 
-def onward_pass(hooked: Hooked, clean: Clean, site: Site, replaced: Tensor | Replacement) -> Outputs:
-    """Runs the model with a value replaced, from its site onward where the clean pass was recorded."""
+def onward_pass(
+    hooked: Hooked,
+    clean: Clean,
+    site: Site,
+    replaced: Tensor | Replacement,
+    held: contextlib.ExitStack | None = None,
+) -> Outputs:
+    """Runs the model with a value replaced, from its site onward where the clean pass was recorded.
+
+    Args:
+        held: what the caller closes after backward; until then the model stays tapped, as one with activation
+            checkpointing needs, which computes parts of itself again then.
+    """
     played = clean.recording.play(site) if clean.recording is not None else contextlib.nullcontext()
     function = (lambda value: replaced) if isinstance(replaced, Tensor) else replaced
-    with hooked.tap(replace={site: function}), played:
+    with contextlib.ExitStack() if held is None else contextlib.nullcontext(held) as stack:
+        stack.enter_context(hooked.tap(replace={site: function}))
+        stack.enter_context(played)
         outputs = hooked(clean.batch)
     return hooked.distribution(outputs, clean.batch)
 

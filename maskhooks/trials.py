@@ -18,6 +18,7 @@ from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooked import Hooked
 from maskhooks.modules import Modules
 from maskhooks.outputs import Positions
+from maskhooks.recompute import reentrant
 from maskhooks.replay import forwards
 from maskhooks.seeds import forked, generator
 from maskhooks.site import Site
@@ -92,11 +93,11 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
             if leaves and ends:
                 weights = [torch.randn(end.shape, generator=source).to(end) for end in ends]
                 try:
-                    torch.autograd.backward(ends, weights, inputs=leaves)
+                    torch.autograd.backward(ends, weights, inputs=None if reentrant(ends) else leaves)
                 except RuntimeError as error:
                     return f"no gradient comes back: {error}"
     except GradientError as error:
-        return str(error).removeprefix(f"site {site}: ")
+        return str(error).removeprefix(f"site {site}: ").removesuffix(".")
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
