@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,15 +25,16 @@ _LAYERS = 2
 
 # What a name says about a size; the first pattern that is found in the name counts.
 _NAMES: tuple[tuple[str, int], ...] = (
-    (r"layerdrop|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),  # no sizes
+    (r"layerdrop|tokenizer_chunk|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),  # no sizes
     (r"token_id|token_index|_id$", 0),
     (r"vocab_size", WORDS),
     (r"experts_per|top_?k|n_group$|topk_group|moe_k|num_selected", 1),
     (r"experts", 4),
     (r"(key_value|kv|_groups_)_?heads|num_kv|n_head_kv|multi_query_group", 2),
     (r"heads?$|n_head|num_heads|_heads", 4),
-    (r"layers_per|num_hidden_groups|inner_group", 1),
-    (r"layers$|n_layers?$|num_layers|layers_num|^depth$|num_blocks|n_blocks|block_depth", _LAYERS),
+    (r"layers_per|num_hidden_groups|inner_group|layer_offset", 1),
+    (r"layer_period", 2),
+    (r"layers$|n_layers?$|num_layers|layers_num|^depth$|num_blocks|n_blocks|block_depth|attends_per|repeats$", _LAYERS),
     (r"first_k_dense|num_dense|shared_layers|dense_layers", 1),
     (r"positions?$|position_embeddings|max_length|max_seq|^n_ctx$|seq_len(gth)?$", 64),
     (r"image_size|input_size|crop_size", 32),
@@ -46,9 +48,10 @@ _NAMES: tuple[tuple[str, int], ...] = (
     (r"chunk_size$|window_size|sliding_window|attention_window|block_size|chunk_length", 8),
     (r"intermediate|ffn|feed_forward|d_ff|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
     (
-        r"embedding_size|embed_dim|emb_dim|hidden|d_model|n_embd|^dim$|_dim$|model_dim|width|embed_size|channels?_out",
+        r"embedding_size|embed_dim|emb_dim|hidden|d_model|n_embd|^dim$|_dim$|model_dim|width|embed_size|channels?_out|^d_latents$",
         32,
     ),
+    (r"coordinate_size|shape_size|channels$", 32),
     (r"projection_size|proj_size|d_embed|lru_width|output_size|conv_hidden|size_per_layer|codevector_dim", 32),
     (r"num_buckets|max_distance|num_codevectors|relative_attention", 16),
 )
@@ -70,7 +73,7 @@ def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tu
         BuildError: no rung of the ladder leads to one.
     """
     reasons: list[str] = []
-    for rung in _rungs():
+    for main, rung in itertools.product((True, False), list(_rungs())):
         try:
             config = _config(config_class, rung)
             with torch.device("meta"):
@@ -78,7 +81,8 @@ def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tu
             if count > MOST_WEIGHTS:
                 raise BuildError(f"{count / 1e6:.0f} million weights")
             model = _redrawn(_model(model_class, _config(config_class, rung)), seed)
-            return model, _batch(model, seed)
+            batch = _batch(model, seed, main)
+            return _settled(model, batch), batch
         except Exception as error:  # noqa: PERF203 # whatever the model's own code raises
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     raise BuildError(" | ".join(dict.fromkeys(reasons)))
@@ -88,6 +92,7 @@ def _rungs() -> Iterator[Rung]:
     yield functools.partial(_by_name, derived=False)
     yield functools.partial(_by_name, derived=True)
     yield functools.partial(_by_name, derived=True, fill=True)
+    yield _of_more_pixels
     yield functools.partial(_deep, derived=False, layers=8)
     yield functools.partial(_deep, derived=True, layers=8)
     yield functools.partial(_deep, derived=False, layers=32)
@@ -116,14 +121,32 @@ def _redrawn(model: nn.Module, seed: int) -> nn.Module:
     return model.eval()
 
 
-def _batch(model: nn.Module, seed: int) -> dict[str, Tensor]:
+def _settled(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Module:
+    """Batch norms have seen the batch, as after training: else values vanish on their way through convolutions."""
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(**batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+    return model
+
+
+def _batch(model: nn.Module, seed: int, main: bool) -> dict[str, Tensor]:
     """The first sample call of the model that runs and gives finite outputs, with random values.
+
+    Args:
+        main: only calls with the model's main input.
 
     Raises:
         Exception: what the last one raised.
     """
     last: Exception | None = None
     for shapes in samples.calls(model):
+        if main and not {getattr(model, "main_input_name", None), "input_ids"} & set(shapes):
+            continue
         batch = _filled(model, shapes, torch.Generator().manual_seed(seed + 1))
         try:
             with torch.no_grad():
@@ -141,7 +164,9 @@ def _batch(model: nn.Module, seed: int) -> dict[str, Tensor]:
 def _filled(model: nn.Module, sample: Mapping[str, Tensor], source: torch.Generator) -> dict[str, Tensor]:
     batch: dict[str, Tensor] = {}
     for name, tensor in sample.items():
-        if "mask" in name:
+        if bool(tensor.any()) and "mask" not in name:
+            batch[name] = tensor
+        elif "mask" in name:
             mask = torch.ones(tensor.shape, dtype=tensor.dtype)
             if mask.dim() == 2 and mask.shape[1] > 4 and not name.startswith(("pixel", "decoder")):
                 mask[1, -2:] = 0
@@ -154,6 +179,10 @@ def _filled(model: nn.Module, sample: Mapping[str, Tensor], source: torch.Genera
     if "input_ids" in batch and "attention_mask" in batch and batch["input_ids"].shape == batch["attention_mask"].shape:
         if type(ends) is int:  # as many in each row, at its end: what sequence classifiers of decoders look for
             batch["input_ids"][torch.arange(len(batch["input_ids"])), batch["attention_mask"].sum(1) - 1] = ends
+        parts = getattr(model.config, "sep_token_id", None)
+        if type(parts) is int:  # a question, two separators, a text, and another one
+            batch["input_ids"][:, 1:3] = parts
+            batch["input_ids"][torch.arange(len(batch["input_ids"])), batch["attention_mask"].sum(1) - 1] = parts
         batch["input_ids"][batch["attention_mask"] == 0] = 0
     return batch
 
@@ -176,23 +205,20 @@ def _config(config_class: type, rung: Rung) -> Any:
 
 def _shrunk(usual: Any, rung: Rung) -> Any:
     given: dict[str, Any] = {}
-    names = (
-        [field.name for field in dataclasses.fields(usual)] if dataclasses.is_dataclass(usual) else list(vars(usual))
-    )
+    values = _settings(usual)
     subs = {name: getattr(usual, name, None) for name in getattr(usual, "sub_configs", {})}
     for name, sub in subs.items():
         if sub is not None and hasattr(sub, "to_dict"):
             given[name] = _shrunk(sub, rung)
-    kinds = _layer_kinds(usual, names)
+    kinds = _layer_kinds(values)
     wanted = rung("num_layers", 99, 99)
     layers = max([_LAYERS, *(len(kept) for kept in kinds.values())]) if wanted == _LAYERS else wanted
     declared = (
         {field.name: field.default for field in dataclasses.fields(usual)} if dataclasses.is_dataclass(usual) else {}
     )
-    for name in names:
+    for name, value in values.items():
         if name in given or name.startswith("_") or name in ("num_labels", "id2label", "label2id"):
             continue
-        value = getattr(usual, name, None)
         if name in kinds:
             few = wanted == _LAYERS
             given[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(layers)] if few else value[:layers]
@@ -204,23 +230,28 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
             given[name] = new
     for name in [name for name in given if _number(name) == 2 and "heads" in name]:
         heads = name.replace("key_value", "attention").replace("kv", "attention")
-        if getattr(usual, name) == getattr(usual, heads, None):  # as many keys and values as queries
+        if values[name] == values.get(heads):  # as many keys and values as queries
             given[name] = given.get(heads, given[name])
     given["pad_token_id"] = 0
     if getattr(usual, "is_encoder_decoder", False):
         given["decoder_start_token_id"] = 0
-    given.update(_tokens(usual, names))
+    given.update(_tokens(vars(usual)))
+    given.update(_choices(values))
     return type(usual)(**given)
 
 
-def _layer_kinds(usual: Any, names: list[str]) -> dict[str, list[Any]]:
+def _settings(config: Any) -> dict[str, Any]:
+    """What a configuration holds, also what differs between layers and so is refused as an attribute."""
+    declared = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    held = vars(config)
+    return {name: held[name] if name in held else getattr(config, name, None) for name in declared or held}
+
+
+def _layer_kinds(values: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Lists with an entry for each layer, as their distinct entries in order."""
-    counts = {
-        getattr(usual, name) for name in names if _is(name, r"layers$|n_layers?$") and type(getattr(usual, name)) is int
-    }
+    counts = {value for name, value in values.items() if _is(name, r"layers$|n_layers?$") and type(value) is int}
     found: dict[str, list[Any]] = {}
-    for name in names:
-        value = getattr(usual, name, None)
+    for name, value in values.items():
         if isinstance(value, (list, tuple)) and len(value) in counts and len(value) > 2:
             if all(isinstance(item, (str, float, bool)) for item in value):
                 found[name] = list(dict.fromkeys(value))
@@ -229,14 +260,23 @@ def _layer_kinds(usual: Any, names: list[str]) -> dict[str, list[Any]]:
     return found
 
 
-def _tokens(usual: Any, names: list[str]) -> dict[str, Any]:
+def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
     """Ids of tokens beyond the few words that are left, each as another small number."""
     given, following = {}, iter(range(1, 8))
-    for name in names:
-        value = getattr(usual, name, None)
+    for name, value in values.items():
         if re.search(r"token_id$|token_index$", name) and type(value) is int and value >= 8 and name != "pad_token_id":
             given[name] = next(following, 7)
     return given
+
+
+def _choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be chosen of several before a model runs, such as a language: the first."""
+    several = {f"default_{name[:-1]}": value for name, value in values.items() if name.endswith("s")}
+    return {
+        name: several[name][0]
+        for name, value in values.items()
+        if value is None and isinstance(several.get(name), (list, tuple)) and several[name]
+    }
 
 
 def _is(name: str, pattern: str) -> bool:
@@ -262,7 +302,7 @@ def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool =
     if isinstance(value, int):
         return min(value, size) if value > 0 else value
     if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
-        if _is(name, r"depths|layers|num_blocks"):
+        if _is(name, r"depths|layers|num_blocks|repeats"):
             return type(value)(min(item, 2) for item in value)
         if _is(name, r"heads"):
             return type(value)(min(item, 2) for item in value)
@@ -271,6 +311,12 @@ def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool =
         if _is(name, r"image_size|input_size"):
             return type(value)(min(item, size) for item in value)
     return value
+
+
+def _of_more_pixels(name: str, value: Any, default: Any) -> Any:
+    """As `_by_name`, with images that are twice as wide, for windows that still fit in at the last stage."""
+    new = _by_name(name, value, default, derived=False)
+    return min(value, 64) if type(value) is int and _is(name, r"image_size") else new
 
 
 def _deep(name: str, value: Any, default: Any, *, derived: bool, layers: int) -> Any:

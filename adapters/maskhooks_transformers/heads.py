@@ -17,10 +17,11 @@ from torch.distributions import Bernoulli, Categorical, Normal
 from maskhooks import outputs as distributions
 from maskhooks.errors import BatchError, UnknownDistributionError
 from maskhooks.outputs import Outputs, Positions
-from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, token_ids
+from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, real_targets, token_ids
 from maskhooks_transformers.words import Words
 
 PADDING_LOGIT = -1e4  # finite, since -inf gives NaN in differences; exp(-1e4) is 0
+_ANSWERS = "question_answering_score"  # of models that choose an answer to a question about an image
 Real = Callable[[], Bool[Tensor, "batch token"]]
 
 
@@ -78,7 +79,7 @@ class SequenceClassification(Head):
     name = "sequence classification"
 
     def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
-        logits = field(outputs, "logits", 0)
+        logits = self._logits(outputs)
         problem = self._problem(logits.shape[-1], labels(batch))
         if problem == "regression":
             mean = logits.squeeze(-1) if logits.shape[-1] == 1 else logits
@@ -105,6 +106,9 @@ class SequenceClassification(Head):
             return self._several(given)
         return [self._word(label) for label in given.flatten()]
 
+    def _logits(self, outputs: Any) -> Tensor:
+        return field(outputs, "logits", 0)
+
     def _several(self, probable: Tensor) -> list[str]:
         return [", ".join(self._word(i) for i in row.nonzero().flatten()) for row in probable > 0.5]
 
@@ -125,7 +129,8 @@ class TokenClassification(Head):
 
     def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
         logits = field(outputs, "logits", 0)
-        return Positions(Categorical(logits=logits, validate_args=False), real().to(logits.device))
+        chosen = places(logits, batch, real())
+        return Positions(Categorical(logits=logits, validate_args=False), chosen.to(logits.device))
 
     def targets(self, batch: Any) -> Sequence[str] | None:
         given = labels(batch)
@@ -133,13 +138,15 @@ class TokenClassification(Head):
 
 
 class QuestionAnswering(Head):
-    """Where the answer starts and where it ends, among the real tokens."""
+    """Where the answer starts and where it ends, among the real tokens; or which of the known answers it is."""
 
     name = "question answering"
 
     def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+        if isinstance(getattr(outputs, _ANSWERS, None), Tensor):
+            return Categorical(logits=field(outputs, _ANSWERS, 0), validate_args=False)
         logits = {"start": field(outputs, "start_logits", 0), "end": field(outputs, "end_logits", 1)}
-        padding = ~real().to(logits["start"].device)
+        padding = ~places(logits["start"], batch, real()).to(logits["start"].device)
         return {
             name: Categorical(logits=part.masked_fill(padding, PADDING_LOGIT), validate_args=False)
             for name, part in logits.items()
@@ -257,9 +264,14 @@ class CausalLanguageModel(_Writer):
 
 
 class ImageClassification(SequenceClassification):
-    """As for a sequence, of an image."""
+    """As for a sequence, of an image. Some models call their logits the last hidden state."""
 
     name = "image classification"
+
+    def _logits(self, outputs: Any) -> Tensor:
+        last = getattr(outputs, "last_hidden_state", None)
+        named = isinstance(last, Tensor) and not hasattr(outputs, "logits")
+        return field(outputs, "last_hidden_state" if named and last.dim() == 2 else "logits", 0)
 
 
 class AudioClassification(SequenceClassification):
@@ -324,6 +336,17 @@ def field(outputs: Any, name: str, index: int) -> Float[Tensor, "..."]:
             f"wrap(model, output=lambda outputs: torch.distributions.Categorical(logits=outputs.{name}))"
         )
     return found.float()
+
+
+def places(
+    logits: Tensor, batch: Any, tokens: Bool[Tensor, "batch token"]
+) -> Bool[Tensor, "batch token"] | Bool[Tensor, "batch target"]:
+    """Which positions of the logits are real: the tokens', or those of a decoder that was given other ones."""
+    ids = as_mapping(batch).get("decoder_input_ids")
+    if not isinstance(ids, Tensor) or not ids.shape == logits.shape[:2] != tokens.shape:
+        return tokens
+    mask = real_targets(batch)
+    return torch.ones(ids.shape, dtype=torch.bool, device=ids.device) if mask is None else mask
 
 
 def at_positions(logits: Float[Tensor, "batch token word"], chosen: Bool[Tensor, "batch token"]) -> Positions:

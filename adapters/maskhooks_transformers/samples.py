@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH, TOKENS, DECODED = 5, 7, 6
+_OBJECTS = 3
 _WAVE = 4000  # a quarter of a second at 16 kHz
 
 
@@ -17,9 +18,13 @@ def calls(model: nn.Module, batch: int = BATCH) -> Iterator[dict[str, Tensor]]:
     """Calls to try in turn, as tensors of zeros (masks of ones): the model's main input, and what goes with it."""
     config: Any = getattr(model, "config", None)
     takes = set(inspect.signature(model.forward).parameters)
+    beside = _beside(takes, config, batch)
     main = str(getattr(model, "main_input_name", "input_ids"))
     hands_on = "kwargs" in takes or "args" in takes
-    for name in dict.fromkeys([main, "input_ids", "pixel_values", "input_values", "input_features", "inputs"]):
+    first = ["input_ids", main] if main == "inputs" else [main, "input_ids"]  # "inputs" may be of any kind
+    if {"pixel_values", "spatial_shapes"} <= takes:
+        yield _patches(config, batch)
+    for name in dict.fromkeys([*first, "pixel_values", "input_values", "input_features", "inputs"]):
         if name not in takes and not (hands_on and name == main):
             continue
         for tensor in _inputs(name, config, batch):
@@ -29,6 +34,8 @@ def calls(model: nn.Module, batch: int = BATCH) -> Iterator[dict[str, Tensor]]:
             if "decoder_input_ids" in takes and _is_encoder_decoder(config):
                 yield {**own, "decoder_input_ids": torch.zeros(batch, DECODED, dtype=torch.long)}
             yield own
+            if beside:
+                yield {**own, **beside}
 
 
 def kind(call: dict[str, Tensor]) -> str:
@@ -39,6 +46,26 @@ def kind(call: dict[str, Tensor]) -> str:
 
 def _is_encoder_decoder(config: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def _patches(config: Any, batch: int) -> dict[str, Tensor]:
+    """Images of two rows and three columns of patches, cut up beforehand."""
+    channels, patch = (*_sizes(config, "num_channels"), 3)[0], (*_sizes(config, "patch_size"), 16)[0]
+    return {
+        "pixel_values": torch.zeros(batch, 6, channels * patch * patch),
+        "pixel_attention_mask": torch.ones(batch, 6, dtype=torch.long),
+        "spatial_shapes": torch.tensor([2, 3]).repeat(batch, 1),
+    }
+
+
+def _beside(takes: set[str], config: Any, batch: int) -> dict[str, Tensor]:
+    """What some models need beside their tokens: a box for each of them, or what a detector found in an image."""
+    found = {"bbox": torch.zeros(batch, TOKENS, 4, dtype=torch.long)} if "bbox" in takes else {}
+    for name, width in (("visual_feats", "visual_feat_dim"), ("visual_pos", "visual_pos_dim")):
+        sizes = _sizes(config, width)
+        if name in takes and sizes:
+            found[name] = torch.zeros(batch, _OBJECTS, sizes[0])
+    return found
 
 
 def _inputs(name: str, config: Any, batch: int) -> Iterator[Tensor]:
