@@ -23,9 +23,9 @@ MOST_WEIGHTS = 40_000_000
 WORDS = 96
 _LAYERS = 2
 
-# What a name says about a size; the first pattern that is found in the name counts.
+# What a name says about a size; the first pattern that is found in the name counts. 0: no size, or left as it is.
 _NAMES: tuple[tuple[str, int], ...] = (
-    (r"layerdrop|tokenizer_chunk|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),  # no sizes
+    (r"layerdrop|tokenizer_chunk|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),
     (r"token_id|token_index|_id$", 0),
     (r"vocab_size", WORDS),
     (r"experts_per|top_?k|n_group$|topk_group|moe_k|num_selected", 1),
@@ -93,6 +93,7 @@ def _rungs() -> Iterator[Rung]:
     yield functools.partial(_by_name, derived=True)
     yield functools.partial(_by_name, derived=True, fill=True)
     yield _of_more_pixels
+    yield _of_more_words
     yield functools.partial(_deep, derived=False, layers=8)
     yield functools.partial(_deep, derived=True, layers=8)
     yield functools.partial(_deep, derived=False, layers=32)
@@ -319,6 +320,12 @@ def _of_more_pixels(name: str, value: Any, default: Any) -> Any:
     return min(value, 64) if type(value) is int and _is(name, r"image_size") else new
 
 
+def _of_more_words(name: str, value: Any, default: Any) -> Any:
+    """As `_by_name`, with words enough for models that look at some by their numbers."""
+    words = type(value) is int and _number(name) == WORDS
+    return min(value, 16384) if words else _by_name(name, value, default, derived=False)
+
+
 def _deep(name: str, value: Any, default: Any, *, derived: bool, layers: int) -> Any:
     """As `_by_name`, with more layers, for kinds of layers that come only now and then."""
     if _number(name) == _LAYERS:
@@ -344,7 +351,7 @@ def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:
 
 def _fewer(name: str, value: Any, default: Any) -> Any:
     """Fewer layers, words, experts, positions and pixels; widths as they are."""
-    if _is(name, r"depths") and isinstance(value, (list, tuple)):
+    if _is(name, r"depths|repeats$") and isinstance(value, (list, tuple)):
         return type(value)(1 for _ in value)
     if _is(
         name, r"vocab_size|layers$|n_layers?$|num_layers|experts$|positions?$|position_embeddings|image_size|^n_ctx"

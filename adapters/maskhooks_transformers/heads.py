@@ -270,8 +270,8 @@ class ImageClassification(SequenceClassification):
 
     def _logits(self, outputs: Any) -> Tensor:
         last = getattr(outputs, "last_hidden_state", None)
-        named = isinstance(last, Tensor) and not hasattr(outputs, "logits")
-        return field(outputs, "last_hidden_state" if named and last.dim() == 2 else "logits", 0)
+        scores = isinstance(last, Tensor) and last.dim() == 2 and not hasattr(outputs, "logits")
+        return field(outputs, "last_hidden_state" if scores else "logits", 0)
 
 
 class AudioClassification(SequenceClassification):

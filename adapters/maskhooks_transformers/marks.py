@@ -109,6 +109,8 @@ class Marks(TorchFunctionMode):
             self.attended()
             query, key = (*args, kwargs.get("query"), kwargs.get("key"))[:2]
             self._label(result, tuple(range(1, result.dim() - 2)), query.shape[-2] != key.shape[-2])
+        elif name == "multi_head_attention_forward":  # its output projection is in it: no module takes its heads
+            self.attended()
         elif name == "softmax":
             self._weights[result] = True
         elif name == "topk":
@@ -122,7 +124,8 @@ class Marks(TorchFunctionMode):
         if not inputs:
             return
         first = self._flow.get(inputs[1] if name == "addmm" else inputs[0], _NOT)
-        if name in _WEIGHTED:
+        pointwise = name == "conv1d" and len(inputs) > 1 and inputs[1].shape[-1] == 1
+        if name in _WEIGHTED or pointwise:
             if first > _LINEAR:
                 self.projected(first)
             self._flow[result] = _LINEAR
