@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from maskhooks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.random import Random
 from maskhooks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.hookspecs import hookimpl
@@ -18,6 +19,7 @@ def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:
     return {
         "hard-concrete": HardConcrete,
         "hard-concrete-louizos": HardConcrete.louizos,
+        "hard-concrete-rounded": HardConcrete.straight_through,
         "bernoulli": Bernoulli,
     }
 
@@ -29,7 +31,7 @@ def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
 
 @hookimpl
 def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
-    return {"diffmask": DiffMask, "random": Random}
+    return {"diffmask": DiffMask, "graphmask": GraphMask, "random": Random}
 
 
 @hookimpl

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking
+from maskhooks.masking import Masks
 from maskhooks.outputs import Divergence, agreement
 from maskhooks.step import Clean, masked_pass
 
@@ -20,7 +20,7 @@ from maskhooks.step import Clean, masked_pass
 class Measure:
     """Means over examples of what one masking does: divergence in nats, fraction kept, agreement of predictions."""
 
-    masking: Masking
+    masking: Masks
     rounded: bool = False
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
@@ -63,7 +63,7 @@ class Measure:
 
     def row(self) -> dict[str, Any]:
         means = {key: total / self.count for key, total in self.sums.items()}
-        return {"site": str(self.masking.site), "depth": self.masking.depth, **means}
+        return {"site": self.masking.label, "depth": self.masking.depth, **means}
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Fitted:
 class Checkpoint:
     """The best state so far of maskings that share modules: the sparsest within the margin, else the nearest to it."""
 
-    def __init__(self, maskings: Sequence[Masking], margin: float) -> None:
+    def __init__(self, maskings: Sequence[Masks], margin: float) -> None:
         self.maskings = list(maskings)
         self.margin = margin
         self.step: int | None = None
@@ -137,9 +137,9 @@ class Checkpoint:
         return list({id(part): part for masking in self.maskings for part in masking.modules}.values())
 
 
-def grouped(maskings: Sequence[Masking]) -> list[list[Masking]]:
+def grouped(maskings: Sequence[Masks]) -> list[list[Masks]]:
     """Maskings that share modules, together; the state of each group is chosen by itself."""
-    groups: list[list[Masking]] = []
+    groups: list[list[Masks]] = []
     for masking in maskings:
         mine = {id(part) for part in masking.modules}
         joined = [group for group in groups if any(id(part) in mine for other in group for part in other.modules)]

@@ -36,8 +36,8 @@ class Explanation:
     Columns: `example` (int); `site` (the masked site's address); `depth` (int, the place of the site that was
     read); `position` (int); `label` (what the position is called, such as a token); `real` (False at
     padding); `score` (float32, P(z != 0), the fraction kept in expectation); `kept` (real, and score above the
-    threshold). Patches add `row` and `column`, other gated axes (such as `head`) a column of their own, which
-    is -1 where a row has no such axis.
+    threshold). Patches add `row` and `column`, edges `source`, `target` and `relation`, other gated axes (such as
+    `head`) a column of their own, which is -1 where a row has no such axis.
 
     Attributes:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.
@@ -84,7 +84,7 @@ class Explanation:
                 f"two scores of one site and depth: {max(layers, key=layers.count)}. Give each its own depth"
             )
         columns, sites = stack([(part.rows(first, threshold), [str(part.site)]) for part in scores])
-        batch = len(np.unique(columns["example"]))
+        batch = max(part.count for part in scores)
         if examples is not None and len(examples) != batch:
             raise BatchError(
                 f"what is known of {len(examples)} examples, with scores for {batch}. Give one mapping for "

@@ -50,6 +50,9 @@ class HardConcrete(Gate):
     1.0) at 0.2: only 0 has a mass of its own on paper, though in float32 most samples at a high logit are
     exactly 1. `log_prob` therefore counts all samples within 1e-6 of 1 as one mass, for any `high`.
 
+    With `rounded` z is 1 where it would be above one half, else 0, with the gradient of the number that was rounded
+    (Schlichtkrull et al. 2021), so that an open gate adds no noise; P(z != 0) is then that of z = 1.
+
     Raises:
         SettingError: temperature not positive, or not low < 0 < 1 <= high.
     """
@@ -57,6 +60,7 @@ class HardConcrete(Gate):
     temperature: float = 0.2
     low: float = -0.2
     high: float = 1.0
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and self.low < 0 and self.high >= 1):
@@ -71,17 +75,25 @@ class HardConcrete(Gate):
         """The settings of Louizos et al. 2018: temperature 2/3, stretched to (-0.1, 1.1)."""
         return cls(2 / 3, -0.1, 1.1)
 
+    @classmethod
+    def straight_through(cls) -> HardConcrete:
+        """Rounded samples at the temperature of Schlichtkrull et al. 2021, 1/3."""
+        return cls(1 / 3, rounded=True)
+
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         tiny = torch.finfo(torch.float32).tiny
         u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
         u = u.clamp(tiny, 1 - 2**-24)
         s = torch.sigmoid((u.log() - (-u).log1p() + logits.float()) / self.temperature)
-        return (s * (self.high - self.low) + self.low).clamp(0, 1)
+        z = (s * (self.high - self.low) + self.low).clamp(0, 1)
+        return (z > 0.5).float() + (z - z.detach()) if self.rounded else z
 
     def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        return F.logsigmoid(logits.float() - self.temperature * math.log(-self.low / self.high))
+        return F.logsigmoid(logits.float() - self._threshold)
 
     def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        if self.rounded:
+            return F.logsigmoid(torch.where(sample == 0, -1, 1) * (logits.float() - self._threshold))
         logits, width = logits.float(), self.high - self.low
         inside = sample.float().clamp(_EDGE, 1 - _EDGE)
         log_s, log_rest = ((inside - self.low) / width).log(), ((self.high - inside) / width).log()
@@ -91,6 +103,12 @@ class HardConcrete(Gate):
         top = math.log((1 - _EDGE - self.low) / (self.high - 1 + _EDGE))
         opened = F.logsigmoid(logits - self.temperature * top)
         return torch.where(sample == 0, closed, torch.where(sample >= 1 - _EDGE, opened, density))
+
+    @property
+    def _threshold(self) -> float:
+        """The logit at which z is not 0 with probability one half."""
+        least = 0.5 if self.rounded else 0.0  # the sample is above this
+        return self.temperature * math.log((least - self.low) / (self.high - least))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from maskhooks.checkpoint import Checkpoint, Fitted, Measure, grouped
 from maskhooks.epochs import Epochs
-from maskhooks.errors import NonFiniteError
-from maskhooks.masking import Masking, needs
+from maskhooks.errors import NonFiniteError, SettingError
+from maskhooks.masking import Masking, Masks, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
 from maskhooks.problem import Problem, evaluate_batch
@@ -67,8 +67,9 @@ class Loop:
 
     def start(self) -> None:
         """Makes the optimizer, once the parts are started."""
-        baselines = [w for m in self.problem.maskings for w in m.baseline.parameters()]
-        probes = [w for m in self.problem.maskings for vote in m.votes for w in vote.probe.parameters()]
+        parts = [part for masking in self.problem.maskings for part in masking.parts]
+        baselines = [w for part in parts for w in part.baseline.parameters()]
+        probes = [w for part in parts for vote in part.votes for w in vote.probe.parameters()]
         self.optimizer = self.problem.recipe.make_optimizer(_unique(probes), _unique(baselines))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -103,7 +104,7 @@ class Loop:
         self.optimizer.zero_grad()
         steps = []
         for number in chosen:
-            masking, objective = problem.maskings[number], problem.objectives[number]
+            masking, objective = self._staged(problem.maskings[number]), problem.objectives[number]
             with contextlib.ExitStack() as held:
                 with self.fabric.autocast():
                     pooled = self._masked(clean, masking, generator(problem.seed, SAMPLE, step, number), held)
@@ -129,13 +130,22 @@ class Loop:
             return count
         return min(count, 1 + int(count * self.done / over))
 
+    def _staged(self, masking: Masks) -> Masks:
+        """What of several maskings at once takes part now."""
+        over = self.problem.recipe.stagger * self.total
+        return masking.staged(self.done / over) if self.done < over else masking
+
     def _masked(
-        self, clean: Clean | None, masking: Masking, source: torch.Generator, held: contextlib.ExitStack
+        self, clean: Clean | None, masking: Masks, source: torch.Generator, held: contextlib.ExitStack
     ) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""
         if self.ranks.world == 1:
             assert clean is not None
             return self._own(clean, masking, source, held)
+        if not isinstance(masking, Masking):
+            raise SettingError(
+                f"{masking.label} are masked in one pass, which is trained in one process: give devices=1",
+            )
         pattern = masking.site.gating()
         own_shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
         shapes = self.ranks.shapes(own_shape, len(pattern.gated))
@@ -145,7 +155,7 @@ class Loop:
             own = self.ranks.not_a_number(shapes)  # so that all ranks end together
         return self.ranks.pool(own, masking.baseline(), shapes)
 
-    def _own(self, clean: Clean, masking: Masking, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
+    def _own(self, clean: Clean, masking: Masks, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:
             masked, outputs = masked_pass(self.problem.hooked, clean, masking, source, held=held)
         except NonFiniteError as error:
@@ -154,7 +164,7 @@ class Loop:
         penalty = self.problem.penalty(clean.outputs, outputs, divergence)
         return Pooled(masked, divergence, penalty, agreement(clean.outputs, outputs))
 
-    def _clean(self, batch: Any, chosen: Sequence[Masking]) -> Clean:
+    def _clean(self, batch: Any, chosen: Sequence[Masks]) -> Clean:
         """A batch's clean pass, which reads what maskings need and records what their masked passes skip."""
         hooked = self.problem.hooked
         if self.store is None:
@@ -166,11 +176,11 @@ class Loop:
 
         return self.store.clean(hooked, batch, compute, *needs(chosen))
 
-    def _check_loss(self, loss: Tensor, masking: Masking) -> None:
+    def _check_loss(self, loss: Tensor, masking: Masks) -> None:
         if not torch.isfinite(loss):
             raise self._not_finite("the loss", masking)
 
-    def _check_gradients(self, weights: list[nn.Parameter], maskings: Sequence[Masking]) -> None:
+    def _check_gradients(self, weights: list[nn.Parameter], maskings: Sequence[Masks]) -> None:
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return  # in float16 gradients overflow now and then; the scaler skips such a step
         bad = {id(w) for w in weights if w.grad is not None and not bool(torch.isfinite(w.grad).all())}
@@ -178,20 +188,20 @@ class Loop:
             own = [m for m in maskings if any(id(w) in bad for part in m.modules for w in part.parameters())]
             raise self._not_finite("a gradient", own[0])
 
-    def _not_finite(self, what: str, masking: Masking) -> NonFiniteError:
+    def _not_finite(self, what: str, masking: Masks) -> NonFiniteError:
         return NonFiniteError(
             f"{what} is not finite at step {self.done} on {masking}. The last good state was kept, and the explainer "
             f"can be used as it is. Look at the model's outputs on this batch, lower the learning rate, or mask other "
             f"sites.",
-            site=masking.site,
+            site=masking.parts[0].site,
         )
 
     @torch.no_grad()
-    def _note(self, masking: Masking, objective: Objective, pooled: Pooled) -> None:
+    def _note(self, masking: Masks, objective: Objective, pooled: Pooled) -> None:
         row = {
             "step": self.done,
             "epoch": self.epoch,
-            "site": str(masking.site),
+            "site": masking.label,
             "depth": masking.depth,
             "multiplier": objective.multiplier.item(),
             "divergence": pooled.divergence.mean().item(),

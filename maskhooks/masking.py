@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import einops
 import torch
@@ -14,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from maskhooks.baselines import Baseline
 from maskhooks.errors import PatternError
+from maskhooks.examples import Examples
 from maskhooks.gates import Gate
 from maskhooks.mix import mix
 from maskhooks.port import Replacement
@@ -41,6 +43,7 @@ class Masked:
         baseline: b over the feature axes.
         log_open: log P(z != 0) in nats over the gated positions.
         real: which gates are at real positions, as `sample`.
+        examples: whose each row is; None where the first axis is the batch.
     """
 
     original: Tensor
@@ -49,12 +52,16 @@ class Masked:
     baseline: Tensor
     log_open: Tensor
     real: Tensor
+    examples: Examples | None = None
 
     def per_example(self, gates: Tensor) -> Tensor:
         """The mean over an example's real gates of any number per gate, shape `(batch,)`."""
         real = self.real.flatten(1) if self.real.dim() > 1 else self.real[:, None]
         kept = torch.where(real, gates.reshape(real.shape), 0)
-        return kept.sum(1) / real.sum(1).clamp(min=1)
+        sums, counts = kept.sum(1), real.sum(1)
+        if self.examples is not None:
+            sums, counts = self.examples.sums(sums), self.examples.sums(counts.to(sums))
+        return sums / counts.clamp(min=1)
 
     @property
     def expected_l0(self) -> Tensor:
@@ -62,7 +69,68 @@ class Masked:
         return self.per_example(self.log_open.exp())
 
 
-class Masking:
+class Places(NamedTuple):
+    """What is known of a site's positions in a batch.
+
+    Attributes:
+        real: bool over the position axes.
+        examples: whose each row is; None where the first axis is the batch.
+    """
+
+    real: Tensor
+    examples: Examples | None = None
+
+
+class Masks(ABC):
+    """What one masked pass applies: a masking, or several at once.
+
+    Attributes:
+        parts: the maskings, in the order of computation.
+        depth: what rows call depth.
+    """
+
+    parts: Sequence[Masking]
+    depth: int
+
+    @property
+    def label(self) -> str:
+        """The masked sites, as logs name them."""
+        return ", ".join(str(part.site) for part in self.parts)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What is trained: probes and baselines, each once."""
+        return list({id(module): module for part in self.parts for module in part.trained}.values())
+
+    @property
+    def reads(self) -> list[Site]:
+        """All sites whose values the votes need, and those that are masked."""
+        return list(dict.fromkeys(site for part in self.parts for site in part.needed))
+
+    @abstractmethod
+    def masked(
+        self,
+        values: Mapping[str, Tensor],
+        places: Callable[[Site], Places],
+        generator: Generator | None = None,
+        *,
+        rounded: float | None = None,
+    ) -> list[Masked]:
+        """Masks a batch, part by part.
+
+        Args:
+            values: by address, the values at `reads`.
+            places: for each masked site which positions are real, and whose.
+            generator: for the samples.
+            rounded: instead of sampling, open the gates with P(z != 0) above this.
+        """
+
+    def staged(self, progress: float) -> Masks:
+        """What takes part in a step, given the fraction of the stages that is over."""
+        return self
+
+
+class Masking(Masks):
     """Masks one site with the product of votes: z = prod_k z_k, P(z != 0) = prod_k P(z_k != 0).
 
     Hidden states take one vote, read at the site itself. Inputs conditioned on the states up to a depth take one vote
@@ -89,12 +157,16 @@ class Masking:
         return f"{self.site} given {read[0]}" if read and read[0] != self.site else str(self.site)
 
     @property
-    def modules(self) -> list[nn.Module]:
-        """What is trained: probes and baseline."""
+    def parts(self) -> Sequence[Masking]:  # type: ignore[override] # it is its own
+        return [self]
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """Probes and baseline."""
         return [*(vote.probe for vote in self.votes), self.baseline]
 
     @property
-    def reads(self) -> list[Site]:
+    def needed(self) -> list[Site]:
         """All sites whose values the votes need, the masked one first."""
         return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.reads)]))
 
@@ -107,6 +179,17 @@ class Masking:
         """log P(z != 0) over the gated positions, in nats: the sum over votes."""
         return torch.stack([self.gate.log_open(logits) for logits in self.logits(values)]).sum(0)
 
+    def masked(
+        self,
+        values: Mapping[str, Tensor],
+        places: Callable[[Site], Places],
+        generator: Generator | None = None,
+        *,
+        rounded: float | None = None,
+    ) -> list[Masked]:
+        here = places(self.site)
+        return [self(values, here.real, generator, rounded=rounded, examples=here.examples)]
+
     def __call__(
         self,
         values: Mapping[str, Tensor],
@@ -114,6 +197,7 @@ class Masking:
         generator: Generator | None = None,
         *,
         rounded: float | None = None,
+        examples: Examples | None = None,
     ) -> Masked:
         """Masks a batch.
 
@@ -122,6 +206,7 @@ class Masking:
             real: bool over the position axes of the site.
             generator: for the samples.
             rounded: instead of sampling, open the gates with P(z != 0) above this.
+            examples: whose each row is, where the first axis is not the batch.
         """
         logits = self.logits(values)
         log_open = torch.stack([self.gate.log_open(vote) for vote in logits]).sum(0)
@@ -129,9 +214,16 @@ class Masking:
             sample = torch.stack([self.gate.sample(vote, generator) for vote in logits]).prod(0)
         else:
             sample = (log_open > math.log(rounded)).float()
-        return self.mask(values[str(self.site)], real, sample, log_open)
+        return self.mask(values[str(self.site)], real, sample, log_open, examples)
 
-    def mask(self, value: Tensor, real: Tensor, sample: Tensor, log_open: Tensor | None = None) -> Masked:
+    def mask(
+        self,
+        value: Tensor,
+        real: Tensor,
+        sample: Tensor,
+        log_open: Tensor | None = None,
+        examples: Examples | None = None,
+    ) -> Masked:
         """Masks a value with a given sample over the gated positions, whatever the probes say."""
         pattern = self.site.gating()
         log_open = sample.log() if log_open is None else log_open
@@ -139,13 +231,17 @@ class Masking:
         sample = torch.where(real, sample, 1.0)
         baseline = self.baseline()
         replaced = mix(value, pattern.spread(sample, value), pattern.spread_features(baseline, value))
-        return Masked(value, replaced, sample, baseline, log_open, real)
+        return Masked(value, replaced, sample, baseline, log_open, real, examples)
 
-    def onto(self, masked: Masked) -> Replacement:
-        """The same gates and baseline for another pass: states of a sequence are gated as they come out there."""
+    def onto(self, masked: Masked, *, anew: bool = False) -> Replacement:
+        """The same gates and baseline for another pass: states of a sequence are gated as they come out there.
+
+        Args:
+            anew: whether they meet another value than was masked, since another site was masked before this one.
+        """
         pattern, value = self.site.gating(), masked.original
         sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
-        return _Gated(masked.replaced, sample.to(value.dtype), baseline.to(value))
+        return _Gated(None if anew else masked.replaced, sample.to(value.dtype), baseline.to(value))
 
     def _gates_real(self, real: Tensor, like: Tensor) -> Tensor:
         """Real positions as real gates: group axes share their position's."""
@@ -180,11 +276,11 @@ class Masking:
 class _Gated(Stepwise):
     """What masking has put in place of a value, or its gates on the states that come out step by step."""
 
-    def __init__(self, replaced: Tensor, sample: Tensor, baseline: Tensor) -> None:
+    def __init__(self, replaced: Tensor | None, sample: Tensor, baseline: Tensor) -> None:
         self._replaced, self._sample, self._baseline = replaced, sample, baseline
 
     def __call__(self, value: Tensor) -> Tensor:
-        return self._replaced
+        return mix(value, self._sample, self._baseline) if self._replaced is None else self._replaced
 
     def at(self, step: int) -> Replacement:
         if torch.is_grad_enabled():
@@ -195,6 +291,10 @@ class _Gated(Stepwise):
             opened, state, torch.where(closed, self._baseline, torch.lerp(self._baseline, state, sample))
         )
 
+    def rows(self, begin: int, end: int) -> Replacement:
+        sample = self._sample[begin:end]
+        return lambda part: mix(part, sample, self._baseline)
+
     @functools.cached_property
     def _split(self) -> tuple[tuple[Tensor, ...], ...]:
         """The sample, and whether it is 1 or 0, step by step."""
@@ -202,7 +302,7 @@ class _Gated(Stepwise):
         return tuple(part.split(1, 1) for part in parts)
 
 
-def needs(maskings: Sequence[Masking]) -> tuple[list[Site], list[Site]]:
+def needs(maskings: Sequence[Masks]) -> tuple[list[Site], list[Site]]:
     """The sites that masked passes of these maskings read, and those they go on from, each once."""
     reads = [site for masking in maskings for site in masking.reads]
-    return list(dict.fromkeys(reads)), list(dict.fromkeys(masking.site for masking in maskings))
+    return list(dict.fromkeys(reads)), list(dict.fromkeys(part.site for masking in maskings for part in masking.parts))

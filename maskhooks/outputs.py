@@ -54,6 +54,28 @@ def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     return _per_example(_kl(original, masked))
 
 
+def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+    """-log of the probability that the masked model gives to the original's prediction, per example, in nats.
+
+    Heads add up, positions are averaged. It is no divergence: it may be small for an output surer than the original.
+
+    Raises:
+        UnknownDistributionError: the outputs are no classes.
+    """
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([prediction_loss(part, masked[name]) for name, part in original.items()]).sum(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        return _mean(_loss(original.distribution, masked.distribution), original.chosen)
+    assert isinstance(masked, Distribution)
+    return _per_example(_loss(original, masked))
+
+
+# By the name under which settings are saved.
+DIVERGENCES: Mapping[str, Divergence] = {"kl": kl, "prediction": prediction_loss}
+
+
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     """Per example, whether both predict the same: 1 or 0, the mean over positions, all heads at once.
 
@@ -110,6 +132,14 @@ def predictions(outputs: Outputs) -> list[str] | None:
     return None if classes is None else [str(index) for index in classes[0].tolist()]
 
 
+def count(outputs: Outputs) -> int:
+    """How many examples there are."""
+    if isinstance(outputs, Mapping):
+        return count(next(iter(outputs.values())))
+    distribution = outputs.distribution if isinstance(outputs, Positions) else outputs
+    return int(distribution.batch_shape[0]) if distribution.batch_shape else 1
+
+
 def check(outputs: object) -> Outputs:
     """The outputs, if they are distributions.
 
@@ -146,6 +176,18 @@ def _overtaken(original: Distribution, masked: Distribution, lead: float) -> Ten
     else:
         return torch.zeros(original.batch_shape, device=masked.mean.device)
     return (before.clamp(max=lead) - after).clamp(min=0)
+
+
+def _loss(original: Distribution, masked: Distribution) -> Tensor:
+    base, other = _bases(original, masked)
+    if isinstance(base, Categorical) and isinstance(other, Categorical):
+        return -other.logits.gather(-1, base.logits.argmax(-1, keepdim=True)).squeeze(-1)
+    if isinstance(base, Bernoulli) and isinstance(other, Bernoulli):
+        return F.softplus(torch.where(base.logits > 0, -other.logits, other.logits))
+    raise UnknownDistributionError(
+        f"a loss against the model's own prediction needs classes, and outputs are {type(original).__name__}. Use "
+        "divergence=maskhooks.outputs.kl, or a function of your own"
+    )
 
 
 def _lead(logits: Tensor, own: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from maskhooks.baselines import Learned
 from maskhooks.epochs import Epochs
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masked, Masking
+from maskhooks.masking import Masked, Masking, Masks
 from maskhooks.outputs import Divergence
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
@@ -22,7 +22,7 @@ from maskhooks.ranks import Ranks, Share
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator
 from maskhooks.site import Site
-from maskhooks.step import Clean, clean_pass, onward_pass, real_positions
+from maskhooks.step import Clean, clean_pass, onward, onward_pass, places
 from maskhooks.task import move
 
 _OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
@@ -62,7 +62,7 @@ def sizes(masking: Masking, clean: Clean) -> dict[str, Any]:
 
 def gather(
     hooked: Hooked,
-    maskings: Sequence[Masking],
+    masks: Sequence[Masks],
     batches: Iterable[Any],
     device: torch.device,
     penalty: Penalty | None = None,
@@ -72,6 +72,7 @@ def gather(
     Args:
         penalty: fitted on the outputs.
     """
+    maskings = [part for one in masks for part in one.parts]
     reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
     votes = {id(vote.probe): vote for masking in maskings for vote in masking.votes}
     baselines = {id(masking.baseline): masking for masking in maskings}
@@ -95,7 +96,7 @@ def gather(
 
 def fit_baselines(
     hooked: Hooked,
-    maskings: Sequence[Masking],
+    masks: Sequence[Masks],
     batches: Epochs,
     divergence: Divergence,
     *,
@@ -112,7 +113,8 @@ def fit_baselines(
     because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units
     of the features' deviation, its rate falling from `rate` to zero.
     """
-    learned = {id(m.baseline): m for m in maskings if isinstance(m.baseline, Learned)}
+    parts = [part for one in masks for part in one.parts]
+    learned = {id(part.baseline): part for part in parts if isinstance(part.baseline, Learned)}
     for number, masking in enumerate(learned.values() if steps else ()):
         assert isinstance(masking.baseline, Learned)
         offset = masking.baseline.offset
@@ -161,23 +163,25 @@ def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generato
     """
     value = clean.values[str(masking.site)]
     whole = share.whole
-    rate = torch.rand(whole[0], *[1] * (len(whole) - 1), generator=source)
+    real, examples = places(hooked, clean, masking.site)
+    rate = torch.rand(whole[0] if examples is None else examples.count, generator=source)
+    rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(whole) - 1))
     logits = torch.where(torch.rand(whole, generator=source) < rate, _OPEN, -_OPEN)
     drawn = masking.gate.sample(logits, source).to(value.device)
     sample = share.of(drawn, masking.site.gating().mask_shape(value))
-    return masking.mask(value, real_positions(hooked, clean, masking.site), sample)
+    return masking.mask(value, real, sample, examples=examples)
 
 
 def closed_divergences(
     hooked: Hooked,
-    maskings: Sequence[Masking],
+    maskings: Sequence[Masks],
     batches: Iterable[Any],
     divergence: Divergence,
     device: torch.device,
     replay: Replay | None,
 ) -> list[Tensor]:
     """For each masking the divergence with its site fully masked, per example of all batches."""
-    sites = list(dict.fromkeys(masking.site for masking in maskings))
+    sites = list(dict.fromkeys(part.site for masking in maskings for part in masking.parts))
     found: list[list[Tensor]] = [[] for _ in maskings]
     for batch in batches:
         clean = clean_pass(hooked, move(batch, device), sites, sites, replay)
@@ -187,9 +191,11 @@ def closed_divergences(
 
 
 @torch.no_grad()
-def closed_divergence(hooked: Hooked, clean: Clean, masking: Masking, divergence: Divergence) -> Tensor:
-    """The divergence of the model with every position of a site masked, shape `(batch,)`, in nats."""
-    value = clean.values[str(masking.site)]
-    closed = torch.zeros(masking.site.gating().mask_shape(value), device=value.device)
-    masked = masking.mask(value, real_positions(hooked, clean, masking.site), closed)
-    return divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked)))
+def closed_divergence(hooked: Hooked, clean: Clean, masking: Masks, divergence: Divergence) -> Tensor:
+    """The divergence of the model with every position of its sites masked, shape `(batch,)`, in nats."""
+    masked = []
+    for part in masking.parts:
+        value = clean.values[str(part.site)]
+        closed = torch.zeros(part.site.gating().mask_shape(value), device=value.device)
+        masked.append(part.mask(value, places(hooked, clean, part.site).real, closed))
+    return divergence(clean.outputs, onward(hooked, clean, masking, masked))

@@ -98,6 +98,42 @@ class MLP(Probe):
         return _clamp(self.scale * self.last(hidden) + self.bias, self.low, self.high)
 
 
+class SummedMLP(Probe):
+    """A sum of one projection for each value read, each normalised by itself: GraphMask's probe.
+
+    logit = clamp(W relu((LN_1(W_1 x_1) + ... + LN_n(W_n x_n) + c) / n) + b, low, high), so that no value outweighs
+    another, whatever its scale and number of features (Schlichtkrull et al. 2021, section 3, and code). The clamp is
+    that of `MLP`; the authors have none.
+
+    Args:
+        hidden: units of the hidden layer; by default as many as the last value read has features, at least 32.
+        start_logit: b at the start; the authors have 3.
+        low, high: the logits' range.
+    """
+
+    def __init__(
+        self, *, hidden: int | None = None, start_logit: float = 2.0, low: float = -7.0, high: float = 7.0
+    ) -> None:
+        super().__init__()
+        self.hidden, self.start_logit, self.low, self.high = hidden, start_logit, low, high
+
+    def start(self, features: Sequence[int], groups: int) -> None:
+        width = self.hidden or max(32, features[-1])
+        self.first = nn.ModuleList([nn.Linear(size, width, bias=False) for size in features])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in features])
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.last = nn.Linear(width, groups, bias=False)
+        self.bias = nn.Parameter(torch.full((groups,), self.start_logit))
+
+    def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
+        """Gathers nothing."""
+
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        parts = [norm(layer(value.float())) for layer, norm, value in zip(self.first, self.norms, values, strict=True)]
+        hidden = torch.relu((torch.stack(parts).sum(0) + self.shift) / len(parts))
+        return _clamp(self.last(hidden) + self.bias, self.low, self.high)
+
+
 class PaperMLP(Probe):
     """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a learned bias of 5.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from maskhooks.checkpoint import Measure
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking, needs
+from maskhooks.masking import Masks, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence
 from maskhooks.penalty import Penalty
@@ -25,14 +25,14 @@ class Problem:
     """What is trained: maskings of one model's sites, an objective each."""
 
     hooked: Hooked
-    maskings: Sequence[Masking]
+    maskings: Sequence[Masks]
     objectives: Sequence[Objective]
     recipe: Recipe
     divergence: Divergence
     margin: float
     seed: int
     penalty: Penalty
-    fit_first: Sequence[Masking] = ()  # maskings whose learned baseline is fitted before any gate, and then kept
+    fit_first: Sequence[Masks] = ()  # maskings whose learned baseline is fitted before any gate, and then kept
 
     @property
     def parts(self) -> list[nn.Module]:

@@ -14,11 +14,11 @@ from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.penalty import Penalty
-from maskhooks.probes import MLP, PaperMLP, Probe
+from maskhooks.probes import MLP, PaperMLP, Probe, SummedMLP
 
 _KINDS = {
     "optimizer": ["adam", "lookahead"],
-    "probe": ["mlp", "paper"],
+    "probe": ["mlp", "summed", "paper"],
     "objective": ["augmented", "ratio", "paper"],
 }
 
@@ -28,7 +28,8 @@ class Recipe:
     """How masks are trained, as presets by name.
 
     "stable" are the defaults, for models that answer with confidence; "language" is for pretrained models of text,
-    whose predictions depend a little on nearly every position; "paper" is the authors' way.
+    whose predictions depend a little on nearly every position; "graph" is for messages of graph networks (`GraphMask`);
+    "paper" is the way of DiffMask's authors.
 
     Args:
         steps: training steps per masking.
@@ -54,7 +55,7 @@ class Recipe:
         statistics: batches from which means and deviations are taken.
         replay: whether masked passes go on from the masked site; False runs the model in full.
         optimizer: "adam", or "lookahead" for Lookahead over centered RMSprop.
-        probe: "mlp" or "paper".
+        probe: "mlp", "summed" or "paper".
         objective: "augmented", "ratio" or "paper".
     """
 
@@ -96,7 +97,7 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """A preset: "stable", "language" or "paper".
+        """A preset: "stable", "language", "paper" or "graph".
 
         Raises:
             UnknownNameError: there is none of this name.
@@ -128,6 +129,7 @@ class Recipe:
                 probe="paper",
                 objective="paper",
             ),
+            "graph": cls(name="graph", steps=500, probe="summed", stagger=0.5),
         }
         if name not in presets:
             raise UnknownNameError(
@@ -145,6 +147,8 @@ class Recipe:
         """
         if self.probe == "paper":
             return PaperMLP()
+        if self.probe == "summed":
+            return SummedMLP(low=self.lowest)
         return MLP(start_logit=2.0 if number == 0 else 4.0, low=self.lowest, high=5.0 + math.log(votes))
 
     def make_objective(self, margin: float) -> Objective:

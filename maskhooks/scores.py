@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError, PatternError
+from maskhooks.examples import Examples
 from maskhooks.pattern import Pattern
 from maskhooks.site import Site
 
@@ -36,6 +37,8 @@ class Scores:
         values: P(z != 0) in [0, 1], axes `site.pattern.gated`.
         real: bool, axes `site.pattern.positions`; False at padding.
         names: for each example what its positions are called; a list may end before the padding begins.
+        examples: whose each row of the first axis is, where that is no batch; positions count within an example.
+        edges: further columns with a number for each row of the first axis, such as `source` and `target`.
     """
 
     site: Site
@@ -43,13 +46,21 @@ class Scores:
     values: Float[Tensor, "*gated"]
     real: Bool[Tensor, "*positions"]
     names: Sequence[Sequence[str]] | None = None
+    examples: Examples | None = None
+    edges: Mapping[str, Int[Tensor, " row"]] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many examples there are; some may have no row."""
+        return len(self.values) if self.examples is None else self.examples.count
 
     def rows(self, first: int | Sequence[int] = 0, threshold: float = 0.5) -> Columns:
         """Columns with a row for each element of `values`; the column `site` is 0.
 
         The examples are numbered from `first` on, or as it lists them.
 
-        The first gated position axis after the batch gives `position`. Axes named height and width give `row`
+        Where `examples` says whose each row is, positions count within each example. Otherwise the first gated
+        position axis after the batch gives `position`. Axes named height and width give `row`
         and `column`, and `position` counts through both. Any other gated axis gives a column of its own name.
         Where only the batch is gated, `position` is 0.
 
@@ -66,15 +77,22 @@ class Scores:
                 site=self.site,
             )
         axes: Columns = dict(zip(pattern.gated, np.indices(values.shape, dtype=np.int32), strict=True))
-        example = axes.pop(pattern.positions[0])
-        position, further = _places(pattern, axes) if axes else (np.zeros_like(example), {})
+        row = axes.pop(pattern.positions[0])
+        example, position, further = row, np.zeros_like(row), self._edges(row)
+        if self.examples is not None:
+            example = self.examples.index.cpu().numpy().astype(np.int32)[row]
+            position = self.examples.places().cpu().numpy().astype(np.int32)[row]
+            further |= _columns(axes, further)
+        elif axes:
+            position, own = _places(pattern, axes)
+            further |= own
         real = np.broadcast_to(self._real(pattern, values.shape), values.shape)
         columns: Columns = {
             "example": example + np.int32(first) if isinstance(first, int) else np.asarray(first, np.int32)[example],
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,
-            "label": self._labels(example, position, named=bool(axes)),
+            "label": self._labels(example, position, named=bool(axes) or self.examples is not None),
             "real": real,
             "score": values,
             "kept": (values > threshold) & real,
@@ -82,13 +100,29 @@ class Scores:
         }
         return {name: column.reshape(-1) for name, column in columns.items()}
 
+    def _edges(self, row: Column) -> Columns:
+        """The columns of `edges`."""
+        columns = {name: part.cpu().numpy().astype(np.int32) for name, part in (self.edges or {}).items()}
+        lengths = {name: len(column) for name, column in columns.items() if len(column) != len(row)}
+        if lengths:
+            raise BatchError(
+                f"site {self.site}: {len(row)} edges have scores, and the nodes given for them are {lengths}. Give one "
+                f"for each: wrap(model, edges=lambda batch: {{'source': ..., 'target': ...}})"
+            )
+        return {name: column[row] for name, column in columns.items()}
+
     def _labels(self, example: Column, position: Column, *, named: bool) -> Column:
+        if self.names is None and self.edges is not None and {"source", "target"} <= self.edges.keys():
+            source, target = (self.edges[end].tolist() for end in ("source", "target"))
+            between = np.array([f"{u}→{v}" for u, v in zip(source, target, strict=True)], dtype=object)
+            labels: Column = np.broadcast_to(between.reshape(-1, *[1] * (example.ndim - 1)), example.shape)
+            return labels
         count = int(position.max(initial=-1)) + 1
         numbers = np.array([str(index) for index in range(count)], dtype=object)
         if self.names is None or not named:
             return numbers[position]
         lengths = [len(names) for names in self.names]
-        batch = int(example.max(initial=-1)) + 1
+        batch = int(example.max(initial=-1)) + 1 if self.examples is None else self.count
         if len(lengths) != batch or max(lengths, default=0) > count:
             raise BatchError(
                 f"site {self.site}: names for {len(lengths)} examples with up to {max(lengths, default=0)} "
@@ -123,9 +157,13 @@ def _places(pattern: Pattern, axes: Mapping[str, Column]) -> tuple[Column, Colum
         position = further["row"] * (further["column"].max(initial=-1) + 1) + further["column"]
     else:
         position = rest.pop(next((axis for axis in rest if axis in pattern.positions), next(iter(rest))))
-    taken = {*FIXED, *further}
-    further.update({f"{axis}_index" if axis in taken else axis: index for axis, index in rest.items()})
-    return position, further
+    return position, further | _columns(rest, further)
+
+
+def _columns(axes: Mapping[str, Column], taken: Mapping[str, Column]) -> Columns:
+    """Further gated axes as columns of their own names."""
+    names = {*FIXED, *taken}
+    return {f"{axis}_index" if axis in names else axis: index for axis, index in axes.items()}
 
 
 def stack(parts: Sequence[tuple[Columns, Sequence[str]]]) -> tuple[Columns, tuple[str, ...]]:

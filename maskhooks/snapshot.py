@@ -120,7 +120,7 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
 def parts_of(problem: Problem) -> dict[str, Any]:
     """The trained parts: their sizes, states, and which of their weights are kept as they are."""
     return {
-        "sizes": [masking.sizes for masking in problem.maskings],
+        "sizes": [part.sizes for masking in problem.maskings for part in masking.parts],
         "parts": [part.state_dict() for part in problem.parts],
         "kept": [[name for name, w in part.named_parameters() if not w.requires_grad] for part in problem.parts],
     }
@@ -128,7 +128,8 @@ def parts_of(problem: Problem) -> dict[str, Any]:
 
 def put_parts(problem: Problem, tree: Mapping[str, Any], device: torch.device) -> None:
     """Starts the parts where they are not, and gives them the states that `parts_of` saw."""
-    for masking, sizes in zip(problem.maskings, tree["sizes"], strict=True):
+    maskings = [part for masking in problem.maskings for part in masking.parts]
+    for masking, sizes in zip(maskings, tree["sizes"], strict=True):
         start(masking, sizes, device)
     for part, state, kept in zip(problem.parts, tree["parts"], tree["kept"], strict=True):
         part.load_state_dict(state)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from maskhooks.errors import BatchError
+from maskhooks.examples import Examples
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masked, Masking
-from maskhooks.outputs import Outputs
+from maskhooks.joint import together
+from maskhooks.masking import Masked, Masks, Places
+from maskhooks.outputs import Outputs, count
 from maskhooks.port import Replacement
 from maskhooks.replay import Recording, Replay
 from maskhooks.site import Site
@@ -53,21 +56,27 @@ def clean_pass(
         if replay is not None:
             replay.trace(lambda: hooked(batch))
         recorded = replay.record(onward) if replay is not None else contextlib.nullcontext(None)
-        with hooked.tap(read=list(reads)) as tap, recorded as recording:
+        with hooked.tap(read=with_beside(hooked, reads)) as tap, recorded as recording:
             result = hooked(batch)
         return Clean(batch, dict(tap.values), result, hooked.distribution(result, batch), recording)
+
+
+def with_beside(hooked: Hooked, reads: Iterable[Site]) -> list[Site]:
+    """The sites to read, and those that the task needs beside them."""
+    wanted = list(reads)
+    return list(dict.fromkeys([*wanted, *(other for site in wanted for other in hooked.task.beside(site))]))
 
 
 def masked_pass(
     hooked: Hooked,
     clean: Clean,
-    masking: Masking,
+    masking: Masks,
     generator: Generator | None = None,
     *,
     rounded: float | None = None,
     held: contextlib.ExitStack | None = None,
 ) -> tuple[Masked, Outputs]:
-    """Masks the site's value and runs the model from there on; gradients reach probes and baseline.
+    """Masks the values of its sites and runs the model from there on; gradients reach probes and baselines.
 
     Args:
         clean: the clean pass, which has read `masking.reads`.
@@ -75,8 +84,23 @@ def masked_pass(
         rounded: instead of sampling, open the gates with P(z != 0) above this.
         held: see `onward_pass`.
     """
-    masked = masking(clean.values, real_positions(hooked, clean, masking.site), generator, rounded=rounded)
-    return masked, onward_pass(hooked, clean, masking.site, masking.onto(masked), held)
+    masked = masking.masked(clean.values, lambda site: places(hooked, clean, site), generator, rounded=rounded)
+    return together(masked), onward(hooked, clean, masking, masked, held)
+
+
+def onward(
+    hooked: Hooked, clean: Clean, masking: Masks, masked: Sequence[Masked], held: contextlib.ExitStack | None = None
+) -> Outputs:
+    """Runs the model with what `masking.masked` gave; sites behind the first are gated as their values come.
+
+    Args:
+        held: see `onward_pass`.
+    """
+    replaced: dict[str | Site, Replacement] = {
+        part.site: part.onto(one, anew=number > 0)
+        for number, (part, one) in enumerate(zip(masking.parts, masked, strict=True))
+    }
+    return _onward(hooked, clean, replaced, held)
 
 
 def onward_pass(
@@ -92,10 +116,17 @@ def onward_pass(
         held: what the caller closes after backward; until then the model stays tapped, as one with activation
             checkpointing needs, which computes parts of itself again then.
     """
-    played = clean.recording.play(site) if clean.recording is not None else contextlib.nullcontext()
     function = (lambda value: replaced) if isinstance(replaced, Tensor) else replaced
+    return _onward(hooked, clean, {site: function}, held)
+
+
+def _onward(
+    hooked: Hooked, clean: Clean, replaced: dict[str | Site, Replacement], held: contextlib.ExitStack | None
+) -> Outputs:
+    first = next(site for site in replaced if isinstance(site, Site))
+    played = clean.recording.play(first) if clean.recording is not None else contextlib.nullcontext()
     with contextlib.ExitStack() if held is None else contextlib.nullcontext(held) as stack:
-        stack.enter_context(hooked.tap(replace={site: function}))
+        stack.enter_context(hooked.tap(replace=replaced))
         stack.enter_context(played)
         outputs = hooked(clean.batch)
     return hooked.distribution(outputs, clean.batch)
@@ -104,3 +135,30 @@ def onward_pass(
 def real_positions(hooked: Hooked, clean: Clean, site: Site) -> Tensor:
     """Which positions of a site are no padding, over the position axes."""
     return hooked.task.real(site, clean.batch, clean.values[str(site)])
+
+
+def examples(hooked: Hooked, clean: Clean, site: Site) -> Examples | None:
+    """Whose each row of a site is; None where its first axis is the batch.
+
+    Raises:
+        BatchError: there are not as many numbers as rows, or larger ones than there are examples.
+    """
+    value = clean.values[str(site)]
+    index = hooked.task.examples(site, clean.batch, clean.values)
+    if index is None:
+        return None
+    sizes = site.gating().shape(value, site=site)
+    rows, total = sizes[site.gating().positions[0]], count(clean.outputs)
+    if index.shape != (rows,) or (rows and not 0 <= int(index.min()) <= int(index.max()) < total):
+        raise BatchError(
+            f"site {site} has {rows} positions of {total} examples (as many as there are outputs), and the examples "
+            f"given for them have shape {list(index.shape)}"
+            + (f" and numbers from {int(index.min())} to {int(index.max())}" if index.numel() else "")
+            + ". Give the number of each position's example, from 0: wrap(model, examples=lambda batch: ...)"
+        )
+    return Examples(index.to(value.device), total)
+
+
+def places(hooked: Hooked, clean: Clean, site: Site) -> Places:
+    """Which positions of a site are real, and whose."""
+    return Places(real_positions(hooked, clean, site), examples(hooked, clean, site))

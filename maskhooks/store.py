@@ -21,7 +21,7 @@ from maskhooks.nested import Path as Steps
 from maskhooks.replay import Recording
 from maskhooks.seeds import generator, seeded
 from maskhooks.site import Site
-from maskhooks.step import Clean
+from maskhooks.step import Clean, with_beside
 
 _ORDER = 300
 
@@ -99,7 +99,7 @@ class Store:
         kept = self._kept[item.number]
         shelf = kept.shelf.open()
         result = kept.result.unpack(shelf)
-        values = {str(site): kept.values[str(site)].unpack(shelf) for site in reads}
+        values = {str(site): kept.values[str(site)].unpack(shelf) for site in with_beside(hooked, reads)}
         recording = kept.recording and kept.recording.changed(lambda packed: packed.unpack(shelf), onward)
         return Clean(item.batch, values, result, hooked.distribution(result, item.batch), recording)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
 from maskhooks import nested, outputs
@@ -33,11 +33,17 @@ class Task:
             `(batch, site) -> ...` where sites differ. Default: all positions are real.
         names: `batch -> names`, a list per example of what its positions are called.
         vary: `(batch, generator) -> batch`, another input of the same shape and padding, for the bypass test.
+        examples: `batch -> numbers`, or `(batch, site) -> ...`: the example of each position, where the first axis of
+            sites is no batch, as with edges of many graphs.
+        edges: `batch -> {"source": numbers, "target": numbers}`, or `(batch, site) -> ...`: which nodes the positions
+            of a site connect, numbered within their example; with `relation` where there are several kinds.
+        select: `(batch, numbers) -> batch`, the examples with these numbers, each as often as it is listed. Default:
+            the rows of each tensor that has one for each example.
     """
 
     name = "function"
     # What `given` takes; a subclass adds its own.
-    options: tuple[str, ...] = ("call", "output", "real", "names", "vary")
+    options: tuple[str, ...] = ("call", "output", "real", "names", "vary", "examples", "edges", "select")
 
     def __init__(
         self,
@@ -47,8 +53,12 @@ class Task:
         real: Callable[..., Tensor] | None = None,
         names: Callable[[Any], Sequence[Sequence[str]]] | None = None,
         vary: Callable[[Any, Generator], Any] | None = None,
+        examples: Callable[..., Tensor] | None = None,
+        edges: Callable[..., Mapping[str, Tensor]] | None = None,
+        select: Callable[[Any, Sequence[int]], Any] | None = None,
     ) -> None:
         self._call, self._output, self._real, self._names, self._vary = call, output, real, names, vary
+        self._examples, self._edges, self._select = examples, edges, select
 
     def types(self) -> tuple[type[nn.Module], ...]:
         """The model types that a plugin's task serves; the most derived claim wins, as with adapters."""
@@ -144,6 +154,23 @@ class Task:
             )
         return mask
 
+    def beside(self, site: Site) -> Sequence[Site]:
+        """Sites that are read wherever this one is, since `examples` and `edges` need their values."""
+        return ()
+
+    def examples(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
+        """The number of each row's example, where the first axis of a site is no batch; None where it is.
+
+        Args:
+            values: by address, of this site and those `beside` it.
+        """
+        return None if self._examples is None else torch.as_tensor(_apply(self._examples, batch, site))
+
+    def edges(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Mapping[str, Int[Tensor, " row"]] | None:
+        """What rows of an explanation tell of each edge: `source` and `target`, numbered within its example, `relation`
+        where there are several kinds, or other columns; None where rows are no edges."""
+        return None if self._edges is None else _apply(self._edges, batch, site)
+
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
         """What the positions are called, a list per example; None where nothing is known."""
         return self._names(batch) if self._names is not None else None
@@ -155,6 +182,20 @@ class Task:
     def targets(self, batch: Any) -> Sequence[str] | None:
         """The examples' labels in words, where the batch holds them."""
         return None
+
+    def select(self, batch: Any, numbers: Sequence[int], count: int) -> Any:
+        """The examples of a batch with these numbers, each as often as it is listed.
+
+        Args:
+            count: how many the batch has.
+        """
+        if self._select is not None:
+            return self._select(batch, numbers)
+        chosen = batch
+        for path, tensor in nested.tensors(batch):
+            if tensor.dim() and len(tensor) == count:
+                chosen = nested.put(chosen, path, tensor[torch.as_tensor(numbers, device=tensor.device)])
+        return chosen
 
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding, for the bypass test; None where none can be made.

@@ -76,7 +76,7 @@ def test_bernoulli_log_prob(logit: float) -> None:
 def test_settings_of_the_papers() -> None:
     louizos = HardConcrete.louizos()
     assert (louizos.temperature, louizos.low, louizos.high) == (2 / 3, -0.1, 1.1)
-    assert HardConcrete().settings() == {"temperature": 0.2, "low": -0.2, "high": 1.0}
+    assert HardConcrete().settings() == {"temperature": 0.2, "low": -0.2, "high": 1.0, "rounded": False}
     for logit in LOGITS:  # Louizos et al. 2018, eq. 12
         expected = 1 / (1 + math.exp(-(logit - 2 / 3 * math.log(0.1 / 1.1))))
         assert louizos.probability(torch.tensor(logit)).item() == pytest.approx(expected, rel=1e-5)
@@ -142,3 +142,17 @@ def test_extreme_logits_stay_finite(gate: Gate, logit: float) -> None:
 def test_settings_outside_their_range(settings: tuple[float, float, float]) -> None:
     with pytest.raises(SettingError, match="temperature > 0 and low < 0 < 1 <= high, got temperature"):
         HardConcrete(*settings)
+
+
+def test_rounded_samples_are_zero_or_one_with_the_gradient_of_what_was_rounded() -> None:
+    gate = HardConcrete.straight_through()
+    logits = torch.linspace(-3, 3, 7).repeat(20_000, 1).requires_grad_()
+    sample = gate.sample(logits, torch.Generator().manual_seed(0))
+    assert set(sample.unique().tolist()) == {0.0, 1.0}
+    assert torch.allclose(sample.mean(0), gate.probability(logits)[0], atol=0.01)
+    smooth = HardConcrete(gate.temperature).sample(logits, torch.Generator().manual_seed(0))
+    (own,), (other,) = (torch.autograd.grad(z.sum(), logits) for z in (sample, smooth))
+    assert torch.equal(own, other)
+    assert bool(own.any())
+    known = gate.log_prob(torch.tensor([0.0, 1.0]), torch.tensor([0.7, 0.7])).exp()
+    assert torch.allclose(known.sum(), torch.tensor(1.0))

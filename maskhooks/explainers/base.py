@@ -24,7 +24,7 @@ from maskhooks.replay import Replay
 from maskhooks.seeds import forked, seeded
 from maskhooks.shards import Shards
 from maskhooks.site import Site
-from maskhooks.step import Clean, clean_pass, real_positions
+from maskhooks.step import Clean, clean_pass, examples, real_positions
 from maskhooks.task import device_of, move
 
 _STREAM = 102  # the purpose of the seed of a shuffling loader's order
@@ -88,7 +88,7 @@ class Explainer(ABC):
         with forked(self.hooked.model):
             for batch in track(batches, "explaining"):
                 parts.append(self._explain(batch, first, provenance))
-                first = int(parts[-1].columns["example"].max()) + 1
+                first = _next(parts[-1], first)
         if not parts:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         return Explanation.concat(parts)
@@ -168,6 +168,8 @@ class Explainer(ABC):
             values,
             real_positions(self.hooked, clean, site),
             self.hooked.task.names(site, clean.batch),
+            examples(self.hooked, clean, site),
+            self.hooked.task.edges(site, clean.batch, clean.values),
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -248,3 +250,8 @@ class Explainer(ABC):
         words = {"prediction": task.predictions(clean.outputs), "target": task.targets(clean.batch)}
         known = {key: texts for key, texts in words.items() if texts is not None}
         return [dict(zip(known, texts, strict=True)) for texts in zip(*known.values(), strict=True)] if known else None
+
+
+def _next(part: Explanation, first: int) -> int:
+    """The number after a batch's last example; a graph without edges has no row, and may be known all the same."""
+    return int(max(part.columns["example"].max(initial=first), max(part.examples, default=first))) + 1

@@ -22,8 +22,8 @@ from maskhooks.fingerprint import fingerprint
 from maskhooks.free import optimise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking, Vote
-from maskhooks.outputs import Divergence, kl
+from maskhooks.masking import Masking, Masks, Vote
+from maskhooks.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.preparation import start
 from maskhooks.probes import FreeLogits
 from maskhooks.problem import Problem
@@ -113,7 +113,7 @@ class DiffMask(Explainer):
 
     def __repr__(self) -> str:
         state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
-        return f"DiffMask({len(self.maskings)} maskings of {len(self.sites)} sites, margin {self.margin} nats, {state})"
+        return f"{type(self).__name__}({len(self.maskings)} maskings of {len(self.sites)} sites, margin {self.margin} nats, {state})"
 
     @property
     def reads(self) -> list[Site]:
@@ -192,7 +192,7 @@ class DiffMask(Explainer):
             about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
             store=None if store is None else Store.named(store),
-            board=Board.named(tensorboard, folder, [(str(one.site), one.depth) for one in self.maskings]),
+            board=Board.named(tensorboard, folder, [(one.label, one.depth) for one in self.maskings]),
         )
         with forked(self.hooked.model), Epochs(train, self.seed).drawn():
             training.check_loaders(train, validation)
@@ -229,8 +229,9 @@ class DiffMask(Explainer):
             optimise(self._problem(), clean)
         with torch.no_grad():
             return [
-                self.site_scores(clean, masking.site, masking.depth, masking.log_open(clean.values).exp())
+                self.site_scores(clean, part.site, part.depth, part.log_open(clean.values).exp())
                 for masking in self.maskings
+                for part in masking.parts
             ]
 
     def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
@@ -270,23 +271,29 @@ class DiffMask(Explainer):
                     f"the {part} was an object that cannot be saved. Pass it again: "
                     f"maskhooks.load(folder, model, {part}=...)"
                 )
-        gate, conditions = settings["gate"], settings["given"]
+        gate = settings["gate"]
         made = {
             "gate": gate and registry.make("gates", gate["name"], **gate["settings"]),
             "baseline": settings["baseline"],
-            "divergence": kl,
+            "divergence": DIVERGENCES.get(settings["divergence"]),
         }
         return cls(
             hooked,
             [Site.from_dict(site) for site in settings["sites"]],
-            given=None if conditions is None else [Site.from_dict(site) for site in conditions],
-            product=settings["product"],
+            **cls._own(settings),
             margin=settings["margin"],
             amortized=settings["amortized"],
             recipe=Recipe(**settings["recipe"]),
             seed=settings["seed"],
             **{**made, **given},
         )
+
+    @classmethod
+    def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of this class alone that `settings` describes."""
+        given = settings["given"]
+        conditions = None if given is None else [Site.from_dict(site) for site in given]
+        return {"given": conditions, "product": settings["product"]}
 
     @property
     def parts(self) -> list[nn.Module]:
@@ -303,7 +310,7 @@ class DiffMask(Explainer):
             "margin": self.margin,
             "gate": registry.spell("gates", self.gate),
             "baseline": self._baseline if isinstance(self._baseline, str) else None,
-            "divergence": "kl" if self.divergence is kl else None,
+            "divergence": next((name for name, known in DIVERGENCES.items() if known is self.divergence), None),
             "amortized": self.amortized,
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
@@ -311,17 +318,18 @@ class DiffMask(Explainer):
 
     def shapes(self) -> list[dict[str, Any]]:
         """For each masking the sizes that its parts were started with."""
-        return [masking.sizes for masking in self.maskings]
+        return [part.sizes for masking in self.maskings for part in masking.parts]
 
     def restart(self, shapes: Sequence[Mapping[str, Any]]) -> None:
         """Allocates the parts for sizes that `shapes` gave."""
-        for masking, sizes in zip(self.maskings, shapes, strict=True):
-            start(masking, sizes, device_of(self.hooked.model))
+        parts = [part for masking in self.maskings for part in masking.parts]
+        for part, sizes in zip(parts, shapes, strict=True):
+            start(part, sizes, device_of(self.hooked.model))
 
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), **self.settings(), "within_margin": self.within_margin}
 
-    def _make_maskings(self) -> list[Masking]:
+    def _make_maskings(self) -> Sequence[Masks]:
         """Maskings with parts that have learned nothing; each fit begins with them."""
         return self._conditioned() if self.given is not None else self._unconditioned()
 

@@ -59,6 +59,10 @@ TUNED = {
         Case("diffmask", {**DIFFMASK, "sites": SITES[0], "given": SITES[1:]}, FIT, "conditioned"),
         Case("diffmask", {**DIFFMASK, "amortized": False}, FIT, "free"),
     ],
+    "graphmask": [
+        Case("graphmask", {"sites": SITES, **DIFFMASK}, FIT, "all layers"),
+        Case("graphmask", {"sites": SITES[1:], **DIFFMASK, "tied": True, "amortized": False}, FIT, "tied, free"),
+    ],
 }
 CASES = [case for name in registered("explainers") for case in TUNED.get(name, [Case(name)])]
 

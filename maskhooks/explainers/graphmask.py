@@ -1,0 +1,106 @@
+"""GraphMask (Schlichtkrull et al. 2021): learn which messages a graph network does not need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maskhooks.baselines import Baseline
+from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.gates import Gate
+from maskhooks.hooked import Hooked
+from maskhooks.joint import Joint
+from maskhooks.masking import Masking, Masks, Vote
+from maskhooks.outputs import Divergence, kl
+from maskhooks.probes import FreeLogits
+from maskhooks.recipe import Recipe
+from maskhooks.site import Selector, Site
+
+
+class GraphMask(DiffMask):
+    """Gates on the messages of all layers at once, which drop as many as possible within a margin.
+
+    min E[mean P(z != 0)] over all layers' messages, subject to E[D(y || y_masked)] <= margin. A gate reads the message
+    m and the states h_u and h_v at its ends, as they are without masks; what takes a message's place is a learned
+    vector for each layer. Layers join from the top down (Schlichtkrull et al. 2021, section 3).
+
+    Trained, validated and saved as `DiffMask`, whose arguments and attributes these are beside the following.
+
+    Args:
+        hooked: the wrapped model.
+        sites: the messages: a tag, an address, a glob, a Site, or several of these.
+        margin: the divergence allowed on average, in nats.
+        tied: one gate for an edge in all layers, read at the last one, instead of one in each layer.
+        divergence: default KL(original || masked); `prediction_loss` for the loss against the model's own prediction.
+        amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
+        recipe: a `Recipe`, or the name of one; "graph" is made for this.
+
+    Raises:
+        SettingError, UnknownSiteError, PatternError: as with `DiffMask`.
+    """
+
+    name = "graphmask"
+
+    def __init__(
+        self,
+        hooked: Hooked,
+        sites: Selector = "message",
+        *,
+        margin: float = 0.03,
+        tied: bool = False,
+        gate: str | Gate = "hard-concrete",
+        baseline: str | Baseline | None = None,
+        divergence: Divergence = kl,
+        amortized: bool = True,
+        recipe: str | Recipe = "graph",
+        seed: int = 0,
+    ) -> None:
+        self.tied = tied
+        super().__init__(
+            hooked,
+            sites,
+            margin=margin,
+            gate=gate,
+            baseline=baseline,
+            divergence=divergence,
+            amortized=amortized,
+            recipe=recipe,
+            seed=seed,
+        )
+
+    def _make_maskings(self) -> Sequence[Masks]:
+        """One mask of all layers."""
+        sites = sorted(self.sites, key=lambda site: site.depth or 0)
+        if not self.tied:
+            return [Joint([self._messages(site, self._vote(site)) for site in sites])]
+        vote = self._vote(sites[-1])
+        return [Joint([self._messages(site, vote) for site in sites], tied=True)]
+
+    def _vote(self, site: Site) -> Vote:
+        """What a layer's gates are read from: states of the sources, messages, states of the targets."""
+        if not self.amortized:
+            return Vote((), FreeLogits(low=self.recipe.lowest))
+        return Vote((*self._ends(site, "source"), site, *self._ends(site, "target")), self.recipe.make_probe())
+
+    def _messages(self, site: Site, vote: Vote) -> Masking:
+        return Masking(site, site.depth or 0, [vote], self.gate, self._make_baseline())
+
+    def _ends(self, site: Site, tag: str) -> list[Site]:
+        """The states at one end of a layer's messages: a site of the same depth and call, beside it in the tree."""
+        return [
+            dataclasses.replace(other, optional=False)
+            for other in self.hooked.sites.tagged(tag)
+            if (other.depth, other.call, _parent(other)) == (site.depth, site.call, _parent(site))
+        ][:1]
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "tied": self.tied}
+
+    @classmethod
+    def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"tied": settings["tied"]}
+
+
+def _parent(site: Site) -> str:
+    return site.module.rpartition(".")[0]

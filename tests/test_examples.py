@@ -1,0 +1,17 @@
+"""Rows of several examples: sums, and places within each."""
+
+from __future__ import annotations
+
+import torch
+
+from maskhooks.examples import Examples
+
+
+def test_sums_are_per_example_and_zero_without_rows() -> None:
+    examples = Examples(torch.tensor([2, 0, 2, 0, 0]), 4)
+    assert examples.sums(torch.tensor([1.0, 2, 3, 4, 5])).tolist() == [11, 0, 4, 0]
+
+
+def test_places_count_within_each_example() -> None:
+    assert Examples(torch.tensor([2, 0, 2, 0, 0]), 4).places().tolist() == [0, 0, 1, 1, 2]
+    assert Examples(torch.empty(0, dtype=torch.long), 2).places().tolist() == []
