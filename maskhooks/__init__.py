@@ -3,6 +3,7 @@
 from maskhooks.adapter import Adapter
 from maskhooks.doctor import examine
 from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.random import Random
 from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
@@ -22,6 +23,7 @@ __all__ = [
     "Adapter",
     "DiffMask",
     "Explanation",
+    "GraphMask",
     "Hooked",
     "Pattern",
     "Positions",
