@@ -12,6 +12,7 @@ from torch import nn
 from maskhooks.errors import AdapterConflictError
 from maskhooks.modules import places
 from maskhooks.site import Site
+from maskhooks.task import Task
 
 
 class Adapter(ABC):
@@ -44,6 +45,19 @@ class Adapter(ABC):
         """
         return {}
 
+    def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
+        """The adapter's sites in a model, all of them, with what no single module knows, such as depths.
+
+        Args:
+            sites: in the order of modules.
+            fired: those that fired, in order, where an example was run.
+        """
+        return sites
+
+    def task(self, model: nn.Module) -> Task | None:
+        """The task of a model with such modules, where no plugin claims the model's own type."""
+        return None
+
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         """A context in which the given sites exist, where fused kernels hide them; must restore all."""
         return contextlib.nullcontext()
@@ -51,6 +65,21 @@ class Adapter(ABC):
     def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
         return contextlib.nullcontext()
+
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+        """A context in which the given sites exist, where fused kernels hide them; must restore all."""
+        return contextlib.nullcontext()
+
+    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
+        return contextlib.nullcontext()
+
+    def recurrence(self, name: str, module: nn.Module) -> Recurrence | None:
+        """How a search may share the states of common beginnings, where the module reads positions one after another.
+
+        None leaves a search to run each set of positions through the whole model.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -113,7 +142,24 @@ def claimed_sites(found: Sequence[Claim]) -> list[Site]:
         for site in claim.adapter.sites(claim.name, claim.module):
             if not any(c.covers(site.module) for c in deeper):
                 sites.setdefault(str(site), site)
-    return list(sites.values())
+    return arranged(found, list(sites.values()))
+
+
+def arranged(found: Sequence[Claim], sites: Sequence[Site], fired: Sequence[Site] = ()) -> list[Site]:
+    """The sites with those of each adapter as it arranges them, in their places; see `Adapter.arranged`."""
+    result = list(sites)
+    for adapter in {id(claim.adapter): claim.adapter for claim in found}.values():
+        mine = [n for n, site in enumerate(result) if _owner(found, site) is adapter]
+        seen = [site for site in fired if _owner(found, site) is adapter]
+        for place, site in zip(mine, adapter.arranged([result[n] for n in mine], seen), strict=True):
+            result[place] = site
+    return result
+
+
+def _owner(found: Sequence[Claim], site: Site) -> Adapter | None:
+    """The adapter with the innermost claim that covers a site."""
+    covering = [claim for claim in found if claim.covers(site.module)]
+    return max(covering, key=lambda claim: len(claim.name)).adapter if covering else None
 
 
 def join(name: str, child: str) -> str:

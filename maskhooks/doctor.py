@@ -23,13 +23,14 @@ from maskhooks.errors import (
 from maskhooks.hooked import Hooked
 from maskhooks.modules import Modules
 from maskhooks.outputs import Positions
+from maskhooks.parts import Parts
 from maskhooks.seeds import forked
 from maskhooks.site import Selector, Site
 from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
-from maskhooks.trials import bypassed, fused, gradients, inexact, owners, silent
+from maskhooks.trials import bypassed, foreign, fused, gradients, inexact, owners, silent
 
-_PARTS = frozenset({"head", "mlp"})
+_PARTS = frozenset({"head", "mlp", "message"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
 _SILENT = "never fired"
 _INEXACT = (
@@ -82,7 +83,7 @@ class Report:
                 "shape": "" if f.shape is None else str(list(f.shape)),
                 "dtype": f.dtype.removeprefix("torch."),
                 "device": f.device,
-                "bypassed": "yes, a part" if f.bypassed and is_part(f.site) else _BYPASSED[f.bypassed],
+                "bypassed": _way(f),
                 "foreign hooks": " ".join([str(f.foreign_hooks)] * bool(f.foreign_hooks) + list(f.foreign)),
                 "trouble": f.trouble,
             }
@@ -130,7 +131,7 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         findings = [_finding(hooked, site, tap) for site in chosen]
         found = {f.site: f.trouble for f in findings}
         found |= silent(hooked, batch, [f.site for f in findings if f.trouble == _SILENT])
-        sound = [site for site, trouble in found.items() if not trouble and site.call != "*"]
+        sound = [site for site, trouble in found.items() if not (trouble or site.call == "*" or is_read(site))]
         around, moved = bypassed(hooked, batch, sound), fused(hooked, batch, sound)
         copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
         found |= {site: _INEXACT if copied[site] else without[site] for site in sound}
@@ -152,6 +153,11 @@ def is_part(site: Site) -> bool:
     return not site.tags.isdisjoint(_PARTS)
 
 
+def is_read(site: Site) -> bool:
+    """Whether a site can only be read, such as the states that messages go between."""
+    return "read" in site.tags
+
+
 def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
     """Warns of sites among these that information goes around, with BypassedWarning."""
     whole = [site for site in sites if not is_part(site)]
@@ -167,9 +173,15 @@ def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int =
 
 
 def _each(site: Site, known: Modules) -> Site:
-    """Every call of a site, or all steps of a sequence."""
-    whole = isinstance(known.get(site.module), Steps) and site.call is None
+    """Every call of a site, or all steps or portions as one."""
+    whole = isinstance(known.get(site.module), (Steps, Parts)) and site.call is None
     return dataclasses.replace(site, call=None if whole else "*", optional=True)
+
+
+def _way(finding: Finding) -> str:
+    if is_read(finding.site):
+        return "only read"
+    return "yes, a part" if finding.bypassed and is_part(finding.site) else _BYPASSED[finding.bypassed]
 
 
 def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
@@ -196,7 +208,7 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
         "" if value is None else str(value.dtype),
         "" if value is None else str(value.device),
         None,
-        len(module._forward_hooks) + len(module._forward_pre_hooks),
+        len(foreign(module)),
         trouble,
         owners(module),
     )

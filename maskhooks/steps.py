@@ -31,7 +31,7 @@ class Steps(nn.Module):
 
 
 class Stepwise(ABC):
-    """A replacement that differs from step to step."""
+    """A replacement that differs from step to step, or from portion to portion."""
 
     @abstractmethod
     def __call__(self, value: Tensor) -> Tensor:
@@ -40,6 +40,10 @@ class Stepwise(ABC):
     @abstractmethod
     def at(self, step: int) -> Replacement:
         """The function of one step's states, `batch 1 hidden`."""
+
+    @abstractmethod
+    def rows(self, begin: int, end: int) -> Replacement:
+        """The function of some rows of the value, where it comes in portions."""
 
 
 class StepsPort(OutputPort):

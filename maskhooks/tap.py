@@ -24,6 +24,7 @@ from maskhooks.errors import (
     near,
 )
 from maskhooks.modules import Modules, check_compiled, compiled, running
+from maskhooks.parts import Parts, PartsPort
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.recompute import Pass, Watch, recomputing
 from maskhooks.site import Site
@@ -157,7 +158,7 @@ class Tap:
                 site=site,
                 near=near(site.module, self._modules),
             )
-        kind = InputPort if site.port == "input" else StepsPort if isinstance(module, Steps) else OutputPort
+        kind = InputPort if site.port == "input" else _output(module)
         port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped, self._pass))
         if function is None:
             port.reads.append(Point(site, None))
@@ -265,6 +266,12 @@ class Tap:
             names = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
             message = f"{len(silent)} optional sites never fired: {names}"
             warnings.warn(message, UnfiredSiteWarning, stacklevel=4)
+
+
+def _output(module: nn.Module) -> type[Port]:
+    if isinstance(module, Steps):
+        return StepsPort
+    return PartsPort if isinstance(module, Parts) else OutputPort
 
 
 class _Begin(Uncopied):

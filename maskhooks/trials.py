@@ -18,6 +18,7 @@ from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooked import Hooked
 from maskhooks.modules import Modules
 from maskhooks.outputs import Positions
+from maskhooks.port import Uncopied
 from maskhooks.recompute import reentrant
 from maskhooks.replay import forwards
 from maskhooks.seeds import forked, generator
@@ -153,9 +154,15 @@ class _Uses(TorchFunctionMode):
 
 def owners(module: nn.Module) -> list[str]:
     """The packages of others' hooks on a module, and of what stands in the place of its forward."""
-    own = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    own = foreign(module)
     own += [vars(module)["forward"]] if "forward" in vars(module) else []
     return sorted({_package(function) for function in own})
+
+
+def foreign(module: nn.Module) -> list[Any]:
+    """The hooks on a module that are not ours."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", hook), Uncopied)]
 
 
 def _package(function: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from maskhooks.adapter import Adapter, claimed_sites, claims
+from maskhooks.adapter import Adapter, Claim, arranged, claimed_sites, claims
 from maskhooks.errors import ModelError, PluginError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
@@ -34,6 +34,8 @@ def wrap(
     real: Callable[..., Tensor] | None = None,
     names: Callable[[Any], Sequence[Sequence[str]]] | None = None,
     vary: Callable[[Any, Generator], Any] | None = None,
+    examples: Callable[..., Tensor] | None = None,
+    edges: Callable[..., Mapping[str, Tensor]] | None = None,
     **options: Any,
 ) -> Hooked:
     """Finds the sites of a model, and how to call it. The model is not changed.
@@ -46,7 +48,7 @@ def wrap(
         example: a batch to run once, so that shapes are known and every site is checked to fire.
         adapter: one or more adapters for this call; they go before registered ones.
         task: how to call the model; found by a plugin where not given.
-        call, output, real, names, vary: functions of the task; see `Task`.
+        call, output, real, names, vary, examples, edges: functions of the task; see `Task`.
         **options: further settings of the task that is found, such as `tokenizer=` for Hugging Face models.
 
     Raises:
@@ -69,9 +71,10 @@ def wrap(
     else:
         chosen = [Site.parse(site) if isinstance(site, str) else site for site in sites]
     chosen = [site if site.depth is not None else dataclasses.replace(site, depth=i) for i, site in enumerate(chosen)]
-    functions = {"call": call, "output": output, "real": real, "names": names, "vary": vary, **options}
+    functions: dict[str, Any] = {"call": call, "output": output, "real": real, "names": names, "vary": vary}
+    functions |= {"examples": examples, "edges": edges, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
-    chosen_task = (task or _task(model)).given(functions)
+    chosen_task = (task or _task(model, found)).given(functions)
     hooked = Hooked(model, SiteTable(chosen), chosen_task, found)
     Tap(model, chosen)  # checks that each module exists, and that none is compiled
     return hooked if example is None else with_shapes(hooked, example)
@@ -92,7 +95,9 @@ def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
         if value is not None and site.pattern is not None:
             site.pattern.shape(value, site=site)
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
-    return Hooked(hooked.model, SiteTable(shaped), hooked.task, hooked.claims)
+    named = {str(site): site for site in shaped}
+    fired = [named[key] for key in tap.values if key in named]
+    return Hooked(hooked.model, SiteTable(arranged(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
 
 
 def _module(model: Any) -> Any:
@@ -110,8 +115,8 @@ def _adapters(given: Any) -> list[Adapter]:
     return adapters
 
 
-def _task(model: nn.Module) -> Task:
-    """The plugin's task with the most derived claim on the model, or the one that serves any model."""
+def _task(model: nn.Module, found: Sequence[Claim]) -> Task:
+    """The plugin's task with the most derived claim on the model, an adapter's, or the one that serves any model."""
     ancestry = type(model).__mro__
     ranked = [
         (ancestry.index(t), order, task)
@@ -119,4 +124,7 @@ def _task(model: nn.Module) -> Task:
         for t in task.types()
         if t in ancestry
     ]
-    return min(ranked)[2].serve(model) if ranked else Task()
+    if ranked:
+        return min(ranked)[2].serve(model)
+    adapters = {id(claim.adapter): claim.adapter for claim in found}.values()
+    return next((task for adapter in adapters if (task := adapter.task(model)) is not None), None) or Task()

@@ -1,0 +1,95 @@
+"""The adapter: the messages of every `MessagePassing` layer, with the states and the nodes that they connect."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from maskhooks.adapter import Adapter, join
+from maskhooks.modules import places
+from maskhooks.parts import Parts
+from maskhooks.pattern import Pattern
+from maskhooks.site import Site
+from maskhooks.task import Task
+from maskhooks_geometric.layer import cached, sending
+from maskhooks_geometric.loaded import layer_types
+from maskhooks_geometric.task import GraphTask
+
+_EDGE, _NODE = Pattern("edge feature -> edge"), Pattern("node feature -> node")
+PLACES = ("edges", "source", "target", "message")
+
+
+class GeometricAdapter(Adapter):
+    """Finds in each layer `message`, and beside it `source`, `target` and `edges`, which have the same rows.
+
+    A message is a row, its heads and further axes behind each other; messages of several calls of `propagate` in one
+    pass, as of R-GCN's relations or of a layer that is used again, are below each other. `source` and `target` are the
+    states that the layer was given, of the nodes that send and receive each message. `edges` says which nodes these
+    are: integers, a row of source, target, relation and whether the layer's flow is against its edges.
+
+    Tags: `message`; `source`, `target` and `edges`, which have `read` too, as they can only be read; `node` for a
+    layer's inputs and outputs, `hidden` for the latter.
+    Depths number the layers, in the order of modules, or of their calls where an example was run.
+    """
+
+    name = "geometric"
+
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return layer_types()
+
+    def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
+        for inner in layers(name, module):
+            yield Site(inner, "input", pattern=_NODE, tags=frozenset({"node"}), optional=True)
+            yield Site(join(inner, "edges"), tags=frozenset({"edges", "read"}))
+            for place in ("source", "target"):  # a layer may be given no states, or none of the nodes that receive
+                yield Site(join(inner, place), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
+            yield Site(join(inner, "message"), pattern=_EDGE, tags=frozenset({"message"}))
+            yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
+
+    def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
+        order = dict.fromkeys(_layer(site) for site in (*fired, *sites))
+        depths = {layer: depth for depth, layer in enumerate(order)}
+        deep = [dataclasses.replace(site, depth=depths[_layer(site)]) for site in sites]
+        return sorted(deep, key=lambda site: site.depth or 0)
+
+    def task(self, model: nn.Module) -> Task:
+        return GraphTask().serve(model)
+
+    def places(self, module: nn.Module) -> dict[str, nn.Module]:
+        for inner in layers("", module).values():
+            if inner is not module:
+                for place in PLACES:
+                    places(inner).setdefault(place, Parts())
+        return {place: Parts() for place in PLACES} if isinstance(module, layer_types()) else {}
+
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+        wanted = {site.module for site in sites}
+        stack = contextlib.ExitStack()
+        with stack:
+            for inner, layer in layers(name, module).items():
+                if any(join(inner, place) in wanted for place in PLACES):
+                    stack.enter_context(sending(layer))
+            return _closing(stack.pop_all())
+
+    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return cached(layers(name, module).values())
+
+
+def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    """The message passing layers in a module, itself among them, by their names in the whole model."""
+    return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, layer_types())}
+
+
+def _layer(site: Site) -> str:
+    """The name of a site's layer."""
+    parent, _, child = site.module.rpartition(".")
+    return parent if child in PLACES and "node" not in site.tags else site.module
+
+
+@contextlib.contextmanager
+def _closing(stack: contextlib.ExitStack) -> Iterator[None]:
+    with stack:
+        yield

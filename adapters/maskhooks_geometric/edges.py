@@ -1,0 +1,67 @@
+"""Edges: which nodes an adjacency connects, in whatever form a layer was given it, and which edges two lists share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from maskhooks.errors import BatchError
+
+Ends = tuple[Int[Tensor, " edge"], Int[Tensor, " edge"]]
+
+
+def rows(adjacency: Any) -> Ends:
+    """The two rows of an edge_index; of a sparse adjacency, which is transposed, columns come first.
+
+    Raises:
+        BatchError: it is a sparse tensor of a layout that messages cannot be taken from.
+    """
+    if not isinstance(adjacency, Tensor):  # torch_sparse's
+        target, source, _ = adjacency.coo()
+        return source, target
+    if adjacency.layout == torch.strided:
+        plain = adjacency.as_subclass(Tensor)
+        return plain[0], plain[1]
+    if adjacency.layout == torch.sparse_coo:
+        target, source = adjacency._indices()
+        return source, target
+    if adjacency.layout == torch.sparse_csr:
+        counts = adjacency.crow_indices().diff()
+        return adjacency.col_indices(), torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    raise BatchError(
+        f"the adjacency has the layout {adjacency.layout}, from which a layer takes no messages apart. Give an "
+        "edge_index, or the same in another layout: adj_t.to_sparse_csr()"
+    )
+
+
+def ends(adjacency: Any, flow: str) -> Ends:
+    """The nodes that send and that receive, for each message."""
+    first, second = rows(adjacency)
+    return (first, second) if flow == "source_to_target" else (second, first)
+
+
+def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column"]) -> Int[Tensor, " edge"]:
+    """For each edge the number of the same one among those known, -1 where there is none.
+
+    Edges that occur several times are paired in order.
+    """
+    _, kinds = torch.unique(torch.cat([known, edges]), dim=0, return_inverse=True)
+    times = len(kinds) + 1
+    here, there = (part * times + _occurrences(part) for part in (kinds[len(known) :], kinds[: len(known)]))
+    ordered, order = there.sort()
+    place = torch.searchsorted(ordered, here).clamp(max=max(len(known) - 1, 0))
+    if not len(known):
+        return torch.full_like(here, -1)
+    return torch.where(ordered[place] == here, order[place], -1)
+
+
+def _occurrences(kinds: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
+    """How often each one's kind has come before."""
+    order = torch.argsort(kinds, stable=True)
+    sizes = torch.bincount(kinds)
+    result = torch.empty_like(order)
+    result[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[kinds[order]]
+    return result

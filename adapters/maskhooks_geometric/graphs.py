@@ -1,0 +1,140 @@
+"""Graphs: what a batch says of its graphs, whether it is PyG's data object, a mapping, or a call's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from maskhooks.errors import BatchError
+from maskhooks_geometric.edges import rows
+
+Relation = tuple[str, str, str]
+
+
+class Graphs:
+    """One or several graphs that a model takes as one.
+
+    Args:
+        batch: `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
+        parameters: the names of the model's arguments, for a tuple.
+    """
+
+    def __init__(self, batch: Any, parameters: Sequence[str] = ()) -> None:
+        self.batch = batch
+        if isinstance(batch, Tensor):
+            batch = (batch,)
+        if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+            batch = dict(zip(parameters, batch, strict=False))
+        self._held = batch
+
+    @property
+    def hetero(self) -> bool:
+        """Whether there are several types of nodes or edges."""
+        return hasattr(self._held, "node_types") or isinstance(self.get("x_dict"), Mapping)
+
+    def get(self, name: str) -> Any:
+        """What the batch has under a name; None where it has nothing."""
+        if isinstance(self._held, Mapping):
+            return self._held.get(name)
+        return getattr(self._held, name, None)
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+    @property
+    def relations(self) -> list[Relation]:
+        """The types of edges, in order; empty where there is one."""
+        found = self.get("edge_types")
+        mapping = self.get("edge_index_dict") if found is None else None
+        return list(found if found is not None else mapping or ()) if self.hetero else []
+
+    @property
+    def node_types(self) -> list[str]:
+        found = self.get("node_types")
+        return list(found if found is not None else self.get("x_dict") or ()) if self.hetero else []
+
+    def adjacency(self, relation: Relation | None = None) -> Any:
+        """The edges of a relation, or of the only one: an edge_index or a sparse adjacency; None without any."""
+        for name in ("edge_index", "adj_t"):
+            found = self.get(name) if relation is None else (self.get(f"{name}_dict") or {}).get(relation)
+            if found is not None:
+                return found
+        return None
+
+    def edges(self, relation: Relation | None = None) -> Int[Tensor, "edge 2"] | None:
+        """The pairs of nodes of the edges, in their order."""
+        adjacency = self.adjacency(relation)
+        return None if adjacency is None else torch.stack(rows(adjacency), 1)
+
+    def nodes(self, kind: str | None = None) -> int:
+        """How many nodes there are, of one type or of the only one."""
+        store = self._store(kind)
+        if store is not None and getattr(store, "num_nodes", None) is not None:
+            return int(store.num_nodes)
+        x = self.get("x") if kind is None else (self.get("x_dict") or {}).get(kind)
+        if isinstance(x, (tuple, list)):
+            x = x[-1]
+        if isinstance(x, Tensor):
+            return len(x)
+        edges = self.edges() if kind is None else None
+        return 0 if edges is None or not len(edges) else int(edges.max()) + 1
+
+    def graph_of(self, kind: str | None = None) -> Int[Tensor, " node"] | None:
+        """The number of each node's graph; None where there is one graph."""
+        held = getattr(self._store(kind), "batch", None) if kind is not None else self.get("batch")
+        return held if isinstance(held, Tensor) else None
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one graph.
+
+        Raises:
+            BatchError: there are several, and nothing says which of them each node is of.
+        """
+        several = self.count > 1
+        kinds: list[str | None] = [*self.node_types] or [None]
+        if several and all(self.graph_of(kind) is None for kind in kinds):
+            raise BatchError(
+                f"the batch holds {self.count} graphs, and no `batch` that says which of them each node is of. Make it "
+                "with torch_geometric.data.Batch.from_data_list, or say it: wrap(model, examples=...)"
+            )
+        return not several
+
+    @property
+    def count(self) -> int:
+        """How many graphs there are.
+
+        Raises:
+            BatchError: it cannot be said.
+        """
+        known = self.get("num_graphs")
+        if isinstance(known, int):
+            return known
+        index = self.get("batch")
+        if index is None:
+            return 1
+        if not isinstance(index, Tensor):
+            raise BatchError(f"`batch` says which graph each node belongs to, and is a tensor; got {type(index)}")
+        return int(index.max()) + 1 if len(index) else 1
+
+    def numbers(self, kind: str | None = None) -> Int[Tensor, " node"]:
+        """What each node is called: its number in the graph that it was sampled from, or within its own graph."""
+        store = self._store(kind)
+        known = getattr(store, "n_id", None) if store is not None else self.get("n_id")
+        if isinstance(known, Tensor):
+            return known
+        graph, count = self.graph_of(kind), self.nodes(kind)
+        if graph is None:
+            adjacency = self.adjacency() if kind is None else None
+            return torch.arange(count, device=None if adjacency is None else rows(adjacency)[0].device)
+        sizes = torch.bincount(graph, minlength=self.count)
+        return torch.arange(len(graph), device=graph.device) - (sizes.cumsum(0) - sizes)[graph]
+
+    def _store(self, kind: str | None) -> Any:
+        if isinstance(self._held, Mapping):
+            return None
+        return self._held if kind is None else self._held[kind]

@@ -1,0 +1,118 @@
+"""Heads: predictions for nodes, links or graphs as distributions, an example a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution
+
+from maskhooks.errors import BatchError, UnknownDistributionError
+from maskhooks.outputs import Outputs, Positions
+from maskhooks_geometric.graphs import Graphs
+from maskhooks_geometric.messages import counted
+
+LEVELS = ("node", "link", "graph")
+
+
+def distribution(result: Any, graphs: Graphs, level: str | None, chosen: Tensor | None) -> Any:
+    """What a model's outputs say, or the outputs themselves where nothing tells.
+
+    A row of several numbers holds the logits of classes, or their log-probabilities; a single number is the logit of
+    a binary class where the batch's labels are binary classes.
+
+    Args:
+        level: one of `LEVELS`; None tells by the number of rows.
+        chosen: which nodes or links count; None is those that the batch names, or all.
+    """
+    if isinstance(result, Mapping) and all(isinstance(part, Tensor) for part in result.values()):
+        return {kind: _of(part, graphs, "node", chosen, str(kind)) for kind, part in result.items()}
+    result = result[0] if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor) else result
+    return _of(result, graphs, level, chosen, None) if isinstance(result, Tensor) else result
+
+
+def _of(result: Tensor, graphs: Graphs, level: str | None, chosen: Tensor | None, kind: str | None) -> Outputs:
+    level = level or _level(result, graphs, kind)
+    if level == "graph":
+        return _classes(result, graphs)
+    if kind is None and level == "node":
+        kind = next((name for name in graphs.node_types if graphs.nodes(name) == len(result)), None)
+    whose = _links(graphs) if level == "link" else graphs.graph_of(kind)
+    whose = torch.zeros(len(result), dtype=torch.long) if whose is None else whose
+    whose = whose.to(result.device)
+    index = chosen if chosen is not None else _named(graphs, level, kind)
+    if index is not None:
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.reshape(-1)
+        result, whose = result[index.to(result.device)], whose[index.to(whose.device)]
+    return _by_graph(_classes(result, graphs), whose, graphs.count)
+
+
+def _level(result: Tensor, graphs: Graphs, kind: str | None) -> str:
+    """What predictions are about, by their number.
+
+    Raises:
+        BatchError: they are as many as nothing in the batch.
+    """
+    links = graphs.get("edge_label_index")
+    kinds: list[str | None] = [*graphs.node_types] or [kind]
+    nodes = [graphs.nodes(name) for name in kinds]
+    rows = len(result) if result.dim() else 1
+    if isinstance(links, Tensor) and rows == links.shape[1]:
+        return "link"
+    if rows == graphs.count and rows not in nodes:
+        return "graph"
+    if rows in nodes:
+        return "node"
+    raise BatchError(
+        f"the model predicts {rows} rows, and the batch holds {graphs.count} graphs of {sum(nodes)} nodes. Say what "
+        "they are about, wrap(model, level='node'), or what they mean, wrap(model, output=...)"
+    )
+
+
+def _classes(result: Tensor, graphs: Graphs) -> Distribution:
+    if result.dim() == 2 and result.shape[1] > 1:
+        return Categorical(logits=result)
+    labels = next((graphs.get(name) for name in ("edge_label", "y") if isinstance(graphs.get(name), Tensor)), None)
+    if labels is None or bool(((labels != 0) & (labels != 1)).any()) or result.dim() > 2:
+        raise UnknownDistributionError(
+            f"the model predicts numbers of shape {list(result.shape)}, and the batch's labels do not say that these "
+            "are logits of a binary class. Say what they mean: wrap(model, output=lambda outputs: "
+            "torch.distributions.Bernoulli(logits=outputs))"
+        )
+    return Bernoulli(logits=result.reshape(-1))
+
+
+def _named(graphs: Graphs, level: str, kind: str | None) -> Tensor | None:
+    """The nodes whose predictions count, where the batch names them: by itself, or as a sampled subgraph."""
+    if level != "node":
+        return None
+    held = graphs.get("node_index") if kind is None else None
+    if isinstance(held, Tensor):
+        return held
+    store = graphs._store(kind)
+    seeds = getattr(store, "batch_size", None) if store is not None else None
+    sampled = isinstance(getattr(store, "n_id", None), Tensor)
+    return torch.arange(seeds) if sampled and isinstance(seeds, int) else None
+
+
+def _links(graphs: Graphs) -> Tensor | None:
+    whose, ends = graphs.graph_of(), graphs.get("edge_label_index")
+    return None if whose is None or not isinstance(ends, Tensor) else whose[ends[0]]
+
+
+def _by_graph(found: Distribution, whose: Tensor, count: int) -> Outputs:
+    """A distribution for each graph: its only prediction, or all of them as positions."""
+    numbers = torch.bincount(whose, minlength=count)
+    if bool((numbers == 1).all()):
+        order = whose.argsort()
+        return type(found)(logits=found.logits[order])  # type: ignore[attr-defined, call-arg]
+    most = int(numbers.max())
+    place = counted(whose, count)
+    logits = found.logits  # type: ignore[attr-defined]
+    dense = logits.new_zeros(count, most, *logits.shape[1:])
+    dense = dense.index_put((whose, place), logits)
+    chosen = torch.zeros(count, most, dtype=torch.bool, device=logits.device)
+    chosen[whose, place] = True
+    return Positions(type(found)(logits=dense), chosen)  # type: ignore[call-arg]

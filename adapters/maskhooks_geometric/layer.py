@@ -1,0 +1,230 @@
+"""Layer: what one message passing layer sends while its messages are tapped."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from maskhooks.errors import ModelError, ReplacementError
+from maskhooks.modules import places
+from maskhooks.port import Uncopied, copied
+from maskhooks.signature import signature
+from maskhooks_geometric.edges import Ends, ends, rows
+
+_open: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def sending(module: nn.Module) -> Iterator[None]:
+    """Inside, the messages of a layer pass its places; it computes them one by one also where it would fuse them."""
+    layer = _open.get(module) or _Layer(module)
+    with layer:
+        yield
+
+
+@contextlib.contextmanager
+def cached(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Afterwards, layers with a cache of normalised edges hold what they held before."""
+    held = [
+        (layer, {key: value for key, value in vars(layer).items() if key.startswith("_cached")}) for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for layer, attributes in held:
+            vars(layer).update(attributes)
+
+
+class _Layer(Uncopied):
+    """The hooks on one layer, for as long as someone has it open."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module: Any = module
+        self._users = 0
+        self._handles: list[RemovableHandle] = []
+        self._own: dict[str, Any] = {}
+        self._given: Mapping[str, Any] = {}  # what the layer was called with, by name
+        self._sent = 0  # calls of propagate in this call of the layer
+        self._call: tuple[Any, Mapping[str, Any]] = (None, {})  # what it is called with: edges, and the rest by name
+
+    def __enter__(self) -> None:
+        self._users += 1
+        if self._users > 1:
+            return
+        module = self._module
+        _open[module] = self
+        self._own = {key: vars(module)[key] for key in ("fuse", "_decomposed_layers") if key in vars(module)}
+        vars(module).update({key: {"fuse": False}.get(key, 1) for key in self._own})
+        self._handles = [
+            module.register_forward_pre_hook(self.begin, with_kwargs=True),
+            module.register_forward_hook(self.end, always_call=True),
+            module.register_propagate_forward_pre_hook(self.propagate),
+            module.register_message_forward_hook(self.message),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if self._users:
+            return
+        for handle in self._handles:
+            handle.remove()
+        vars(self._module).update(self._own)
+        _open.pop(self._module, None)
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self._given = signature(module).bind_partial(*args, **kwargs).arguments
+        except TypeError:  # the layer itself says so
+            self._given = {}
+        self._sent = 0
+
+    def end(self, module: nn.Module, args: object, output: object) -> None:
+        self._given, self._call = {}, (None, {})
+
+    def propagate(self, module: nn.Module, inputs: tuple[Any, Any, Mapping[str, Any]]) -> None:
+        edges, _, rest = inputs
+        rows(edges)  # refused here, by name, where the layer cannot take messages apart
+        self._call = edges, rest
+
+    def message(self, module: nn.Module, inputs: object, message: Any) -> Any:
+        """The message to go on with, None where it is unchanged."""
+        stand = {name: place for name, place in places(module).items() if place._forward_hooks}
+        if not stand:
+            return None
+        edges, _ = self._call
+        sends, receives = ends(edges, self._module.flow)
+        axis = self._axis(message, len(sends))
+        number, self._sent = self._sent, self._sent + 1
+        if "edges" in stand:
+            self._read(stand["edges"], self._columns(sends, receives, number))
+        for name, index, side in (("source", sends, 0), ("target", receives, 1)):
+            if name in stand and (states := self._states(index, side)) is not None:
+                self._read(stand[name], states)
+        if "message" not in stand:
+            return None
+        before = _flat(message, axis)
+        after = stand["message"](before)
+        if after is before:
+            return None
+        shape = [message.shape[axis], *(size for at, size in enumerate(message.shape) if at != axis)]
+        return copied(after.reshape(shape).movedim(0, axis), message)
+
+    def _read(self, place: nn.Module, value: Tensor) -> None:
+        """Lets a value be read.
+
+        Raises:
+            ReplacementError: it was replaced, which the layer would not notice.
+        """
+        after = place(value)
+        if after is not value and not torch.equal(after, value):
+            raise ReplacementError(
+                f"what {type(self._module).__name__} knows of its messages was replaced, which changes nothing: it can "
+                "only be read. Replace the messages, or the layer's input"
+            )
+
+    def _axis(self, message: Any, count: int) -> int:
+        """The axis of a message tensor along which its edges are.
+
+        Raises:
+            ModelError: it has another number of messages than edges.
+        """
+        axis = self._module.node_dim if isinstance(message, Tensor) else 0
+        if isinstance(message, Tensor) and message.dim():
+            axis = axis + message.dim() if axis < 0 else axis
+            axis = min(max(axis, 0), message.dim() - 1)
+            if message.shape[axis] == count:
+                return axis
+        got = f"a tensor {list(message.shape)}" if isinstance(message, Tensor) else f"a {type(message).__name__}"
+        raise ModelError(
+            f"{type(self._module).__name__}.message returned {got} for {count} edges along axis "
+            f"{self._module.node_dim}, so its messages cannot be told apart. Return a tensor with a row for each edge."
+        )
+
+    def _columns(self, sends: Tensor, receives: Tensor, number: int) -> Tensor:
+        """Source, target, relation and whether the flow is against the edges, a row for each message."""
+        flipped = self._module.flow != "source_to_target"
+        relation = self._relations((receives, sends) if flipped else (sends, receives), number)
+        if isinstance(relation, tuple):  # numbered through all node types; the edges given are not
+            relation, (sends, receives) = relation[0], relation[1][::-1] if flipped else relation[1]
+        return torch.stack([sends, receives, relation, torch.full_like(sends, int(flipped))], 1)
+
+    def _relations(self, own: Ends, number: int) -> Any:
+        """The relation of each message, -1 where there is none; with the ends in their own numbering, where needed."""
+        none = torch.full_like(own[0], -1)
+        mapping = next((v for v in self._given.values() if isinstance(v, Mapping) and _adjacencies(v)), None)
+        if mapping is not None:
+            several = [rows(adjacency) for adjacency in mapping.values()]
+            if sum(len(first) for first, _ in several) == len(none):
+                numbers = [torch.full_like(first, index) for index, (first, _) in enumerate(several)]
+                return torch.cat(numbers), tuple(torch.cat(side) for side in zip(*several, strict=True))
+            same = [index for index, other in enumerate(several) if _same(own, other)]
+            return none if not same else none.fill_(number if number in same else same[0])
+        types = self._given.get("edge_type", self._call[1].get("edge_type"))
+        edges = self._given.get("edge_index")
+        if not isinstance(types, Tensor) or not isinstance(edges, Tensor):
+            return none
+        given = rows(edges)
+        if len(types) == len(none) and _same(own, given):
+            return types.to(none)
+        chosen = types == number if len(types) == len(given[0]) else None
+        if chosen is not None and _same(own, (given[0][chosen], given[1][chosen])):
+            return none.fill_(number)
+        return none
+
+    def _states(self, index: Tensor, side: int) -> Tensor | None:
+        """The states of the nodes that send or receive, a row for each message; None where the layer has none.
+
+        Those that the layer was called with; where these are no states, those that it passes on to its messages.
+
+        Args:
+            side: 0 for the nodes that send.
+        """
+        place = side if self._module.flow == "source_to_target" else 1 - side
+        given = next(iter(self._given.values()), None)
+        found = self._gathered(given, index, place)
+        if found is not None or _is_states(given):
+            return found
+        takes = inspect.signature(self._module.message).parameters
+        passed = [value for key, value in self._call[1].items() if f"{key}_i" in takes or f"{key}_j" in takes]
+        parts = [part for value in passed if (part := self._gathered(value, index, place)) is not None]
+        return torch.cat(parts, 1) if parts else None
+
+    def _gathered(self, states: Any, index: Tensor, place: int) -> Tensor | None:
+        """Rows of a tensor of states, or of one of a pair, for nodes that send or receive."""
+        if isinstance(states, (tuple, list)) and len(states) == 2:
+            states = states[place]
+        if not isinstance(states, Tensor) or not states.is_floating_point() or not states.dim():
+            return None
+        axis = self._module.node_dim + (states.dim() if self._module.node_dim < 0 else 0)
+        axis = min(max(axis, 0), states.dim() - 1)
+        if len(index) and int(index.max()) >= states.shape[axis]:
+            return None
+        return _flat(states.index_select(axis, index), axis)
+
+
+def _flat(value: Tensor, axis: int) -> Tensor:
+    """`edge feature`, whatever the axes of a value."""
+    first = value.movedim(axis, 0)
+    return first.reshape(len(first), math.prod(first.shape[1:]))
+
+
+def _is_states(given: Any) -> bool:
+    pair = given if isinstance(given, (tuple, list)) else (given,)
+    return any(isinstance(part, Tensor) and part.is_floating_point() for part in pair)
+
+
+def _adjacencies(given: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is one of edges by type, which are triples."""
+    return bool(given) and all(isinstance(key, tuple) and len(key) == 3 for key in given)
+
+
+def _same(one: Ends, other: Ends) -> bool:
+    return len(one[0]) == len(other[0]) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -1,0 +1,101 @@
+"""Messages: which graph each one belongs to, and which edge of the batch it goes along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from maskhooks_geometric.edges import found_in
+from maskhooks_geometric.graphs import Graphs, Relation
+
+Sent = Int[Tensor, "message column"]  # what a layer's `edges` gives
+
+
+class Messages:
+    """The messages that a layer has sent for a batch.
+
+    Args:
+        graphs: the batch.
+        sent: a row of source, target, relation and whether the flow is against the edges.
+        relation: the type of edges that the layer serves; None where it serves all.
+    """
+
+    def __init__(self, graphs: Graphs, sent: Sent, relation: Relation | None) -> None:
+        self.graphs, self.sent, self.relation = graphs, sent, relation
+        self._several = relation is None and bool(graphs.relations) and bool((sent[:, 2] >= 0).any())
+
+    def graph(self) -> Int[Tensor, " message"] | None:
+        """The graph of each; None where the batch has fewer nodes than the layer."""
+        if self.graphs.single:
+            return torch.zeros_like(self.sent[:, 0])
+        found = self._each(self._graph)
+        return None if bool((found < 0).any()) else found
+
+    def columns(self) -> dict[str, Int[Tensor, " message"]]:
+        """source, target, relation where there are several, and edge; see `GraphTask.edges`."""
+        found = {
+            "source": self._each(lambda relation, sent: _called(self.graphs, relation and relation[0], sent[:, 0])),
+            "target": self._each(lambda relation, sent: _called(self.graphs, relation and relation[2], sent[:, 1])),
+            "edge": self._each(self._edge),
+        }
+        if self.relation is not None:
+            found["relation"] = torch.full_like(self.sent[:, 2], self.graphs.relations.index(self.relation))
+        elif bool((self.sent[:, 2] >= 0).any()):
+            found["relation"] = self.sent[:, 2]
+        return found
+
+    def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
+        """A number for each message, from those of one type of edges at a time."""
+        if not self._several:
+            return function(self.relation, self.sent)
+        found = torch.full_like(self.sent[:, 0], -1)
+        for number, relation in enumerate(self.graphs.relations):
+            mine = self.sent[:, 2] == number
+            found[mine] = function(relation, self.sent[mine])
+        return found
+
+    def _graph(self, relation: Relation | None, sent: Sent) -> Tensor:
+        """By the node that receives; where that is none of the batch's, as a hyperedge, by the one that sends."""
+        for column, kind in ((1, relation and relation[2]), (0, relation and relation[0])):
+            whose = self.graphs.graph_of(kind)
+            if whose is None:
+                return torch.zeros_like(sent[:, 0])
+            if not len(sent) or int(sent[:, column].max()) < len(whose):
+                return whose[sent[:, column]]
+        return torch.full_like(sent[:, 0], -1)
+
+    def _edge(self, relation: Relation | None, sent: Sent) -> Tensor:
+        """The number of each message's edge among those of its graph, -1 where the layer added it."""
+        given = self.graphs.edges(relation)
+        if given is None:
+            return torch.full_like(sent[:, 0], -1)
+        own = torch.where(sent[:, 3:] > 0, sent[:, :2].flip(1), sent[:, :2])
+        types = self.graphs.get("edge_type") if relation is None else None
+        if isinstance(types, Tensor) and len(types) == len(given) and bool((sent[:, 2] >= 0).all()):
+            own, given = torch.cat([own, sent[:, 2:3]], 1), torch.cat([given, types.reshape(-1, 1).to(given)], 1)
+        place = found_in(own, given.to(own))
+        whose = self.graphs.graph_of(relation and relation[2])
+        if whose is None or not len(given):
+            return place
+        within = counted(whose[given[:, 1]], self.graphs.count)
+        return torch.where(place < 0, -1, within[place.clamp(min=0)])
+
+
+def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
+    """The place of each entry among those of its graph."""
+    sizes = torch.bincount(graph, minlength=count)
+    order = graph.argsort(stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[graph[order]]
+    return places
+
+
+def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:
+    """Nodes as the batch calls them; as they are where the layer numbers others, such as hyperedges."""
+    numbers = graphs.numbers(kind)
+    if not len(numbers):
+        return nodes
+    return torch.where(nodes < len(numbers), numbers[nodes.clamp(max=len(numbers) - 1)], nodes)

@@ -1,0 +1,12 @@
+"""Registers the adapter of PyTorch Geometric. Importing this does not import torch_geometric."""
+
+from __future__ import annotations
+
+from maskhooks.adapter import Adapter
+from maskhooks.hookspecs import hookimpl
+from maskhooks_geometric.adapter import GeometricAdapter
+
+
+@hookimpl
+def maskhooks_adapters() -> list[Adapter]:
+    return [GeometricAdapter()]

@@ -1,0 +1,205 @@
+"""The task: how graphs become a call, which graph a message belongs to, and what predictions mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor, nn
+
+from maskhooks.adapter import join
+from maskhooks.errors import BatchError
+from maskhooks.outputs import Outputs, Positions
+from maskhooks.signature import signature
+from maskhooks.site import Site
+from maskhooks.task import Task, device_of
+from maskhooks_geometric.graphs import Graphs, Relation
+from maskhooks_geometric.heads import LEVELS, distribution
+from maskhooks_geometric.messages import Messages
+
+_ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_attr", "batch_size": "num_graphs"}
+
+
+class GraphTask(Task):
+    """A batch is PyG's `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
+
+    Data objects are taken apart by the names of the model's arguments; a model that takes one argument with no such
+    name gets the whole. An example is a graph.
+
+    Args:
+        level: what predictions are about: "node", "link" or "graph". Default: by their number.
+        index: `batch -> numbers` of the nodes or links whose predictions count. Default: `node_index` of the batch, the
+            nodes that a NeighborLoader began with, or all.
+    """
+
+    name = "graph"
+    options = (*Task.options, "level", "index")
+    _level: str | None = None
+    _index: Callable[[Any], Tensor] | None = None
+    _parameters: tuple[str, ...] = ()
+    _required: frozenset[str] = frozenset()
+
+    def serve(self, model: nn.Module) -> Task:
+        task = GraphTask()
+        named = {
+            name: part for name, part in signature(model).parameters.items() if part.kind not in (part.VAR_KEYWORD,)
+        }
+        task._parameters = tuple(named)
+        task._required = frozenset(name for name, part in named.items() if part.default is part.empty)
+        return task
+
+    def given(self, functions: Mapping[str, Any]) -> Task:
+        level = functions.get("level")
+        if level is not None and level not in LEVELS:
+            raise BatchError(f"level={level!r} is none of {', '.join(LEVELS)}, which predictions may be about")
+        return super().given(functions)
+
+    def graphs(self, batch: Any) -> Graphs:
+        """What a batch says of its graphs."""
+        return Graphs(batch, self._parameters)
+
+    def call(self, model: nn.Module, batch: Any) -> Any:
+        if self._call is None:
+            self._check(model, batch)
+        return super().call(model, batch)
+
+    def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        graphs = self.graphs(batch)
+        if isinstance(batch, (Mapping, tuple, list, Tensor)):
+            return super().arguments(model, batch)
+        found = {name: self._argument(graphs, name) for name in self._parameters}
+        missing = [name for name in self._required if found[name] is None]
+        if missing and len(self._parameters) == 1:
+            return (batch,), {}
+        if missing:
+            raise BatchError(
+                f"{type(model).__name__}.forward needs {', '.join(missing)}, which the batch does not hold. Name them "
+                f"so in the batch, or say how to call it: wrap(model, call=lambda model, data: model(data.x, ...))"
+            )
+        return (), {name: value for name, value in found.items() if value is not None}
+
+    def _argument(self, graphs: Graphs, name: str) -> Any:
+        own = graphs.get(name)
+        if own is not None or name not in _ALIKE:
+            return own
+        other = graphs.get(_ALIKE[name])
+        if name == "edge_weight" and isinstance(other, Tensor) and other.dim() > 1:
+            return None  # features are no weights
+        return other
+
+    def _check(self, model: nn.Module, batch: Any) -> None:
+        """Refuses edges to nodes that are not there, and tensors on another device than the model's.
+
+        Raises:
+            BatchError: the batch is so.
+        """
+        graphs, device = self.graphs(batch), device_of(model)
+        relations: list[Relation | None] = [*graphs.relations] or [None]
+        for relation in relations:
+            edges = graphs.edges(relation)
+            if edges is None or not len(edges):
+                continue
+            where = "edge_index" if relation is None else f"edge_index of {relation}"
+            if edges.device != device:
+                raise BatchError(
+                    f"{where} is on {edges.device}, the model on {device}. Move the batch: batch.to({str(device)!r})"
+                )
+            counts = [graphs.nodes(kind) for kind in ((None, None) if relation is None else relation[::2])]
+            if relation is None and isinstance(graphs.get("x"), (tuple, list)):
+                continue  # between two sets of nodes
+            largest, least = edges.amax(0).tolist(), int(edges.min())
+            for end, top, count in zip(("source", "target"), largest, counts, strict=True):
+                if least < 0 or top >= count > 0:
+                    raise BatchError(
+                        f"{where} does not match the nodes: it holds {least if least < 0 else top} as a {end}, and "
+                        f"there are {count} nodes, numbered from 0. Give the edge_index of this graph"
+                    )
+
+    def distribution(self, result: Any, batch: Any) -> Outputs:
+        if self._output is not None:
+            return super().distribution(result, batch)
+        chosen = None if self._index is None else self._index(batch)
+        return super().distribution(distribution(result, self.graphs(batch), self._level, chosen), batch)
+
+    def beside(self, site: Site) -> Sequence[Site]:
+        parent, _, child = site.module.rpartition(".")
+        ours = child in ("message", "source", "target") and _axis(site) == "edge"
+        return (Site(join(parent, "edges"), call=site.call),) if ours else ()
+
+    def examples(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
+        axis = _axis(site)
+        if self._examples is not None or axis is None or (axis == "edge" and not self.beside(site)):
+            return super().examples(site, batch, values)
+        graphs = self.graphs(batch)
+        if axis == "node":
+            relation = _relation(graphs, site)
+            whose = graphs.graph_of(relation and relation[2])
+            return torch.zeros(len(values[str(site)]), dtype=torch.long) if graphs.single or whose is None else whose
+        messages = self._messages(graphs, site, values)
+        if not len(messages.sent):
+            raise BatchError(
+                f"site {site}: no message was sent, as the batch holds no edge that this layer uses. Leave graphs "
+                "without edges out, or mask another layer"
+            )
+        found = messages.graph()
+        if found is None:
+            raise BatchError(
+                f"site {site}: the layer numbers its nodes up to {int(messages.sent[:, :2].max())}, and the batch has "
+                "fewer, so whose its messages are is not known. Say it: wrap(model, examples=lambda batch, site: ...)"
+            )
+        return found
+
+    def edges(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Mapping[str, Int[Tensor, " row"]] | None:
+        """Columns source, target, relation where there are several, and edge: the edge's number in its graph.
+
+        `edge` is -1 for messages along no edge of the batch, such as a self-loop that the layer added.
+        """
+        if self._edges is not None or not self.beside(site):
+            return super().edges(site, batch, values)
+        return self._messages(self.graphs(batch), site, values).columns()
+
+    def _messages(self, graphs: Graphs, site: Site, values: Mapping[str, Tensor]) -> Messages:
+        (edges,) = self.beside(site)
+        return Messages(graphs, values[str(edges)], _relation(graphs, site))
+
+    def vary(self, batch: Any, generator: Generator) -> Any | None:
+        """The same graphs with the features of their nodes, and of their edges, in another order."""
+        if self._vary is not None or isinstance(batch, (Mapping, tuple, list, Tensor)):
+            return super().vary(batch, generator)
+        varied, changed = batch.clone(), False
+        for store in varied.stores:
+            for name in ("x", "edge_attr", "edge_weight", "pos"):
+                value = store.get(name) if hasattr(store, "get") else None
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    store[name] = value[torch.randperm(len(value), generator=generator).to(value.device)]
+                    changed |= not torch.equal(store[name], value)
+        return varied if changed else None
+
+    def predictions(self, result: Outputs) -> Sequence[str] | None:
+        return None if isinstance(result, Positions) else super().predictions(result)
+
+    def targets(self, batch: Any) -> Sequence[str] | None:
+        graphs = self.graphs(batch)
+        y = graphs.get("y")
+        fits = isinstance(y, Tensor) and y.numel() == graphs.count and not y.is_floating_point()
+        return [str(label) for label in y.reshape(-1).tolist()] if fits else None
+
+
+def _axis(site: Site) -> str | None:
+    """What a site's rows are: edges, nodes, or neither."""
+    first = site.pattern.positions[:1] if site.pattern is not None else ()
+    return first[0] if first in (("edge",), ("node",)) else None
+
+
+def _relation(graphs: Graphs, site: Site) -> Relation | None:
+    """The type of edges of a layer that serves one, by its name in the model; None where it serves all."""
+    name = _plain(site.module)
+    return next((relation for relation in graphs.relations if _plain("__".join(relation)) in name), None)
+
+
+def _plain(name: str) -> str:
+    """A name without what PyG puts between the parts of a type."""
+    return re.sub(r"[^0-9A-Za-z]+|_+", "_", name)

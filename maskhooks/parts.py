@@ -1,0 +1,88 @@
+"""Parts: what a module computes in portions, such as messages, one call each: read and replaced as one value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from maskhooks.errors import NotATensorError, TappedModelError
+from maskhooks.port import OutputPort, Point, Replacement, copied
+from maskhooks.recompute import recomputing
+from maskhooks.steps import Stepwise
+
+
+class Parts(nn.Module):
+    """Where portions of a value pass, one a call, while an adapter has opened the module that computes them.
+
+    An address without a call means all portions of a pass: the value is these below each other along the first axis,
+    in the order of computation. With a call it means one portion.
+    """
+
+    def forward(self, part: Tensor) -> Tensor:
+        """The portion to go on with."""
+        return part
+
+
+class PartsPort(OutputPort):
+    """The hook on `Parts`.
+
+    What replaces all portions is called at each of them. It returns the same shape, or all portions at once, of which
+    the portion's own rows are taken.
+    """
+
+    _begin = _end = 0  # the rows of the portion at hand
+
+    def attach(self) -> RemovableHandle:
+        self._parts: dict[str, list[Tensor]] = {}
+        return self.module.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
+        if recomputing():
+            if self.calls > 1:
+                site = self.points[0].site
+                raise TappedModelError(
+                    f"site {site}: it is computed again during backward, in portions that cannot be told apart. Switch "
+                    "activation checkpointing off for this model, or tap one call alone."
+                )
+            return self.pass_through(output)
+        self._begin = self._end if self.calls else 0
+        self._end = self._begin + len(output)
+        return self.pass_through(output)
+
+    def fires(self, point: Point, call: int) -> bool:
+        return point.fires(call if point.site.call is not None else 0)
+
+    def function(self, point: Point) -> Replacement:
+        given = super().function(point)
+        whole = point.site.call is None
+        begin, end = (self._begin, self._end) if whole else (0, self._end - self._begin)
+        if isinstance(given, Stepwise):
+            return given.rows(begin, end)
+
+        def replace(part: Tensor) -> Tensor:
+            new: Any = given(part)
+            longer = isinstance(new, Tensor) and new.dim() == part.dim() and len(new) > len(part) and whole
+            return new[begin:end] if longer else new  # type: ignore[no-any-return] # else refused by the port
+
+        return replace
+
+    def _read(self, value: Any, point: Point, call: int) -> Any:
+        if point.site.call is not None:
+            return super()._read(value, point, call)
+        self._pass.inside |= self._pass.again()
+        learns = torch.is_grad_enabled() and value.requires_grad
+        parts = self._parts.setdefault(point.key, [])
+        if not call:
+            parts.clear()
+        parts.append(value if learns else value.clone())
+        if parts[0].shape[1:] != value.shape[1:]:
+            raise NotATensorError(
+                f"site {point.key}: its portions have shapes {list(parts[0].shape)} and {list(value.shape)}, which "
+                f"do not go below each other. Address one call, as '{point.site.at(0)}'.",
+                site=point.site,
+            )
+        self._values[point.key] = torch.cat(parts) if call else parts[0]
+        return copied(value, value) if learns else value
