@@ -16,6 +16,7 @@ HEAVY = [
     "pyarrow",
     "jinja2",
     "torch_geometric",
+    "transformer_lens",
     "captum",
     "typer",
 ]

@@ -1,4 +1,4 @@
-"""TransformerLens: hook names are sites; values agree with its caches, gates act, and its hooks stay."""
+"""TransformerLens: hook names are sites, found and by hand; values agree with its caches, gates act, its hooks stay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import maskhooks
-from maskhooks.errors import SiteNeverFiredError
+from maskhooks.errors import BatchError, SiteNeverFiredError
+from maskhooks.outputs import kl
 from tests.conftest import fingerprint, same_bits
 from tests.partners.gates import PATTERN, act, last_token, trained
 
@@ -26,6 +27,7 @@ from tests.adapters.transformers_models import WORDS, make
 
 IDS = torch.randint(4, WORDS, (3, 5), generator=torch.Generator().manual_seed(1))
 OTHER = IDS.flip(0, 1)
+PADDING = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 FIRST = "blocks.0.hook_resid_post:output"
 
 
@@ -51,7 +53,7 @@ def used(bridge: Any) -> Any:
     """After its first pass and its first cache, in which a bridge adds hooks and attributes of its own."""
     with torch.no_grad():
         bridge.run_with_cache(IDS)
-        bridge(IDS)
+        bridge(IDS, attention_mask=torch.ones_like(IDS))
     return bridge
 
 
@@ -91,7 +93,7 @@ def test_every_hook_that_fires_is_a_site_and_its_value_is_that_of_the_cache(brid
 
 
 def test_gates_act_and_everything_is_as_it_was(bridge: Any) -> None:
-    hooked = maskhooks.wrap(bridge, sites={FIRST: PATTERN}, output=last_token)
+    hooked = maskhooks.wrap(bridge, sites={FIRST: PATTERN}, output=last_token)  # found ones are tried below
     before = state(bridge)
     act(hooked, IDS, OTHER, FIRST, lambda outputs: outputs)
     report = maskhooks.examine(hooked, IDS)
@@ -105,7 +107,7 @@ def test_learns_what_it_learns_without_transformer_lens() -> None:
     model = model_of("gpt2")
     bare = maskhooks.wrap(copy.deepcopy(model), sites={"transformer.h.0:output": PATTERN}, output=last_token)
     bridge = bridged(model)
-    hooked = maskhooks.wrap(bridge, sites={FIRST: PATTERN}, output=last_token)
+    hooked = maskhooks.wrap(bridge)
     before = state(bridge)
     found = trained(hooked, [FIRST], [IDS, OTHER])
     expected = trained(bare, ["transformer.h.0:output"], [{"input_ids": IDS}, {"input_ids": OTHER}])
@@ -113,6 +115,72 @@ def test_learns_what_it_learns_without_transformer_lens() -> None:
     for key in found:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
     assert state(bridge) == before
+
+
+def test_sites_and_what_it_predicts_are_found(bridge: Any) -> None:
+    """As in the model inside, where that is one of transformers': same values, depths and tags, same prediction."""
+    hooked = maskhooks.wrap(bridge)
+    layers = range(bridge.cfg.n_layers)
+    states = ["embed.hook_out", "blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
+    assert [str(site) for site in hooked.sites.tagged("hidden")] == [f"{name}:output" for name in states]
+    assert [site.depth for site in hooked.sites.tagged("hidden")] == list(range(len(states)))
+    assert [str(site) for site in hooked.sites.tagged("head")] == [f"blocks.{i}.attn.hook_z:output" for i in layers]
+    assert [str(site) for site in hooked.sites.tagged("mlp")] == [f"blocks.{i}.hook_mlp_out:output" for i in layers]
+    assert len(hooked.sites.tagged("input")) == 1
+    mask = PADDING if bridge.cfg.attention_dir == "causal" else PADDING.flip(1)  # a bridge moves positions by it
+    batch = {"input_ids": IDS, "attention_mask": mask}
+    before = state(bridge)
+    report = maskhooks.examine(hooked, IDS)
+    assert report.healthy, str(report)
+    with torch.no_grad(), hooked.tap(read=list(hooked.sites)) as tap:
+        found = hooked.distribution(hooked(batch), batch)
+    for site in hooked.sites:
+        assert site.gating().mask_shape(tap.values[site])[:2] == IDS.shape
+    if hasattr(bridge.original_model, "config") and hasattr(bridge.original_model.config, "model_type"):
+        inside = maskhooks.wrap(bridge.original_model)
+        with torch.no_grad(), inside.tap(read=list(inside.sites)) as same:
+            expected = inside.distribution(inside(batch), batch)
+        assert kl(expected, found).abs().max() < 1e-6
+        for tag in ("hidden", "head"):
+            pairs = list(zip(hooked.sites.tagged(tag), inside.sites.tagged(tag), strict=True))
+            assert [(one.depth, one.tags) for one, _ in pairs] == [(other.depth, other.tags) for _, other in pairs]
+            for one, other in pairs:
+                torch.testing.assert_close(tap.values[one].flatten(), same.values[other].flatten())
+    assert state(bridge) == before
+
+
+def test_an_encoder_and_a_decoder() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": WORDS, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+    hooked = maskhooks.wrap(bridge)
+    batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": OTHER[:, :3]}
+    assert [str(site) for site in hooked.sites.tagged("input")] == ["encoder_blocks.0.hook_resid_pre:output"]
+    cross = hooked.sites.tagged("cross")
+    assert {str(site.gating().arrow) for site in cross} == {"batch target (head dim) -> batch target head"}
+    with torch.no_grad(), hooked.tap(read=list(hooked.sites)) as tap:
+        found = hooked.distribution(hooked(batch), batch)
+    assert len(tap.values) == len(hooked.sites)
+    inside = maskhooks.wrap(bridge.original_model)
+    with torch.no_grad():
+        assert kl(inside.distribution(inside(batch), batch), found).abs().max() < 1e-6
+
+
+def test_a_bridge_inside_a_model_of_the_users_own() -> None:
+    outer = torch.nn.Sequential(bridge_of("gpt2"), torch.nn.Linear(WORDS, 3))
+    hooked = maskhooks.wrap(outer)
+    assert [str(site) for site in hooked.sites.tagged("input")] == ["0.embed.hook_out:output"]
+    with torch.no_grad(), hooked.tap(read="hidden") as tap:
+        hooked(IDS)
+    assert len(tap.values) == 5
+
+
+def test_texts_are_refused() -> None:
+    hooked = maskhooks.wrap(bridge_of("gpt2"))
+    with pytest.raises(BatchError, match="the batch has no input_ids"):
+        hooked(["w5 w6 w7"])
 
 
 def test_hooks_of_transformer_lens_see_what_was_put_in_place_and_the_other_way_round() -> None:
@@ -186,6 +254,6 @@ def test_a_model_booted_with_its_tokenizer(tokenizer: Callable[[], Any]) -> None
     with torch.no_grad(), hooked.tap(read=FIRST) as tap:
         _, cache = bridge.run_with_cache(texts)
         assert same_bits(tap.values[FIRST], cache["blocks.0.hook_resid_post"])
-        hooked({"input": texts, "return_type": "logits"})
+        hooked(bridge.to_tokens(texts))
     assert same_bits(tap.values[FIRST], cache["blocks.0.hook_resid_post"])
     assert state(bridge) == before

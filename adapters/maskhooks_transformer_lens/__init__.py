@@ -1,0 +1,1 @@
+"""TransformerLens: bridges over models, and how they are called."""

@@ -1,0 +1,14 @@
+"""What of TransformerLens the user has loaded; nothing here imports it."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+
+
+def bridge_types() -> tuple[type[nn.Module], ...]:
+    """`TransformerBridge`, or nothing while none can exist in this process."""
+    module = sys.modules.get("transformer_lens.model_bridge.transformer_bridge")
+    found = getattr(module, "TransformerBridge", None)
+    return () if found is None else (found,)

@@ -1,0 +1,19 @@
+"""Registers the adapter and the task of TransformerLens. Importing this does not import TransformerLens."""
+
+from __future__ import annotations
+
+from maskhooks.adapter import Adapter
+from maskhooks.hookspecs import hookimpl
+from maskhooks.task import Task
+from maskhooks_transformer_lens.adapter import LensAdapter
+from maskhooks_transformer_lens.task import LensTask
+
+
+@hookimpl
+def maskhooks_adapters() -> list[Adapter]:
+    return [LensAdapter()]
+
+
+@hookimpl
+def maskhooks_tasks() -> list[Task]:
+    return [LensTask()]
