@@ -76,7 +76,7 @@ def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
 
     def at(call: Call, port: str, state: State | None, tags: frozenset[str]) -> Site | None:
         pattern = None if state is None else axes.pattern(state.tensor.shape, seen.kind)
-        if state is None or pattern is None or not used(state.tensor):
+        if state is None or pattern is None or not call.graded or not used(state.tensor):
             return None
         index = call.index if call.name in several else None
         return Site(call.name, "input" if port == "input" else "output", state.path, index, pattern, tags)
@@ -86,7 +86,7 @@ def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
         if site is not None:
             yield _Found(site, call.end)
     for chain in found:
-        for call, port, moment, step in _states(chain):
+        for call, port, moment, step in _states(chain, seen):
             site = at(call, port, call.takes if port == "input" else call.gives, _HIDDEN)
             if site is not None:
                 yield _Found(site, moment, before=step)
@@ -124,9 +124,18 @@ def _numbered(found: list[_Found]) -> list[Site]:
     return sites
 
 
-def _states(chain: Chain) -> Iterator[tuple[Call, str, int, Step | None]]:
-    """The input of the first step, and each step's output, or the next one's input where the two differ."""
-    yield chain.steps[0].enter, "input", chain.steps[0].enter.start, None
+def _states(chain: Chain, seen: Pass) -> Iterator[tuple[Call, str, int, Step | None]]:
+    """The input of the first step, and each step's output, or the next one's input where the two differ.
+
+    Of a step of several modules the first is not the only one to take the input: where another module gave it, the
+    site is the output of that.
+    """
+    first = chain.steps[0]
+    given = [] if first.enter is first.leave else [call for call in seen.calls if _gave(call, first.enter)]
+    if given:
+        yield given[-1], "output", given[-1].end, None
+    else:
+        yield first.enter, "input", first.enter.start, None
     for step, following in pairwise(chain.steps):
         gives, takes = step.leave.gives, following.enter.takes
         if gives is not None and takes is not None and gives.tensor is takes.tensor:
@@ -135,6 +144,14 @@ def _states(chain: Chain) -> Iterator[tuple[Call, str, int, Step | None]]:
             yield following.enter, "input", following.enter.start, step
     last = chain.steps[-1]
     yield last.leave, "output", last.leave.end, last
+
+
+def _gave(call: Call, other: Call) -> bool:
+    """Whether a call gave what a later one takes, which may be a view of it."""
+    if call.gives is None or other.takes is None or call.end >= other.start:
+        return False
+    given, taken = call.gives.tensor, other.takes.tensor
+    return given.numel() == taken.numel() and given.untyped_storage()._cdata == taken.untyped_storage()._cdata
 
 
 def _mlps(chain: Chain, seen: Pass) -> Iterator[Call]:

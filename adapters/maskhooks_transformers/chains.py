@@ -30,7 +30,7 @@ class Chain:
     """Layers in order. Lists whose members take turns (XLM's attentions, norms, feed-forward parts) make one chain."""
 
     steps: list[Step]
-    merged: list[list[Call]] = field(default_factory=list)
+    merged: list[list[Step]] = field(default_factory=list)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -44,24 +44,25 @@ def chains(base: nn.Module, seen: Pass) -> list[Chain]:
     """The chains of a model in order, those that attend where any does.
 
     Candidates are lists of modules that fire one after another, each with a state in and a state out, and not all on
-    the same one, as experts do. The one with the most calls inside counts first, and those within its span not at all.
+    the same one, as experts do; a module whose `forward` is called directly does not fire, but its parts do. The one
+    with the most calls inside counts first, and those within its span not at all.
     """
     found: list[Chain] = []
-    ranked = sorted(_candidates(base, seen), key=lambda calls: -_size(calls, seen))
-    for calls in ranked:
-        first, last = calls[0].start, calls[-1].end
+    ranked = sorted(_candidates(base, seen), key=lambda steps: -_size(steps, seen))
+    for steps in ranked:
+        first, last = steps[0].enter.start, steps[-1].leave.end
         around = [chain for chain in found if chain.span[0] <= last and first <= chain.span[1]]
         if not around:
-            found.append(Chain([Step(call, call) for call in calls], [calls]))
-        elif len(around) == 1 and _take_turns(around[0], calls):
-            _merge(around[0], calls)
+            found.append(Chain(steps, [steps]))
+        elif len(around) == 1 and _take_turns(around[0], steps):
+            _merge(around[0], steps)
     found.sort(key=lambda chain: chain.span)
     attend = [chain for chain in found if any(chain.covers(moment) for moment in seen.attentions)]
     largest = max((_size(chain.merged[0], seen) for chain in found), default=0)
     return attend or [chain for chain in found if _size(chain.merged[0], seen) >= LEAST * largest]
 
 
-def _candidates(base: nn.Module, seen: Pass) -> Iterator[list[Call]]:
+def _candidates(base: nn.Module, seen: Pass) -> Iterator[list[Step]]:
     first_names = {id(module): name for name, module in base.named_modules()}
     for name, part in base.named_modules():
         if not isinstance(part, (nn.ModuleList, nn.Sequential)):
@@ -69,47 +70,51 @@ def _candidates(base: nn.Module, seen: Pass) -> Iterator[list[Call]]:
         children = [child for child in part._modules.values() if child is not None]
         if isinstance(part, nn.Sequential) and (len(children) < 2 or len({type(child) for child in children}) > 1):
             continue
-        names = {first_names.get(id(child), join(name, "")) for child in children}
-        calls = sorted((call for call in seen.calls if call.name in names), key=lambda call: call.start)
-        if calls and _is_chain(calls):
-            yield calls
+        names = list(dict.fromkeys(first_names.get(id(child), join(name, "")) for child in children))
+        fired = sorted((call for call in seen.calls if call.name in names), key=lambda call: call.start)
+        steps = [Step(call, call) for call in fired] or [step for name in names for step in _parts(name, seen)]
+        if steps and _is_chain(steps):
+            yield steps
 
 
-def _is_chain(calls: list[Call]) -> bool:
-    if any(call.takes is None or call.gives is None for call in calls):
+def _parts(name: str, seen: Pass) -> Iterator[Step]:
+    """One step from the first to the last part of a module that did not fire itself."""
+    inside = sorted((call for call in seen.calls if call.name.startswith(f"{name}.")), key=lambda call: call.start)
+    if inside:
+        yield Step(inside[0], max(inside, key=lambda call: call.end))
+
+
+def _is_chain(steps: list[Step]) -> bool:
+    if any(step.enter.takes is None or step.leave.gives is None for step in steps):
         return False
-    for one, other in pairwise(calls):
-        shared = one.takes is not None and other.takes is not None and one.takes.tensor is other.takes.tensor
-        if other.start < one.end or shared:
+    for one, other in pairwise(steps):
+        taken = [step.enter.takes.tensor for step in (one, other) if step.enter.takes is not None]
+        if other.enter.start < one.leave.end or taken[0] is taken[1]:
             return False
     return True
 
 
-def _size(calls: list[Call], seen: Pass) -> int:
+def _size(steps: list[Step], seen: Pass) -> int:
     """How many calls there are inside."""
-    return sum(any(call.start <= one.start <= call.end for call in calls) for one in seen.calls)
+    return sum(any(step.covers(one.start) for step in steps) for one in seen.calls)
 
 
-def _take_turns(chain: Chain, calls: list[Call]) -> bool:
+def _take_turns(chain: Chain, steps: list[Step]) -> bool:
     """Whether the members of a list fire in turn with those of a chain, outside of them."""
-    if len(calls) != len(chain.steps):
+    if len(steps) != len(chain.steps):
         return False
-    if any(step.covers(call.start) for group in chain.merged for step in group_steps(group) for call in calls):
+    if any(own.covers(step.enter.start) for group in chain.merged for own in group for step in steps):
         return False
-    turns = [
-        (min(step.enter.start, call.start), max(step.leave.end, call.end))
-        for step, call in zip(chain.steps, calls, strict=True)
-    ]
-    return all(one[1] < other[0] for one, other in pairwise(turns))
+    turns = [_both(own, step) for own, step in zip(chain.steps, steps, strict=True)]
+    return all(one.leave.end < other.enter.start for one, other in pairwise(turns))
 
 
-def group_steps(calls: list[Call]) -> list[Step]:
-    return [Step(call, call) for call in calls]
+def _merge(chain: Chain, steps: list[Step]) -> None:
+    chain.merged.append(steps)
+    chain.steps = [_both(own, step) for own, step in zip(chain.steps, steps, strict=True)]
 
 
-def _merge(chain: Chain, calls: list[Call]) -> None:
-    chain.merged.append(calls)
-    chain.steps = [
-        Step(min(step.enter, call, key=lambda one: one.start), max(step.leave, call, key=lambda one: one.end))
-        for step, call in zip(chain.steps, calls, strict=True)
-    ]
+def _both(one: Step, other: Step) -> Step:
+    return Step(
+        min(one.enter, other.enter, key=lambda call: call.start), max(one.leave, other.leave, key=lambda call: call.end)
+    )

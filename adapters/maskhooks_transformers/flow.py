@@ -44,6 +44,7 @@ class Call:
         start, end: when it began and ended, on the clock of the pass.
         takes, gives: the first hidden state among the arguments, and in the output, tensors without
             data.
+        graded: whether gradients may go through it: not within `torch.no_grad()`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Call:
     end: int = 0
     takes: State | None = None
     gives: State | None = None
+    graded: bool = True
 
 
 class Heads(NamedTuple):
@@ -159,12 +161,12 @@ class _Watch:
 
     def _begin(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = Call(name, self.counts[name], self._tick())
+            call = Call(name, self.counts[name], self._tick(), graded=torch.is_grad_enabled())
             self.counts[name] += 1
             self.open.append(call)
             arguments = dict(_arguments(module, args, kwargs))
             call.takes = _first(arguments)
-            if module._parameters:
+            if module._parameters and call.graded:
                 self._heads(call, arguments)
 
         return hook

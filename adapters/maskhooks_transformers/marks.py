@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from maskhooks_transformers.samples import BATCH
+from maskhooks_transformers.samples import BATCH, DECODED
 
 RADIX = 4096  # more than there are heads, or positions in a sample
 _NOT, _LINEAR = -1, 0  # levels of flow; from 1 on, the moment of an activation
@@ -135,25 +135,26 @@ class Marks(TorchFunctionMode):
             self.attended()
             heads = _einsum_heads(args[0], result) if name == "einsum" else tuple(range(1, result.dim() - 2))
             if heads is not None:
-                self._label(result, heads, False)
+                queries, keys = inputs[0].shape[-2:]  # blocks of a sequence have more keys too, but not a decoder's
+                self._label(result, heads, queries == DECODED != keys)
 
     def _label(self, result: Tensor, heads: tuple[int, ...], crossed: bool) -> None:
-        """Labels what attention gives: examples first (with heads, where there are three axes), positions last but one.
+        """Labels what attention gives: examples first, or examples and heads in one axis; features last.
 
-        Other axes between are heads.
+        The axes between that are no heads are positions, in blocks where there are several.
         """
         shape = result.shape
-        if result.dim() < 3 or shape[0] % BATCH or (result.dim() > 3 and shape[0] != BATCH):
+        if result.dim() < 3 or shape[0] % BATCH:
             return
+        heads = heads if shape[0] == BATCH else ()
+        positions = tuple(axis for axis in range(1, result.dim() - 1) if axis not in heads)
         rows = torch.arange(shape[0], device="cpu") // (shape[0] // BATCH)
         head = torch.arange(shape[0], device="cpu") % (shape[0] // BATCH)
-        positions = next(axis for axis in range(result.dim() - 2, 0, -1) if axis not in heads)
         codes = _along(rows * RADIX * RADIX + head, 0, result.dim())
-        codes = codes + _along(torch.arange(shape[positions], device="cpu") * RADIX, positions, result.dim())
-        step = 1
-        for axis in reversed(heads):
-            codes = codes + _along(torch.arange(shape[axis], device="cpu") * step, axis, result.dim())
-            step *= shape[axis]
+        for axes, unit in ((positions, RADIX), (heads, 1)):
+            for axis in reversed(axes):
+                codes = codes + _along(torch.arange(shape[axis], device="cpu") * unit, axis, result.dim())
+                unit *= shape[axis]
         self._labels[result] = Label(next(self._numbers), codes.expand(shape), crossed)
 
     def _onward(
@@ -181,7 +182,10 @@ class Marks(TorchFunctionMode):
         label: Label,
     ) -> None:
         if name in _SHAPING:
+            function = Tensor.reshape if name == "view" else function  # labels are strided otherwise
             if name in ("cat", "concat", "stack") and not all(one in self._labels for one in inputs):
+                if name != "stack" and len(outputs) == 1:
+                    self._beside(args, kwargs, outputs[0], label)
                 return
             codes = list(_inside([function(*self._swapped(args), **self._swapped(kwargs))]))
             for output, code in zip(outputs, codes, strict=True):
@@ -190,6 +194,20 @@ class Marks(TorchFunctionMode):
             like = next((one for one in inputs if one in self._labels and one.shape == outputs[0].shape), None)
             if like is not None:
                 self._labels[outputs[0]] = self._labels[like]
+
+    def _beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, label: Label) -> None:
+        """What is put beside heads, along their axis, counts as further heads: so ConvBERT's convolutions."""
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        parts, count = [], 0
+        for part in kwargs.get("tensors", args[0] if args else ()):
+            found = self._labels.get(part)
+            size = part.shape[axis]
+            if found is not None and not _is_range(found.codes, axis):
+                return
+            codes = (label if found is None else found).codes.narrow(axis, 0, 1)
+            parts.append(codes + _along(torch.arange(size) + count, axis % part.dim(), part.dim()))
+            count += size
+        self._labels[output] = label._replace(codes=torch.cat(parts, axis))
 
     def _swapped(self, value: Any) -> Any:
         """The same arguments with labels in place of what they label."""
@@ -226,12 +244,21 @@ def _along(values: Tensor, axis: int, dims: int) -> Tensor:
     return values.view([-1 if one == axis else 1 for one in range(dims)])
 
 
+def _is_range(codes: Tensor, axis: int) -> bool:
+    """Whether heads 0, 1, 2, ... stand along an axis."""
+    first = codes.narrow(axis, 0, 1)
+    steps = _along(torch.arange(codes.shape[axis], device="cpu"), axis % codes.dim(), codes.dim())
+    return not bool((first % RADIX).any()) and torch.equal(codes, first + steps)
+
+
 def _einsum_heads(equation: Any, result: Tensor) -> tuple[int, ...] | None:
     """The axes of heads in what `einsum` gives of attention weights and values: letters of all three."""
     if not isinstance(equation, str) or "->" not in equation or equation.count(",") != 1:
         return None
-    operands, out = equation.replace(" ", "").split("->")
-    weights, values = operands.split(",")
-    shared = [axis for axis, letter in enumerate(out) if letter in weights and letter in values]
-    batch = next((axis for axis in shared if result.shape[axis] == BATCH), None)
-    return None if batch != 0 else tuple(axis for axis in shared if axis != batch)
+    whole = equation.replace(" ", "")
+    whole = whole.replace("...", "ABCDEF"[: result.dim() - len(whole.split("->")[1].replace("...", ""))])
+    operands, out = whole.split("->")
+    shared = [axis for axis, letter in enumerate(out) if all(letter in operand for operand in operands.split(","))]
+    if shared[:1] != [0] or result.shape[0] % BATCH:
+        return None
+    return tuple(axis for axis in shared[1:] if out[axis].islower())

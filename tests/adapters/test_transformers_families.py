@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import einops
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.mix import mix
 from maskhooks.tap import frozen
+from maskhooks.trials import bypassed
 from tests.conftest import same_bits
 
 TEXT = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -50,6 +54,31 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
         {"vocab_size": 40, "emb_dim": 16, "n_layers": 2, "n_heads": 2, "n_langs": 1, "pad_index": 0},
         "input_ids",
         {"hidden": 4, "head": 2, "mlp": 2},
+    ),
+    "squeezebert": (
+        "SequenceClassification",
+        {**TEXT, **LAYERS, "embedding_size": 16, **{f"{part}_groups": 1 for part in ("q", "k", "v", "intermediate")}},
+        "input_ids",
+        {"hidden": 4, "head": 2, "mlp": 2},
+    ),
+    "convbert": (
+        "SequenceClassification",
+        {**TEXT, **LAYERS, "num_attention_heads": 4, "embedding_size": 16},
+        "input_ids",
+        {"hidden": 4, "head": 2, "mlp": 2},
+    ),
+    "longformer": (
+        "SequenceClassification",
+        {**TEXT, **LAYERS, "attention_window": 4},
+        "input_ids",
+        {"hidden": 4, "head": 2, "mlp": 2},
+    ),
+    "longt5": (
+        "Seq2SeqLM",
+        {**TEXT, "d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 2, "decoder_start_token_id": 0,
+         "local_radius": 2},
+        "input_ids",
+        {"hidden": 8, "head": 6, "cross": 2, "mlp": 4},
     ),
     "vit": ("ImageClassification", {**LAYERS, **IMAGE}, "pixel_values", {"hidden": 4, "head": 2, "mlp": 2}),
     "segformer": (
@@ -149,3 +178,75 @@ def test_patches_stand_in_rows_and_columns() -> None:
     (site,) = hooked.sites.tagged("input")
     assert site.gating().positions == ("batch", "height", "width")
     assert site.shape == (2, 16, 4, 4)
+
+
+@pytest.mark.parametrize("family", ["squeezebert", "xlm"])
+def test_layers_without_a_call_of_their_own_have_states_with_no_way_around(family: str) -> None:
+    hooked = maskhooks.wrap(make(family))
+    found = bypassed(hooked, batch(family), hooked.sites.tagged("hidden"))
+    assert set(found.values()) == {False}
+
+
+@pytest.mark.parametrize(
+    ("family", "values"), [("squeezebert", "value"), ("convbert", "value"), ("longformer", "value"), ("longt5", "v")]
+)
+def test_each_head_stands_where_its_pattern_says(family: str, values: str) -> None:
+    hooked = maskhooks.wrap(make(family))
+    site = hooked.sites.tagged("head")[0]
+    (projection,) = (
+        module
+        for name, module in hooked.model.named_modules()
+        if re.fullmatch(rf".*\.0\..*\.{values}", name) and ".1." not in name and "decoder" not in name
+    )
+    count, size = site.gating().sizes["head"], 8 if family != "convbert" else 4
+    arrow = f"{site.gating().arrow.split('->')[0]} -> batch {site.gating().positions[1]} head dim"
+
+    def heads() -> Tensor:
+        with torch.no_grad(), hooked.tap(read=[site]) as tap:
+            hooked(batch(family))
+        return einops.rearrange(tap.values[site], arrow, head=count)[:, 1:]  # the first token attends otherwise
+
+    before = heads()
+    with torch.no_grad():
+        for weight in projection.parameters():
+            weight[size : 2 * size] = 0  # of the second head
+    after = heads()
+    assert not before[:, :, 1].eq(0).all()
+    assert after[:, :, 1].eq(0).all()
+    assert torch.equal(after[:, :, 0], before[:, :, 0])
+    assert torch.equal(after[:, :, 2:], before[:, :, 2:])
+
+
+def test_answers_among_the_tokens_of_a_decoder() -> None:
+    config = transformers.BartConfig(**TEXT, **BOTH, d_model=16)
+    hooked = maskhooks.wrap(transformers.BartForQuestionAnswering(config))
+    ids, targets = batch("bart")["input_ids"], torch.tensor([[4, 5, 6, 2], [4, 5, 2, 0]])
+    for given, padding in (
+        ({"input_ids": ids, "attention_mask": (ids > 5).long()}, ids <= 5),
+        ({"input_ids": ids, "decoder_input_ids": targets}, torch.zeros(2, 4, dtype=torch.bool)),
+        (
+            {"input_ids": ids, "decoder_input_ids": targets, "decoder_attention_mask": (targets > 0).long()},
+            targets == 0,
+        ),
+    ):
+        with torch.no_grad(), frozen(hooked.model):
+            result = hooked.distribution(hooked(given), given)
+        assert isinstance(result, dict)
+        for part in ("start", "end"):
+            found = result[part]
+            assert isinstance(found, Categorical)
+            assert torch.equal(found.probs.eq(0), padding)
+
+
+def test_an_answer_out_of_those_known() -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    parts = {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 8, "num_qa_labels": 5}
+    hooked = maskhooks.wrap(transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**sizes, **parts)))
+    given = {"input_ids": batch("bart")["input_ids"], "visual_feats": torch.randn(2, 4, 8)}
+    given["visual_pos"] = torch.rand(2, 4, 4)
+    with torch.no_grad(), frozen(hooked.model):
+        outputs = hooked(given)
+        result = hooked.distribution(outputs, given)
+    assert isinstance(result, Categorical)
+    assert torch.allclose(result.probs, outputs.question_answering_score.softmax(-1))
+    assert len(hooked.sites.tagged("head")) > 3
