@@ -33,6 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import tiny
 import torch
 import transformers
+from maskhooks_transformers import decoding
 from maskhooks_transformers.marks import Marks
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
@@ -147,7 +148,7 @@ def attends(model: nn.Module, batch: Any) -> bool:
     marks, seen = Marks(values=True), []
     marks.attended = lambda: seen.append(True)
     with torch.no_grad(), marks:
-        model(**batch)
+        model(**batch, **decoding.without_cache(model))
     return bool(seen)
 
 
@@ -208,6 +209,8 @@ def masks_learn(explainer: DiffMask, batch: Any) -> None:
     for masking in maskings:
         objective = explainer.recipe.make_objective(explainer.margin)
         objective.start(closed_divergence(hooked, clean, masking, kl).mean())
+        for vote in masking.votes:
+            vote.probe.zero_grad()  # maskings of deeper states share the votes of those before
         masked, outputs = masked_pass(hooked, clean, masking, generator(0, 1))
         divergence = kl(clean.outputs, outputs)
         objective(masked, divergence, penalty(clean.outputs, outputs, divergence)).backward()
@@ -217,6 +220,7 @@ def masks_learn(explainer: DiffMask, batch: Any) -> None:
                 raise CheckError(f"a probe of {masking} has no finite gradient")
             if not any(bool(slope.count_nonzero()) for slope in slopes):
                 raise CheckError(f"a probe of {masking} has a zero gradient")
+    for masking in maskings:  # after all gradients, since this moves probes
         if not sparsity_falls(hooked, clean, masking):
             raise CheckError(f"the expected L0 of {masking} does not fall")
 

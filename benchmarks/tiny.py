@@ -13,10 +13,11 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
-from maskhooks_transformers import samples
+from maskhooks_transformers import decoding, samples
 from torch import Tensor, nn
 
 MOST_WEIGHTS = 40_000_000
@@ -27,15 +28,17 @@ _LAYERS = 2
 _NAMES: tuple[tuple[str, int], ...] = (
     (r"layerdrop|tokenizer_chunk|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),
     (r"token_id|token_index|_id$", 0),
-    (r"vocab_size", WORDS),
-    (r"experts_per|top_?k|n_group$|topk_group|moe_k|num_selected", 1),
-    (r"experts", 4),
+    (r"vocab_size|_vocab$", WORDS),
+    (r"n_group$|topk_group", 1),
+    (r"n_groups$", 2),
+    (r"experts_per|top_?k|moe_k|num_selected", 2),
+    (r"experts|expert_num", 4),
     (r"(key_value|kv|_groups_)_?heads|num_kv|n_head_kv|multi_query_group", 2),
     (r"heads?$|n_head|num_heads|_heads", 4),
     (r"layers_per|num_hidden_groups|inner_group|layer_offset", 1),
     (r"layer_period", 2),
     (r"layers$|n_layers?$|num_layers|layers_num|^depth$|num_blocks|n_blocks|block_depth|attends_per|repeats$", _LAYERS),
-    (r"first_k_dense|num_dense|shared_layers|dense_layers", 1),
+    (r"first_k_dense|num_dense|dense_layers", 1),
     (r"positions?$|position_embeddings|max_length|max_seq|^n_ctx$|seq_len(gth)?$", 64),
     (r"image_size|input_size|crop_size", 32),
     (
@@ -46,7 +49,7 @@ _NAMES: tuple[tuple[str, int], ...] = (
     (r"state_size|d_state|ssm_state", 8),
     (r"^window_size$", 2),
     (r"chunk_size$|window_size|sliding_window|attention_window|block_size|chunk_length", 8),
-    (r"intermediate|ffn|feed_forward|d_ff|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
+    (r"intermediate|ffn|feed_forward|d_ff|d_ssm|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
     (
         r"embedding_size|embed_dim|emb_dim|hidden|d_model|n_embd|^dim$|_dim$|model_dim|width|embed_size|channels?_out|^d_latents$",
         32,
@@ -73,15 +76,16 @@ def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tu
         BuildError: no rung of the ladder leads to one.
     """
     reasons: list[str] = []
-    for main, rung in itertools.product((True, False), list(_rungs())):
+    own = getattr(model_class, "config_class", None) or config_class  # for models of text, the text's alone
+    for main, caches, rung in itertools.product((True, False), (True, False), list(_rungs())):
         try:
-            config = _config(config_class, rung)
+            config = _config(own, rung)
             with torch.device("meta"):
                 count = sum(weight.numel() for weight in _model(model_class, config).parameters())
             if count > MOST_WEIGHTS:
                 raise BuildError(f"{count / 1e6:.0f} million weights")
-            model = _redrawn(_model(model_class, _config(config_class, rung)), seed)
-            batch = _batch(model, seed, main)
+            model = _redrawn(_model(model_class, _config(own, rung)), seed)
+            batch = _batch(model, seed, main, caches)
             return _settled(model, batch), batch
         except Exception as error:  # noqa: PERF203 # whatever the model's own code raises
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
@@ -92,6 +96,8 @@ def _rungs() -> Iterator[Rung]:
     yield functools.partial(_by_name, derived=False)
     yield functools.partial(_by_name, derived=True)
     yield functools.partial(_by_name, derived=True, fill=True)
+    yield _of_wider_heads
+    yield _attending
     yield _of_more_pixels
     yield _of_more_words
     yield functools.partial(_deep, derived=False, layers=8)
@@ -129,29 +135,31 @@ def _settled(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Module:
     for norm in norms:
         norm.train().momentum = 1.0
     with torch.no_grad():
-        model(**batch)
+        model(**batch, **decoding.without_cache(model))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
     return model
 
 
-def _batch(model: nn.Module, seed: int, main: bool) -> dict[str, Tensor]:
+def _batch(model: nn.Module, seed: int, main: bool, caches: bool) -> dict[str, Tensor]:
     """The first sample call of the model that runs and gives finite outputs, with random values.
 
     Args:
         main: only calls with the model's main input.
+        caches: whether it may write a key-value cache, as it does by default; few cannot without being told how.
 
     Raises:
         Exception: what the last one raised.
     """
     last: Exception | None = None
+    settings = {} if caches else decoding.without_cache(model)
     for shapes in samples.calls(model):
         if main and not {getattr(model, "main_input_name", None), "input_ids"} & set(shapes):
             continue
         batch = _filled(model, shapes, torch.Generator().manual_seed(seed + 1))
         try:
             with torch.no_grad():
-                outputs = model(**batch)
+                outputs = model(**batch, **settings)
         except Exception as error:  # whatever the model's own code raises
             last = error
             continue
@@ -220,11 +228,11 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
     for name, value in values.items():
         if name in given or name.startswith("_") or name in ("num_labels", "id2label", "label2id"):
             continue
-        if name in kinds:
+        new = rung(name, value, declared.get(name, value))
+        if name in kinds and new is value:
             few = wanted == _LAYERS
             given[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(layers)] if few else value[:layers]
             continue
-        new = rung(name, value, declared.get(name, value))
         if new == _LAYERS and isinstance(new, int) and _is(name, r"layers$|n_layers?$|num_layers"):
             new = layers
         if new is not value:
@@ -296,10 +304,12 @@ def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool =
         fill: also those that are None.
     """
     size = _number(name)
-    if not size or isinstance(value, (bool, str)) or (default is None and not derived):
+    if _is(name, r"kv_shared_layers") and type(value) is int:
+        return 0  # of two layers none has the keys of one before it
+    if not size or isinstance(value, (bool, str)) or (isinstance(default, (str, NoneType)) and not derived):
         return value
     if value is None:
-        return size if fill and not _is(name, r"window|chunk|shared|block|rank|^n_inner") else value
+        return size if fill and not _is(name, r"window|chunk|shared(?!_expert)|block|rank|^n_inner") else value
     if isinstance(value, int):
         return min(value, size) if value > 0 else value
     if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
@@ -312,6 +322,21 @@ def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool =
         if _is(name, r"image_size|input_size"):
             return type(value)(min(item, size) for item in value)
     return value
+
+
+def _of_wider_heads(name: str, value: Any, default: Any) -> Any:
+    """As `_by_name`, with heads that together are twice as wide as a state, as state-space layers have them."""
+    new = _by_name(name, value, default, derived=False)
+    return min(value, 16) if type(value) is int and _number(name) == 8 and _is(name, r"head_?dim|d_head") else new
+
+
+def _attending(name: str, value: Any, default: Any) -> Any:
+    """As `_by_name`, with attention in the last layer, where the class has none unless told so."""
+    if name == "layer_types":
+        return [(value or ["full_attention"])[0], "full_attention"]
+    if _is(name, r"layer_indices$") and value is None:
+        return [_LAYERS - 1]
+    return _by_name(name, value, default, derived=False)
 
 
 def _of_more_pixels(name: str, value: Any, default: Any) -> Any:
