@@ -40,7 +40,10 @@ class Graphs:
         """What the batch has under a name; None where it has nothing."""
         if isinstance(self._held, Mapping):
             return self._held.get(name)
-        return getattr(self._held, name, None)
+        try:
+            return getattr(self._held, name, None)
+        except KeyError:  # HeteroData's, for a name that ends in _dict or weights of no type
+            return None
 
     def __contains__(self, name: str) -> bool:
         return self.get(name) is not None

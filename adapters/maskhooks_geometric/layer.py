@@ -61,8 +61,14 @@ class _Layer(Uncopied):
             return
         module = self._module
         _open[module] = self
-        self._own = {key: vars(module)[key] for key in ("fuse", "_decomposed_layers") if key in vars(module)}
-        vars(module).update({key: {"fuse": False}.get(key, 1) for key in self._own})
+        opened = {
+            "fuse": False,
+            "_decomposed_layers": 1,
+            "_cached_x": None,
+            "_cached_h": None,
+        }  # the last two: of states
+        self._own = {key: vars(module)[key] for key in opened if key in vars(module)}
+        vars(module).update({key: opened[key] for key in self._own})
         self._handles = [
             module.register_forward_pre_hook(self.begin, with_kwargs=True),
             module.register_forward_hook(self.end, always_call=True),

@@ -83,6 +83,8 @@ class GraphTask(Task):
 
     def _argument(self, graphs: Graphs, name: str) -> Any:
         own = graphs.get(name)
+        if own is None and graphs.hetero:  # as a model made by to_hetero calls its arguments
+            own = graphs.get(f"{name}_dict")
         if own is not None or name not in _ALIKE:
             return own
         other = graphs.get(_ALIKE[name])

@@ -1,0 +1,506 @@
+"""Messages of PyTorch Geometric's layers: each a row between the right nodes, exact, the model untouched."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("torch_geometric")
+
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import (
+    APPNP,
+    ARMAConv,
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    GENConv,
+    GINConv,
+    HANConv,
+    HGTConv,
+    PNAConv,
+    RGATConv,
+    SAGEConv,
+    SGConv,
+    TAGConv,
+    TransformerConv,
+    to_hetero,
+)
+
+import maskhooks
+from maskhooks.baselines import Learned
+from maskhooks.doctor import examine
+from maskhooks.errors import (
+    BatchError,
+    CompiledModelError,
+    ModelError,
+    NotATensorError,
+    ReplacementError,
+    SiteNeverFiredError,
+    TappedModelError,
+    UnfiredSiteWarning,
+)
+from maskhooks.gates import HardConcrete
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Masking
+from maskhooks.replay import Replay
+from maskhooks.site import Site
+from maskhooks.step import clean_pass, onward_pass
+from maskhooks.tap import frozen
+from tests.adapters.geometric_models import (
+    EDGES,
+    RELATIONS,
+    TYPES,
+    Nodes,
+    Pooled,
+    Relational,
+    Typed,
+    batch,
+    graph,
+    hetero,
+    randn,
+)
+from tests.conftest import same_bits
+
+Unchanged = Callable[[nn.Module], nn.Module]
+LOOPS = torch.arange(5)
+
+CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
+    "gcn": lambda: GCNConv(3, 4),
+    "gat": lambda: GATConv(3, 4, heads=2, edge_dim=None),
+    "gatv2": lambda: GATv2Conv(3, 4, heads=2),
+    "sage": lambda: SAGEConv(3, 4, aggr="max"),
+    "gin": lambda: GINConv(nn.Linear(3, 4), train_eps=True),
+    "tag": lambda: TAGConv(3, 4, K=2),
+    "sg": lambda: SGConv(3, 4, K=2, cached=True),
+    "appnp": lambda: APPNP(K=3, alpha=0.1, dropout=0.5),
+    "arma": lambda: ARMAConv(3, 4, num_stacks=2, num_layers=2),
+    "transformer": lambda: TransformerConv(3, 4, heads=2),
+    "gen": lambda: GENConv(3, 4, aggr="softmax", learn_t=True),
+    "pna": lambda: PNAConv(3, 4, ["mean", "std"], ["identity"], torch.tensor([0, 3, 2])),
+    "target-to-source": lambda: GCNConv(3, 4, flow="target_to_source"),
+}
+
+
+def values(hooked: Hooked, data: Any, *addresses: str) -> list[Tensor]:
+    with torch.no_grad(), hooked.tap(read=list(addresses)) as tap:
+        hooked(data)
+    return [tap.values[address] for address in addresses]
+
+
+def pairs(edges: Tensor) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in edges[:, :2].tolist()]
+
+
+def learned(value: Tensor, fill: float = 0.3) -> Learned:
+    baseline = Learned()
+    baseline.start(tuple(value.shape[1:]))
+    with torch.no_grad():
+        baseline.offset.fill_(fill)
+    return baseline
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_messages_are_gated_exactly(name: str, unchanged: Unchanged) -> None:
+    """Open gates leave the bits, closed ones let no gradient through, and the model is as it was."""
+    model = CONVOLUTIONS[name]().train()
+    with torch.no_grad(), frozen(model):
+        model(randn(5, 3), EDGES)  # one of them keeps its states in a cache from then on
+    unchanged(model)
+    data = (randn(5, 3), EDGES)
+    hooked = maskhooks.wrap(model)
+    (site,) = hooked.sites.tagged("message")
+    assert str(site) == "message:output"
+    with torch.no_grad(), frozen(model):
+        usual = hooked(data)
+    value, edges = values(hooked, data, "message:output", "edges:output")
+    assert len(value) == len(edges)
+    masking = Masking(site, 0, [], HardConcrete(), learned(value))
+    sampled = torch.tensor([0.0, 1.0, 0.4]).repeat(len(value))[: len(value)]
+    for sample in (torch.ones(len(value)), torch.zeros(len(value)), sampled):
+        begun: list[Tensor] = []
+
+        def gate(part: Tensor, sample: Tensor = sample, begun: list[Tensor] = begun) -> Tensor:
+            begin = sum(map(len, begun))
+            begun.append(part.detach().clone().requires_grad_())
+            mine = sample[begin : begin + len(part)]
+            return masking.mask(begun[-1], torch.ones(len(part), dtype=torch.bool), mine).replaced
+
+        with hooked.tap(replace={site: gate}):
+            output = hooked(data)
+        output.square().sum().backward()
+        grads = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in begun])
+        if sample.all():
+            assert same_bits(output.detach(), usual)
+            assert grads.any()
+        assert not grads[sample == 0].any()
+
+
+def test_ends_are_those_that_the_layer_was_called_with() -> None:
+    data = (randn(5, 3), EDGES)
+    model = nn.ModuleDict({"gcn": GCNConv(3, 4), "gat": GATConv(3, 4), "sage": SAGEConv(3, 4)})
+    loops = [(v, v) for v in range(5)]
+    without = [pair for pair in pairs(EDGES.t()) if pair != (3, 3)]
+    wanted = {"gcn": without + loops, "gat": without + loops, "sage": pairs(EDGES.t())}
+    for name, layer in model.items():
+        source, target, edges, x = values(
+            maskhooks.wrap(layer), data, "source:output", "target:output", "edges:output", ":input"
+        )
+        assert pairs(edges) == wanted[name]
+        assert edges[:, 2].eq(-1).all()
+        assert not edges[:, 3].any()
+        assert torch.equal(source, x[edges[:, 0]])
+        assert torch.equal(target, x[edges[:, 1]])
+    (flipped,) = values(maskhooks.wrap(SAGEConv(3, 4, flow="target_to_source")), data, "edges:output")
+    assert pairs(flipped) == pairs(EDGES.flip(0).t())
+    assert flipped[:, 3].all()
+
+
+def test_a_row_tells_the_edge_of_the_batch() -> None:
+    """Also where a layer drops a self-loop and adds it again, and where an edge occurs twice."""
+    hooked, data = maskhooks.wrap(Pooled()), graph()
+    rows = maskhooks.Random(hooked, "message").explain(data).select(site="second.message:output")
+    assert rows["edge"].tolist() == [0, 1, 2, 4, 5, 6, -1, -1, -1, 3, -1]
+    assert rows["label"].tolist()[:3] == ["0→1", "1→2", "2→0"]
+
+
+def test_a_batch_of_graphs(unchanged: Unchanged) -> None:
+    model = unchanged(Pooled())
+    hooked, data = maskhooks.wrap(model, example=batch()), batch()
+    explanation = maskhooks.Random(hooked, "message").explain(data)
+    assert len(explanation.examples) == 3
+    for number, alone in enumerate(data.to_data_list()):
+        one = maskhooks.Random(hooked, "message").explain(alone)
+        mine = explanation.select(example=number)
+        assert set(mine["site"]) == {"first.message:output", "second.message:output"}
+        for site in one.sites:
+            here, there = (part.select(site=site) for part in (mine, one))
+            rows = [sorted(zip(e["source"], e["target"], e["edge"], strict=True)) for e in (here, there)]
+            assert rows[0] == rows[1]
+            assert sorted(here["position"]) == list(range(len(there)))
+    assert [site.depth for site in hooked.sites.tagged("message")] == [0, 1]
+
+
+def test_depths_follow_the_calls() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.late, self.early = GCNConv(4, 4), GCNConv(3, 4)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.late(self.early(x, edge_index), edge_index)
+
+    assert [site.module for site in maskhooks.wrap(Odd()).sites.tagged("message")] == ["late.message", "early.message"]
+    known = maskhooks.wrap(Odd(), example=graph())
+    assert [site.module for site in known.sites.tagged("message")] == ["early.message", "late.message"]
+    assert [site.depth for site in known.sites.tagged("message")] == [0, 1]
+
+
+def test_relations_are_below_each_other() -> None:
+    hooked = maskhooks.wrap(Relational())
+    data = graph(edge_type=TYPES)
+    message, edges, second = values(hooked, data, "conv.message:output", "conv.edges:output", "conv.message@1:output")
+    order = torch.argsort(TYPES, stable=True)
+    assert pairs(edges) == pairs(EDGES[:, order].t())
+    assert edges[:, 2].tolist() == TYPES[order].tolist()
+    assert torch.equal(second, message[edges[:, 2] == 1])
+    rows = maskhooks.Random(hooked, "message").explain(data)
+    assert rows["relation"].tolist() == TYPES[order].tolist()
+    assert rows["edge"].tolist() == order.tolist()  # the edge 2 -> 0 is there once as relation 1, and once as 0
+    one = maskhooks.Random(hooked, hooked.sites["conv.message:output"].at(1)).explain(data)
+    assert one["edge"].tolist() == [2, 5]
+
+
+def test_relations_that_go_along_in_one_call() -> None:
+    hooked = maskhooks.wrap(RGATConv(3, 4, num_relations=3))
+    (edges,) = values(hooked, (randn(5, 3), EDGES, TYPES), "edges:output")
+    assert edges[:, 2].tolist() == TYPES.tolist()
+
+
+def test_a_layer_used_again() -> None:
+    hooked, data = maskhooks.wrap(Nodes()), graph()
+    both, first, second = values(hooked, data, "again.message:output", *(f"again.message@{n}:output" for n in (0, 1)))
+    assert torch.equal(both, torch.cat([first, second]))
+
+
+def test_a_later_portion_is_gated_as_it_comes() -> None:
+    """With the first hop closed, the second sends what comes of that, not what it sent in the clean pass."""
+    torch.manual_seed(0)
+    model = TAGConv(3, 4, K=2, normalize=False).eval()
+    hooked, data = maskhooks.wrap(model, output=lambda out: torch.distributions.Categorical(logits=out)), graph()
+    hooked.task._examples = lambda given: torch.zeros(14, dtype=torch.long)  # type: ignore[assignment]
+    site = hooked.sites["message:output"]
+    clean = clean_pass(hooked, (data.x, data.edge_index), [site], [site], Replay(model))
+    masking = Masking(site, 0, [], HardConcrete(), learned(clean.values[str(site)]))
+    sample = torch.cat([torch.zeros(7), torch.ones(7)])
+    masked = masking.mask(clean.values[str(site)], torch.ones(14, dtype=torch.bool), sample)
+    with torch.no_grad():
+        outputs: Any = onward_pass(hooked, clean, site, masking.onto(masked))
+        hop = data.x.new_zeros(5, 3).index_add(0, EDGES[1], torch.full((7, 3), 0.3))
+        again = hop.new_zeros(5, 3).index_add(0, EDGES[1], hop[EDGES[0]])
+        wanted = sum(lin(part) for lin, part in zip(model.lins, (data.x, hop, again), strict=True)) + model.bias
+    assert torch.allclose(outputs.logits, wanted.log_softmax(-1), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
+@pytest.mark.parametrize("layout", ["coo", "csr", "edge-index"])
+def test_fused_sums_are_taken_apart_while_tapped(layout: str, unchanged: Unchanged) -> None:
+    model = unchanged(SAGEConv(3, 4, aggr="sum").eval())
+    x = randn(5, 3)
+    order = torch.argsort(EDGES[1] * 5 + EDGES[0])  # as a sparse tensor has them, which adds up edges that occur twice
+    kept = EDGES[:, order[[0, 2, 3, 4, 5, 6]]] if layout != "edge-index" else EDGES[:, order]
+    adjacency: Any
+    if layout == "edge-index":
+        adjacency = EdgeIndex(kept, sparse_size=(5, 5), sort_order="col")
+        adjacency.fill_cache_()
+    else:
+        adjacency = torch.sparse_coo_tensor(kept.flip(0), torch.ones(kept.shape[1]), (5, 5)).coalesce()
+        adjacency = adjacency.to_sparse_csr() if layout == "csr" else adjacency
+    hooked = maskhooks.wrap(model)
+    with torch.no_grad():
+        usual = model(x, adjacency)
+        with hooked.tap(read=["message:output", "edges:output"]) as tap:
+            opened = hooked((x, adjacency))
+    assert torch.allclose(usual, opened, atol=1e-6)
+    assert pairs(tap.values["edges:output"]) == pairs(kept.t())
+    assert torch.equal(tap.values["message:output"], x[kept[0]])
+    assert model.fuse
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
+def test_a_layout_without_messages_is_refused(unchanged: Unchanged) -> None:
+    model = unchanged(SAGEConv(3, 4))
+    adjacency = torch.sparse_coo_tensor(EDGES.flip(0), torch.ones(7), (5, 5)).to_sparse_csc()
+    hooked = maskhooks.wrap(model, call=lambda model, given: model(*given))
+    with pytest.raises(BatchError, match=r"layout torch\.sparse_csc.*to_sparse_csr"), hooked.tap(read="message"):
+        hooked((randn(5, 3), adjacency))
+
+
+def test_decomposed_layers_are_whole_while_tapped(unchanged: Unchanged) -> None:
+    model = unchanged(GCNConv(4, 4, decomposed_layers=2).eval())
+    x = randn(5, 4)
+    hooked = maskhooks.wrap(model)
+    with torch.no_grad():
+        usual = model(x, EDGES)
+        with hooked.tap(read="message") as tap:
+            assert same_bits(hooked((x, EDGES)), usual)
+    assert tap.values["message:output"].shape == (11, 4)
+    assert model.decomposed_layers == 2
+
+
+def test_between_two_sets_of_nodes() -> None:
+    hooked = maskhooks.wrap(SAGEConv((3, 2), 4))
+    edges, sources, targets = torch.tensor([[0, 5, 2], [1, 0, 1]]), randn(6, 3), randn(2, 2)
+    source, target = values(hooked, ((sources, targets), edges), "source:output", "target:output")
+    assert torch.equal(source, sources[edges[0]])
+    assert torch.equal(target, targets[edges[1]])
+    with torch.no_grad(), hooked.tap(read=["source:output", "target:output", "message:output"]) as tap:
+        hooked(((sources, None), edges))
+        hooked(((sources, targets), edges))
+    assert len(tap.values["target:output"]) == 3
+
+
+def test_layers_without_states_of_those_that_receive() -> None:
+    hooked = maskhooks.wrap(SAGEConv((3, 2), 4))
+    given = ((randn(6, 3), None), torch.tensor([[0, 5, 2], [1, 0, 1]]))
+    with pytest.warns(UnfiredSiteWarning, match="1 optional sites never fired: target:output"):
+        found = read(hooked, given)
+    assert "target:output" not in found
+    assert len(found["source:output"]) == 3
+
+
+def read(hooked: Hooked, data: Any) -> Any:
+    with torch.no_grad(), hooked.tap(read=["source", "target", "message"]) as tap:
+        hooked(data)
+    return tap.values
+
+
+@pytest.mark.parametrize("made", ["HeteroConv", "to_hetero"])
+def test_a_layer_for_each_relation(made: str, unchanged: Unchanged) -> None:
+    data = hetero()
+    if made == "HeteroConv":
+        model: Any = Typed()
+    else:
+
+        class Plain(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.last = SAGEConv((-1, -1), 6), nn.LazyLinear(2)
+
+            def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+                return self.last(self.conv(x, edge_index).relu())
+
+        model = to_hetero(Plain(), data.metadata())
+        with torch.no_grad():
+            model(data.x_dict, data.edge_index_dict)
+    unchanged(model)
+    hooked = maskhooks.wrap(model, example=data)
+    messages = hooked.sites.tagged("message")
+    assert len(messages) == 3
+    explanation = maskhooks.Random(hooked, "message").explain(data)
+    seen = set()
+    for site in explanation.sites:
+        rows = explanation.select(site=site)
+        (number,) = set(rows["relation"].tolist())
+        edges = data[RELATIONS[number]].edge_index
+        assert list(zip(rows["source"], rows["target"], strict=True)) == pairs(edges.t())
+        assert rows["edge"].tolist() == list(range(edges.shape[1]))
+        seen.add(number)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", [HGTConv, HANConv])
+def test_a_layer_for_all_relations(kind: Any) -> None:
+    data = hetero()
+    conv = kind(3, 4, metadata=data.metadata(), heads=2)
+    hooked = maskhooks.wrap(conv, output=lambda out: torch.distributions.Categorical(logits=out["user"].sum(0)[None]))
+    rows = maskhooks.Random(hooked, "message").explain(data)
+    found = [
+        (*RELATIONS[r], s, t, e)
+        for r, s, t, e in zip(rows["relation"], rows["source"], rows["target"], rows["edge"], strict=True)
+    ]
+    wanted = [(*key, s, t, e) for key in RELATIONS for e, (s, t) in enumerate(pairs(data[key].edge_index.t()))]
+    assert sorted(found) == sorted(wanted)
+
+
+def test_nothing_is_left_behind(unchanged: Unchanged) -> None:
+    model = unchanged(Pooled())
+    hooked, data = maskhooks.wrap(model), graph()
+    with pytest.raises(RuntimeError, match="mine"), hooked.tap(replace={"message": torch.clone}):
+        raise RuntimeError("mine")
+
+    def broken(value: Tensor) -> Tensor:
+        raise RuntimeError("theirs")
+
+    with pytest.raises(RuntimeError, match="theirs"), hooked.tap(replace={"first.message:output": broken}):
+        hooked(data)
+    with hooked.tap(read="message"):
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TappedModelError, match="tapped"):
+                copied(model)
+        hooked(data)
+    copy.deepcopy(model)
+    pickle.dumps(model)
+
+
+def test_a_cache_of_normalised_edges_is_as_it_was(unchanged: Unchanged) -> None:
+    model = unchanged(GCNConv(3, 4, cached=True))
+    hooked = maskhooks.wrap(model)
+    values(hooked, (randn(5, 3), EDGES), "message:output")
+    assert model._cached_edge_index is None
+
+
+def test_taps_nest() -> None:
+    hooked, data = maskhooks.wrap(Pooled()), graph()
+    site = "first.message:output"
+    with torch.no_grad(), hooked.tap(replace={site: torch.zeros_like}), hooked.tap(read=site) as inner:
+        hooked(data)
+        assert not inner.values[site].any()
+    with torch.no_grad(), hooked.tap(read=site) as tap:
+        hooked(data)
+        assert tap.values[site].any()
+
+
+def test_copies_of_a_hooked_have_messages() -> None:
+    twin = copy.deepcopy(maskhooks.wrap(Pooled()))
+    assert len(values(twin, graph(), "first.message:output")[0]) == 11
+
+
+def test_what_is_only_read_is_not_replaced() -> None:
+    hooked = maskhooks.wrap(Pooled())
+    with (
+        pytest.raises(ReplacementError, match="can only be read"),
+        hooked.tap(replace={"first.source:output": torch.zeros_like}),
+    ):
+        hooked(graph())
+
+
+def test_the_doctor_knows_messages() -> None:
+    report = examine(maskhooks.wrap(Pooled()), batch())
+    assert report.healthy
+    rows = {row["site"]: row for row in report.rows()}
+    assert rows["first.source:output"]["bypassed"] == "only read"
+    assert rows["first.message:output"]["trouble"] == ""
+    assert not any(row["foreign hooks"] for row in rows.values())
+
+
+def test_a_message_that_is_no_row_an_edge(unchanged: Unchanged) -> None:
+    class Odd(SAGEConv):
+        def message(self, x_j: Tensor) -> Any:
+            return x_j[:-1]
+
+    hooked = maskhooks.wrap(unchanged(Odd(3, 4)))
+    with pytest.raises(ModelError, match=r"returned a tensor \[6, 3\] for 7 edges"), hooked.tap(read="message"):
+        hooked((randn(5, 3), EDGES))
+
+
+def test_portions_of_several_widths() -> None:
+    class Odd(SAGEConv):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.propagate(edge_index, x=x).sum() + self.propagate(edge_index, x=x[:, :2]).sum()
+
+    hooked = maskhooks.wrap(Odd(3, 4))
+    with pytest.raises(NotATensorError, match="Address one call, as 'message@0:output'"), hooked.tap(read="message"):
+        hooked((randn(5, 3), EDGES))
+    assert values(hooked, (randn(5, 3), EDGES), "message@1:output")[0].shape == (7, 2)
+
+
+def test_a_layer_that_goes_its_own_way() -> None:
+    class Odd(SAGEConv):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return x.new_zeros(5, 4).index_add(0, edge_index[1], self.lin_l(x)[edge_index[0]])
+
+    hooked = maskhooks.wrap(Odd(3, 4))
+    with pytest.raises(SiteNeverFiredError, match="message"), hooked.tap(read="message"):
+        hooked((randn(5, 3), EDGES))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_models_are_refused() -> None:
+    compiled = torch.compile(Pooled(), backend="eager")
+    with pytest.raises(CompiledModelError, match="_orig_mod"):
+        maskhooks.wrap(compiled)
+    part = Pooled()
+    part.first.compile(backend="eager")
+    with pytest.raises(CompiledModelError, match="first"):
+        maskhooks.wrap(part)
+
+
+def test_a_network_without_the_library() -> None:
+    """A site on a message module of its own."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.message, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Any:
+            sent = self.message(x[edge_index[0]])
+            hidden = sent.new_zeros(len(x), 4).index_add(0, edge_index[1], sent)
+            return self.last(hidden.new_zeros(int(batch.max()) + 1, 4).index_add(0, batch, hidden))
+
+    hooked = maskhooks.wrap(
+        Own(),
+        sites={"message:output": "edge feature -> edge"},
+        output=lambda out: torch.distributions.Categorical(logits=out),
+        examples=lambda given: given["batch"][given["edge_index"][1]],
+        edges=lambda given: {"source": given["edge_index"][0], "target": given["edge_index"][1]},
+    )
+    data = batch()
+    rows = maskhooks.Random(hooked, "message:output").explain(
+        {"x": data.x, "edge_index": data.edge_index, "batch": data.batch}
+    )
+    assert rows["example"].tolist() == data.batch[data.edge_index[1]].tolist()
+    assert rows["source"].tolist() == data.edge_index[0].tolist()
+
+
+def test_sites_are_parsed() -> None:
+    hooked = maskhooks.wrap(Pooled())
+    for site in hooked.sites:
+        assert str(Site.parse(str(site))) == str(site)
