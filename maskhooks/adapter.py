@@ -66,21 +66,6 @@ class Adapter(ABC):
         """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
         return contextlib.nullcontext()
 
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
-        """A context in which the given sites exist, where fused kernels hide them; must restore all."""
-        return contextlib.nullcontext()
-
-    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
-        return contextlib.nullcontext()
-
-    def recurrence(self, name: str, module: nn.Module) -> Recurrence | None:
-        """How a search may share the states of common beginnings, where the module reads positions one after another.
-
-        None leaves a search to run each set of positions through the whole model.
-        """
-        return None
-
 
 @dataclass(frozen=True)
 class Claim:
