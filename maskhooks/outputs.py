@@ -206,6 +206,8 @@ def _same(original: Distribution, masked: Distribution) -> Tensor:
 def _kl(original: Distribution, masked: Distribution) -> Tensor:
     if isinstance(original, Bernoulli) and isinstance(masked, Bernoulli):
         return _kl_bernoulli(original, masked)
+    if isinstance(original, Categorical) and isinstance(masked, Categorical):
+        return _kl_categorical(original, masked)
     try:
         return kl_divergence(original, masked)
     except NotImplementedError as error:
@@ -223,6 +225,12 @@ def _kl_bernoulli(original: Bernoulli, masked: Bernoulli) -> Tensor:
     yes = F.softplus(-q) - F.softplus(-p)
     no = F.softplus(q) - F.softplus(p)
     return torch.sigmoid(p) * yes + torch.sigmoid(-p) * no
+
+
+def _kl_categorical(original: Categorical, masked: Categorical) -> Tensor:
+    """From logits: torch's own is infinite where a probability rounds to 0, which in float32 is a logit 104 lower."""
+    further = torch.where(original.probs == 0, 0, original.logits - masked.logits)
+    return (original.probs * further).sum(-1)
 
 
 def _per_example(divergence: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -30,6 +31,15 @@ def test_categorical() -> None:
     divergence = kl(categorical(P), categorical(Q))
     torch.testing.assert_close(divergence.double(), categorical_kl(P, Q), rtol=1e-5, atol=1e-6)
     assert kl(categorical(P), categorical(P)).eq(0).all()
+
+
+def test_a_sure_wrong_categorical_is_far_away_and_not_infinitely() -> None:
+    p, q = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), torch.tensor([[0.0, -200.0], [0.0, -torch.inf]])
+    logits = q.requires_grad_()
+    divergence = kl(categorical(p), categorical(logits))
+    torch.testing.assert_close(divergence.detach(), torch.tensor([100.0 - math.log(2), 0.0]))
+    divergence.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
 
 
 def test_several_axes_add_up() -> None:
