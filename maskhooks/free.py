@@ -4,46 +4,180 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Generator, Tensor
 
 from maskhooks.errors import MarginWarning
-from maskhooks.masking import Masks
+from maskhooks.examples import Examples
+from maskhooks.joint import together
+from maskhooks.masking import Masked, Masks
+from maskhooks.objectives import Objective
 from maskhooks.preparation import closed_divergence, sizes, start
 from maskhooks.probes import FreeLogits
 from maskhooks.problem import Problem
 from maskhooks.seeds import generator
-from maskhooks.step import Clean, masked_pass
+from maskhooks.step import Clean, masked_pass, onward, places
 
-_EXPLAIN = 101
+_EXPLAIN, _START, _DRAW = 101, 103, 104
+_DRAWS = 32  # samples of what a start has come to
+
+Estimate = Callable[[Problem, Clean, Masks, Generator, contextlib.ExitStack], tuple[Masked, Tensor, Tensor]]
 
 
-def optimise(problem: Problem, clean: Clean) -> None:
+def pathwise(
+    problem: Problem, clean: Clean, masking: Masks, source: Generator, held: contextlib.ExitStack
+) -> tuple[Masked, Tensor, Tensor]:
+    """One sample of the gates, its divergence and its penalty, whose gradient goes through the model to the gates."""
+    masked, outputs = masked_pass(problem.hooked, clean, masking, source, held=held)
+    divergence = problem.divergence(clean.outputs, outputs)
+    return masked, divergence, problem.penalty(clean.outputs, outputs, divergence)
+
+
+class ScoreFunction:
+    """The same without the model's gradient: REINFORCE (Williams 1992), each example's baseline a moving average.
+
+    The penalty P has in expectation the gradient of (P - b) log p(z), whatever b does not depend on the sample z; b is
+    the moving average of P over the steps before.
+
+    Args:
+        memory: of the moving average.
+    """
+
+    def __init__(self, memory: float = 0.9) -> None:
+        self.memory = memory
+        self._sum: Tensor | None = None
+        self._weight = 0.0
+
+    def __call__(
+        self, problem: Problem, clean: Clean, masking: Masks, source: Generator, held: contextlib.ExitStack
+    ) -> tuple[Masked, Tensor, Tensor]:
+        """One sample of the gates, its divergence, and a number with the gradient of its expected penalty."""
+        found = masking.masked(clean.values, lambda site: places(problem.hooked, clean, site), source)
+        with torch.no_grad():
+            outputs = onward(problem.hooked, clean, masking, found)
+            divergence = problem.divergence(clean.outputs, outputs)
+            penalty = problem.penalty(clean.outputs, outputs, divergence)
+        reward = penalty - self._average(penalty)
+        return together(found), divergence, reward * self._log_prob(problem, clean, masking, found)
+
+    def _average(self, penalty: Tensor) -> Tensor:
+        """The average before this step, which it then takes in."""
+        before = torch.zeros_like(penalty) if self._sum is None else self._sum / self._weight
+        held = torch.zeros_like(penalty) if self._sum is None else self._sum
+        self._sum = self.memory * held + (1 - self.memory) * penalty
+        self._weight = self.memory * self._weight + 1 - self.memory
+        return before
+
+    def _log_prob(self, problem: Problem, clean: Clean, masking: Masks, found: Sequence[Masked]) -> Tensor:
+        total = torch.zeros(())
+        for part, masked in zip(masking.parts, found, strict=True):
+            (logits,) = part.logits(clean.values, places(problem.hooked, clean, part.site).units)
+            total = total.to(logits) + masked.total(part.gate.log_prob(masked.sample.detach(), logits))
+        return total
+
+
+def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] = lambda: pathwise) -> None:
     """Fresh free logits for one batch, and as many steps on them as the recipe has, a multiplier for each example.
+
+    Of several starts each example keeps the logits whose samples are sparsest with a divergence within the margin on
+    average, or nearest to it.
+
+    Args:
+        estimator: makes what samples the gates in each step of a start.
 
     Warns:
         MarginWarning: examples whose masks do not keep within the margin.
     """
-    begin(problem.maskings, clean)
     recipe = problem.recipe
     for number, (masking, objective) in enumerate(zip(problem.maskings, problem.objectives, strict=True)):
-        probes = {id(vote.probe): vote.probe for part in masking.parts for vote in part.votes}
-        logits = [weight for probe in probes.values() for weight in probe.parameters()]
-        objective.start(closed_divergence(problem.hooked, clean, masking, problem.divergence))
-        optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, 0.99))
+        chosen: Chosen | None = None
+        for attempt in range(recipe.starts):
+            begin(masking, clean, generator(problem.seed, _START, number, attempt))
+            _descend(problem, clean, masking, objective, (number, attempt), estimator())
+            if recipe.starts > 1:
+                found = Chosen.of(problem, clean, masking, generator(problem.seed, _DRAW, number, attempt))
+                chosen = found if chosen is None else chosen.or_better(found)
+        if chosen is not None:
+            chosen.put()
+        _check_margin(problem, masking, clean)
+
+
+def _descend(
+    problem: Problem,
+    clean: Clean,
+    masking: Masks,
+    objective: Objective,
+    numbers: tuple[int, ...],
+    estimate: Estimate,
+) -> None:
+    """The steps of one start; gates cool down to their own temperature."""
+    recipe, gates = problem.recipe, [part.gate for part in masking.parts]
+    objective.start(closed_divergence(problem.hooked, clean, masking, problem.divergence))
+    logits = [weight for probe, _ in _probes(problem, clean, masking) for weight in probe.parameters()]
+    optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, 0.99))
+    try:
         for step in range(recipe.steps):
-            source = generator(problem.seed, _EXPLAIN, number, step)
+            for part, gate in zip(masking.parts, gates, strict=True):
+                part.gate = gate.heated(recipe.heat ** (1 - step / recipe.steps))
+            source = generator(problem.seed, _EXPLAIN, *numbers, step)
             optimizer.zero_grad()
             with torch.enable_grad(), contextlib.ExitStack() as held:
-                masked, outputs = masked_pass(problem.hooked, clean, masking, source, held=held)
-                divergence = problem.divergence(clean.outputs, outputs)
-                loss = objective(masked, divergence, problem.penalty(clean.outputs, outputs, divergence))
-                loss.backward()
+                masked, divergence, penalty = estimate(problem, clean, masking, source, held)
+                objective(masked, divergence, penalty).backward()
             optimizer.param_groups[0]["lr"] = recipe.free_rate * recipe.rate(step, recipe.steps)
             optimizer.step()
             objective.ascend(divergence)
-        _check_margin(problem, masking, clean)
+    finally:
+        for part, gate in zip(masking.parts, gates, strict=True):
+            part.gate = gate
+
+
+@dataclass
+class Chosen:
+    """Free logits that each example has come to, and what samples of them do on average.
+
+    Attributes:
+        probes: the probes that hold free logits, and whose each row is.
+        logits: of each probe.
+        far: how far beyond the margin the divergence is, in nats, shape `(batch,)`.
+        kept: the expected fraction kept.
+    """
+
+    probes: Sequence[tuple[FreeLogits, Examples | None]]
+    logits: list[Tensor]
+    far: Tensor
+    kept: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, problem: Problem, clean: Clean, masking: Masks, source: Generator) -> Chosen:
+        """What a start has come to."""
+        divergences = []
+        for _ in range(_DRAWS):
+            masked, outputs = masked_pass(problem.hooked, clean, masking, source)
+            divergences.append(problem.divergence(clean.outputs, outputs))
+        far = (torch.stack(divergences).mean(0) - problem.margin).clamp(min=0)
+        probes = _probes(problem, clean, masking)
+        return cls(probes, [probe.logits.detach().clone() for probe, _ in probes], far, masked.expected_l0)
+
+    def or_better(self, other: Chosen) -> Chosen:
+        """For each example these logits, or the other ones where they are better."""
+        better = (other.far < self.far) | ((other.far == self.far) & (other.kept < self.kept))
+        logits = []
+        for (_, examples), mine, others in zip(self.probes, self.logits, other.logits, strict=True):
+            rows = better if examples is None else better[examples.index]
+            logits.append(torch.where(rows.view(-1, *[1] * (mine.dim() - 1)), others, mine))
+        far, kept = (torch.where(better, b, a) for a, b in ((self.far, other.far), (self.kept, other.kept)))
+        return Chosen(self.probes, logits, far, kept)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Gives the probes these logits."""
+        for (probe, _), logits in zip(self.probes, self.logits, strict=True):
+            probe.logits.copy_(logits)
 
 
 @torch.no_grad()
@@ -62,12 +196,26 @@ def _check_margin(problem: Problem, masking: Masks, clean: Clean) -> None:
         )
 
 
-def begin(maskings: Sequence[Masks], clean: Clean) -> None:
-    """Fresh free logits for one batch; baselines are started where no fit has done so."""
-    for masking in [part for one in maskings for part in one.parts]:
-        pattern, value = masking.site.gating(), clean.values[str(masking.site)]
-        start(masking, sizes(masking, clean), value.device)
+def begin(masking: Masks, clean: Clean, source: Generator | None = None) -> None:
+    """Fresh free logits for one batch; baselines are started where no fit has done so.
+
+    Args:
+        source: of where logits start, where the recipe spreads them.
+    """
+    for part in masking.parts:
+        pattern, value = part.site.gating(), clean.values[str(part.site)]
+        start(part, sizes(part, clean), value.device)
         known = pattern.shape(value)
-        for vote in masking.votes:
-            assert isinstance(vote.probe, FreeLogits)  # shared by tied maskings: the first one's sizes hold
-            vote.probe.begin([known[axis] for axis in pattern.positions], value.device)
+        for vote in part.votes:
+            assert isinstance(vote.probe, FreeLogits)  # shared by tied maskings: the last one's sizes hold
+            vote.probe.begin([known[axis] for axis in pattern.positions], value.device, source)
+
+
+def _probes(problem: Problem, clean: Clean, masking: Masks) -> list[tuple[FreeLogits, Examples | None]]:
+    """The probes that hold free logits, each once, and whose each of its rows is."""
+    found = {}
+    for part in masking.parts:
+        for vote in part.votes:
+            assert isinstance(vote.probe, FreeLogits)
+            found[id(vote.probe)] = (vote.probe, places(problem.hooked, clean, part.site).examples)
+    return list(found.values())

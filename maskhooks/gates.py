@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,10 @@ class Gate(ABC):
     def probability(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """P(z != 0), the fraction kept in expectation; its mean over positions is the expected L0."""
         return self.log_open(logits).exp()
+
+    def heated(self, factor: float) -> Gate:
+        """The gate at a temperature so many times its own; itself where it has none."""
+        return self
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds the gate."""
@@ -79,6 +83,9 @@ class HardConcrete(Gate):
     def straight_through(cls) -> HardConcrete:
         """Rounded samples at the temperature of Schlichtkrull et al. 2021, 1/3."""
         return cls(1 / 3, rounded=True)
+
+    def heated(self, factor: float) -> HardConcrete:
+        return replace(self, temperature=factor * self.temperature)
 
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         tiny = torch.finfo(torch.float32).tiny

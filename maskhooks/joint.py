@@ -59,7 +59,7 @@ class Joint(Masks):
                 f"{list(first.sample.shape)}, so that they cannot be tied. Use gates for each site: tied=False",
                 site=part.site,
             )
-        return part.mask(value, places.real, first.sample, first.log_open, places.examples)
+        return part.mask(value, places.real, first.sample, first.log_open, places.examples, places.units)
 
 
 def together(parts: Sequence[Masked]) -> Masked:

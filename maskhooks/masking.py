@@ -22,6 +22,7 @@ from maskhooks.port import Replacement
 from maskhooks.probes import Probe
 from maskhooks.site import Site
 from maskhooks.steps import Stepwise
+from maskhooks.units import Units
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Masked:
         sample: z in [0, 1] over the gated positions; 1 at positions that are not real.
         baseline: b over the feature axes.
         log_open: log P(z != 0) in nats over the gated positions.
-        real: which gates are at real positions, as `sample`.
+        real: which gates are at real positions, as `sample`; of positions gated together, the first alone.
         examples: whose each row is; None where the first axis is the batch.
     """
 
@@ -54,14 +55,15 @@ class Masked:
     real: Tensor
     examples: Examples | None = None
 
+    def total(self, gates: Tensor) -> Tensor:
+        """The sum over an example's real gates of any number per gate, shape `(batch,)`."""
+        real = self.real.flatten(1) if self.real.dim() > 1 else self.real[:, None]
+        sums = torch.where(real, gates.reshape(real.shape), 0).sum(1)
+        return sums if self.examples is None else self.examples.sums(sums)
+
     def per_example(self, gates: Tensor) -> Tensor:
         """The mean over an example's real gates of any number per gate, shape `(batch,)`."""
-        real = self.real.flatten(1) if self.real.dim() > 1 else self.real[:, None]
-        kept = torch.where(real, gates.reshape(real.shape), 0)
-        sums, counts = kept.sum(1), real.sum(1)
-        if self.examples is not None:
-            sums, counts = self.examples.sums(sums), self.examples.sums(counts.to(sums))
-        return sums / counts.clamp(min=1)
+        return self.total(gates) / self.total(torch.ones_like(gates)).clamp(min=1)
 
     @property
     def expected_l0(self) -> Tensor:
@@ -75,10 +77,12 @@ class Places(NamedTuple):
     Attributes:
         real: bool over the position axes.
         examples: whose each row is; None where the first axis is the batch.
+        units: which positions are gated together; None where each is alone.
     """
 
     real: Tensor
     examples: Examples | None = None
+    units: Units | None = None
 
 
 class Masks(ABC):
@@ -170,14 +174,15 @@ class Masking(Masks):
         """All sites whose values the votes need, the masked one first."""
         return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.reads)]))
 
-    def logits(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """The votes' logits over the gated positions."""
+    def logits(self, values: Mapping[str, Tensor], units: Units | None = None) -> list[Tensor]:
+        """The votes' logits over the gated positions, each the mean over its unit."""
         shape = self.site.gating().mask_shape(values[str(self.site)], site=self.site)
-        return [self._vote(vote, values, shape) for vote in self.votes]
+        found = [self._vote(vote, values, shape) for vote in self.votes]
+        return found if units is None else [units.mean(logits, self.site.gating()) for logits in found]
 
-    def log_open(self, values: Mapping[str, Tensor]) -> Tensor:
+    def log_open(self, values: Mapping[str, Tensor], units: Units | None = None) -> Tensor:
         """log P(z != 0) over the gated positions, in nats: the sum over votes."""
-        return torch.stack([self.gate.log_open(logits) for logits in self.logits(values)]).sum(0)
+        return torch.stack([self.gate.log_open(logits) for logits in self.logits(values, units)]).sum(0)
 
     def masked(
         self,
@@ -188,7 +193,7 @@ class Masking(Masks):
         rounded: float | None = None,
     ) -> list[Masked]:
         here = places(self.site)
-        return [self(values, here.real, generator, rounded=rounded, examples=here.examples)]
+        return [self(values, here.real, generator, rounded=rounded, examples=here.examples, units=here.units)]
 
     def __call__(
         self,
@@ -198,6 +203,7 @@ class Masking(Masks):
         *,
         rounded: float | None = None,
         examples: Examples | None = None,
+        units: Units | None = None,
     ) -> Masked:
         """Masks a batch.
 
@@ -207,14 +213,15 @@ class Masking(Masks):
             generator: for the samples.
             rounded: instead of sampling, open the gates with P(z != 0) above this.
             examples: whose each row is, where the first axis is not the batch.
+            units: which positions are gated together.
         """
-        logits = self.logits(values)
+        logits = self.logits(values, units)
         log_open = torch.stack([self.gate.log_open(vote) for vote in logits]).sum(0)
         if rounded is None:
             sample = torch.stack([self.gate.sample(vote, generator) for vote in logits]).prod(0)
         else:
             sample = (log_open > math.log(rounded)).float()
-        return self.mask(values[str(self.site)], real, sample, log_open, examples)
+        return self.mask(values[str(self.site)], real, sample, log_open, examples, units)
 
     def mask(
         self,
@@ -223,15 +230,17 @@ class Masking(Masks):
         sample: Tensor,
         log_open: Tensor | None = None,
         examples: Examples | None = None,
+        units: Units | None = None,
     ) -> Masked:
         """Masks a value with a given sample over the gated positions, whatever the probes say."""
         pattern = self.site.gating()
+        sample = sample if units is None else units.shared(sample, pattern)
         log_open = sample.log() if log_open is None else log_open
-        real = self._gates_real(real, sample)
-        sample = torch.where(real, sample, 1.0)
+        counted = self._gates_real(real if units is None else real & units.leads.to(real.device), sample)
+        sample = torch.where(self._gates_real(real, sample), sample, 1.0)
         baseline = self.baseline()
         replaced = mix(value, pattern.spread(sample, value), pattern.spread_features(baseline, value))
-        return Masked(value, replaced, sample, baseline, log_open, real, examples)
+        return Masked(value, replaced, sample, baseline, log_open, counted, examples)
 
     def onto(self, masked: Masked, *, anew: bool = False) -> Replacement:
         """The same gates and baseline for another pass: states of a sequence are gated as they come out there.

@@ -163,13 +163,13 @@ def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generato
     """
     value = clean.values[str(masking.site)]
     whole = share.whole
-    real, examples = places(hooked, clean, masking.site)
+    real, examples, units = places(hooked, clean, masking.site)
     rate = torch.rand(whole[0] if examples is None else examples.count, generator=source)
     rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(whole) - 1))
     logits = torch.where(torch.rand(whole, generator=source) < rate, _OPEN, -_OPEN)
     drawn = masking.gate.sample(logits, source).to(value.device)
     sample = share.of(drawn, masking.site.gating().mask_shape(value))
-    return masking.mask(value, real, sample, examples=examples)
+    return masking.mask(value, real, sample, examples=examples, units=units)
 
 
 def closed_divergences(

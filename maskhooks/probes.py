@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from maskhooks.errors import SettingError
@@ -165,13 +165,19 @@ class PaperMLP(Probe):
 
 
 class FreeLogits(Probe):
-    """Free numbers, one per example, position and group: no amortisation. They live for one batch."""
+    """Free numbers, one per example, position and group: no amortisation. They live for one batch.
+
+    Args:
+        start_logit: where they start.
+        spread: their standard deviation there.
+        low, high: their range.
+    """
 
     logits: nn.Parameter
 
-    def __init__(self, *, start_logit: float = 2.0, low: float = -7.0, high: float = 5.0) -> None:
+    def __init__(self, *, start_logit: float = 2.0, spread: float = 0.0, low: float = -7.0, high: float = 5.0) -> None:
         super().__init__()
-        self.start_logit, self.low, self.high = start_logit, low, high
+        self.start_logit, self.spread, self.low, self.high = start_logit, spread, low, high
 
     def start(self, features: Sequence[int], groups: int) -> None:
         self.groups = groups
@@ -179,9 +185,15 @@ class FreeLogits(Probe):
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Gathers nothing."""
 
-    def begin(self, positions: Sequence[int], device: torch.device) -> None:
-        """Fresh numbers for a batch with these position axes."""
-        self.logits = nn.Parameter(torch.full((*positions, self.groups), self.start_logit, device=device))
+    def begin(self, positions: Sequence[int], device: torch.device, generator: Generator | None = None) -> None:
+        """Fresh numbers for a batch with these position axes.
+
+        Args:
+            generator: of where they start, where that is spread.
+        """
+        drawn = torch.randn(*positions, self.groups, generator=generator) if self.spread else torch.zeros(1)
+        logits = (self.start_logit + self.spread * drawn).clamp(self.low, self.high)
+        self.logits = nn.Parameter(logits.expand(*positions, self.groups).clone().to(device))
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         return _clamp(self.logits, self.low, self.high)

@@ -14,7 +14,7 @@ from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.penalty import Penalty
-from maskhooks.probes import MLP, PaperMLP, Probe, SummedMLP
+from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe, SummedMLP
 
 _KINDS = {
     "optimizer": ["adam", "lookahead"],
@@ -37,6 +37,11 @@ class Recipe:
             from high layers are, and no store keeps the clean pass.
         learning_rate: of the probes.
         free_rate: of free logits, without amortisation.
+        free_start: where free logits start.
+        free_spread: their standard deviation there.
+        starts: how often free logits are optimised, each time from other random numbers; each example keeps the best.
+        heat: how many times hotter than their own temperature gates of free logits are at the first step; hot gates
+            take values between 0 and 1, and their gradient says more of what a position is good for.
         baseline_rate: of learned baselines that learn together with the gates, in deviations of their features.
         baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks
             drawn at random, and then kept; 0 to let it learn with the gates.
@@ -64,6 +69,10 @@ class Recipe:
     per_step: int = 1
     learning_rate: float = 1e-2
     free_rate: float = 0.03
+    free_start: float = 2.0
+    free_spread: float = 0.0
+    starts: int = 1
+    heat: float = 1.0
     baseline_rate: float = 1e-3
     baseline_steps: int = 300
     lowest: float = -7.0
@@ -88,7 +97,7 @@ class Recipe:
                 raise UnknownNameError(
                     f"no {name} of a recipe is named {kind!r}. There are: {', '.join(known)}.", near=near(kind, known)
                 )
-        for name in ("steps", "per_step", "validations", "statistics"):
+        for name in ("steps", "per_step", "starts", "validations", "statistics"):
             if getattr(self, name) < 1:
                 raise SettingError(f"a recipe's {name} is a whole number from 1, got {getattr(self, name)}")
         for name in ("stagger", "decay"):
@@ -136,6 +145,10 @@ class Recipe:
                 f"no recipe is named {name!r}. There are: {', '.join(presets)}.", near=near(name, presets)
             )
         return presets[name]
+
+    def make_free(self) -> FreeLogits:
+        """The free logits of one site, without amortisation."""
+        return FreeLogits(start_logit=self.free_start, spread=self.free_spread, low=self.lowest)
 
     def make_probe(self, number: int = 0, votes: int = 1) -> Probe:
         """The probe of one vote.

@@ -19,6 +19,7 @@ from maskhooks.outputs import Outputs, count
 from maskhooks.port import Replacement
 from maskhooks.replay import Recording, Replay
 from maskhooks.site import Site
+from maskhooks.units import Units
 
 
 @dataclass(frozen=True)
@@ -160,5 +161,11 @@ def examples(hooked: Hooked, clean: Clean, site: Site) -> Examples | None:
 
 
 def places(hooked: Hooked, clean: Clean, site: Site) -> Places:
-    """Which positions of a site are real, and whose."""
-    return Places(real_positions(hooked, clean, site), examples(hooked, clean, site))
+    """Which positions of a site are real, whose, and gated together with which."""
+    return Places(real_positions(hooked, clean, site), examples(hooked, clean, site), units(hooked, clean, site))
+
+
+def units(hooked: Hooked, clean: Clean, site: Site) -> Units | None:
+    """Which positions of a site are gated together; None where each is alone."""
+    numbers = hooked.task.units(site, clean.batch, clean.values[str(site)])
+    return None if numbers is None else Units.of(numbers)

@@ -39,11 +39,13 @@ class Task:
             of a site connect, numbered within their example; with `relation` where there are several kinds.
         select: `(batch, numbers) -> batch`, the examples with these numbers, each as often as it is listed. Default:
             the rows of each tensor that has one for each example.
+        units: `batch -> whole numbers` over the sites' position axes, or `(batch, site) -> ...`: positions of an
+            example with the same number are gated together, as the pieces of a word. Default: each position alone.
     """
 
     name = "function"
     # What `given` takes; a subclass adds its own.
-    options: tuple[str, ...] = ("call", "output", "real", "names", "vary", "examples", "edges", "select")
+    options: tuple[str, ...] = ("call", "output", "real", "names", "vary", "examples", "edges", "select", "units")
 
     def __init__(
         self,
@@ -56,9 +58,10 @@ class Task:
         examples: Callable[..., Tensor] | None = None,
         edges: Callable[..., Mapping[str, Tensor]] | None = None,
         select: Callable[[Any, Sequence[int]], Any] | None = None,
+        units: Callable[..., Tensor] | None = None,
     ) -> None:
         self._call, self._output, self._real, self._names, self._vary = call, output, real, names, vary
-        self._examples, self._edges, self._select = examples, edges, select
+        self._examples, self._edges, self._select, self._units = examples, edges, select, units
 
     def types(self) -> tuple[type[nn.Module], ...]:
         """The model types that a plugin's task serves; the most derived claim wins, as with adapters."""
@@ -153,6 +156,26 @@ class Task:
                 "that fits each: wrap(model, real=lambda batch, site: ...)"
             )
         return mask
+
+    def units(self, site: Site, batch: Any, value: Tensor) -> Int[Tensor, "*positions"] | None:
+        """A number for each position of a site, equal where positions of an example are gated together; None where each
+        is alone.
+
+        Raises:
+            BatchError: the numbers given have another shape, or are no whole numbers.
+        """
+        if self._units is None:
+            return None
+        numbers = torch.as_tensor(_apply(self._units, batch, site)).to(value.device)
+        sizes = site.gating().shape(value, site=site)
+        shape = [sizes[axis] for axis in site.gating().positions]
+        if list(numbers.shape) != shape or numbers.is_floating_point():
+            raise BatchError(
+                f"the units have shape {list(numbers.shape)} and type {str(numbers.dtype).removeprefix('torch.')}, "
+                f"site {site} has positions ({', '.join(site.gating().positions)}) of shape {shape}. Give a whole "
+                f"number for each, equal where positions belong together: wrap(model, units=lambda batch, site: ...)"
+            )
+        return numbers
 
     def beside(self, site: Site) -> Sequence[Site]:
         """Sites that are read wherever this one is, since `examples` and `edges` need their values."""

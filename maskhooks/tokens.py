@@ -55,6 +55,26 @@ def token_kind(label: str, *, starts_marked: bool = False) -> str:
     return "continuation" if starts_marked and label[0] not in _STARTS else "word"
 
 
+def words(labels: Sequence[str], *, starts_marked: bool = False) -> list[int]:
+    """For each token the number of the word that it is a piece of, from 0.
+
+    Special tokens, punctuation and blanks are words of their own; what follows a special token begins one.
+
+    Args:
+        labels: the tokens of one text, as the tokenizer writes them.
+        starts_marked: as in `token_kind`.
+    """
+    numbers: list[int] = []
+    last = "special"
+    for label in labels:
+        kind = token_kind(label, starts_marked=starts_marked)
+        digits = kind == "number" and starts_marked and label[0] not in _STARTS
+        joined = kind == "continuation" or (digits and last in ("number", "other"))
+        numbers.append(numbers[-1] + (last == "special" or not joined) if numbers else 0)
+        last = kind
+    return numbers
+
+
 def spread(tags: Sequence[Tag], words: Sequence[tuple[int, int]], pieces: Sequence[Sequence[int]]) -> list[Tag | None]:
     """Tags of words, for the word pieces of the same text.
 

@@ -36,6 +36,7 @@ def wrap(
     vary: Callable[[Any, Generator], Any] | None = None,
     examples: Callable[..., Tensor] | None = None,
     edges: Callable[..., Mapping[str, Tensor]] | None = None,
+    units: Callable[..., Tensor] | str | None = None,
     **options: Any,
 ) -> Hooked:
     """Finds the sites of a model, and how to call it. The model is not changed.
@@ -48,7 +49,7 @@ def wrap(
         example: a batch to run once, so that shapes are known and every site is checked to fire.
         adapter: one or more adapters for this call; they go before registered ones.
         task: how to call the model; found by a plugin where not given.
-        call, output, real, names, vary, examples, edges: functions of the task; see `Task`.
+        call, output, real, names, vary, examples, edges, units: functions of the task; see `Task`.
         **options: further settings of the task that is found, such as `tokenizer=` for Hugging Face models.
 
     Raises:
@@ -72,7 +73,7 @@ def wrap(
         chosen = [Site.parse(site) if isinstance(site, str) else site for site in sites]
     chosen = [site if site.depth is not None else dataclasses.replace(site, depth=i) for i, site in enumerate(chosen)]
     functions: dict[str, Any] = {"call": call, "output": output, "real": real, "names": names, "vary": vary}
-    functions |= {"examples": examples, "edges": edges, **options}
+    functions |= {"examples": examples, "edges": edges, "units": units, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
     chosen_task = (task or _task(model, found)).given(functions)
     hooked = Hooked(model, SiteTable(chosen), chosen_task, found)

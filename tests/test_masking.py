@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from maskhooks.baselines import Learned, Zero
-from maskhooks.errors import PatternError, SettingError, UnknownNameError
+from maskhooks.errors import BatchError, PatternError, SettingError, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.masking import Masked, Masking, Vote
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
@@ -167,6 +167,37 @@ def test_random_masks_keep_at_random_rates(hooked, batch):
     kept = torch.cat([random_mask(hooked, clean, masking, generator(i), share).sample[batch[1]] for i in range(200)])
     assert 0.4 < kept.mean() < 0.6
     assert bool((kept == 0).any())
+
+
+def test_positions_of_a_unit_share_one_gate_and_count_as_one(batch):
+    numbers = torch.tensor([0, 0, 1, 2, 2, 2]).expand(4, 6)
+    hooked = wrap(
+        Tagger(),
+        sites={"layers.1:output": TOKENS},
+        output=lambda o: Categorical(logits=o),
+        real=lambda b: b[1],
+        units=lambda b: numbers,
+    )
+    masking = make(hooked, batch)
+    clean = clean_pass(hooked, batch, masking.reads, [masking.site])
+    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    open_ = masked.log_open.detach().exp()
+    assert len(set(open_[0].tolist())) == 3
+    assert open_[0, 0] == open_[0, 1]
+    assert torch.equal(masked.sample[0, 3:], masked.sample[0, 3].expand(3))
+    assert 0 < masked.sample[0, 0] < 1
+    assert masked.expected_l0[0].item() == pytest.approx(open_[0, [0, 2, 3]].mean().item())
+    assert masked.expected_l0[2].item() == pytest.approx(open_[2, 0].item())
+    assert bool((masked.sample[2, 2:] == 1).all())
+    drawn = random_mask(hooked, clean, masking, generator(2), Share(0, (4, 6)))
+    assert torch.equal(drawn.sample[:2, 0], drawn.sample[:2, 1])
+
+
+def test_units_have_the_shape_of_positions(batch):
+    for numbers in (torch.zeros(4, 5).long(), torch.zeros(4, 6)):
+        hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, real=lambda b: b[1], units=lambda b, n=numbers: n)
+        with pytest.raises(BatchError, match=r"units have shape .* whole number for each"):
+            hooked.task.units(hooked.find("layers.1:output")[0], batch, torch.zeros(4, 6, 12))
 
 
 class TestProbes:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskhooks.errors import SettingError
-from maskhooks.tokens import KINDS, spread, token_kind
+from maskhooks.tokens import KINDS, spread, token_kind, words
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,19 @@ def test_where_starts_are_marked_the_rest_goes_on() -> None:
     labels = ["<s>", "▁un", "happy", "▁film", "s", ".", "▁7", "</s>"]
     kinds = [token_kind(label, starts_marked=True) for label in labels]
     assert kinds == ["special", "word", "continuation", "word", "continuation", "punctuation", "number", "special"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "marked", "numbers"),
+    [
+        ("[CLS] un ##happy films , don ' t [UNK] ##s [SEP]", False, [0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("<s> ▁un happy ▁film s . ▁ 2 0 ▁1 9 </s>", True, [0, 1, 1, 2, 2, 3, 4, 4, 4, 5, 5, 6]),
+        ("Hello , Ġwor ld", True, [0, 1, 2, 2]),
+        ("Hel lo", True, [0, 0]),
+    ],
+)
+def test_pieces_have_the_number_of_their_word(labels: str, marked: bool, numbers: list[int]) -> None:
+    assert words(labels.split(), starts_marked=marked) == numbers
 
 
 def test_tags_go_to_the_word_that_a_piece_shares_most_with() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import einops
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
 from maskhooks import nested, outputs
@@ -42,6 +42,7 @@ class TransformersTask(Task):
             without any, tokens are called by their ids.
         positions: for causal language models, which tokens count: `"last"`, `"all"`, or a function of the batch.
             Default: those with a label, or the last; see `CausalLanguageModel`.
+        units: "words" gates the pieces of a word together; or a function, see `Task`.
         call, output, real, names, vary: functions that go before what this task does; see `Task`.
     """
 
@@ -80,6 +81,8 @@ class TransformersTask(Task):
         own = {key: value for key, value in functions.items() if key not in ("tokenizer", "positions")}
         task = super().given(own)
         assert isinstance(task, TransformersTask)
+        if isinstance(task._units, str) and task._units != "words":
+            raise SettingError(f"units={task._units!r}: it is 'words', or a function of the batch")
         task.head = copy.copy(self.head)
         if "tokenizer" in functions:
             task.words = Words(self.words.config, functions["tokenizer"])
@@ -184,6 +187,16 @@ class TransformersTask(Task):
         ):
             return super().names(site, batch)
         return [self.words.tokens(row) for row in ids.tolist()]
+
+    def units(self, site: Site, batch: Any, value: Tensor) -> Int[Tensor, "*positions"] | None:
+        """The words that tokens are pieces of, where `units="words"`; sites of no tokens have each position alone."""
+        if not isinstance(self._units, str):
+            return super().units(site, batch, value)
+        positions = site.gating().positions
+        ids = as_mapping(batch).get("decoder_input_ids") if "target" in positions else token_ids(batch)
+        if ids is None or positions not in (("batch", "token"), ("batch", "target")):
+            return None
+        return torch.tensor([self.words.pieces(row) for row in ids.tolist()], device=value.device)
 
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding: real tokens change places, special ones stay.

@@ -6,6 +6,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from maskhooks.errors import SettingError
+from maskhooks.tokens import words
+
 
 class Words:
     """The tokens of one model.
@@ -49,6 +52,23 @@ class Words:
             named = zip(new, found, strict=True)
             self._tokens.update({index: str(index) if token is None else str(token) for index, token in named})
         return [self._tokens[index] for index in ids]
+
+    def pieces(self, ids: Sequence[int]) -> list[int]:
+        """For each id the number of the word that its token is a piece of.
+
+        Raises:
+            SettingError: no tokenizer is known.
+        """
+        if self.tokenizer is None:
+            raise SettingError(
+                "which tokens are pieces of one word is known by the tokenizer, and none was found beside the model. "
+                "Give it: wrap(model, tokenizer=tokenizer, units='words')"
+            )
+        return words(self.tokens(ids), starts_marked=self._starts_marked)
+
+    @functools.cached_property
+    def _starts_marked(self) -> bool:
+        return any(token.startswith(("Ġ", "▁")) for token in self.tokenizer.tokenize("a a"))
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens too; without a tokenizer the ids themselves."""

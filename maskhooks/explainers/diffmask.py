@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskhooks.baselines import Baseline
 from maskhooks.board import Board
@@ -34,7 +34,7 @@ from maskhooks.registry import registry
 from maskhooks.replay import Replay
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.site import Selector, Site
-from maskhooks.step import Clean, clean_pass
+from maskhooks.step import Clean, clean_pass, units
 from maskhooks.storage import save
 from maskhooks.store import Store
 from maskhooks.task import device_of, move
@@ -113,7 +113,8 @@ class DiffMask(Explainer):
 
     def __repr__(self) -> str:
         state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
-        return f"{type(self).__name__}({len(self.maskings)} maskings of {len(self.sites)} sites, margin {self.margin} nats, {state})"
+        what = f"{len(self.maskings)} maskings of {len(self.sites)} sites"
+        return f"{type(self).__name__}({what}, margin {self.margin} nats, {state})"
 
     @property
     def reads(self) -> list[Site]:
@@ -229,10 +230,13 @@ class DiffMask(Explainer):
             optimise(self._problem(), clean)
         with torch.no_grad():
             return [
-                self.site_scores(clean, part.site, part.depth, part.log_open(clean.values).exp())
+                self.site_scores(clean, part.site, part.depth, self._log_open(clean, part).exp())
                 for masking in self.maskings
                 for part in masking.parts
             ]
+
+    def _log_open(self, clean: Clean, part: Masking) -> Tensor:
+        return part.log_open(clean.values, units(self.hooked, clean, part.site))
 
     def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
         """What the masks do to predictions, a row for each masked site and depth.
@@ -359,7 +363,7 @@ class DiffMask(Explainer):
 
     def _alone(self, site: Site, read: tuple[Site, ...], depth: int) -> Masking:
         """A masking with one vote, and a baseline of its own."""
-        probe = self.recipe.make_probe() if self.amortized else FreeLogits(low=self.recipe.lowest)
+        probe = self.recipe.make_probe() if self.amortized else self.recipe.make_free()
         return Masking(site, depth, [Vote(read, probe)], self.gate, self._make_baseline())
 
     def _make_baseline(self) -> Baseline:

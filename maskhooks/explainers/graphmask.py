@@ -13,7 +13,6 @@ from maskhooks.hooked import Hooked
 from maskhooks.joint import Joint
 from maskhooks.masking import Masking, Masks, Vote
 from maskhooks.outputs import Divergence, kl
-from maskhooks.probes import FreeLogits
 from maskhooks.recipe import Recipe
 from maskhooks.site import Selector, Site
 
@@ -80,7 +79,7 @@ class GraphMask(DiffMask):
     def _vote(self, site: Site) -> Vote:
         """What a layer's gates are read from: states of the sources, messages, states of the targets."""
         if not self.amortized:
-            return Vote((), FreeLogits(low=self.recipe.lowest))
+            return Vote((), self.recipe.make_free())
         return Vote((*self._ends(site, "source"), site, *self._ends(site, "target")), self.recipe.make_probe())
 
     def _messages(self, site: Site, vote: Vote) -> Masking:

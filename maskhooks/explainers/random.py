@@ -11,11 +11,11 @@ from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.seeds import generator
 from maskhooks.site import Selector, Site
-from maskhooks.step import Clean
+from maskhooks.step import Clean, units
 
 
 class Random(Explainer):
-    """Scores drawn from U(0, 1), the same for the same seed and shape.
+    """Scores drawn from U(0, 1), the same for the same seed and shape; positions gated together share one.
 
     Args:
         hooked: the wrapped model.
@@ -38,5 +38,7 @@ class Random(Explainer):
         for number, site in enumerate(self.sites):
             shape = site.gating().mask_shape(clean.values[str(site)], site=site)
             values = torch.rand(shape, generator=generator(self.seed, number))
+            together = units(self.hooked, clean, site)
+            values = values if together is None else together.shared(values, site.gating())
             found.append(self.site_scores(clean, site, site.depth or 0, values))
         return found

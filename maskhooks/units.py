@@ -1,0 +1,74 @@
+"""Units: positions that are gated together, such as the pieces of a word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import einops
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from maskhooks.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Units:
+    """Which positions of an example belong together.
+
+    Attributes:
+        first: for each position the place of its unit's first one, counted through all positions of its example.
+        shape: the sizes of the position axes, the batch first.
+    """
+
+    first: Int[Tensor, "batch place"]
+    shape: Sequence[int]
+
+    @classmethod
+    def of(cls, numbers: Int[Tensor, "batch *positions"]) -> Units:
+        """Units from a number for each position: equal ones within an example are one unit."""
+        rows = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
+        own = rows - rows.min() if rows.numel() else rows
+        width = int(own.max()) + 1 if rows.numel() else 1
+        offset = width * torch.arange(len(rows), device=rows.device)[:, None]
+        _, unit = torch.unique(own + offset, return_inverse=True)
+        places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+        first = places.new_full((rows.numel(),), rows.shape[1])
+        return cls(first.scatter_reduce(0, unit.flatten(), places.flatten(), "amin")[unit], tuple(numbers.shape))
+
+    @property
+    def leads(self) -> Bool[Tensor, "batch *positions"]:
+        """Whether a position is the first of its unit."""
+        places = torch.arange(self.first.shape[1], device=self.first.device)
+        return (self.first == places).view(*self.shape)
+
+    def shared(self, gates: Float[Tensor, "*gated"], pattern: Pattern) -> Float[Tensor, "*gated"]:
+        """For every gate that of its unit's first position.
+
+        Args:
+            gates: a number for each, over the gated axes of the pattern.
+        """
+        return self._over(lambda rows, index: rows.gather(1, index), gates, pattern)
+
+    def mean(self, gates: Float[Tensor, "*gated"], pattern: Pattern) -> Float[Tensor, "*gated"]:
+        """For every gate the mean over its unit; as in `shared`."""
+        return self._over(_mean, gates, pattern)
+
+    def _over(self, function: Callable[[Tensor, Tensor], Tensor], gates: Tensor, pattern: Pattern) -> Tensor:
+        """A function over rows `batch place group`, with the place of each one's first as an index of that shape."""
+        gated, positions = " ".join(pattern.gated), " ".join(pattern.positions)
+        arrow = f"{positions} ({' '.join(pattern.groups)})"
+        behind = einops.rearrange(gates, f"{gated} -> {arrow}")
+        rows = behind.reshape(*self.first.shape, behind.shape[-1])
+        found = function(rows, self.first.to(gates.device)[..., None].expand_as(rows)).view_as(behind)
+        groups = {axis: pattern.sizes[axis] for axis in pattern.groups}
+        back: Tensor = einops.rearrange(found, f"{arrow} -> {gated}", **groups)
+        return back
+
+
+def _mean(rows: Tensor, index: Tensor) -> Tensor:
+    sums = torch.zeros_like(rows).scatter_add(1, index, rows)
+    counts = torch.zeros_like(rows).scatter_add(1, index, torch.ones_like(rows))
+    return (sums / counts.clamp(min=1)).gather(1, index)

@@ -1,0 +1,48 @@
+"""Units: positions that share a gate."""
+
+from __future__ import annotations
+
+import torch
+
+from maskhooks.pattern import Pattern
+from maskhooks.units import Units
+
+TOKENS = Pattern("batch token hidden -> batch token")
+NUMBERS = torch.tensor([[7, 7, 3, 7, 1], [0, 1, 2, 2, 2]])
+
+
+def test_units_lie_anywhere_in_an_example_and_none_spans_two() -> None:
+    units = Units.of(NUMBERS)
+    assert units.first.tolist() == [[0, 0, 2, 0, 4], [0, 1, 2, 2, 2]]
+    assert units.leads.tolist() == [[True, False, True, False, True], [True, True, True, False, False]]
+
+
+def test_the_first_position_speaks_for_its_unit() -> None:
+    gates = torch.arange(10.0).view(2, 5)
+    assert Units.of(NUMBERS).shared(gates, TOKENS)[0].tolist() == [0, 0, 2, 0, 4]
+
+
+def test_the_mean_over_a_unit_gets_gradients_from_all_of_it() -> None:
+    gates = torch.arange(5.0).repeat(2, 1).requires_grad_()
+    mean = Units.of(NUMBERS).mean(gates, TOKENS)
+    assert torch.allclose(mean[0], torch.tensor([4 / 3, 4 / 3, 2, 4 / 3, 4]))
+    mean[0, 1].backward()
+    assert torch.allclose(gates.grad[0], torch.tensor([1 / 3, 1 / 3, 0, 1 / 3, 0]))
+
+
+def test_groups_keep_to_themselves_wherever_their_axis_stands() -> None:
+    pattern = Pattern("batch (head dim) token -> batch head token", {"head": 2})
+    gates = torch.arange(20.0).view(2, 2, 5)
+    shared = Units.of(NUMBERS).shared(gates, pattern)
+    assert shared[0].tolist() == [[0, 0, 2, 0, 4], [5, 5, 7, 5, 9]]
+
+
+def test_several_position_axes_count_through() -> None:
+    units = Units.of(torch.tensor([[[0, 0], [1, 0]]]))
+    assert units.leads.tolist() == [[[True, False], [True, False]]]
+    pattern = Pattern("batch channel height width -> batch height width")
+    assert units.shared(torch.arange(4.0).view(1, 2, 2), pattern).flatten().tolist() == [0, 0, 2, 0]
+
+
+def test_a_batch_without_positions() -> None:
+    assert Units.of(torch.zeros(2, 0, dtype=torch.long)).leads.shape == (2, 0)
