@@ -246,6 +246,10 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
         given["decoder_start_token_id"] = 0
     given.update(_tokens(vars(usual)))
     given.update(_choices(values))
+    if values.get("rope_parameters") == {} and isinstance(given.get("layer_types"), list):  # set by kind of layer
+        given["rope_parameters"] = {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in sorted(set(given["layer_types"]))
+        }
     return type(usual)(**given)
 
 
