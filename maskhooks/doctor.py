@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import html
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from maskhooks.seeds import forked
 from maskhooks.site import Selector, Site
 from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
-from maskhooks.trials import bypassed, foreign, fused, gradients, inexact, owners, silent
+from maskhooks.trials import bypassed, foreign, fused, gradients, inexact, others, owners, silent
 
 _PARTS = frozenset({"head", "mlp", "message"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
@@ -70,6 +70,7 @@ class Report:
     findings: Sequence[Finding]
     distribution: str
     fused: float = 0.0  # how far the outputs move when hooks switch off a fused path
+    others: Mapping[str, int] = field(default_factory=dict)  # packages, and on how many modules their hooks stand
 
     @property
     def healthy(self) -> bool:
@@ -84,7 +85,7 @@ class Report:
                 "dtype": f.dtype.removeprefix("torch."),
                 "device": f.device,
                 "bypassed": _way(f),
-                "foreign hooks": " ".join([str(f.foreign_hooks)] * bool(f.foreign_hooks) + list(f.foreign)),
+                "foreign hooks": f"{f.foreign_hooks or 'forward'} of {', '.join(f.foreign)}" if f.foreign else "",
                 "trouble": f.trouble,
             }
             for f in self.findings
@@ -101,6 +102,18 @@ class Report:
                 f"fused: hooks switch off a fused path, and move the outputs by up to {self.fused:.1g}; clean and "
                 "masked passes both run with hooks"
             )
+        if any(f.bypassed is None and not f.trouble and not is_read(f.site) for f in self.findings):
+            notes.append(
+                "bypassed unknown: no other input could be made of this batch, or none changes the output. "
+                "wrap(model, real=...) says which positions are no padding and may change places, wrap(model, "
+                "vary=...) makes another input"
+            )
+        if self.others:
+            names = ", ".join(f"{name} on {count} module{'s' * (count > 1)}" for name, count in self.others.items())
+            notes.append(
+                f"hooks of others: {names}. They stay and run as before; a tap sees what they made of values, and a "
+                "replay applies them once"
+            )
         return notes
 
     def _repr_html_(self) -> str:
@@ -116,6 +129,9 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
     chosen = list(hooked.sites) if sites is None else hooked.find(sites)
     known = Modules(hooked.model)
     every = [_each(site, known) for site in chosen]
+    beside = others(hooked.model)
+    standing = {site: known.computing(site.module) for site in chosen}
+    hooks = {site: (len(foreign(at)), owners(at)) for site, at in standing.items()}
     tap = Tap(hooked.model, every)
     with forked(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
         try:
@@ -128,7 +144,7 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
             described = _describe(hooked.distribution(outputs, batch))
         except UnknownDistributionError as error:
             described = f"unknown ({error})"
-        findings = [_finding(hooked, site, tap) for site in chosen]
+        findings = [_finding(site, tap, *hooks[site]) for site in chosen]
         found = {f.site: f.trouble for f in findings}
         found |= silent(hooked, batch, [f.site for f in findings if f.trouble == _SILENT])
         sound = [site for site, trouble in found.items() if not (trouble or site.call == "*" or is_read(site))]
@@ -136,7 +152,7 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
         found |= {site: _INEXACT if copied[site] else without[site] for site in sound}
         done = [dataclasses.replace(f, bypassed=around.get(f.site), trouble=found[f.site]) for f in findings]
-        return Report(done, described, moved)
+        return Report(done, described, moved, beside)
 
 
 def check_gradients(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
@@ -184,14 +200,13 @@ def _way(finding: Finding) -> str:
     return "yes, a part" if finding.bypassed and is_part(finding.site) else _BYPASSED[finding.bypassed]
 
 
-def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
+def _finding(site: Site, tap: Tap, hooks: int, packages: Sequence[str]) -> Finding:
     path = nested.format_path(site.path)
     values = [
         value
         for call in range(10_000)
         if (value := tap.values.get(f"{site.module}@{call}:{site.port}{path}")) is not None
     ]
-    module = Modules(hooked.model)[site.module]
     values += [value for value in [tap.values.get(str(site))] if value is not None and site.call is None]
     trouble = tap.skipped.get(f"{site.module}@*:{site.port}{path}", "")
     if not values and not trouble:
@@ -208,9 +223,9 @@ def _finding(hooked: Hooked, site: Site, tap: Tap) -> Finding:
         "" if value is None else str(value.dtype),
         "" if value is None else str(value.device),
         None,
-        len(foreign(module)),
+        hooks,
         trouble,
-        owners(module),
+        packages,
     )
 
 

@@ -38,6 +38,15 @@ class Modules(Mapping[str, nn.Module]):
             raise KeyError(name) from None
         return found
 
+    def computing(self, name: str) -> nn.Module:
+        """The module that computes what passes one by this name: itself, or the one that it is a place within."""
+        module, parent = self[name], self.get(name.rpartition(".")[0])
+        return (
+            parent
+            if parent is not None and any(module is place for place in _places.get(parent, {}).values())
+            else module
+        )
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._listed)
 

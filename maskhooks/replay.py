@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from maskhooks import nested
 from maskhooks.errors import UnknownSiteError, near
-from maskhooks.modules import Modules, places
+from maskhooks.modules import Modules
 from maskhooks.port import Uncopied
 from maskhooks.recompute import recomputing
 from maskhooks.site import Site
@@ -106,8 +106,8 @@ class Replay:
         if site not in self._found:
             call = site.call if isinstance(site.call, int) else 0
             moment = self._fired.get((id(self._module(site)), site.port, call), 0)
-            owner = Modules(self.model).get(site.module.rpartition(".")[0])
-            if owner is not None and self._module(site) in places(owner).values():  # passed only while it is open
+            owner = Modules(self.model).computing(site.module)
+            if owner is not self._module(site):  # its places are passed only while it is open
                 moment = self._fired.get((id(owner), "input", 0), 0)
             self._found[site] = self._outermost(self._spans, moment)
         return self._found[site]

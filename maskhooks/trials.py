@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from maskhooks import nested
 from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooked import Hooked
-from maskhooks.modules import Modules
+from maskhooks.modules import Modules, running
 from maskhooks.outputs import Positions
 from maskhooks.port import Uncopied
 from maskhooks.recompute import reentrant
@@ -157,6 +158,11 @@ def owners(module: nn.Module) -> list[str]:
     own = foreign(module)
     own += [vars(module)["forward"]] if "forward" in vars(module) else []
     return sorted({_package(function) for function in own})
+
+
+def others(model: nn.Module) -> dict[str, int]:
+    """By package, on how many modules its hooks stand, or something in the place of their forward."""
+    return dict(sorted(Counter(package for module in running(model) for package in owners(module)).items()))
 
 
 def foreign(module: nn.Module) -> list[Any]:

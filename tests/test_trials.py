@@ -128,8 +128,39 @@ def test_hooks_of_others_are_in_the_report() -> None:
     model.site.register_forward_hook(lambda *_: None)
     found = report(model)
     assert found.findings[0].foreign_hooks == 1
-    assert found.rows()[0]["foreign hooks"] == "1 tests"
+    assert found.rows()[0]["foreign hooks"] == "1 of tests"
+    assert found.others == {"tests": 1}
+    assert "hooks of others: tests on 1 module. They stay" in str(found)
     assert found.healthy
+
+
+def test_what_stands_around_a_place_is_in_the_report() -> None:
+    """A place is no module of the model; the hooks are those of the module that computes what passes it."""
+    rnn = nn.GRU(3, 4, batch_first=True)
+    rnn.register_forward_hook(lambda *_: None)
+    found = maskhooks.examine(
+        maskhooks.wrap(rnn, output=lambda out: Categorical(logits=out[1][0])), torch.randn(2, 5, 3)
+    )
+    assert {finding.foreign_hooks for finding in found.findings} == {1}
+    assert {tuple(finding.foreign) for finding in found.findings} == {("tests",)}
+    vars(rnn)["forward"] = functools.partial(nn.GRU.forward, rnn)
+    rnn._forward_hooks.clear()
+    found = maskhooks.examine(
+        maskhooks.wrap(rnn, output=lambda out: Categorical(logits=out[1][0])), torch.randn(2, 5, 3)
+    )
+    assert {row["foreign hooks"] for row in found.rows()} == {"forward of torch"}
+
+
+def both(outputs: Tensor) -> Categorical:
+    return Categorical(logits=outputs.sum(1))
+
+
+def test_the_report_says_why_a_way_around_is_unknown() -> None:
+    hooked = maskhooks.wrap(nn.Embedding(9, 3), sites={":output": "batch token hidden -> batch token"}, output=both)
+    words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert "bypassed unknown: no other input could be made" in str(maskhooks.examine(hooked, words))
+    known = maskhooks.wrap(hooked.model, sites=list(hooked.sites), output=both, real=lambda batch: batch != 0)
+    assert "bypassed unknown" not in str(maskhooks.examine(known, words))
 
 
 def test_hooks_removed_by_others_are_noticed() -> None:
