@@ -63,6 +63,9 @@ TASKS = {
 KINDS = ("input", "hidden", "head", "mlp")
 QUICK = {
     "sequence-classification": ("albert", "bert", "t5", "xlm"),
+    "token-classification": ("bros",),
+    "question-answering": ("bart",),
+    "masked-lm": ("longformer", "squeezebert"),
     "causal-lm": ("gpt2", "llama", "mamba", "mixtral", "rwkv"),
     "seq2seq-lm": ("bart",),
     "image-classification": ("resnet", "vit"),
@@ -311,26 +314,29 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def matrix(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A table in Markdown: each type of model by kind of site, with the number of sites, over all tasks."""
+    """A table in Markdown: each type of model by kind of site, over all tasks."""
     rows: dict[str, dict[str, Any]] = {}
-    for task, of_task in results.items():
+    for of_task in results.values():
         for kind, one in of_task.items():
-            row = rows.setdefault(kind, {"tasks": [], "sites": {}, "ok": True, "bypassed": False})
+            row = rows.setdefault(kind, {"tasks": 0, "sites": set(), "ok": True, "bypassed": False, "attends": False})
             if "not_buildable" in one:
                 continue
-            row["tasks"].append(task)
+            row["tasks"] += 1
             row["ok"] &= one["ok"]
             row["bypassed"] |= bool(one["bypassed"])
-            for name in one["kinds"]:
-                row["sites"][name] = True
-    lines = ["| type | input | hidden | head | mlp | bypassed | all checks |", "|---|---|---|---|---|---|---|"]
+            row["attends"] |= one["attends"]
+            row["sites"].update(one["kinds"])
+    lines = [
+        "| type | tasks | input | hidden | head | mlp | bypassed | all checks |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for kind, row in sorted(rows.items()):
         if not row["tasks"]:
             continue
-        cells = ["yes" if name in row["sites"] else "" for name in KINDS]
-        lines.append(
-            f"| {kind} | {' | '.join(cells)} | {'yes' if row['bypassed'] else ''} | {'yes' if row['ok'] else 'no'} |"
-        )
+        missing = {"head": "no" if row["attends"] else "no attention"}
+        sites = ["yes" if name in row["sites"] else missing.get(name, "no") for name in KINDS]
+        cells = [kind, str(row["tasks"]), *sites, "yes" if row["bypassed"] else "no", "yes" if row["ok"] else "no"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
