@@ -20,9 +20,12 @@ class Adapter(ABC):
 
     Attributes:
         name: how the adapter is listed and named in errors.
+        whole: whether it claims the whole of a model that holds a module of its types, for sites that stand for several
+            of them; what others claim within stays theirs.
     """
 
     name: str
+    whole = False
 
     @abstractmethod
     def types(self) -> tuple[type[nn.Module], ...]:
@@ -114,7 +117,7 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
             )
         adapter = ranked[0][1]
         if not any(claim.adapter is adapter and claim.covers(name) for claim in found):
-            found.append(Claim(adapter, name, module))
+            found.append(Claim(adapter, "", model) if adapter.whole else Claim(adapter, name, module))
             found[-1].stand()
     return found
 
@@ -142,9 +145,12 @@ def arranged(found: Sequence[Claim], sites: Sequence[Site], fired: Sequence[Site
 
 
 def _owner(found: Sequence[Claim], site: Site) -> Adapter | None:
-    """The adapter with the innermost claim that covers a site."""
+    """The adapter with the innermost claim that covers a site; of two on the whole model, the one that has it."""
     covering = [claim for claim in found if claim.covers(site.module)]
-    return max(covering, key=lambda claim: len(claim.name)).adapter if covering else None
+    depth = max((len(claim.name) for claim in covering), default=0)
+    inner = [claim for claim in covering if len(claim.name) == depth]
+    having = (claim for claim in inner if str(site) in map(str, claim.adapter.sites(claim.name, claim.module)))
+    return inner[0].adapter if len(inner) == 1 else next((claim.adapter for claim in having), None)
 
 
 def join(name: str, child: str) -> str:

@@ -30,7 +30,7 @@ from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
 from maskhooks.trials import bypassed, foreign, fused, gradients, inexact, others, owners, silent
 
-_PARTS = frozenset({"head", "mlp", "message"})
+_PARTS = frozenset({"head", "mlp", "message", "edge"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
 _SILENT = "never fired"
 _INEXACT = (

@@ -14,12 +14,13 @@ from maskhooks.parts import Parts
 from maskhooks.pattern import Pattern
 from maskhooks.site import Site
 from maskhooks.task import Task
-from maskhooks_geometric.layer import cached, sending
+from maskhooks_geometric.layer import PLACES, cached, sending
 from maskhooks_geometric.loaded import layer_types
 from maskhooks_geometric.task import GraphTask
+from maskhooks_geometric.whole import PLACES as WHOLE
+from maskhooks_geometric.whole import weighing
 
 _EDGE, _NODE = Pattern("edge feature -> edge"), Pattern("node feature -> node")
-PLACES = ("edges", "source", "target", "message")
 
 
 class GeometricAdapter(Adapter):
@@ -30,17 +31,26 @@ class GeometricAdapter(Adapter):
     states that the layer was given, of the nodes that send and receive each message. `edges` says which nodes these
     are: integers, a row of source, target, relation and whether the layer's flow is against its edges.
 
-    Tags: `message`; `source`, `target` and `edges`, which have `read` too, as they can only be read; `node` for a
-    layer's inputs and outputs, `hidden` for the latter.
+    For the whole model `edge` is a weight for each edge, 1, which all layers give the messages along it: an edge in
+    every layer at once. A layer's own self-loops are no edges. Beside it are `edge_source`, `edge_target` (states that
+    the first layer was given) and `edge_ends`.
+
+    Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which have `read` too, as they can only be
+    read; `node` for a layer's inputs and outputs, `hidden` for the latter.
     Depths number the layers, in the order of modules, or of their calls where an example was run.
     """
 
     name = "geometric"
+    whole = True
 
     def types(self) -> tuple[type[nn.Module], ...]:
         return layer_types()
 
     def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
+        yield Site(join(name, "edge_ends"), tags=frozenset({"edges", "read"}))
+        for place in ("source", "target"):
+            yield Site(join(name, f"edge_{place}"), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
+        yield Site(join(name, "edge"), pattern=_EDGE, tags=frozenset({"edge", "weight"}))
         for inner in layers(name, module):
             yield Site(inner, "input", pattern=_NODE, tags=frozenset({"node"}), optional=True)
             yield Site(join(inner, "edges"), tags=frozenset({"edges", "read"}))
@@ -50,9 +60,9 @@ class GeometricAdapter(Adapter):
             yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
 
     def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
-        order = dict.fromkeys(_layer(site) for site in (*fired, *sites))
+        order = dict.fromkeys(_layer(site) for site in (*fired, *sites) if not _is_whole(site))
         depths = {layer: depth for depth, layer in enumerate(order)}
-        deep = [dataclasses.replace(site, depth=depths[_layer(site)]) for site in sites]
+        deep = [dataclasses.replace(site, depth=0 if _is_whole(site) else depths[_layer(site)]) for site in sites]
         return sorted(deep, key=lambda site: site.depth or 0)
 
     def task(self, model: nn.Module) -> Task:
@@ -60,18 +70,18 @@ class GeometricAdapter(Adapter):
 
     def places(self, module: nn.Module) -> dict[str, nn.Module]:
         for inner in layers("", module).values():
-            if inner is not module:
-                for place in PLACES:
-                    places(inner).setdefault(place, Parts())
-        return {place: Parts() for place in PLACES} if isinstance(module, layer_types()) else {}
+            for place in PLACES:
+                places(inner).setdefault(place, Parts())
+        return {place: Parts() for place in WHOLE}
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         wanted = {site.module for site in sites}
-        stack = contextlib.ExitStack()
-        with stack:
+        everywhere = any(join(name, place) in wanted for place in WHOLE)
+        with contextlib.ExitStack() as stack:
+            whole = stack.enter_context(weighing(module)) if everywhere else None
             for inner, layer in layers(name, module).items():
-                if any(join(inner, place) in wanted for place in PLACES):
-                    stack.enter_context(sending(layer))
+                if everywhere or any(join(inner, place) in wanted for place in PLACES):
+                    stack.enter_context(sending(layer, whole))
             return _closing(stack.pop_all())
 
     def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -81,6 +91,11 @@ class GeometricAdapter(Adapter):
 def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """The message passing layers in a module, itself among them, by their names in the whole model."""
     return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, layer_types())}
+
+
+def _is_whole(site: Site) -> bool:
+    """Whether a site stands for all layers."""
+    return site.module.rpartition(".")[2] in WHOLE and "node" not in site.tags
 
 
 def _layer(site: Site) -> str:

@@ -14,20 +14,33 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import ModelError, ReplacementError
+from maskhooks.mix import mix
 from maskhooks.modules import places
 from maskhooks.port import Uncopied, copied
 from maskhooks.signature import signature
-from maskhooks_geometric.edges import Ends, ends, rows
+from maskhooks_geometric.edges import Ends, ends, found_in, rows
+from maskhooks_geometric.whole import Whole
+
+PLACES = ("edges", "source", "target", "message")
+_ADJACENCY = ("edge_index", "adj_t", "hyperedge_index")
 
 _open: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def sending(module: nn.Module) -> Iterator[None]:
-    """Inside, the messages of a layer pass its places; it computes them one by one also where it would fuse them."""
+def sending(module: nn.Module, whole: Whole | None = None) -> Iterator[None]:
+    """Inside, the messages of a layer pass its places; it computes them one by one also where it would fuse them.
+
+    Args:
+        whole: weighs them by their edges.
+    """
     layer = _open.get(module) or _Layer(module)
     with layer:
-        yield
+        layer.wholes += [whole] if whole is not None else []
+        try:
+            yield
+        finally:
+            layer.wholes = [other for other in layer.wholes if other is not whole]
 
 
 @contextlib.contextmanager
@@ -48,6 +61,7 @@ class _Layer(Uncopied):
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
+        self.wholes: list[Whole] = []
         self._users = 0
         self._handles: list[RemovableHandle] = []
         self._own: dict[str, Any] = {}
@@ -102,26 +116,66 @@ class _Layer(Uncopied):
 
     def message(self, module: nn.Module, inputs: object, message: Any) -> Any:
         """The message to go on with, None where it is unchanged."""
-        stand = {name: place for name, place in places(module).items() if place._forward_hooks}
-        if not stand:
+        stand = {name: place for name, place in places(module).items() if name in PLACES and place._forward_hooks}
+        wholes = [whole for whole in dict.fromkeys(self.wholes) if whole.tapped]
+        if not stand and not wholes:
             return None
         edges, _ = self._call
         sends, receives = ends(edges, self._module.flow)
         axis = self._axis(message, len(sends))
         number, self._sent = self._sent, self._sent + 1
+        columns = self._columns(sends, receives, number)
         if "edges" in stand:
-            self._read(stand["edges"], self._columns(sends, receives, number))
+            self._read(stand["edges"], columns)
         for name, index, side in (("source", sends, 0), ("target", receives, 1)):
             if name in stand and (states := self._states(index, side)) is not None:
                 self._read(stand[name], states)
-        if "message" not in stand:
-            return None
-        before = _flat(message, axis)
-        after = stand["message"](before)
+        before = after = _flat(message, axis)
+        if "message" in stand:
+            after = stand["message"](after)
+        for whole in wholes:
+            after = self._weighed(after, columns, whole)
         if after is before:
             return None
         shape = [message.shape[axis], *(size for at, size in enumerate(message.shape) if at != axis)]
         return copied(after.reshape(shape).movedim(0, axis), message)
+
+    def _weighed(self, messages: Tensor, columns: Tensor, whole: Whole) -> Tensor:
+        """Messages by the weights of the edges that they go along; those along no edge are as they are."""
+        edges = self._edges()
+        edges = columns if edges is None else edges
+
+        def states(side: int) -> Tensor | None:
+            return self._states(edges[:, side], side)
+
+        weights = whole.weights(edges, states, messages)
+        if weights is None or not len(edges):
+            return messages
+        edge = found_in(columns[:, :3], edges[:, :3])
+        own = torch.where(edge[:, None] < 0, 1.0, weights[edge.clamp(min=0)]).to(messages.dtype)
+        return mix(messages, own, torch.zeros_like(messages[:1])) if len(messages) else messages
+
+    def _edges(self) -> Tensor | None:
+        """The edges that the layer was called with, as `_columns` has those of messages; None where it was not."""
+        flipped = self._module.flow != "source_to_target"
+        mapping = next((v for v in self._given.values() if isinstance(v, Mapping) and _adjacencies(v)), None)
+        if mapping is not None:
+            parts = [(rows(adjacency), number) for number, adjacency in enumerate(mapping.values())]
+        else:
+            adjacency = next((self._given[key] for key in _ADJACENCY if self._given.get(key) is not None), None)
+            if adjacency is None:
+                return None
+            types = self._given.get("edge_type", self._call[1].get("edge_type"))
+            parts = [(rows(adjacency), types)]
+        found = []
+        for (first, second), relation in parts:
+            if isinstance(relation, Tensor) and len(relation) == len(first):
+                kinds = relation.to(first)
+            else:
+                kinds = torch.full_like(first, relation if isinstance(relation, int) else -1)
+            ends = (second, first) if flipped else (first, second)
+            found.append(torch.stack([*ends, kinds, torch.full_like(first, int(flipped))], 1))
+        return torch.cat(found)
 
     def _read(self, place: nn.Module, value: Tensor) -> None:
         """Lets a value be read.

@@ -19,11 +19,14 @@ class Messages:
 
     Args:
         graphs: the batch.
-        sent: a row of source, target, relation and whether the flow is against the edges.
+        sent: a row of source, target, relation and whether the flow is against the edges; of edges in all layers
+            also which of the lists of edges that layers were called with it is of.
         relation: the type of edges that the layer serves; None where it serves all.
     """
 
     def __init__(self, graphs: Graphs, sent: Sent, relation: Relation | None) -> None:
+        if graphs.relations and relation is None:
+            sent = _typed(graphs, sent)
         self.graphs, self.sent, self.relation = graphs, sent, relation
         self._several = relation is None and bool(graphs.relations) and bool((sent[:, 2] >= 0).any())
 
@@ -72,7 +75,7 @@ class Messages:
         given = self.graphs.edges(relation)
         if given is None:
             return torch.full_like(sent[:, 0], -1)
-        own = torch.where(sent[:, 3:] > 0, sent[:, :2].flip(1), sent[:, :2])
+        own = torch.where(sent[:, 3:4] > 0, sent[:, :2].flip(1), sent[:, :2])
         types = self.graphs.get("edge_type") if relation is None else None
         if isinstance(types, Tensor) and len(types) == len(given) and bool((sent[:, 2] >= 0).all()):
             own, given = torch.cat([own, sent[:, 2:3]], 1), torch.cat([given, types.reshape(-1, 1).to(given)], 1)
@@ -82,6 +85,19 @@ class Messages:
             return place
         within = counted(whose[given[:, 1]], self.graphs.count)
         return torch.where(place < 0, -1, within[place.clamp(min=0)])
+
+
+def _typed(graphs: Graphs, sent: Sent) -> Sent:
+    """The same with relations where layers serve one each, told by what edges they were called with."""
+    sent = sent.clone()
+    for portion in sent[:, 4:].unique().tolist():
+        mine = (sent[:, 4] == portion) & (sent[:, 2] < 0)
+        for number, relation in enumerate(graphs.relations):
+            edges = graphs.edges(relation)
+            if edges is not None and edges.shape[0] == int(mine.sum()) and torch.equal(edges, sent[mine, :2]):
+                sent[mine, 2] = number
+                break
+    return sent
 
 
 def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:

@@ -128,8 +128,9 @@ class GraphTask(Task):
 
     def beside(self, site: Site) -> Sequence[Site]:
         parent, _, child = site.module.rpartition(".")
-        ours = child in ("message", "source", "target") and _axis(site) == "edge"
-        return (Site(join(parent, "edges"), call=site.call),) if ours else ()
+        ends = {"edge": "edge_ends", "edge_source": "edge_ends", "edge_target": "edge_ends"}.get(child, "edges")
+        ours = (child in ("message", "source", "target") or ends != "edges") and _axis(site) == "edge"
+        return (Site(join(parent, ends), call=site.call),) if ours else ()
 
     def examples(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
         axis = _axis(site)

@@ -99,8 +99,14 @@ class DiffMask(Explainer):
         self.objective = self.recipe.make_objective(margin)  # checks the margin
         self.margin, self.divergence, self.amortized, self.product = margin, divergence, amortized, product
         self.gate: Gate = registry.make("gates", gate)
-        self._baseline = baseline if baseline is not None else "learned" if amortized else "zero"
         self.sites = _exact(hooked, sites)
+        weights = [site for site in self.sites if "weight" in site.tags]
+        self._baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
+        if weights and self._baseline != "zero":
+            raise SettingError(
+                f"{weights[0]} is a weight, 1 where nothing is masked, for which no baseline can be learned. Use "
+                "baseline='zero', or mask what is weighted"
+            )
         if given is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
             given = _alike(hooked, self.sites)
         self.given = None if given is None else _exact(hooked, given)

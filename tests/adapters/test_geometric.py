@@ -42,6 +42,7 @@ from maskhooks.errors import (
     ModelError,
     NotATensorError,
     ReplacementError,
+    SettingError,
     SiteNeverFiredError,
     TappedModelError,
     UnfiredSiteWarning,
@@ -309,7 +310,7 @@ def test_between_two_sets_of_nodes() -> None:
 def test_layers_without_states_of_those_that_receive() -> None:
     hooked = maskhooks.wrap(SAGEConv((3, 2), 4))
     given = ((randn(6, 3), None), torch.tensor([[0, 5, 2], [1, 0, 1]]))
-    with pytest.warns(UnfiredSiteWarning, match="1 optional sites never fired: target:output"):
+    with pytest.warns(UnfiredSiteWarning, match="2 optional sites never fired: edge_target:output, target:output"):
         found = read(hooked, given)
     assert "target:output" not in found
     assert len(found["source:output"]) == 3
@@ -367,6 +368,74 @@ def test_a_layer_for_all_relations(kind: Any) -> None:
     ]
     wanted = [(*key, s, t, e) for key in RELATIONS for e, (s, t) in enumerate(pairs(data[key].edge_index.t()))]
     assert sorted(found) == sorted(wanted)
+
+
+def test_an_edge_in_every_layer_at_once(unchanged: Unchanged) -> None:
+    """Its weight scales its messages in all layers, whatever self-loops these add; open it changes no bit."""
+    model = unchanged(Pooled())
+    hooked, data = maskhooks.wrap(model, example=graph()), graph()
+    (site,) = hooked.sites.tagged("edge")
+    with torch.no_grad(), frozen(model):
+        usual = hooked(data)
+    with torch.no_grad():
+        reads = [site, "edge_ends:output", "edge_source:output"]
+        with hooked.tap(read=reads, replace={site: torch.clone}) as tap:
+            assert same_bits(hooked(data), usual)
+        assert torch.equal(tap.values[site], torch.ones(7, 1))
+        assert pairs(tap.values["edge_ends:output"]) == pairs(EDGES.t())
+        assert torch.equal(tap.values["edge_source:output"], data.x[EDGES[0]])
+        for edge in range(7):
+            weight = torch.ones(7, 1)
+            weight[edge] = 0
+            with hooked.tap(replace={site: lambda value, weight=weight: weight}):
+                output = hooked(data)
+            gcn = {3: 9}.get(edge, edge if edge < 3 else edge - 1)  # the self-loop at 3 comes after the others
+            with hooked.tap(replace={f"{layer}.message:output": zero(gcn) for layer in ("first", "second")}):
+                assert torch.equal(hooked(data), output)
+            assert not torch.equal(output, usual)
+
+
+def zero(row: int) -> Callable[[Tensor], Tensor]:
+    return lambda value: torch.where(torch.arange(len(value))[:, None] == row, 0, value)
+
+
+@pytest.mark.parametrize("amortized", [True, False])
+def test_edges_of_a_batch_are_explained(amortized: bool, unchanged: Unchanged) -> None:
+    model, data = Pooled(), batch()
+    hooked = maskhooks.wrap(unchanged(model))
+    explainer = maskhooks.DiffMask(hooked, "edge", recipe=maskhooks.Recipe(steps=4), amortized=amortized)
+    if amortized:
+        explainer.fit([data], progress=False)
+    rows = explainer.explain(data)
+    assert len(rows) == data.num_edges
+    assert rows["example"].tolist() == data.batch[data.edge_index[0]].tolist()
+    assert rows["position"].tolist() == rows["edge"].tolist()
+    with pytest.raises(SettingError, match="no baseline can be learned"):
+        maskhooks.DiffMask(hooked, "edge", baseline="learned")
+
+
+def test_edges_of_all_types_at_once() -> None:
+    data = hetero()
+    rows = maskhooks.Random(maskhooks.wrap(Typed()), "edge").explain(data)
+    found = list(zip(rows["relation"], rows["source"], rows["target"], rows["edge"], strict=True))
+    assert sorted(found) == sorted(
+        (n, s, t, e) for n, key in enumerate(RELATIONS) for e, (s, t) in enumerate(pairs(data[key].edge_index.t()))
+    )
+
+
+@pytest.mark.parametrize("made", [lambda: TAGConv(3, 4, K=3), Relational, Nodes])
+def test_one_weight_for_many_hops_relations_and_uses(made: Callable[[], nn.Module]) -> None:
+    model = made()
+    given: Any = (randn(5, 3), EDGES, TYPES)
+    if not isinstance(model, Relational):
+        given = given[:2]
+    hooked = maskhooks.wrap(model)
+    with torch.no_grad():
+        with hooked.tap(read="edge", replace={"edge": torch.zeros_like}) as tap:
+            closed = hooked(given)
+        with hooked.tap(replace={"message": torch.zeros_like}):
+            assert torch.equal(hooked(given), closed) or isinstance(model, TAGConv)
+    assert tap.values["edge:output"].shape == (7, 1)
 
 
 def test_nothing_is_left_behind(unchanged: Unchanged) -> None:

@@ -1,0 +1,84 @@
+"""Whole: an edge in every layer at once, as one weight that all layers give the messages along it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from maskhooks.modules import places
+from maskhooks.port import Uncopied
+
+PLACES = ("edge_ends", "edge_source", "edge_target", "edge")
+
+_open: WeakKeyDictionary[nn.Module, Whole] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def weighing(model: nn.Module) -> Iterator[Whole]:
+    """Inside, the edges of a model's layers pass the places of the model."""
+    whole = _open.get(model) or Whole(model)
+    with whole:
+        yield whole
+
+
+class Whole(Uncopied):
+    """The weights of edges in one pass, for as long as someone has the model open."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._users = 0
+        self._known: list[tuple[Tensor, Tensor]] = []
+        self._handle: RemovableHandle | None = None
+
+    def __enter__(self) -> None:
+        self._users += 1
+        if self._handle is None:
+            self._handle = self._model.register_forward_pre_hook(self.begin)
+            _open[self._model] = self
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users and self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            self._known.clear()
+            _open.pop(self._model, None)
+
+    def begin(self, model: nn.Module, args: object) -> None:
+        """A pass begins."""
+        self._known.clear()
+
+    @property
+    def tapped(self) -> Mapping[str, nn.Module]:
+        """The places that someone reads or replaces."""
+        stand = places(self._model)
+        return {name: stand[name] for name in PLACES if name in stand and stand[name]._forward_hooks}
+
+    def weights(self, edges: Tensor, states: Callable[[int], Tensor | None], like: Tensor) -> Tensor | None:
+        """A weight for each edge, the same wherever a layer is called with these edges; None where all are 1.
+
+        Args:
+            edges: a row of source, target, relation and whether the flow is against the edge.
+            states: those of the nodes that send (0) or receive (1), as the first layer with these edges is given them.
+            like: of the dtype of messages.
+        """
+        tapped = self.tapped
+        if not tapped:
+            return None
+        for known, weights in self._known:
+            if known.shape == edges.shape and torch.equal(known, edges):
+                return weights
+        if "edge_ends" in tapped:
+            tapped["edge_ends"](torch.cat([edges, torch.full_like(edges[:, :1], len(self._known))], 1))
+        for side, name in enumerate(("edge_source", "edge_target")):
+            if name in tapped and (found := states(side)) is not None:
+                tapped[name](found)
+        weights = like.new_ones(len(edges), 1)
+        weights = tapped["edge"](weights) if "edge" in tapped else weights
+        self._known.append((edges, weights))
+        return weights
