@@ -192,9 +192,9 @@ def _inputs(base: nn.Module, seen: Pass, found: list[Chain]) -> Iterator[tuple[C
         return
     table = _embedding(base)
     own = [call for call in calls if table is not None and base.get_submodule(call.name) is table]
-    tables = own or [call for call in calls if isinstance(base.get_submodule(call.name), nn.Embedding)] or calls
+    tables = [call for call in calls if isinstance(base.get_submodule(call.name), nn.Embedding)]
     sides: dict[str, Call] = {}
-    for call in tables:
+    for call in [*own, *tables] or calls:  # a decoder may have a table of its own
         called = axes.names(call.gives.tensor.shape, seen.kind) if call.gives is not None else None
         side = "target" if called is not None and "target" in called else "token"
         sides.setdefault(side, call)

@@ -14,10 +14,15 @@ from maskhooks.errors import ReplacementError
 
 
 def without_cache(model: nn.Module) -> dict[str, bool]:
-    """`use_cache=False` for a model that takes it, or hands it on to a base model that does."""
+    """`use_cache=False` for a model that takes it, or hands it on to a base model that does.
+
+    A classifier over an encoder-decoder that does not take it (T5Gemma's) says so to its base itself.
+    """
     own = inspect.signature(model.forward).parameters
     base = inspect.signature(getattr(model, "base_model", model).forward).parameters
     hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        hands_on = False
     return {"use_cache": False} if "use_cache" in own or (hands_on and "use_cache" in base) else {}
 
 

@@ -37,6 +37,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
         "input_ids",
         {"hidden": 8, "head": 6, "cross": 2, "mlp": 4},
     ),
+    "t5gemma": (
+        "SequenceClassification",
+        {side: {**TEXT, **LAYERS, "num_key_value_heads": 2, "head_dim": 8} for side in ("encoder", "decoder")},
+        "input_ids",
+        {"hidden": 8, "head": 6, "cross": 2, "mlp": 4},
+    ),
     "mamba": (
         "CausalLM",
         {**TEXT, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "intermediate_size": 32},
