@@ -75,10 +75,14 @@ def format_path(path: Path) -> str:
 def describe(value: Any) -> str:
     """A short account of a value for messages: its type, and where tensors are found inside it."""
     if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)}"
-    inside = [f"{format_path(path)} {list(tensor.shape)}" for path, tensor in tensors(value)]
+        return f"a tensor {_shape(value)}"
+    inside = [f"{format_path(path)} {_shape(tensor)}" for path, tensor in tensors(value)]
     kind = f"a {type(value).__name__}" if value is not None else "None"
     return kind + (f" with tensors at {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "(nested)" if tensor.is_nested else str(list(tensor.shape))
 
 
 def _child(value: Any, step: Step) -> Any:

@@ -225,7 +225,8 @@ class Port(Uncopied, ABC):
 
 _NESTED = (
     "the value is a nested tensor, which has no shape. A torch TransformerEncoder makes them of padded batches in eval "
-    "mode: build it with enable_nested_tensor=False, or set encoder.use_nested_tensor = False."
+    "mode: build it with enable_nested_tensor=False, or set encoder.use_nested_tensor = False. Elsewhere address a "
+    "place before values are nested, or after torch.nested.to_padded_tensor."
 )
 
 

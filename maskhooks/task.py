@@ -231,6 +231,8 @@ class Task:
         real = torch.as_tensor(_apply(self._real, batch, None)).bool() if self._takes_batch_only() else None
         varied = batch
         for path, tensor in nested.tensors(batch):
+            if tensor.is_nested or tensor.layout is not torch.strided:
+                continue  # whose rows cannot be taken by number
             if tensor.dtype == torch.bool or tensor.dim() < 2 or (real is None and not tensor.is_floating_point()):
                 continue
             if real is None:
@@ -243,7 +245,7 @@ class Task:
                 changed[real.to(tensor.device)] = rows[order]
                 varied = nested.put(varied, path, changed)
         pairs = zip(nested.tensors(batch), nested.tensors(varied), strict=True)
-        return None if all(torch.equal(old, new) for (_, old), (_, new) in pairs) else varied
+        return None if all(old is new or torch.equal(old, new) for (_, old), (_, new) in pairs) else varied
 
     def _takes_batch_only(self) -> bool:
         return self._real is not None and _arity(self._real) == 1

@@ -82,16 +82,20 @@ def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) 
 
 def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
     leaves: list[Tensor] = []
+    others: list[Tensor] = []  # to which no gradient could come
 
     def leaf(value: Tensor) -> Tensor:
-        if value.is_floating_point():
-            leaves.append(value.detach().clone().requires_grad_())
-        return leaves[-1] if leaves else value
+        if not value.is_floating_point():
+            others.append(value)
+            return value
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1]
 
     source = generator(seed)
     try:
         with hooked.tap(replace={site: leaf}):
-            ends = [t for _, t in nested.tensors(_raw(hooked(batch))) if t.is_floating_point() and t.requires_grad]
+            outputs = nested.tensors(_raw(hooked(batch)))
+            ends = [t for _, t in outputs if t.is_floating_point() and t.requires_grad and not t.is_nested]
             if leaves and ends:
                 weights = [torch.randn(end.shape, generator=source).to(end) for end in ends]
                 try:
@@ -100,6 +104,8 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
                     return f"no gradient comes back: {error}"
     except GradientError as error:
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
+    if others and not leaves and site.pattern is not None:
+        return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
@@ -185,7 +191,14 @@ def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
     try:
         return list(_parameters(hooked.distribution(outputs, batch)))
     except UnknownDistributionError:
-        return [tensor for _, tensor in nested.tensors(outputs)]
+        return [part for _, tensor in nested.tensors(outputs) for part in _plain(tensor)]
+
+
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """The same numbers as tensors in rows and columns."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    return [tensor if tensor.layout is torch.strided else tensor.to_dense()]
 
 
 def _parameters(outputs: Any) -> Iterable[Tensor]:

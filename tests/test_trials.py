@@ -14,11 +14,13 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.doctor import Report, examine
-from maskhooks.errors import GradientError, TappedModelError
+from maskhooks.errors import BatchError, GradientError, TappedModelError
 from maskhooks.site import Site
 from maskhooks.tap import Tap
 from maskhooks.trials import owners
 from tests.models import Cell, Tiny
+
+LAYOUTS = {"strided": torch.strided, "jagged": torch.jagged}
 
 
 class Odd(Tiny):
@@ -100,6 +102,60 @@ def test_quantised_modules_give_no_gradient() -> None:
     assert finding.trouble.startswith("no gradient comes back: it is zero everywhere, as after a quantised module")
     (last,) = report(quantised, "2:output").findings
     assert last.trouble == ""
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("kind", ["strided", "jagged", "sparse"])
+def test_batches_and_outputs_that_are_no_rows_and_columns(kind: str) -> None:
+    """Such a value at a site is refused; a site beside it is looked at as ever."""
+    rows = [torch.randn(2, 3), torch.randn(4, 3)]
+    batch = torch.eye(3).to_sparse() if kind == "sparse" else torch.nested.nested_tensor(rows, layout=LAYOUTS[kind])
+
+    class Passes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.bias = nn.Identity(), nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.first(x), self.bias(torch.ones(2, 1))
+
+    sites = {"first:output": "batch hidden -> batch", "bias:output": "batch hidden -> batch"}
+    found = examine(maskhooks.wrap(Passes(), sites=sites), batch)
+    first, bias = found.findings
+    assert ("to_padded_tensor" in first.trouble) == (kind != "sparse")
+    assert not bias.trouble
+    if kind == "sparse":
+        with torch.no_grad(), maskhooks.wrap(Passes()).tap(replace={"first:output": lambda value: value * 2}) as tap:
+            assert torch.equal(tap.model(batch)[0].to_dense(), 2 * torch.eye(3))
+    with pytest.raises(BatchError, match=r"\(nested\)|\[3, 3\]"):
+        maskhooks.wrap(nn.Bilinear(3, 3, 2))((batch, batch, batch, batch)[:1])
+
+
+def rows(outputs: Tensor) -> Categorical:
+    return Categorical(logits=outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_values_that_no_mask_is_learned_on(dtype: torch.dtype) -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cast, self.head = nn.Identity(), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.cast(x.to(dtype)).real.float())
+            return result
+
+    hooked = maskhooks.wrap(Casts(), sites={"cast:output": "batch hidden -> batch"}, output=rows)
+    (found,) = examine(hooked, torch.randn(4, 3)).findings
+    assert found.trouble == f"its values are {dtype}, and masks are learned on floating-point ones"
+    with pytest.raises(GradientError, match=r"masks are learned on floating-point ones\. Mask a site further on"):
+        maskhooks.DiffMask(hooked, "cast:output", margin=0.1).fit([torch.randn(4, 3)], steps=1, progress=False)
+    (read,) = examine(maskhooks.wrap(Casts(), sites=["cast:output"], output=rows), torch.randn(4, 3)).findings
+    assert not read.trouble
+    with torch.no_grad(), hooked.tap(read="cast:output", replace={"cast:output": torch.zeros_like}) as tap:
+        assert torch.equal(hooked(torch.randn(4, 3)), hooked(torch.randn(4, 3)))
+    assert tap.values["cast:output"].dtype == dtype
 
 
 def test_owners_of_hooks() -> None:
