@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from maskhooks.baselines import Learned
 from maskhooks.epochs import Epochs
+from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking, Masks
 from maskhooks.outputs import Divergence
@@ -88,10 +89,22 @@ def gather(
             value = clean.values[str(site)]
             rows[site] = site.gating().rows(value, site=site)[hooked.task.real(site, clean.batch, value)]
         for vote in votes.values():
+            _check_positions(vote.reads, rows)
             vote.probe.fit([rows[site] for site in vote.reads])
         for masking in baselines.values():
             values = rows[masking.site]
             masking.baseline.fit(values.reshape(len(values), *masking.sizes["baseline"]))
+
+
+def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Tensor]) -> None:
+    other = next((site for site in reads if len(rows[site]) != len(rows[reads[0]])), None)
+    if other is not None:
+        raise PatternError(
+            f"site {other}: it has {len(rows[other])} real positions in this batch, and {reads[0]}, which is read "
+            f"beside it, has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
+            f"DiffMask(hooked, sites, given=sites). With wrap(model, example=batch) such sites are found",
+            site=other,
+        )
 
 
 def fit_baselines(

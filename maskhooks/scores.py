@@ -60,8 +60,9 @@ class Scores:
         The examples are numbered from `first` on, or as it lists them.
 
         Where `examples` says whose each row is, positions count within each example. Otherwise the first gated
-        position axis after the batch gives `position`. Axes named height and width give `row`
-        and `column`, and `position` counts through both. Any other gated axis gives a column of its own name.
+        position axis after the batch gives `position`. Axes named height and width give `row` and `column`,
+        `position` counts through both, and the label is both where there are no names. Any other gated axis gives a
+        column of its own name.
         Where only the batch is gated, `position` is 0.
 
         Raises:
@@ -92,7 +93,7 @@ class Scores:
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,
-            "label": self._labels(example, position, named=bool(axes) or self.examples is not None),
+            "label": self._labels(example, position, further, named=bool(axes) or self.examples is not None),
             "real": real,
             "score": values,
             "kept": (values > threshold) & real,
@@ -111,14 +112,17 @@ class Scores:
             )
         return {name: column[row] for name, column in columns.items()}
 
-    def _labels(self, example: Column, position: Column, *, named: bool) -> Column:
+    def _labels(self, example: Column, position: Column, further: Columns, *, named: bool) -> Column:
         if self.names is None and self.edges is not None and {"source", "target"} <= self.edges.keys():
             source, target = (self.edges[end].tolist() for end in ("source", "target"))
             between = np.array([f"{u}→{v}" for u, v in zip(source, target, strict=True)], dtype=object)
             labels: Column = np.broadcast_to(between.reshape(-1, *[1] * (example.ndim - 1)), example.shape)
             return labels
         count = int(position.max(initial=-1)) + 1
-        numbers = np.array([str(index) for index in range(count)], dtype=object)
+        across = int(further["column"].max(initial=-1)) + 1 if "row" in further else 0  # "row" comes with "column"
+        numbers = np.array(
+            [f"({index // across}, {index % across})" if across else str(index) for index in range(count)], dtype=object
+        )
         if self.names is None or not named:
             return numbers[position]
         lengths = [len(names) for names in self.names]

@@ -60,7 +60,7 @@ def test_patches_have_row_and_column() -> None:
     rows = scores("batch channel height width -> batch height width", torch.rand(2, 3, 5)).rows()
     assert rows["position"].reshape(2, 3, 5)[1].tolist() == np.arange(15).reshape(3, 5).tolist()
     np.testing.assert_array_equal(rows["position"], rows["row"] * 5 + rows["column"])
-    assert rows["label"][:16].tolist() == [*map(str, range(15)), "0"]
+    assert rows["label"][:16].tolist() == [*(f"({row}, {column})" for row in range(3) for column in range(5)), "(0, 0)"]
 
 
 def test_channels_beside_patches_are_a_column() -> None:

@@ -21,6 +21,7 @@ from maskhooks_transformers import decoding
 from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of
 from maskhooks_transformers.inputs import as_mapping, labels, real_targets, real_tokens, token_ids
 from maskhooks_transformers.loaded import model_types
+from maskhooks_transformers.patches import Patches
 from maskhooks_transformers.words import Words
 
 # Of models that take texts besides.
@@ -54,6 +55,7 @@ class TransformersTask(Task):
         self.served = "a model"
         self.head: Head | None = None
         self.words = Words(None)
+        self.patches = Patches({})
 
     @property
     def writes(self) -> bool:
@@ -67,6 +69,7 @@ class TransformersTask(Task):
         task = copy.copy(self)
         task.served = type(model).__name__
         task.words = Words(model.config)
+        task.patches = Patches.of(model)
         task.head = head_of(model, task.words)
         task.name = f"transformers ({task.head.name if task.head is not None else 'no known head'})"
         return task
@@ -177,7 +180,12 @@ class TransformersTask(Task):
         return self._fit(spread, tuple(sizes[axis] for axis in pattern.positions), site, pattern)
 
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
-        """The tokens of each example, or the decoder's, as the tokenizer has them; None for sites of neither."""
+        """The tokens of each example, or the decoder's, as the tokenizer has them; patches by row and column.
+
+        None for sites of neither.
+        """
+        if self._names is None and site.pattern is not None and "patch" in site.pattern.positions:
+            return self.patches.names(site, as_mapping(batch))
         target = site.pattern is not None and "target" in site.pattern.positions
         ids = as_mapping(batch).get("decoder_input_ids") if target else token_ids(batch)
         if (

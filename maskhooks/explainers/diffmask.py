@@ -19,7 +19,7 @@ from maskhooks.errors import NotFittedError, SettingError, StorageError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
 from maskhooks.fingerprint import fingerprint
-from maskhooks.free import optimise
+from maskhooks.free import Estimate, optimise, pathwise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking, Masks, Vote
@@ -64,7 +64,7 @@ class DiffMask(Explainer):
             "zero".
         divergence: of original and masked outputs, in nats per example; default KL(original || masked).
         amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
-        recipe: a `Recipe`, or the name of one ("stable", "language", "paper").
+        recipe: a `Recipe`, or the name of one ("stable", "language", "subset", "paper").
         seed: of all random numbers.
 
     Attributes:
@@ -233,13 +233,17 @@ class DiffMask(Explainer):
 
     def scores(self, clean: Clean) -> list[Scores]:
         if not self.amortized:
-            optimise(self._problem(), clean)
+            optimise(self._problem(), clean, self._estimator)
         with torch.no_grad():
             return [
                 self.site_scores(clean, part.site, part.depth, self._log_open(clean, part).exp())
                 for masking in self.maskings
                 for part in masking.parts
             ]
+
+    def _estimator(self) -> Estimate:
+        """What samples free gates in each step of a start."""
+        return pathwise
 
     def _log_open(self, clean: Clean, part: Masking) -> Tensor:
         return part.log_open(clean.values, units(self.hooked, clean, part.site))
@@ -406,9 +410,18 @@ def _exact(hooked: Hooked, selector: Selector) -> list[Site]:
 
 
 def _alike(hooked: Hooked, sites: Sequence[Site]) -> list[Site]:
-    """The hidden states with the position axes of these sites; a decoder's states say nothing of one source token."""
-    axes = {site.gating().positions for site in sites}
-    return [site for site in hooked.sites.tagged("hidden") if site.pattern and site.pattern.positions in axes]
+    """The hidden states with the positions of these sites, as far as shapes are known.
+
+    A decoder's states say nothing of one source token, nor those of another size of one part of an image.
+    """
+    places = {_places(site) for site in sites}
+    return [site for site in hooked.sites.tagged("hidden") if site.pattern and _places(site) in places]
+
+
+def _places(site: Site) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """The position axes of a site, and how long they are where shapes are known."""
+    pattern = site.gating()
+    return pattern.positions, site.shape and pattern.mask_shape(torch.empty(site.shape, device="meta"))
 
 
 def _depth(site: Site) -> int:
