@@ -2,8 +2,11 @@
 
 from maskhooks.adapter import Adapter
 from maskhooks.doctor import examine
+from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
+from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
@@ -21,10 +24,13 @@ from maskhooks.wrap import wrap
 
 __all__ = [
     "Adapter",
+    "Beam",
     "DiffMask",
+    "Erasure",
     "Explanation",
     "GraphMask",
     "Hooked",
+    "LeaveOneOut",
     "Pattern",
     "Positions",
     "Random",

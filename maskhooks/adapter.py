@@ -11,6 +11,7 @@ from torch import nn
 
 from maskhooks.errors import AdapterConflictError
 from maskhooks.modules import places
+from maskhooks.recurrence import Recurrence
 from maskhooks.site import Site
 from maskhooks.task import Task
 
@@ -68,6 +69,13 @@ class Adapter(ABC):
     def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
         return contextlib.nullcontext()
+
+    def recurrence(self, name: str, module: nn.Module) -> Recurrence | None:
+        """How a search may share the states of common beginnings, where the module reads positions one after another.
+
+        None leaves a search to run each set of positions through the whole model.
+        """
+        return None
 
 
 @dataclass(frozen=True)

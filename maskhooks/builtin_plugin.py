@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 
 from maskhooks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.explainers.base import Explainer
+from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
+from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.hookspecs import hookimpl
@@ -31,7 +34,11 @@ def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
 
 @hookimpl
 def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
-    return {"diffmask": DiffMask, "graphmask": GraphMask, "random": Random}
+    return {"diffmask": DiffMask, "graphmask": GraphMask, "random": Random} | {
+        "erasure": Erasure,
+        "leave-one-out": LeaveOneOut,
+        "beam": Beam,
+    }
 
 
 @hookimpl

@@ -20,7 +20,8 @@
     ├── TrainingError
     │   ├── SettingError
     │   ├── NonFiniteError           .site
-    │   └── NotFittedError
+    │   ├── NotFittedError
+    │   └── SearchLimitError
     ├── PluginError                  .plugin
     │   ├── AdapterConflictError
     │   ├── NameTakenError
@@ -37,6 +38,7 @@
     ├── MarginWarning
     ├── FingerprintWarning
     ├── ResumeWarning
+    ├── SearchLimitWarning
     └── PluginWarning
 
 Each message says what is wrong, names the thing, and gives a way out; each class has a page in docs/errors.
@@ -167,6 +169,10 @@ class NotFittedError(TrainingError):
     """An explainer was asked to explain, or to be saved, before it was fitted."""
 
 
+class SearchLimitError(TrainingError):
+    """An example with more positions than a search goes through."""
+
+
 class PluginError(MaskhooksError):
     """Something is wrong with a plugin or with a name that a plugin should give."""
 
@@ -251,6 +257,10 @@ class FingerprintWarning(MaskhooksWarning):
 
 class ResumeWarning(MaskhooksWarning):
     """A run goes on from another place than was asked: from an earlier state, or from the start."""
+
+
+class SearchLimitWarning(MaskhooksWarning):
+    """A limit ended a search before a set of positions was found."""
 
 
 class PluginWarning(MaskhooksWarning):

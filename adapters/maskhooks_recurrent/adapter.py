@@ -14,6 +14,7 @@ from maskhooks.site import Site
 from maskhooks.steps import Steps
 from maskhooks_recurrent.forward import Tapped
 from maskhooks_recurrent.layout import named_empty
+from maskhooks_recurrent.recurrence import Recurrent
 from maskhooks_recurrent.weights import suffixes
 
 _PATTERN = Pattern("batch token hidden -> batch token")
@@ -49,6 +50,10 @@ class RecurrentAdapter(Adapter):
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         inside = any(site.module != name for site in sites) and bool(self.places(module))
         return stand_in(module, Tapped) if inside else contextlib.nullcontext()
+
+    def recurrence(self, name: str, module: nn.Module) -> Recurrent | None:
+        one_way = isinstance(module, nn.RNNBase) and not module.bidirectional and bool(self.places(module))
+        return Recurrent(module) if one_way and isinstance(module, nn.RNNBase) else None
 
     @contextlib.contextmanager
     def tapped(self, name: str, module: nn.Module) -> Iterator[None]:

@@ -52,7 +52,7 @@ def _tapped(place: nn.Module) -> bool:
 
 def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Any, State]:
     """All layers and directions, one after another; dropout is off, since a tapped model is in eval mode."""
-    first = _initial(module, layout, values, hx)
+    first = initial(module, layout, values, hx)
     lower = _lowered(module, values.device.type)
     values, first = (values, first) if lower is None else (values.to(lower), tuple(part.to(lower) for part in first))
     own = weights(module)
@@ -97,7 +97,7 @@ def _sequence(
     return torch.stack(outputs), (h,) if c is None else (h, c)
 
 
-def _initial(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Tensor, ...]:
+def initial(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Tensor, ...]:
     """The initial states as `layer batch hidden`, refused as the fused call refuses them."""
     count, size = values.shape[1], module.proj_size or module.hidden_size
     sizes = [size, module.hidden_size] if isinstance(module, nn.LSTM) else [size]

@@ -59,6 +59,9 @@ TUNED = {
         Case("diffmask", {**DIFFMASK, "sites": SITES[0], "given": SITES[1:]}, FIT, "conditioned"),
         Case("diffmask", {**DIFFMASK, "amortized": False}, FIT, "free"),
     ],
+    "erasure": [Case("erasure", {"sites": SITES[0]}), Case("erasure", {"sites": SITES, "margin": 0.01}, {}, "margin")],
+    "leave-one-out": [Case("leave-one-out", {"sites": SITES})],
+    "beam": [Case("beam", {"sites": SITES, "width": 2})],
     "graphmask": [
         Case("graphmask", {"sites": SITES, **DIFFMASK}, FIT, "all layers"),
         Case("graphmask", {"sites": SITES[1:], **DIFFMASK, "tied": True, "amortized": False}, FIT, "tied, free"),

@@ -1,0 +1,72 @@
+"""Beam search: small sets of positions that leave a prediction unchanged, by closing one position after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from maskhooks.explainers.closing import Closing, above_zero
+from maskhooks.explanation import Scores
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import Outputs
+from maskhooks.search.question import Question
+from maskhooks.site import Selector
+from maskhooks.step import Clean
+
+
+class Beam(Closing):
+    """The smallest set found that leaves the prediction unchanged, by closing one position after another.
+
+    From all positions down to none: each set in the beam loses each of its positions in turn, and of the new sets those
+    go on that leave the prediction unchanged, and among these, then among the others, those that move the output least
+    (backward elimination; Feng et al. 2018 with a beam). The smallest set seen that leaves it unchanged is kept, of
+    equal ones that which moves the output least. It need not be minimal; `Erasure` says what is.
+
+    Args:
+        hooked, sites, and settings: as `Closing` takes them.
+        width: sets in the beam.
+    """
+
+    name = "beam"
+
+    def __init__(self, hooked: Hooked, sites: Selector = "input", *, width: int = 8, **settings: Any) -> None:
+        super().__init__(hooked, sites, **settings)
+        above_zero(width=width)
+        self.width = width
+
+    def scores(self, clean: Clean) -> list[Scores]:
+        found = []
+        for site in self.sites:
+            examples = []
+            for question in self.questions(clean, site):
+                kept = self._best(question).nonzero()[:, 0].tolist()
+                examples.append((question.units, [question.units[number][0] for number in kept]))
+                question.forget()
+            found.append(self.kept_scores(clean, site, examples))
+        return found
+
+    def provenance(self) -> dict[str, Any]:
+        return {**super().provenance(), "width": self.width}
+
+    def _best(self, question: Question) -> Bool[Tensor, " position"]:
+        best = torch.ones(question.positions, dtype=torch.bool)
+        sets = best[None]
+
+        def judged(original: Outputs, masked: Outputs) -> Tensor:
+            moved = self.divergence(original, masked).float().cpu()
+            return torch.stack([question.unchanged(original, masked).float().cpu(), moved], 1)
+
+        for _ in range(question.positions):
+            rows, closed = sets.nonzero(as_tuple=True)
+            smaller = sets[rows].clone()
+            smaller[torch.arange(len(rows)), closed] = False
+            smaller = smaller.unique(dim=0)
+            unchanged, moved = question.measured(smaller, judged).unbind(1)
+            order = sorted(range(len(smaller)), key=lambda one: (-unchanged[one], moved[one]))[: self.width]
+            sets = smaller[order]
+            if unchanged[order[0]]:
+                best = sets[0]
+        return best

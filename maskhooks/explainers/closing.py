@@ -1,0 +1,125 @@
+"""What explainers share that close some positions of one example at a time, and look at what the model says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from maskhooks.baselines import Baseline
+from maskhooks.errors import SettingError
+from maskhooks.explainers.base import Explainer
+from maskhooks.explanation import Scores
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import Divergence, agreement, kl
+from maskhooks.registry import registry
+from maskhooks.replay import Replay
+from maskhooks.search.question import Criterion, Question
+from maskhooks.site import Selector, Site
+from maskhooks.step import Clean, clean_pass
+from maskhooks.task import device_of, move
+
+
+class Closing(Explainer):
+    """An explainer that asks the model about sets of positions; nothing is learned.
+
+    Args:
+        hooked: the wrapped model.
+        sites: where positions are closed: a tag, an address, a glob, a Site, or several of these, each by itself.
+        baseline: what a closed position gets: a registered name, or a `Baseline` for a single site.
+        criterion: `(original, masked) -> row`, True where the prediction counts as unchanged. Default: the most
+            probable class stays, at all positions and heads; see `maskhooks.outputs.agreement`.
+        margin: instead of a criterion, the divergence allowed, in nats.
+        divergence: of original and masked outputs, in nats per example.
+        batch_size: sets of positions in one pass of the model.
+        replay: run the model from the site onward only, where it can be.
+        seed: unused, as nothing is random.
+
+    Raises:
+        SettingError: a number is out of range, or both a criterion and a margin are given.
+        UnknownSiteError: no site is meant.
+    """
+
+    def __init__(
+        self,
+        hooked: Hooked,
+        sites: Selector = "input",
+        *,
+        baseline: str | Baseline = "zero",
+        criterion: Criterion | None = None,
+        margin: float | None = None,
+        divergence: Divergence = kl,
+        batch_size: int = 64,
+        replay: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hooked, seed=seed)
+        if criterion is not None and margin is not None:
+            raise SettingError("a prediction is unchanged by a criterion or within a margin: give one of them")
+        above_zero(margin=margin, batch_size=batch_size)
+        self.sites = hooked.find(sites)
+        if not self.sites:
+            raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
+        if not isinstance(baseline, str) and len(self.sites) > 1:
+            raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
+        self.baseline, self.margin, self.divergence, self.batch_size = baseline, margin, divergence, batch_size
+        self.criterion: Criterion = criterion or (agreement if margin is None else self._within)
+        self.replay = Replay(hooked.model) if replay else None
+
+    @property
+    def reads(self) -> Sequence[Site]:
+        return self.sites
+
+    def clean(self, batch: Any) -> Clean:
+        """A clean pass of a batch."""
+        return clean_pass(self.hooked, move(batch, device_of(self.hooked.model)), self.sites)
+
+    def questions(self, clean: Clean, site: Site) -> list[Question]:
+        """A question for each example."""
+        baseline = registry.make("baselines", self.baseline)
+        return [
+            Question(
+                self.hooked, clean, site, example, baseline, self.criterion, rows=self.batch_size, replay=self.replay
+            )
+            for example in range(len(clean.values[str(site)]))
+        ]
+
+    def kept_scores(
+        self, clean: Clean, site: Site, examples: Sequence[tuple[Sequence[Sequence[int]], Sequence[int] | None]]
+    ) -> Scores:
+        """Scores that are 1 for kept positions and 0 for closed ones.
+
+        Args:
+            examples: for each example the gates that are closed together, and the first gates of those that are kept;
+                None keeps all.
+        """
+        values = torch.ones(site.gating().mask_shape(clean.values[str(site)], site=site))
+        rows = values.view(len(values), -1)
+        for row, (units, kept) in zip(rows, examples, strict=True):
+            row[[gate for unit in units if kept is not None and unit[0] not in kept for gate in unit]] = 0
+        return self.site_scores(clean, site, site.depth or 0, values)
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            **super().provenance(),
+            "sites": [site.to_dict() for site in self.sites],
+            "baseline": self.baseline if isinstance(self.baseline, str) else type(self.baseline).__name__,
+            "criterion": "margin" if self.margin is not None else getattr(self.criterion, "__name__", "criterion"),
+            "margin": self.margin,
+        }
+
+    def _within(self, original: Any, masked: Any) -> Any:
+        return self.divergence(original, masked) <= (self.margin or 0.0)
+
+
+def above_zero(**settings: float | None) -> None:
+    """Refuses settings that are not above zero.
+
+    Raises:
+        SettingError: one is not.
+    """
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
+            raise SettingError(f"{name} is a number above 0, got {value!r}")

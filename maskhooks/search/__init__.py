@@ -1,0 +1,1 @@
+"""Search: the smallest sets of positions that leave a prediction unchanged."""

@@ -1,0 +1,211 @@
+"""Exact search: the smallest sets of positions that leave a prediction unchanged, all of them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from maskhooks.search.subsets import total, unrank
+from maskhooks.search.tree import Block
+
+
+@runtime_checkable
+class Way(Protocol):
+    """How the sets of a size are tried: `Flat` or `Tree`."""
+
+    def base(self, size: int) -> int:
+        """What places within a size depend on."""
+
+    def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Block]:
+        """All sets of a size, from a place on; `last` says when no larger size will be wanted."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found out about one example.
+
+    Attributes:
+        positions: how many real positions it has.
+        solutions: the smallest sets of positions that leave the prediction unchanged, all of them, in order. Empty
+            where the search was stopped before.
+        below: no set of fewer positions than this leaves the prediction unchanged; with solutions, their size.
+        tried: sets of positions tried.
+        seconds: how long it took.
+        stopped: the limit that ended it, `largest`, `subsets` or `seconds`; None where it came to its end. Without
+            solutions, not even all positions are enough then, as the criterion has it.
+    """
+
+    positions: int
+    solutions: tuple[tuple[int, ...], ...]
+    below: int
+    tried: int
+    seconds: float
+    stopped: str | None
+
+    @property
+    def size(self) -> int | None:
+        """How many positions have to be kept; None where it is not known."""
+        return self.below if self.solutions else None
+
+    def __str__(self) -> str:
+        if self.solutions:
+            sets = ", ".join("{" + " ".join(map(str, one)) + "}" for one in self.solutions[:5])
+            more = f" and {len(self.solutions) - 5} more" if len(self.solutions) > 5 else ""
+            return f"{self.below} of {self.positions} positions: {sets}{more}"
+        if self.stopped is None:
+            return f"no set of its {self.positions} positions is enough"
+        known = f"no {self.below - 1} of {self.positions} positions are enough" if self.below else "nothing is known"
+        return f"{known} after {self.tried:,} sets in {duration(self.seconds)}; stopped by {self.stopped}"
+
+
+class Search:
+    """A search through the sets of one example's positions by growing size, which can be stopped and go on.
+
+    Args:
+        positions: how many there are.
+        check: whether sets leave the prediction unchanged in the model itself, `set position -> set`.
+    """
+
+    def __init__(self, positions: int, check: Callable[[Tensor], Tensor]) -> None:
+        self.positions, self.check = positions, check
+        self.size = self.place = self.tried = 0
+        self.seconds = 0.0
+        self._base = 0
+        self._candidates: set[int] = set()  # of this size
+        self._solutions: tuple[tuple[int, ...], ...] = ()
+
+    def run(
+        self,
+        way: Way,
+        *,
+        largest: int | None = None,
+        subsets: int | None = None,
+        seconds: float | None = None,
+        progress: Callable[[Search], None] = lambda search: None,
+    ) -> Found:
+        """Goes on until all smallest sets are found, or to a limit.
+
+        Args:
+            way: how sets are tried.
+            largest: positions that a set may have.
+            subsets: sets tried in all, those before a stop too.
+            seconds: of this call.
+            progress: called after each block of sets.
+        """
+        begin = time.perf_counter()
+        before = self.seconds
+        stopped = None
+        try:
+            while not self._solutions and stopped is None:
+                if self.size > self.positions:
+                    break  # not even all of them are enough, as the criterion has it
+                if largest is not None and self.size > largest:
+                    stopped = "largest"
+                    break
+                stopped = self._size(way, begin, subsets, seconds, progress)
+        finally:
+            self.seconds = before + time.perf_counter() - begin
+        return Found(self.positions, self._solutions, self.size, self.tried, self.seconds, stopped)
+
+    def state(self) -> dict[str, Any]:
+        """Where the search is, as JSON has it."""
+        return {
+            "positions": self.positions,
+            "size": self.size,
+            "place": self.place,
+            "base": self._base,
+            "candidates": sorted(self._candidates),
+            "solutions": [list(one) for one in self._solutions],
+            "tried": self.tried,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        self.size, self.place, self._base = state["size"], state["place"], state["base"]
+        self.tried, self.seconds = state["tried"], state["seconds"]
+        self._candidates = set(state["candidates"])
+        self._solutions = tuple(tuple(one) for one in state["solutions"])
+
+    def _size(
+        self,
+        way: Way,
+        begin: float,
+        subsets: int | None,
+        seconds: float | None,
+        progress: Callable[[Search], None],
+    ) -> str | None:
+        """Tries the rest of a size; the limit that ended it."""
+        base = way.base(self.size)
+        if base != self._base:  # places would mean something else
+            self.place, self._base = 0, base
+            self._candidates.clear()
+        pending = 0
+        for block in way.blocks(self.size, self.place, last=lambda: bool(self._candidates)):
+            stopped = _limit(self.tried + pending, subsets, time.perf_counter() - begin, seconds)
+            if stopped is not None:
+                return stopped
+            self._candidates.update((block.first + block.keeps.nonzero()[:, 0]).tolist())
+            pending += len(block.keeps)
+            if block.place is not None:
+                self.place, self.tried, pending = block.place, self.tried + pending, 0
+            progress(self)
+        self._conclude()
+        return None
+
+    def _conclude(self) -> None:
+        """The sets of a size have all been tried."""
+        if self._candidates:
+            kept = unrank(torch.tensor(sorted(self._candidates)), self.positions, self.size)
+            checked = kept[self.check(kept)]
+            self._solutions = tuple(sorted(tuple(one.nonzero()[:, 0].tolist()) for one in checked))
+            self._candidates.clear()
+        if not self._solutions:
+            self.size, self.place = self.size + 1, 0
+
+
+def _limit(tried: int, subsets: int | None, elapsed: float, seconds: float | None) -> str | None:
+    if subsets is not None and tried >= subsets:
+        return "subsets"
+    return "seconds" if seconds is not None and elapsed >= seconds else None
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as `3 hours`."""
+    for unit, length in (("years", 31557600.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def speed(way: Way, positions: int, seconds: float = 0.5) -> float:
+    """Sets tried in a second, from the beginning of a search."""
+    begin = time.perf_counter()
+    tried, half, there = 0, 0.0, 0
+    for size in range(positions + 1):
+        for block in way.blocks(size):
+            tried += len(block.keeps)
+            spent = time.perf_counter() - begin
+            if spent >= seconds:
+                return (tried - there) / (spent - half)
+            if not half and spent >= seconds / 2:
+                half, there = spent, tried
+    return tried / (time.perf_counter() - begin)
+
+
+def outlook(way: Way, positions: int, seconds: float = 0.5) -> tuple[str, int]:
+    """How long a search would take, in words, and the size up to which it takes a minute."""
+    rate = speed(way, positions, seconds)
+    counts = list(itertools.accumulate(total(positions, size) for size in range(positions + 1)))
+    top = max((size for size, count in enumerate(counts) if count / rate <= 60), default=0)
+    text = (
+        f"all {total(positions):,} sets of them take {duration(total(positions) / rate)} at {rate:,.0f} a second, "
+        f"those of up to {top} positions {duration(counts[top] / rate)}"
+    )
+    return text, top

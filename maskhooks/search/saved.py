@@ -1,0 +1,76 @@
+"""Saved: a file that keeps where searches are, so that a stopped one goes on from there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskhooks.drafts import draft
+from maskhooks.errors import CorruptFileError, ResumeError
+from maskhooks.search.exact import Search
+
+_FORMAT = 1
+
+
+class Saved:
+    """The state of some searches in a file.
+
+    Args:
+        path: the file; where there is one, the searches go on from it.
+        about: what has to be the same for that, as JSON has it.
+        searches: in order.
+        every: seconds after which `later` writes.
+
+    Raises:
+        ResumeError: the file belongs to other searches.
+        CorruptFileError: it cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, about: Mapping[str, Any], searches: Sequence[Search], *, every: float = 30.0
+    ) -> None:
+        self.path, self.about, self.searches, self.every = path, dict(about), list(searches), every
+        self._written = time.monotonic()
+        if path.exists():
+            self._restore()
+
+    def now(self) -> None:
+        """Writes the file.
+
+        Raises:
+            StorageError: it cannot be written; what was there before is as it was.
+        """
+        state = {"format": _FORMAT, "about": self.about, "searches": [search.state() for search in self.searches]}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with draft(self.path) as file:
+            file.write(json.dumps(state).encode())
+        self._written = time.monotonic()
+
+    def later(self) -> None:
+        """Writes the file where that is some time ago."""
+        if time.monotonic() - self._written >= self.every:
+            self.now()
+
+    def _restore(self) -> None:
+        try:
+            state = json.loads(self.path.read_bytes())
+            states, about = state["searches"], state["about"]
+            if state["format"] != _FORMAT:
+                raise ValueError(f"format {state['format']}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                f"{self.path} is no state of a search ({error}). Remove it, and the search begins anew.", path=self.path
+            ) from error
+        others = [key for key in {**about, **self.about} if about.get(key) != self.about.get(key)]
+        if others:
+            raise ResumeError(
+                f"{self.path} belongs to another search: {', '.join(others)} differ. Give another file, or remove this "
+                "one, and the search begins anew.",
+                path=self.path,
+                differences=others,
+            )
+        for search, one in zip(self.searches, states, strict=True):
+            search.restore(one)

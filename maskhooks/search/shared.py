@@ -1,0 +1,124 @@
+"""Shared: a tree of states for a question, where a recurrent module reads the positions and its last state decides."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from maskhooks.outputs import Outputs, Positions
+from maskhooks.recurrence import Recurrence, Walk
+from maskhooks.search.question import Question
+from maskhooks.search.tree import Tree
+from maskhooks.seeds import generator
+from maskhooks.tap import frozen
+
+_TRIED = 24  # random sets on which tree and model are compared
+
+
+@contextlib.contextmanager
+def tree(question: Question, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
+    """The tree of a question, which serves while the `with` lasts; None where the model is no recurrence to it.
+
+    What adapters offer is taken after a comparison with the model on random sets of positions: the module may read
+    something else than the positions in order, or the model may look at more than its last state.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(frozen(question.hooked.model))
+        found = None
+        for claim in question.hooked.claims if question.positions else ():
+            recurrence = claim.adapter.recurrence(claim.name, claim.module)
+            if recurrence is not None and found is None:
+                with contextlib.ExitStack() as own:
+                    own.enter_context(recurrence.opened())
+                    found = _tree(question, recurrence, rows, memory)
+                    if found is not None:
+                        stack.enter_context(own.pop_all())
+        yield found
+
+
+@torch.no_grad()
+def _tree(question: Question, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
+    alone = question.repeated(1)
+    inputs = []
+    for kept in (True, False):
+        question.masked(alone, torch.full((1, question.positions), kept))
+        inputs.append(recurrence.inputs())
+    opened, closed = inputs
+    units = alone.units
+    if opened is None or closed is None or opened.shape != closed.shape or units[-1][-1] >= len(opened):
+        return None
+    in_turn = all(one[-1] < other[0] for one, other in itertools.pairwise(units))
+    if not in_turn or len(question.site.gating().gated) != 2:
+        return None
+    walk = recurrence.walk(opened, closed)
+    for one_row in (True, False):
+        ending = _Ending(question, recurrence, one_row=one_row)
+        if _agree(question, units, walk, ending):
+            return Tree(walk, units, ending.keeps, rows=rows, memory=memory)
+    return None
+
+
+class _Ending:
+    """What the model makes of final states: the rest of it runs, with an example for them all, or for each row."""
+
+    def __init__(self, question: Question, recurrence: Recurrence, *, one_row: bool) -> None:
+        self.question, self.recurrence, self.one_row = question, recurrence, one_row
+        self.whole: Tensor | None = None  # the final state with all positions kept
+        self._batch: tuple[int, object] | None = None
+        self._original: tuple[int, Outputs] | None = None
+
+    def outputs(self, states: Tensor) -> Outputs:
+        question, count = self.question, 1 if self.one_row else len(states)
+        if self._batch is None or self._batch[0] != count:
+            numbers = [question.example] * count
+            self._batch = count, question.hooked.task.select(question.clean.batch, numbers, question.count)
+        with self.recurrence.answering(states):
+            result = question.hooked(self._batch[1])
+            return question.hooked.distribution(result, self._batch[1])
+
+    def keeps(self, states: Tensor) -> Tensor:
+        if self._original is None or self._original[0] != len(states):
+            assert self.whole is not None
+            self._original = len(states), self.outputs(self.whole.expand(len(states), -1))
+        return self.question.unchanged(self._original[1], self.outputs(states)).cpu()
+
+
+def _agree(question: Question, units: list[list[int]], walk: Walk, ending: _Ending) -> bool:
+    """Whether the final states give what the model gives, for random sets of positions, for all and for none."""
+    shares = torch.rand(_TRIED, question.positions, generator=generator(0, _TRIED))
+    kept = shares < torch.linspace(0, 1, _TRIED)[:, None]
+    kept[0], kept[-1] = False, True
+    owners = {step: number for number, unit in enumerate(units) for step in unit}
+    states = walk.first.repeat(len(kept), 1)
+    for at in range(walk.length):
+        after = states.clone()
+        walk.step(at, states, states, after)
+        chosen = kept[:, owners[at], None] if at in owners else torch.ones(1, 1, dtype=torch.bool)
+        states = torch.where(chosen.to(states.device), after, states)
+    ending.whole = states[-1:].clone()
+    try:
+        found = _numbers(ending.outputs(states))
+    except Exception:  # the rest of the model does not take what the module never returned
+        return False
+    wanted = _numbers(question.masked(question.repeated(len(kept)), kept))
+    return len(found) == len(wanted) and all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def _numbers(outputs: Outputs) -> list[Tensor]:
+    """All that determines the distributions."""
+    if isinstance(outputs, Mapping):
+        return [number for part in outputs.values() for number in _numbers(part)]
+    if isinstance(outputs, Positions):
+        return _numbers(outputs.distribution)
+    if isinstance(outputs, Independent):
+        return _numbers(outputs.base_dist)
+    assert isinstance(outputs, Distribution)
+    return [getattr(outputs, name) for name in outputs.arg_constraints]
