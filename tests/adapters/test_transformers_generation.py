@@ -435,6 +435,24 @@ def test_a_prompt_in_pieces_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_beams_repeat_the_prompts(family: str) -> None:
+    """A replacement fits the repeated rows; masked so, beams are those of the masked model without a cache."""
+    hooked = hook(family)
+    hooked.model.eval()
+    batch = given_to(family, hooked)
+    keep = torch.ones(2, batch["input_ids"].shape[1], 1)
+    keep[:, -2] = 0
+    rows = keep if family == "t5" else keep.repeat_interleave(3, 0)  # an encoder runs before beams are made
+    written = []
+    for cache in (True, False):
+        masked = OnPrompt(lambda value: value * rows, keep.shape[1])
+        with hooked.tap(read="input", replace={"input": masked}) as tap:
+            written.append(generate(hooked, batch, use_cache=cache, num_beams=3)[0])
+            assert len(tap.values[hooked.sites.tagged("input")[0]]) == len(rows)
+    assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_model_writes_is_a_batch(family: str) -> None:
     hooked = hook(family)
     before, state = copy.deepcopy(hooked.model.state_dict()), torch.get_rng_state()
