@@ -33,6 +33,12 @@ def distribution(result: Any, graphs: Graphs, level: str | None, chosen: Tensor 
     return _of(result, graphs, level, chosen, None) if isinstance(result, Tensor) else result
 
 
+def level_of(result: Any, graphs: Graphs, level: str | None) -> str:
+    """What a model's outputs are about, where `level` does not say so."""
+    result = result[0] if isinstance(result, (tuple, list)) else result
+    return level or (_level(result, graphs, None) if isinstance(result, Tensor) else "node")
+
+
 def _of(result: Tensor, graphs: Graphs, level: str | None, chosen: Tensor | None, kind: str | None) -> Outputs:
     level = level or _level(result, graphs, kind)
     if level == "graph":
@@ -42,7 +48,7 @@ def _of(result: Tensor, graphs: Graphs, level: str | None, chosen: Tensor | None
     whose = _links(graphs) if level == "link" else graphs.graph_of(kind)
     whose = torch.zeros(len(result), dtype=torch.long) if whose is None else whose
     whose = whose.to(result.device)
-    index = chosen if chosen is not None else _named(graphs, level, kind)
+    index = chosen if chosen is not None else named(graphs, level, kind)
     if index is not None:
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.reshape(-1)
         result, whose = result[index.to(result.device)], whose[index.to(whose.device)]
@@ -84,13 +90,13 @@ def _classes(result: Tensor, graphs: Graphs) -> Distribution:
     return Bernoulli(logits=result.reshape(-1))
 
 
-def _named(graphs: Graphs, level: str, kind: str | None) -> Tensor | None:
+def named(graphs: Graphs, level: str, kind: str | None = None) -> Tensor | None:
     """The nodes whose predictions count, where the batch names them: by itself, or as a sampled subgraph."""
-    if level != "node":
-        return None
-    held = graphs.get("node_index") if kind is None else None
+    held = graphs.get(f"{level}_index")
     if isinstance(held, Tensor):
         return held
+    if level != "node":
+        return None
     store = graphs._store(kind)
     seeds = getattr(store, "batch_size", None) if store is not None else None
     sampled = isinstance(getattr(store, "n_id", None), Tensor)

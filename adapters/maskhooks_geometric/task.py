@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,10 +18,10 @@ from maskhooks.signature import signature
 from maskhooks.site import Site
 from maskhooks.task import Task, device_of
 from maskhooks_geometric.graphs import Graphs, Relation
-from maskhooks_geometric.heads import LEVELS, distribution
+from maskhooks_geometric.heads import LEVELS, distribution, named
 from maskhooks_geometric.messages import Messages
 
-_ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_attr", "batch_size": "num_graphs"}
+_ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_attr"}
 
 
 class GraphTask(Task):
@@ -31,8 +32,8 @@ class GraphTask(Task):
 
     Args:
         level: what predictions are about: "node", "link" or "graph". Default: by their number.
-        index: `batch -> numbers` of the nodes or links whose predictions count. Default: `node_index` of the batch, the
-            nodes that a NeighborLoader began with, or all.
+        index: `batch -> numbers` of the nodes or links whose predictions count. Default: `node_index` or `link_index`
+            of the batch, the nodes that a NeighborLoader began with, or all.
     """
 
     name = "graph"
@@ -41,14 +42,15 @@ class GraphTask(Task):
     _index: Callable[[Any], Tensor] | None = None
     _parameters: tuple[str, ...] = ()
     _required: frozenset[str] = frozenset()
+    _open = True  # whether the model takes arguments of any name
 
-    def serve(self, model: nn.Module) -> Task:
-        task = GraphTask()
-        named = {
-            name: part for name, part in signature(model).parameters.items() if part.kind not in (part.VAR_KEYWORD,)
-        }
-        task._parameters = tuple(named)
-        task._required = frozenset(name for name, part in named.items() if part.default is part.empty)
+    def serve(self, model: nn.Module) -> GraphTask:
+        task = copy.copy(self)
+        every = signature(model).parameters.values()
+        named = [part for part in every if part.kind not in (part.VAR_KEYWORD, part.VAR_POSITIONAL)]
+        task._parameters = tuple(part.name for part in named)
+        task._required = frozenset(part.name for part in named if part.default is part.empty)
+        task._open = len(named) < len(every)
         return task
 
     def given(self, functions: Mapping[str, Any]) -> Task:
@@ -56,6 +58,16 @@ class GraphTask(Task):
         if level is not None and level not in LEVELS:
             raise BatchError(f"level={level!r} is none of {', '.join(LEVELS)}, which predictions may be about")
         return super().given(functions)
+
+    @property
+    def level(self) -> str | None:
+        """What predictions are about, where it was given."""
+        return self._level
+
+    def chosen(self, batch: Any, level: str) -> Tensor | None:
+        """The numbers of the nodes or links whose predictions count; None where all do."""
+        given = None if self._index is None else torch.as_tensor(self._index(batch))
+        return named(self.graphs(batch), level) if given is None else given
 
     def graphs(self, batch: Any) -> Graphs:
         """What a batch says of its graphs."""
@@ -68,7 +80,7 @@ class GraphTask(Task):
 
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         graphs = self.graphs(batch)
-        if isinstance(batch, (Mapping, tuple, list, Tensor)):
+        if isinstance(batch, (tuple, list, Tensor)) or (isinstance(batch, Mapping) and self._open):
             return super().arguments(model, batch)
         found = {name: self._argument(graphs, name) for name in self._parameters}
         missing = [name for name in self._required if found[name] is None]
@@ -85,6 +97,8 @@ class GraphTask(Task):
         own = graphs.get(name)
         if own is None and graphs.hetero:  # as a model made by to_hetero calls its arguments
             own = graphs.get(f"{name}_dict")
+        if name == "batch_size":  # to PyG's models the number of graphs, to its loaders that of seeds
+            return graphs.count if graphs.graph_of() is not None else None
         if own is not None or name not in _ALIKE:
             return own
         other = graphs.get(_ALIKE[name])
@@ -123,7 +137,7 @@ class GraphTask(Task):
     def distribution(self, result: Any, batch: Any) -> Outputs:
         if self._output is not None:
             return super().distribution(result, batch)
-        chosen = None if self._index is None else self._index(batch)
+        chosen = None if self._index is None else torch.as_tensor(self._index(batch))
         return super().distribution(distribution(result, self.graphs(batch), self._level, chosen), batch)
 
     def beside(self, site: Site) -> Sequence[Site]:

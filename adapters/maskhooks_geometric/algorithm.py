@@ -1,0 +1,108 @@
+"""Algorithm: an explainer of ours within `torch_geometric.explain.Explainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.explain import Explanation, HeteroExplanation
+from torch_geometric.explain.algorithm import ExplainerAlgorithm
+from torch_geometric.explain.config import ExplanationType, MaskType, ModelMode, ModelReturnType, ModelTaskLevel
+
+from maskhooks.errors import ModelError, SettingError
+from maskhooks.explainers.base import Explainer
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import Outputs
+from maskhooks.wrap import wrap
+from maskhooks_geometric.masks import edge_masks
+from maskhooks_geometric.task import GraphTask
+
+_LEVELS = {ModelTaskLevel.node: "node", ModelTaskLevel.edge: "link", ModelTaskLevel.graph: "graph"}
+
+
+class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no types
+    """Explains with masks of messages, or of edges in every layer at once.
+
+    The result is PyG's `Explanation` or `HeteroExplanation` with `edge_mask`, a number in [0, 1] for each edge, and
+    `edge_mask_by_layer`, a column for each masked site, whose addresses are in `layers`. The model is left as it was.
+
+    Args:
+        explainer: of a `Hooked` on the model that is explained, fitted if it is amortised; or a function that makes
+            one from a `Hooked`, such as `lambda hooked: DiffMask(hooked, "message", amortized=False)`.
+        reduce: how `edge_mask` comes of layers, "max" or "mean".
+
+    Raises:
+        SettingError: another `reduce`.
+    """
+
+    def __init__(self, explainer: Explainer | Callable[[Hooked], Explainer], *, reduce: str = "max") -> None:
+        super().__init__()
+        if reduce not in ("max", "mean"):
+            raise SettingError(f"reduce={reduce!r}: masks of layers become one by 'max' or 'mean'")
+        self.reduce = reduce
+        self._given = explainer
+
+    def supports(self) -> bool:
+        """Masks of edges, of what the model predicts, for classes."""
+        config = self.explainer_config
+        return (
+            config.explanation_type == ExplanationType.model
+            and config.node_mask_type is None
+            and config.edge_mask_type == MaskType.object
+            and self.model_config.mode != ModelMode.regression
+        )
+
+    @torch.enable_grad()
+    def forward(
+        self, model: nn.Module, x: Any, edge_index: Any, *, target: Tensor, index: Any = None, **kwargs: Any
+    ) -> Explanation | HeteroExplanation:
+        hetero = isinstance(x, Mapping)
+        names = ("x_dict", "edge_index_dict") if hetero else ("x", "edge_index")
+        batch = {**dict(zip(names, (x, edge_index), strict=True)), **kwargs, "y": target}
+        level = _LEVELS[self.model_config.task_level]
+        if index is not None and level != "graph":
+            batch[f"{level}_index"] = torch.as_tensor(index).reshape(-1)
+        explainer = self._explainer(model)
+        explanation = explainer.explain(batch)
+        masks = edge_masks(explanation, GraphTask().serve(model).graphs(batch))
+        if not hetero:
+            found = masks[None]
+            edges = found.over_layers(self.reduce).to(edge_index.device)
+            result = Explanation(edge_mask=edges, edge_mask_by_layer=found.by_layer.to(edges.device))
+            result.layers = list(found.sites)
+            return result
+        typed = HeteroExplanation()
+        for relation, found in masks.items():
+            device = edge_index[relation].device
+            typed[relation].edge_mask = found.over_layers(self.reduce).to(device)
+            typed[relation].edge_mask_by_layer = found.by_layer.to(device)
+            typed[relation].layers = list(found.sites)
+        return typed
+
+    def _explainer(self, model: nn.Module) -> Explainer:
+        if not isinstance(self._given, Explainer):
+            task = _Configured(self.model_config.mode, self.model_config.return_type)
+            settings = {"level": _LEVELS[self.model_config.task_level]}
+            return self._given(wrap(model, task=task.serve(model).given(settings)))
+        if self._given.hooked.model is not model:
+            raise ModelError(
+                f"the explainer was made for another model, a {type(self._given.hooked.model).__name__}, than the one "
+                "that is explained. Make it of maskhooks.wrap(model), or give a function that makes it"
+            )
+        return self._given
+
+
+class _Configured(GraphTask):
+    """What PyG's configuration says of outputs."""
+
+    def __init__(self, mode: ModelMode, returns: ModelReturnType) -> None:
+        super().__init__()
+        self._mode, self._returns = mode, returns
+
+    def distribution(self, result: Any, batch: Any) -> Outputs:
+        if isinstance(result, Tensor) and self._returns == ModelReturnType.probs:
+            binary = self._mode == ModelMode.binary_classification
+            result = torch.logit(result, 1e-7) if binary else result.clamp(min=1e-30).log()
+        return super().distribution(result, batch)

@@ -1,0 +1,73 @@
+"""Masks: the rows of an explanation as PyG has them, a number for each edge of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from maskhooks.errors import SettingError
+from maskhooks.explanation import Explanation
+from maskhooks_geometric.graphs import Graphs, Relation
+from maskhooks_geometric.messages import counted
+
+
+@dataclass(frozen=True)
+class EdgeMasks:
+    """What an explanation says of the edges of one type.
+
+    Attributes:
+        by_layer: a column for each masked site; 0 where a site has no message along an edge.
+        sites: the addresses of the columns.
+    """
+
+    by_layer: Float[Tensor, "edge layer"]
+    sites: tuple[str, ...]
+
+    def over_layers(self, reduce: str) -> Float[Tensor, " edge"]:
+        """The largest or the mean over layers; 0 without any."""
+        if not self.by_layer.shape[1]:
+            return self.by_layer.new_zeros(len(self.by_layer))
+        return self.by_layer.amax(1) if reduce == "max" else self.by_layer.mean(1)
+
+
+def edge_masks(explanation: Explanation, graphs: Graphs) -> dict[Relation | None, EdgeMasks]:
+    """The scores of a batch's edges, by their type; of several messages along one edge in a layer, the largest.
+
+    Raises:
+        SettingError: the rows are no edges.
+    """
+    if "edge" not in explanation.columns:
+        raise SettingError(
+            f"the explanation of {', '.join(explanation.sites)} has no edges. Mask sites tagged 'message', or 'edge'"
+        )
+    relations: list[Relation | None] = [*graphs.relations] or [None]
+    return {
+        relation: _of(explanation, graphs, relation, number if relation is not None else None)
+        for number, relation in enumerate(relations)
+    }
+
+
+def _of(explanation: Explanation, graphs: Graphs, relation: Relation | None, number: int | None) -> EdgeMasks:
+    columns = explanation.columns
+    chosen = (columns["edge"] >= 0) & columns["real"]
+    if number is not None:
+        chosen &= columns["relation"] == number
+    edges = graphs.edges(relation)
+    count = 0 if edges is None else len(edges)
+    here, layer = np.unique(columns["site"][chosen], return_inverse=True)
+    masks = torch.zeros(count, len(here))
+    if edges is not None and count:
+        whose = graphs.graph_of(relation and relation[2])
+        graph = torch.zeros(count, dtype=torch.long) if whose is None else whose[edges[:, 1]].cpu()
+        pairs = zip(graph.tolist(), counted(graph, graphs.count).tolist(), strict=True)
+        place = {pair: at for at, pair in enumerate(pairs)}
+        example = columns["example"][chosen] - columns["example"].min()
+        rows = [place[pair] for pair in zip(example.tolist(), columns["edge"][chosen].tolist(), strict=True)]
+        cells = torch.tensor(rows, dtype=torch.long) * len(here) + torch.as_tensor(layer, dtype=torch.long)
+        scores = torch.as_tensor(columns["score"][chosen], dtype=torch.float32)
+        masks = masks.reshape(-1).scatter_reduce(0, cells, scores, "amax").view(count, len(here))
+    return EdgeMasks(masks, tuple(explanation.sites[site] for site in here))
