@@ -26,6 +26,8 @@ _LAYERS = 2
 
 # What a name says about a size; the first pattern that is found in the name counts. 0: no size, or left as it is.
 _NAMES: tuple[tuple[str, int], ...] = (
+    (r"indexer_kv_heads", 1),
+    (r"indexer_budget|indexer_compress_ratio", 4),
     (r"layerdrop|tokenizer_chunk|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),
     (r"token_id|token_index|_id$", 0),
     (r"vocab_size|_vocab$", WORDS),
@@ -105,8 +107,10 @@ def _rungs() -> Iterator[Rung]:
     yield functools.partial(_deep, derived=False, layers=32)
     for divisor in (16, 8, 4):
         yield functools.partial(_divided, divisor=divisor)
+    yield _as_decoder
     yield _fewer
     yield _layers_only
+    yield _decoding
 
 
 def _model(model_class: type[nn.Module], config: Any) -> nn.Module:
@@ -235,7 +239,8 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
             continue
         if new == _LAYERS and isinstance(new, int) and _is(name, r"layers$|n_layers?$|num_layers"):
             new = layers
-        if new is not value:
+        told = isinstance(value, bool) and value != declared.get(name, value)  # such as a decoder within a model
+        if new is not value or told:
             given[name] = new
     for name in [name for name in given if _number(name) == 2 and "heads" in name]:
         heads = name.replace("key_value", "attention").replace("kv", "attention")
@@ -362,6 +367,11 @@ def _deep(name: str, value: Any, default: Any, *, derived: bool, layers: int) ->
     return _by_name(name, value, default, derived=derived)
 
 
+def _as_decoder(name: str, value: Any, default: Any) -> Any:
+    """As `_divided`, for classes that must be told that they are decoders."""
+    return True if name == "is_decoder" else _divided(name, value, default, divisor=16)
+
+
 def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:
     """All widths divided alike, so that they still fit each other."""
     if _is(name, r"depths"):
@@ -387,6 +397,11 @@ def _fewer(name: str, value: Any, default: Any) -> Any:
     ):
         return _by_name(name, value, default, derived=True)
     return value
+
+
+def _decoding(name: str, value: Any, default: Any) -> Any:
+    """As `_divided`, as a decoder, for classes that are one or refuse."""
+    return True if name == "is_decoder" else _divided(name, value, default, divisor=4)
 
 
 def _layers_only(name: str, value: Any, default: Any) -> Any:
