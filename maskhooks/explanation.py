@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "Scores"]
 
-_KINDS = ("auto", "heatmap", "bars", "image")
+_KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,7 +150,8 @@ class Explanation:
         layers = self._layers()
         rows = [f"{label} ({mean:.2f})" for label, mean in zip(layers.labels, layers.means(), strict=True)]
         caption = f"Explanation of {self._counts()}."
-        for number, scores, labels, _ in self._each():
+        for number, chosen in self._each():
+            scores, labels = layers.grid(chosen)
             caption += f" Example {number} by depth, and in brackets the mean kept over all examples:"
             return table(scores, rows, labels, caption)
         return table(np.empty((0, 0)), [], [], caption)
@@ -271,74 +272,82 @@ class Explanation:
 
     # Pictures
 
-    def plot(self, example: int | None = None, kind: str = "auto", ax: Axes | None = None) -> Figure:
+    def plot(
+        self,
+        example: int | None = None,
+        kind: str = "auto",
+        ax: Axes | None = None,
+        *,
+        nodes: Sequence[str] = (),
+        centre: int | None = None,
+    ) -> Figure:
         """A picture of one example's scores; no window is opened, and pyplot is not touched.
 
         Args:
             example: its number; None is the first one.
             kind: `"heatmap"`, depths by positions; `"bars"`, a bar for each position, depths side by side;
-                `"image"`, patches by row and column, an image for each depth; `"auto"`, the image for
-                patches, bars for one depth, otherwise the heat map.
+                `"image"`, patches by row and column, an image for each depth; `"graph"`, edges between nodes, a graph
+                for each depth; `"auto"`, the image for patches, the graph for edges, bars for one depth, otherwise the
+                heat map.
             ax: Axes to draw on, from any figure; None makes a figure, in which long sentences are wrapped.
+            nodes: of a graph, what the nodes are called, such as atoms.
+            centre: of a graph, the number of the node asked about.
 
         Returns:
             The figure drawn on; `figure.savefig("name.png")` writes it.
 
         Raises:
-            SettingError: no such example or kind, an image without patches or of several depths on one `ax`.
+            SettingError: no such example or kind, an image without patches, a graph without edges, or several depths of
+                these on one `ax`.
+            MissingExtraError: a graph needs networkx, which is not installed.
         """
         part = self._one(example)
         number = int(part["example"][0])
-        scores, rows, labels = part.matrix()
         if kind not in _KINDS:
             raise SettingError(f"no kind of picture {kind!r}; there are {', '.join(_KINDS)}")
-        layers = part._layers()
-        if kind == "auto":
-            kind = "image" if layers.width() else "bars" if len(layers) == 1 else "heatmap"
-        if kind == "image" and not layers.width():
-            raise SettingError(
-                "an image needs patches, from a pattern such as 'batch channel height width -> batch height "
-                "width'; these positions are no patches. Plot them as 'heatmap' or 'bars'"
-            )
         title = " · ".join(
             [f"example {number}", *(f"{key}: {text}" for key, text in self.examples.get(number, {}).items())]
         )
-        if kind == "image":
-            from maskhooks.viz.image import images
+        from maskhooks.pictures import picture
 
-            return images(layers.images(), [f"depth {row}" for row in rows], title=title, ax=ax)
-        if kind == "bars":
-            from maskhooks.viz.bars import bars
-
-            return bars(scores, [f"depth {row}" for row in rows], labels, title=title, ax=ax)
-        from maskhooks.viz.heatmap import heatmap
-
-        return heatmap(scores, rows, labels, title=title, ax=ax)
+        return picture(part._layers(), kind, title=title, nodes=nodes, centre=centre, ax=ax)
 
     def to_html(
         self,
         path: str | Path | None = None,
         title: str = "Which positions does the prediction need?",
         sections: Sequence[Section] = (),
+        *,
+        nodes: Mapping[int, Sequence[str]] | None = None,
+        centres: Mapping[int, int] | None = None,
     ) -> str:
-        """One page that needs no network: positions coloured by score, with a slider for the depth.
+        """One page that needs no network: positions or edges coloured by score, with a slider for the depth.
 
         Args:
             path: where to write the page as well, in UTF-8.
             title: its heading.
             sections: what else the page tells, above the examples.
+            nodes: of graphs, for an example's number what its nodes are called, such as atoms.
+            centres: of graphs, for an example's number the node asked about.
         """
-        from maskhooks.viz.page import Example, page
+        from maskhooks.pictures import example
+        from maskhooks.viz.page import page
 
+        layers = self._layers()
         examples = [
-            Example(number, scores, labels, self.examples.get(number, {}), width)
-            for number, scores, labels, width in self._each()
+            example(
+                layers,
+                rows,
+                number,
+                self.examples.get(number, {}),
+                (nodes or {}).get(number, ()),
+                (centres or {}).get(number),
+            )
+            for number, rows in self._each()
         ]
         masked = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
         note = f"Masked: {masked}."
-        text = page(
-            examples, self._layers().labels, title=title, note=note, provenance=self.provenance, sections=sections
-        )
+        text = page(examples, layers.labels, title=title, note=note, provenance=self.provenance, sections=sections)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -349,15 +358,13 @@ class Explanation:
             raise SettingError("this explanation has no rows, so there is no example to show")
         return self.select(example=int(self["example"].min()) if example is None else example)
 
-    def _each(self) -> Iterator[tuple[int, npt.NDArray[np.float32], list[str], int]]:
-        """Each example: its number, scores `[layer, position]` over all layers, labels, patches a row."""
-        layers = self._layers()
+    def _each(self) -> Iterator[tuple[int, Column]]:
+        """Each example: its number, and which rows are its real ones."""
         rows = np.flatnonzero(self["real"])
         rows = rows[np.argsort(self["example"][rows], kind="stable")]
         numbers, starts = np.unique(self["example"][rows], return_index=True)
         for number, start, stop in zip(numbers, starts, [*starts[1:], len(rows)], strict=False):
-            chosen = rows[start:stop]
-            yield int(number), *layers.grid(chosen), layers.width(chosen)
+            yield int(number), rows[start:stop]
 
     def _counts(self) -> str:
         counts = {"example": len(np.unique(self["example"])), "site": len(self.sites), "row": len(self)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks.scores import Column, Columns
+from maskhooks.scores import FIXED, Column, Columns
 
 Scored = npt.NDArray[np.float32]
 _ALL = slice(None)
@@ -50,6 +50,32 @@ class Layers:
         labels = [str(label) for label in self.columns["label"][rows][first]]
         return scores.reshape(len(self), len(positions)), labels
 
+    def edges(self, rows: Column | slice = _ALL) -> tuple[Scored, Column, list[str]]:
+        """`[layer, edge]`, the mean over further axes in some rows; source and target, `[2, edge]`; labels.
+
+        Edges are told apart by their ends and relation, and by their order where several are alike, as the messages of
+        one layer may be others than those of the next.
+        """
+        ends = np.stack([self.columns[name][rows] for name in ("source", "target", "relation") if name in self.columns])
+        further = [
+            column[rows]
+            for name, column in self.columns.items()
+            if name not in (*FIXED, "edge", "source", "target", "relation")
+        ]
+        again = _again(np.stack([*ends, self.which[rows], *further]))
+        keys, first, place = np.unique(
+            np.concatenate([ends, again[None]]), axis=1, return_index=True, return_inverse=True
+        )
+        cells = self.which[rows] * keys.shape[1] + place.reshape(-1)
+        scores = _means(self.columns["score"][rows], cells, len(self) * keys.shape[1])
+        labels = [str(label) for label in self.columns["label"][rows][first]]
+        return scores.reshape(len(self), -1), keys[:2], labels
+
+    @property
+    def connected(self) -> bool:
+        """Whether rows are edges."""
+        return "source" in self.columns and "target" in self.columns
+
     def images(self) -> Scored:
         """`[layer, row, column]`, the mean over further axes of all rows, which are patches."""
         row, column = self.columns["row"], self.columns["column"]
@@ -60,6 +86,18 @@ class Layers:
     def width(self, rows: Column | slice = _ALL) -> int:
         """How many patches stand side by side; 0 where positions are no patches."""
         return int(self.columns["column"][rows].max(initial=-1)) + 1 if "column" in self.columns else 0
+
+
+def _again(keys: Column) -> Column:
+    """For each column of keys how many equal ones stand before it."""
+    _, which = np.unique(keys, axis=1, return_inverse=True)
+    order = np.argsort(which.reshape(-1), kind="stable")
+    ordered = which.reshape(-1)[order]
+    begins = np.r_[True, ordered[1:] != ordered[:-1]]
+    places = np.arange(len(order))
+    found = np.empty_like(places)
+    found[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return found
 
 
 def _means(scores: Column, cells: Column, count: int) -> Scored:

@@ -171,15 +171,15 @@ def _dense(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def train_model(
-    train: Stars, *, seed: int = 0, epochs: int = 8, learning_rate: float = 3e-3
+    train: Stars, *, seed: int = 0, epochs: int = 8, learning_rate: float = 3e-3, size: int = 100
 ) -> Iterator[tuple[int, StarsModel]]:
     """Trains the model, yielding (epoch, model) after each epoch; the last one is done.
 
-    Adam, batches of 128, linear decay over the second half.
+    Adam, batches of 128, linear decay over the second half; `size` is that of states.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = StarsModel()
+        model = StarsModel(size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     steps = -(-len(train) // 128) * epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))

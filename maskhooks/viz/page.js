@@ -16,6 +16,46 @@ function make(tag, parent, text, name) {
   return node;
 }
 
+// SVG elements have a namespace of their own, which the page itself does not name.
+const drawing = new DOMParser().parseFromString("<svg></svg>", "text/html").querySelector("svg").namespaceURI;
+function shape(tag, parent, settings, text) {
+  const node = document.createElementNS(drawing, tag);
+  Object.entries(settings).forEach(([name, value]) => node.setAttribute(name, value));
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
+}
+
+// A graph: its edges take the place of words, and are coloured like them.
+function network(card, { graph, columns }) {
+  const size = 440, margin = 22, at = value => (margin + value * (size - 2 * margin)).toFixed(1);
+  const box = shape("svg", card, { class: "network", viewBox: `0 0 ${size} ${size}`, role: "img",
+    "aria-label": "A graph, its edges coloured by score" });
+  const small = graph.nodes.length > 40 ? Math.max(.35, Math.sqrt(40 / graph.nodes.length)) : 1;
+  box.style.setProperty("--small", small);
+  const arrows = shape("g", box, {}), lines = shape("g", box, {}), dots = shape("g", box, {});
+  const spans = graph.lines.map(([x1, y1, x2, y2], index) => {
+    if (graph.loop[index]) {
+      return shape("circle", lines, { class: "edge", cx: at(x1), cy: at(y1 - .022), r: (9 * small).toFixed(1) });
+    }
+    return shape("line", lines, { class: "edge", x1: at(x1), y1: at(y1), x2: at(x2), y2: at(y2) });
+  });
+  graph.arrow.forEach((is, index) => {
+    if (!is) return;
+    const [x1, y1, x2, y2] = graph.lines[index];
+    const turn = Math.atan2(y2 - y1, x2 - x1) * 180 / Math.PI, [x, y] = [at(x1 + .6 * (x2 - x1)), at(y1 + .6 * (y2 - y1))];
+    spans[index].tip = shape("path", arrows, { class: "tip", d: "M-4 -4L5 0L-4 4Z",
+      transform: `translate(${x} ${y}) rotate(${turn.toFixed(1)}) scale(${small.toFixed(2)})` });
+  });
+  const named = graph.names.some(Boolean);
+  graph.nodes.forEach(([x, y], index) => {
+    const own = index === graph.centre ? "node centre" : "node";
+    shape("circle", dots, { class: own, cx: at(x), cy: at(y), r: ((named ? 9 : 4) * small).toFixed(1) });
+    if (graph.names[index]) shape("text", dots, { x: at(x), y: at(y) }, visible(graph.names[index]));
+  });
+  return spans;
+}
+
 function build(example) {
   const card = make("article", document.getElementById("cards"));
   const about = make("div", card, undefined, "about");
@@ -26,16 +66,17 @@ function build(example) {
     card.classList.add("differs");
     make("span", about, "≠").title = "prediction and target differ";
   }
-  const tokens = make("div", card, undefined, "tokens");
+  const tokens = example.graph ? undefined : make("div", card, undefined, "tokens");
   if (example.width) {
     tokens.classList.add("patches");
     tokens.style.gridTemplateColumns = `repeat(${example.width}, 18px)`;
   }
-  const spans = example.columns.map(text => make("span", tokens, example.width ? "" : visible(text)));
+  const spans = example.graph ? network(card, example)
+    : example.columns.map(text => make("span", tokens, example.width ? "" : visible(text)));
   const room = Math.floor((Math.min(innerWidth, 1080) - 120) / example.columns.length);
   const view = { example, card, spans, searched: [...spans, ...values], cell: Math.max(4, Math.min(16, room)) };
   view.text = searchable(example);
-  if (data.rows.length > 1 && !example.width) {
+  if (data.rows.length > 1 && !example.width && !example.graph) {
     const figure = make("figure", card), list = make("ol", figure);
     list.style.setProperty("--height", `${height}px`);
     list.setAttribute("aria-hidden", "true");
@@ -78,6 +119,7 @@ function colour(view, row) {
     span.classList.toggle("on", score > change);
     span.classList.toggle("kept", score > keep);
     span.style.setProperty("--score", score ?? 0);
+    span.tip?.style.setProperty("--score", score ?? 0);
   });
   view.items?.forEach((item, index) => item.classList.toggle("now", index === row));
 }

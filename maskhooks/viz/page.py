@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from maskhooks.viz.chart import HIGH, WIDE
 from maskhooks.viz.sections import Section
+
+if TYPE_CHECKING:
+    from maskhooks.viz.graph import Net
 
 _FOLDER = Path(__file__).parent
 
@@ -26,6 +29,8 @@ class Example:
         columns: what the columns are called, such as tokens.
         about: what is known of it, such as `{"prediction": ..., "target": ...}`.
         width: columns are patches, this many in a row; 0 where they are words.
+        net: columns are edges of this graph.
+        places: where its nodes stand, `[node, 2]` in [0, 1].
     """
 
     number: int
@@ -33,6 +38,8 @@ class Example:
     columns: Sequence[str]
     about: Mapping[str, str]
     width: int = 0
+    net: Net | None = None
+    places: npt.ArrayLike = ()
 
 
 def page(
@@ -69,6 +76,7 @@ def page(
         "rows": list(rows),
         "label": label,
         "examples": [_as_json(example, len(rows)) for example in examples],
+        "edges": any(example.net is not None for example in examples),
         "provenance": provenance or {},
     }
     return environment.get_template("page.html.jinja").render(
@@ -84,4 +92,21 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
         "about": [[name, text] for name, text in example.about.items()],
         "width": example.width,
         "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
+        "graph": None if example.net is None else _drawn(example.net, np.asarray(example.places, float)),
+    }
+
+
+def _drawn(net: Net, places: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """A graph as the script draws it: lines, each with its ends, and nodes with their names."""
+    from maskhooks.viz.graph import ends
+
+    pairs = set(net.pairs)
+    upright = places * (1, -1) + (0, 1)
+    return {
+        "lines": ends(net, upright).round(4).reshape(-1, 4).tolist(),
+        "arrow": [u != v and (v, u) not in pairs for u, v in net.pairs],
+        "loop": [u == v for u, v in net.pairs],
+        "nodes": upright.round(4).tolist(),
+        "names": list(net.nodes),
+        "centre": net.centre,
     }

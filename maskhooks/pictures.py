@@ -1,0 +1,93 @@
+"""Pictures: one example's scores as the picture that suits them, and as an example of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from maskhooks.errors import SettingError
+from maskhooks.layers import Layers
+from maskhooks.scores import Column
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from maskhooks.viz.graph import Net
+    from maskhooks.viz.page import Example
+
+
+def picture(
+    layers: Layers, kind: str, *, title: str, nodes: Sequence[str], centre: int | None, ax: Axes | None
+) -> Figure:
+    """One example's layers drawn; see `Explanation.plot`."""
+    patches = bool(layers.width())
+    if kind == "auto":
+        single = "bars" if len(layers) == 1 else "heatmap"
+        kind = "image" if patches else "graph" if layers.connected else single
+    depths = [f"depth {row}" for row in layers.labels]
+    if kind == "graph":
+        return _graph(layers, depths, title=title, nodes=nodes, centre=centre, ax=ax)
+    if kind == "image":
+        if not patches:
+            raise SettingError(
+                "an image needs patches, from a pattern such as 'batch channel height width -> batch height "
+                "width'; these positions are no patches. Plot them as 'heatmap' or 'bars'"
+            )
+        from maskhooks.viz.image import images
+
+        return images(layers.images(), depths, title=title, ax=ax)
+    scores, labels = layers.grid()
+    if kind == "bars":
+        from maskhooks.viz.bars import bars
+
+        return bars(scores, depths, labels, title=title, ax=ax)
+    from maskhooks.viz.heatmap import heatmap
+
+    return heatmap(scores, layers.labels, labels, title=title, ax=ax)
+
+
+def example(
+    layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Sequence[str], centre: int | None
+) -> Example:
+    """One example for a page.
+
+    Args:
+        rows: the example's.
+        nodes: what its nodes are called.
+        centre: the node asked about.
+    """
+    from maskhooks.viz.page import Example
+
+    if layers.connected:
+        from maskhooks.viz.graph import layout
+
+        scores, ends, labels = layers.edges(rows)
+        net = _net(ends, nodes, centre)
+        return Example(number, scores, labels, about, net=net, places=layout(net))
+    scores, labels = layers.grid(rows)
+    return Example(number, scores, labels, about, layers.width(rows))
+
+
+def _graph(
+    layers: Layers, depths: Sequence[str], *, title: str, nodes: Sequence[str], centre: int | None, ax: Axes | None
+) -> Figure:
+    if not layers.connected:
+        raise SettingError(
+            "a graph needs edges, with the nodes that they connect; these positions are no edges. Say which, with "
+            "wrap(model, edges=...), or plot them as 'heatmap' or 'bars'"
+        )
+    from maskhooks.viz.graph import graphs
+
+    scores, ends, _ = layers.edges()
+    return graphs(scores, depths, _net(ends, nodes, centre), title=title, ax=ax)
+
+
+def _net(ends: Column, nodes: Sequence[str], centre: int | None) -> Net:
+    """The graph of edges, with at least the nodes that have one."""
+    from maskhooks.viz.graph import Net
+
+    count = int(ends.max(initial=-1)) + 1
+    if nodes and len(nodes) < count:
+        raise SettingError(f"names for {len(nodes)} nodes, and edges between {count}. Give one for each node")
+    return Net(ends[0], ends[1], list(nodes) or [""] * count, centre)

@@ -1,0 +1,169 @@
+"""Graphs: edges coloured by score, a graph for each depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+
+from maskhooks.errors import MissingExtraError, SettingError
+from maskhooks.viz.figure import COLOURS, Picture, figure_of, visible
+
+_SPRING = 400  # nodes above which the slower layout takes too long
+
+
+@dataclass(frozen=True)
+class Net:
+    """A graph as pictures need it.
+
+    Args:
+        source: of each edge, the number of a node.
+        target: likewise.
+        nodes: what the nodes are called, such as atoms; empty names are drawn as dots.
+        centre: the node asked about, which is ringed.
+    """
+
+    source: npt.NDArray[np.integer]
+    target: npt.NDArray[np.integer]
+    nodes: Sequence[str]
+    centre: int | None = None
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return list(zip(self.source.tolist(), self.target.tolist(), strict=True))
+
+
+def layout(net: Net) -> npt.NDArray[np.float64]:
+    """Where nodes stand, `[node, 2]` in [0, 1]; the same for the same graph.
+
+    Raises:
+        MissingExtraError: networkx is not installed.
+    """
+    try:
+        import networkx
+    except ImportError as error:
+        raise MissingExtraError("networkx", "geometric", "A picture of a graph") from error
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(len(net.nodes)))
+    graph.add_edges_from(pair for pair in net.pairs if pair[0] != pair[1])
+    if networkx.is_connected(graph) and len(graph) <= _SPRING:
+        found = networkx.kamada_kawai_layout(graph)
+    else:
+        found = networkx.spring_layout(graph, seed=0, k=2.5 / len(graph) ** 0.5)
+    places = np.array([found[node] for node in range(len(net.nodes))], float)
+    low, high = places.min(0), places.max(0)
+    span = float((high - low).max()) or 1.0
+    centred: npt.NDArray[np.float64] = (places - (low + high) / 2) / span + 0.5
+    return centred
+
+
+def ends(net: Net, places: npt.NDArray[np.float64], apart: float = 0.006) -> npt.NDArray[np.float64]:
+    """Lines `[edge, end, 2]`: edges in both directions stand side by side, each to the right of its way."""
+    first, last = places[net.source], places[net.target]
+    way = last - first
+    length = np.linalg.norm(way, axis=1, keepdims=True)
+    right = np.stack([way[:, 1], -way[:, 0]], 1) / np.maximum(length, 1e-9) * apart
+    pairs = set(net.pairs)
+    both = np.array([(v, u) in pairs and u != v for u, v in net.pairs], bool)[:, None]
+    return np.stack([first + right * both, last + right * both], 1)
+
+
+def graphs(
+    scores: npt.ArrayLike,
+    names: Sequence[str],
+    net: Net,
+    *,
+    title: str = "",
+    label: str = "P(kept)",
+    wrap: int = 3,
+    ax: Axes | None = None,
+) -> Figure:
+    """One graph for each row of scores, side by side, its edges the darker and wider the likelier they are kept.
+
+    Edges without a counterpart in the other direction end in an arrow; self-loops are rings.
+
+    Args:
+        scores: `[graph, edge]` in [0, 1]; NaN is left out.
+        names: what the graphs are called.
+        net: edges and nodes.
+        title: above them all.
+        label: what the colours mean.
+        wrap: graphs side by side.
+        ax: Axes to draw on, for one graph; None makes a figure.
+
+    Raises:
+        SettingError: several graphs for one `ax`.
+        MissingExtraError: networkx is not installed.
+    """
+    values = np.atleast_2d(np.asarray(scores, float))
+    if ax is not None and len(names) > 1:
+        raise SettingError(
+            f"one Axes for {len(names)} graphs. Choose a depth (explanation.select(depth=0)), or give no ax"
+        )
+    places = layout(net)
+    figure: Figure
+    if ax is None:
+        across = min(wrap, len(names))
+        down = -(-len(names) // across)
+        figure = Picture(figsize=(3.4 * across + 0.9, 3.4 * down + 0.4), layout="constrained")
+        axes = list(figure.subplots(down, across, squeeze=False).flat)
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium", parse_math=False)
+    else:
+        axes, figure = [ax], figure_of(ax)
+    for part in axes:
+        part.set_axis_off()
+    for part, name, row in zip(axes, names, values, strict=False):
+        lines = _draw(part, net, places, row)
+        part.set_title(name, fontsize="small", parse_math=False)
+    bar = figure.colorbar(lines, ax=axes, label=label, ticks=[0, 0.5, 1], aspect=16, fraction=0.04)
+    bar.outline.set_visible(False)
+    bar.ax.set_ylim(0, 1)
+    return figure
+
+
+def _draw(ax: Axes, net: Net, places: npt.NDArray[np.float64], row: npt.NDArray[np.float64]) -> LineCollection:
+    small = 1.0 if len(net.nodes) <= 40 else max(0.35, (40 / len(net.nodes)) ** 0.5)
+    order = np.argsort(np.nan_to_num(row, nan=-1.0), kind="stable")  # the strongest on top
+    shown = order[~np.isnan(row[order])]
+    lines = LineCollection(
+        list(ends(net, places)[shown]),
+        array=row[shown],
+        cmap=COLOURS,
+        norm=Normalize(-0.12, 1),  # so that an edge that is dropped is still to be seen
+        linewidths=small * (0.7 + 2.8 * row[shown]),
+        zorder=1,
+    )
+    ax.add_collection(lines)
+    pairs = set(net.pairs)
+    for edge in shown.tolist():
+        u, v = int(net.source[edge]), int(net.target[edge])
+        colour, width = lines.to_rgba(row[edge]), small * (0.7 + 2.8 * row[edge])
+        if u == v:
+            ring = places[u] + (0, 0.022)
+            ax.plot(*ring, "o", ms=11 * small, mfc="none", mec=colour, mew=width, zorder=1)
+        elif (v, u) not in pairs:
+            style = f"-|>,head_length={4 * small},head_width={2 * small}"
+            ax.add_patch(
+                FancyArrowPatch(
+                    places[u], places[v], arrowstyle=style, color=colour, lw=width,
+                    shrinkA=4 * small, shrinkB=7 * small, mutation_scale=1.5, zorder=1,
+                )
+            )  # fmt: skip
+    named = any(net.nodes)
+    ax.plot(*places.T, "o", ms=(12 if named else 5) * small, mfc="white", mec="0.45", mew=0.8 * small, zorder=2)
+    if net.centre is not None:
+        ax.plot(*places[net.centre], "o", ms=17 * small, mfc="none", mec="0.1", mew=1.6, zorder=3)
+    for text, place in zip(net.nodes, places, strict=True):
+        x, y = place.tolist()
+        ax.text(x, y, visible(text, 6), ha="center", va="center", fontsize=7.5 * small, zorder=4, parse_math=False)
+    ax.set_aspect("equal")
+    ax.set_xlim(-0.08, 1.08)
+    ax.set_ylim(-0.08, 1.08)
+    return lines

@@ -1,0 +1,138 @@
+"""Pictures of graphs, as figures and on the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import LineCollection
+
+from maskhooks.errors import SettingError
+from maskhooks.examples import Examples
+from maskhooks.explanation import Explanation, Scores
+from maskhooks.site import Site
+from maskhooks.viz.graph import Net, ends, graphs, layout
+from tests.viz.browser import seen_in_browser
+
+pytest.importorskip("networkx")
+
+# A ring of three with both directions between 0 and 1, an edge of its own, a self-loop.
+SOURCE, TARGET = np.array([0, 1, 1, 2, 3, 3]), np.array([1, 0, 2, 0, 0, 3])
+NET = Net(SOURCE, TARGET, ["C", "N", "", "<b>"], centre=1)
+
+
+def built(layers: int = 2, edges: bool = True) -> Explanation:
+    """Two examples, of six edges and two, in several layers."""
+    examples = Examples(torch.tensor([0] * 6 + [1] * 2), 2)
+    nodes = {"source": torch.tensor([*SOURCE, 0, 1]), "target": torch.tensor([*TARGET, 1, 0])}
+    values = torch.linspace(0, 1, 8)
+    scores = [
+        Scores(
+            Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, values.roll(depth), torch.ones(8) > 0,
+            examples=examples, edges=nodes if edges else None,
+        )
+        for depth in range(layers)
+    ]  # fmt: skip
+    return Explanation.build(scores, provenance={})
+
+
+def test_layout_is_the_same_each_time_and_fits() -> None:
+    places = layout(NET)
+    assert np.array_equal(places, layout(NET))
+    assert places.shape == (4, 2)
+    assert places.min() >= -1e-9
+    assert places.max() <= 1 + 1e-9
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)[np.triu_indices(4, 1)]
+    assert gaps.min() > 0.2
+    scattered = Net(np.array([0, 2]), np.array([1, 3]), [""] * 5)
+    assert np.isfinite(layout(scattered)).all()
+
+
+def test_edges_in_both_directions_stand_apart() -> None:
+    places = layout(NET)
+    lines = ends(NET, places, apart=0.01)
+    assert np.allclose(np.linalg.norm(lines[0, 0] - lines[1, 1]), 0.02)
+    assert np.allclose(lines[2], places[[1, 2]])
+
+
+def test_a_figure_has_a_graph_for_each_depth() -> None:
+    explanation = built()
+    figure = explanation.plot(example=0, nodes=NET.nodes, centre=1)
+    first, second = (axes for axes in figure.axes if axes.get_title().startswith("depth"))
+    (lines,) = (part for part in first.collections if isinstance(part, LineCollection))
+    assert sorted(lines.get_array().tolist()) == pytest.approx((np.arange(6) / 7).tolist(), abs=1e-6)
+    assert [text.get_text() for text in first.texts] == ["C", "N", "", "<b>"]
+    assert len(first.patches) == 3  # arrows of edges that go one way
+    assert second.get_title() == "depth 1"
+    assert explanation.plot(example=1).axes[0].get_title() == "depth 0"
+
+
+def test_a_graph_on_given_axes() -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    one = figure.subplots()
+    assert built(1).plot(example=0, ax=one) is figure
+    with pytest.raises(SettingError, match="one Axes for 2 graphs"):
+        built().plot(example=0, ax=one)
+
+
+def test_what_is_no_graph_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"wrap\(model, edges="):
+        built(edges=False).plot(example=0, kind="graph")
+    with pytest.raises(SettingError, match="names for 2 nodes, and edges between 4"):
+        built().plot(example=0, nodes=["a", "b"])
+
+
+def test_missing_scores_are_left_out() -> None:
+    figure = graphs([[0.5, np.nan, 1, 0, 0.2, 0.3]], ["one"], NET)
+    (lines,) = (part for part in figure.axes[0].collections if isinstance(part, LineCollection))
+    assert len(lines.get_array()) == 5
+
+
+def test_layers_with_other_messages_are_told_apart_by_their_ends() -> None:
+    """A second layer that sends along one edge less, in another order, and along one twice."""
+    site = Site.parse("layers.1:output", "edge feature -> edge")
+    one = built(1).select(example=0)
+    ends_ = {"source": torch.tensor([1, 0, 0]), "target": torch.tensor([0, 1, 1])}
+    scores = Scores(
+        site, 1, torch.tensor([0.25, 0.5, 0.75]), torch.ones(3) > 0, None, Examples(torch.zeros(3).long(), 1), ends_
+    )
+    both = Explanation.concat([one, Explanation.build([scores], provenance={})])
+    grid, pairs, labels = both._layers().edges()
+    found = {
+        (*pair, label): column.tolist() for pair, label, column in zip(pairs.T.tolist(), labels, grid.T, strict=True)
+    }
+    assert len(found) == 6
+    assert grid.shape == (2, 7)
+    assert (np.isnan(grid[1])).sum() == 4
+    assert sorted(column[1] for column in grid.T.tolist() if column[1] == column[1]) == [0.25, 0.5, 0.75]
+
+
+def test_the_page_draws_the_graph_and_the_slider_colours_it(tmp_path: Path) -> None:
+    text = built().to_html(nodes={0: NET.nodes}, centres={0: 1})
+    script = """
+      const first = document.querySelector("article"), edges = [...first.querySelectorAll(".edge")];
+      const scores = () => edges.map(edge => Number(getComputedStyle(edge).getPropertyValue("--score")));
+      seen.kinds = edges.map(edge => edge.tagName);
+      seen.deep = scores();
+      slider.value = 0; slider.dispatchEvent(new Event("input"));
+      seen.low = scores();
+      seen.names = [...first.querySelectorAll("text")].map(node => node.textContent);
+      seen.centre = first.querySelectorAll(".centre").length;
+      seen.tips = first.querySelectorAll(".tip").length;
+      seen.articles = document.querySelectorAll("article svg").length;
+      edges[2].dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 5, clientY: 5 }));
+      seen.tip = tip.textContent;
+    """
+    seen = seen_in_browser(text, script, tmp_path)
+    values = np.linspace(0, 1, 8).round(3)
+    order = np.lexsort((TARGET, SOURCE))
+    assert seen["low"] == pytest.approx(values[:6][order].tolist())
+    assert seen["deep"] == pytest.approx(np.roll(values, 1)[:6][order].tolist())
+    assert seen["kinds"] == ["line", "line", "line", "line", "line", "circle"]
+    assert seen["names"] == ["C", "N", "<b>"]
+    assert (seen["centre"], seen["tips"], seen["articles"]) == (1, 3, 2)
+    assert "1→2" in seen["tip"]
