@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from torch import nn
+from torch.autograd import Function
 
 from maskhooks.adapter import Adapter, join, stacks
 from maskhooks.pattern import Pattern
 from maskhooks.site import Site
-from maskhooks_transformers import axes, flow
+from maskhooks_transformers import axes, flow, reversible
 from maskhooks_transformers.chains import Chain, Step, chains
 from maskhooks_transformers.flow import Call, Pass, State
 from maskhooks_transformers.loaded import model_types
@@ -53,6 +54,9 @@ class TransformersAdapter(Adapter):
 
     name = "transformers"
 
+    def __init__(self) -> None:
+        self._reversible: dict[type[nn.Module], set[type[Function]]] = {}
+
     def types(self) -> tuple[type[nn.Module], ...]:
         return model_types()
 
@@ -61,13 +65,28 @@ class TransformersAdapter(Adapter):
         part, found = base, [*_table(base), *_stacked(base)]
         for body in dict.fromkeys([module, base]):  # a network of the user's around it may need other inputs
             with contextlib.suppress(Exception):  # any model's own code runs; whatever it raises, it needs real data
-                sites = _numbered(list(_seen(body, flow.trace(body))))
+                sites = self._sites(type(module), body)
                 if any(site.tags & _INPUT == _HIDDEN for site in sites):
                     part, found = body, sites
                     break
         prefix = join(name, _name_of(part, module) or "")
         for site in found:
             yield dataclasses.replace(site, module=join(prefix, site.module))
+
+    def _sites(self, kind: type[nn.Module], body: nn.Module) -> list[Site]:
+        seen = flow.trace(body)
+        sites = _numbered(list(_seen(body, seen)))
+        hiding = reversible.functions(seen.nodes())
+        if hiding and not all(call.graded for call in seen.calls):
+            with reversible.opened(hiding):
+                opened = _numbered(list(_seen(body, flow.trace(body))))
+            if len(opened) > len(sites):
+                self._reversible[kind] = hiding
+                return opened
+        return sites
+
+    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return reversible.opened(self._reversible.get(type(module), ()))
 
 
 def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:

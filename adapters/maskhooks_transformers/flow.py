@@ -91,14 +91,19 @@ class Pass:
     attentions: list[int] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
 
-    def used(self) -> Callable[[Tensor], bool]:
-        """Which tensors the outputs are made of; all are taken to be where no graph was kept."""
+    def nodes(self) -> set[Any]:
+        """The graph that the outputs come from, as autograd has it; empty where none was kept."""
         reached: set[Any] = {tensor.grad_fn for _, tensor in nested.tensors(self.outputs)} - {None}
         waiting = list(reached)
         while waiting:
             following = {node for node, _ in waiting.pop().next_functions if node is not None} - reached
             reached |= following
             waiting += following
+        return reached
+
+    def used(self) -> Callable[[Tensor], bool]:
+        """Which tensors the outputs are made of; all are taken to be where no graph was kept."""
+        reached = self.nodes()
         return lambda tensor: not reached or tensor.grad_fn is None or tensor.grad_fn in reached
 
 
