@@ -49,7 +49,7 @@ _NAMES: tuple[tuple[str, int], ...] = (
     ),
     (r"lora_rank|low_rank|_rank$", 16),
     (r"state_size|d_state|ssm_state", 8),
-    (r"^window_size$", 2),
+    (r"^window_size$|num_filters|right_context", 2),
     (r"chunk_size$|window_size|sliding_window|attention_window|block_size|chunk_length", 8),
     (r"intermediate|ffn|feed_forward|d_ff|d_ssm|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
     (
