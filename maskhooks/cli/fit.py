@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from maskhooks.cli.options import (
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.records import Columns
+from maskhooks.registry import registry
 from maskhooks.runstate import folder_of, has_state
 from maskhooks.store import Store
 from maskhooks.task import device_of
@@ -52,12 +53,21 @@ def fit(
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
     max_length: MaxLength = 128,
-    sites: Annotated[
-        list[str],
+    explainer: Annotated[
+        str,
         typer.Option(
-            help="What to mask: hidden, input, an address or a glob. May be repeated.", rich_help_panel=_MASKS
+            help="diffmask, or graphmask: masks on the messages of all layers of a graph network at once.",
+            rich_help_panel=_MASKS,
         ),
-    ] = ["hidden"],  # noqa: B006 # typer copies it
+    ] = "diffmask",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to mask: hidden, input, message, an address or a glob; by default hidden, for graphmask "
+            "message. May be repeated.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,16 +77,24 @@ def fit(
         ),
     ] = None,
     margin: Annotated[
-        float, typer.Option(help="Divergence allowed on average, in nats.", rich_help_panel=_MASKS)
-    ] = 0.1,
-    gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
-    baseline: Annotated[str, typer.Option(help="What a closed gate lets through.", rich_help_panel=_MASKS)] = "learned",
-    recipe: Annotated[
-        str,
+        float | None,
         typer.Option(
-            help="Way of training: stable; language, for pretrained models of text; or paper.", rich_help_panel=_MASKS
+            help="Divergence allowed on average, in nats; by default 0.1, for graphmask 0.03.", rich_help_panel=_MASKS
         ),
-    ] = "stable",
+    ] = None,
+    gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="What a closed gate lets through; by default learned.", rich_help_panel=_MASKS),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Way of training: stable, the default; language, for pretrained models of text; graph, that of "
+            "graphmask; or paper.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Training steps in all; by default as many for each mask as the recipe has."),
@@ -117,7 +135,7 @@ def fit(
         bool, typer.Option("--overwrite", help="Replace the masks, or the run, that are in --out.")
     ] = False,
 ) -> None:
-    """Train DiffMask on a model: which positions can be dropped while its predictions stay the same?
+    """Train masks on a model: which positions can be dropped while its predictions stay the same?
 
     The model itself is not changed. The best masks within the margin are kept and saved. Ctrl-C ends after the step at
     hand, keeps the best masks so far, and exits with code 130; `--resume` goes on.
@@ -128,27 +146,21 @@ def fit(
     - `maskhooks fit my_folder/my_model --data qa.jsonl --text-column question --second-column context
     --sites input --margin 0.5 --out run`
     - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run`
+    - `maskhooks fit my_package.graphs:make --explainer graphmask --out run`
     - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run --resume`
     """
     _check_free(out, resume, overwrite)
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, columns=columns, batch_size=batch_size, seed=seed)
-    explainer = DiffMask(
-        material.hooked,
-        _one_or_more(sites),
-        given=_one_or_more(given) if given else None,
-        margin=margin,
-        gate=gate,
-        baseline=baseline,
-        recipe=recipe,
-        seed=seed,
-    )
+    settings = {"sites": _one_or_more(sites), "given": _one_or_more(given), "margin": margin, "gate": gate}
+    settings |= {"baseline": baseline, "recipe": recipe}
+    masks = _kind(explainer)(material.hooked, **_given(settings), seed=seed)
     train, held = material.for_training(data, validation, limit)
-    say(f"Training {len(explainer.maskings)} masks of {model}, within {margin:g} nats of its predictions.")
+    say(f"Training {len(masks.maskings)} masks of {model}, within {masks.margin:g} nats of its predictions.")
     where = device_of(material.hooked.model)
-    with _stoppable(explainer, out):
-        explainer.fit(
+    with _stoppable(masks, out):
+        masks.fit(
             train,
             held,
             steps=steps,
@@ -160,7 +172,7 @@ def fit(
             precision=precision,
             store=None if store is None else Store.named(store, _dtype(store_dtype)),
         )
-    _tell(explainer, held if held is not None else train, trained_only=held is None)
+    _tell(masks, held if held is not None else train, trained_only=held is None)
     say(f"Saved to {out}. Next, see what the masks keep:")
     say(f"  {_next(out, model, validation or data, columns, max_length)}", "cyan", wrap=False)
 
@@ -229,8 +241,25 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _one_or_more(selectors: Sequence[str]) -> str | list[str]:
-    return selectors[0] if len(selectors) == 1 else list(selectors)
+def _kind(name: str) -> Callable[..., DiffMask]:
+    """The explainer of a name, one that is trained."""
+    kind = registry.part("explainers", name)
+    if not _trained(kind):
+        trained = [key for key, part in registry.family("explainers").items() if _trained(part)]
+        raise SettingError(f"--explainer {name} is not trained. Give one of {', '.join(sorted(trained))}.")
+    return kind  # type: ignore[no-any-return] # as checked
+
+
+def _trained(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, DiffMask)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _one_or_more(selectors: Sequence[str] | None) -> str | list[str] | None:
+    return None if not selectors else selectors[0] if len(selectors) == 1 else list(selectors)
 
 
 def _next(out: Path, model: str, data: str | None, columns: Columns, max_length: int) -> str:

@@ -1,0 +1,240 @@
+"""Graphs as batches: how they become a call, whose positions are, what predictions mean, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical
+
+pytest.importorskip("torch_geometric")
+
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GCN, GraphSAGE, SAGEConv, global_add_pool
+from torch_geometric.utils import k_hop_subgraph
+
+import maskhooks
+from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
+from maskhooks.outputs import Positions
+from maskhooks.step import clean_pass
+from tests.adapters.geometric_models import EDGES, Nodes, Pooled, Typed, batch, graph, hetero, randn
+
+Unchanged = Callable[[nn.Module], nn.Module]
+
+
+def outputs(model: Any, data: Any, **settings: Any) -> Any:
+    return clean_pass(maskhooks.wrap(model.eval(), **settings), data, []).outputs
+
+
+class Links(nn.Module):
+    """A number for each pair of nodes in question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = SAGEConv(3, 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_label_index: Tensor) -> Any:
+        states = self.conv(x, edge_index)
+        return (states[edge_label_index[0]] * states[edge_label_index[1]]).sum(-1)
+
+
+def test_a_prediction_for_each_graph() -> None:
+    model, data = Pooled(), batch()
+    found = outputs(model, data)
+    assert isinstance(found, Categorical)
+    with torch.no_grad():
+        assert torch.allclose(found.logits, model(data.x, data.edge_index, data.batch).log_softmax(-1))
+    hooked = maskhooks.wrap(model)
+    about = maskhooks.Random(hooked, "edge").explain(data).examples
+    assert [one["target"] for one in about.values()] == ["1", "1", "0"]
+    assert all(one["prediction"] in ("0", "1") for one in about.values())
+
+
+def test_a_prediction_for_each_node() -> None:
+    """All of a graph's nodes count, those that its `node_index` names, or those that are given."""
+    model, data = Nodes(), batch()
+    found = outputs(model, data)
+    assert isinstance(found, Positions)
+    assert found.chosen.sum(1).tolist() == [5, 3, 6]
+    named = Batch.from_data_list([graph(node_index=torch.tensor([n])) for n in (2, 4)])
+    found = outputs(model, named)
+    assert isinstance(found, Categorical)
+    with torch.no_grad():
+        wanted = model(named.x, named.edge_index)[[2, 9]].log_softmax(-1)
+    assert torch.allclose(found.logits, wanted)
+    given = outputs(model, graph(), index=lambda data: torch.tensor([True, False, True, False, False]))
+    assert given.chosen.sum().item() == 2
+
+
+def test_a_prediction_for_each_link() -> None:
+    pairs = torch.tensor([[0, 1, 4], [2, 0, 3]])
+    data = [graph(edge_label_index=pairs, edge_label=torch.tensor([1.0, 0.0, 1.0])) for _ in range(2)]
+    found = outputs(Links(), Batch.from_data_list(data))
+    assert isinstance(found, Positions)
+    assert isinstance(found.distribution, Bernoulli)
+    assert found.chosen.shape == (2, 3)
+    one = graph(edge_label_index=pairs[:, :1], edge_label=torch.tensor([1.0]))
+    assert outputs(Links(), one).logits.shape == (1,)
+    picked = graph(edge_label_index=pairs, edge_label=torch.tensor([1, 0, 1]), link_index=torch.tensor([1]))
+    assert outputs(Links(), picked).logits.shape == (1,)
+
+
+def test_a_prediction_for_nodes_of_a_type() -> None:
+    found = outputs(Typed(), hetero())
+    assert found.chosen.shape == (1, 4)
+    several = Batch.from_data_list([hetero(), hetero()])
+    assert outputs(Typed(), several).chosen.shape == (2, 4)
+    rows = maskhooks.Random(maskhooks.wrap(Typed()), "message").explain(several)
+    assert sorted(set(rows["example"])) == [0, 1]
+    for example in (0, 1):
+        assert rows.select(example=example)["target"].max() == 2
+
+
+@pytest.mark.parametrize("kind", [GCN, GraphSAGE])
+def test_models_of_the_library(kind: Any, unchanged: Unchanged) -> None:
+    model = unchanged(kind(3, 4, num_layers=2, out_channels=2, dropout=0.5))
+    hooked = maskhooks.wrap(model, example=graph())
+    assert [str(site) for site in hooked.sites.tagged("message")] == [
+        "convs.0.message:output",
+        "convs.1.message:output",
+    ]
+    for data in (graph(), batch(), (graph().x, EDGES), {"x": graph().x, "edge_index": EDGES}):
+        maskhooks.Random(hooked, "message").explain(data)
+
+
+def test_a_model_that_takes_the_whole_batch() -> None:
+    class Whole(Pooled):
+        def forward(self, data: Any) -> Any:
+            return super().forward(data.x, data.edge_index, data.batch)
+
+    data = batch()
+    rows = maskhooks.Random(maskhooks.wrap(Whole()), "edge").explain(data)
+    assert len(rows) == data.num_edges
+
+
+def test_sampled_subgraphs_keep_the_graphs_numbers() -> None:
+    """As a NeighborLoader gives them: `n_id` says what nodes are called, the first `batch_size` are asked about."""
+    whole = graph(8, torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 0]]))
+    nodes, edges, _, _ = k_hop_subgraph([5], 2, whole.edge_index, relabel_nodes=True)
+    order = torch.tensor([int((nodes == 5).nonzero()), *(n for n, node in enumerate(nodes) if node != 5)])
+    place = torch.argsort(order)
+    sampled = Data(x=whole.x[nodes[order]], edge_index=place[edges], n_id=nodes[order], batch_size=1)
+    model = Nodes().eval()
+    found = outputs(model, sampled)
+    assert isinstance(found, Categorical)
+    rows = maskhooks.Random(maskhooks.wrap(model), "edge").explain(sampled)
+    assert sorted(zip(rows["source"], rows["target"], strict=True)) == [(3, 4), (4, 5)]
+    assert rows["label"].tolist()[0] in ("3→4", "4→5")
+
+
+def test_masks_of_graphs_are_trained(unchanged: Unchanged) -> None:
+    model, data = Pooled(), [graph(n) for n in (5, 6, 7, 8)]
+    train, validation = DataLoader(data, batch_size=2), list(DataLoader(data, batch_size=3))
+    hooked = maskhooks.wrap(unchanged(model))
+    masks = maskhooks.DiffMask(hooked, "message", recipe=maskhooks.Recipe(steps=4))
+    masks.fit(train, validation, progress=False)
+    rows = masks.explain_all(validation)
+    assert rows.columns["example"].max() == 3
+    assert len(masks.evaluate(validation, progress=False)) == 2
+
+
+def test_states_of_nodes_are_masked(unchanged: Unchanged) -> None:
+    model = Pooled()
+    hooked = maskhooks.wrap(unchanged(model), example=batch())
+    masks = maskhooks.DiffMask(hooked, "first:output", recipe=maskhooks.Recipe(steps=3)).fit([batch()], progress=False)
+    rows = masks.explain(batch())
+    assert rows["example"].tolist() == batch().batch.tolist()
+    assert rows["position"].tolist() == [*range(5), *range(3), *range(6)]
+
+
+def test_a_store_keeps_what_edges_need(unchanged: Unchanged) -> None:
+    model = Pooled()
+    masks = maskhooks.DiffMask(maskhooks.wrap(unchanged(model)), "message", recipe=maskhooks.Recipe(steps=4))
+    masks.fit([batch()], progress=False, store="memory")
+    assert masks.fitted
+
+
+def test_graphs_without_edges(unchanged: Unchanged) -> None:
+    empty = graph(2, torch.empty(2, 0, dtype=torch.long))
+    model = Nodes()
+    hooked = maskhooks.wrap(unchanged(model))
+    with pytest.raises(BatchError, match="no message was sent"):
+        maskhooks.Random(hooked, "message").explain(empty)
+    with pytest.raises(BatchError, match="no message was sent"):
+        maskhooks.DiffMask(hooked, "edge", amortized=False).explain(empty)
+    mixed = maskhooks.Random(hooked, "first.message:output").explain(Batch.from_data_list([graph(), empty, graph()]))
+    assert sorted(set(mixed["example"])) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        (EDGES + 3, "holds 7 as a (source|target), and there are 5 nodes"),
+        (EDGES - 1, "holds -1"),
+    ],
+)
+def test_edges_that_do_not_match(edges: Tensor, message: str, unchanged: Unchanged) -> None:
+    hooked = maskhooks.wrap(unchanged(Pooled()))
+    with pytest.raises(BatchError, match=f"does not match the nodes: it {message}"):
+        hooked(graph(edges=edges))
+    with pytest.raises(BatchError, match="does not match the nodes"), hooked.tap(read="message"):
+        hooked((graph().x, edges))
+
+
+def test_mixed_devices(unchanged: Unchanged) -> None:
+    hooked = maskhooks.wrap(unchanged(Pooled()))
+    with pytest.raises(BatchError, match=r"edge_index is on meta, the model on cpu. Move the batch"):
+        hooked(graph(edges=EDGES.to("meta")))
+
+
+def test_what_cannot_be_known() -> None:
+    model = Pooled()
+    hooked = maskhooks.wrap(model)
+    with pytest.raises(BatchError, match="needs edge_index, which the batch does not hold"):
+        hooked(Data(x=randn(5, 3)))
+    with pytest.raises(BatchError, match="level='edge' is none of node, link, graph"):
+        maskhooks.wrap(model, level="edge")
+    with pytest.raises(BatchError, match="predicts 2 rows, and the batch holds 1 graphs of 5 nodes"):
+        outputs(nn.Sequential(), graph(), call=lambda *_: randn(2, 3), task=maskhooks_task())
+    with pytest.raises(UnknownDistributionError, match="do not say that these are logits of a binary class"):
+        outputs(Links(), graph(edge_label_index=EDGES, edge_label=randn(7)))
+    data = batch()
+    data.batch = None
+    with pytest.raises((BatchError, SettingError)):
+        maskhooks.Random(hooked, "message").explain(data)
+
+
+def maskhooks_task() -> Any:
+    from maskhooks_geometric.task import GraphTask
+
+    return GraphTask()
+
+
+def test_another_input_for_the_bypass_test() -> None:
+    hooked, data = maskhooks.wrap(Pooled()), graph(edge_attr=randn(7, 2))
+    varied = hooked.task.vary(data, torch.Generator().manual_seed(0))
+    assert varied is not None
+    assert not torch.equal(varied.x, data.x)
+    assert torch.equal(varied.x.sort(0).values, data.x.sort(0).values)
+    assert torch.equal(varied.edge_index, data.edge_index)
+
+
+def test_names_that_other_libraries_use() -> None:
+    """A sparse adjacency for an edge_index, a column of attributes for weights."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = SAGEConv(3, 2)
+
+        def forward(self, x: Tensor, adj_t: Any, edge_weight: Any = None) -> Any:
+            self.seen = edge_weight
+            return global_add_pool(self.conv(x, adj_t), None)
+
+    model = Weighted()
+    maskhooks.wrap(model)(graph(edge_attr=randn(7)))
+    assert torch.equal(model.seen, randn(7))

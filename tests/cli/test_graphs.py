@@ -1,0 +1,80 @@
+"""`maskhooks fit` and `maskhooks explain` on a graph network by `package.module:factory`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+pytest.importorskip("torch_geometric")
+
+from maskhooks.explanation import Explanation
+
+Run = Callable[..., Result]
+
+NETWORK = """
+import torch
+from torch import nn
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GCNConv, global_mean_pool
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = GCNConv(3, 8), GCNConv(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x, edge_index, batch=None):
+        x = self.first(x, edge_index).relu()
+        return self.last(global_mean_pool(self.second(x, edge_index).relu(), batch))
+
+
+def make():
+    torch.manual_seed(0)
+    graphs = [
+        Data(x=torch.randn(n, 3), edge_index=torch.randint(0, n, (2, 2 * n)), y=torch.tensor([n % 2]))
+        for n in range(3, 11)
+    ]
+    return Net(), DataLoader(graphs, batch_size=4), DataLoader(graphs[:3], batch_size=3)
+"""
+
+
+@pytest.fixture
+def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    name = f"graphs_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(NETWORK)
+    return f"{name}:make"
+
+
+@pytest.mark.parametrize("explainer", ["diffmask", "graphmask"])
+def test_a_graph_network_from_its_batches_to_page(explainer: str, run: Run, graphs: str, tmp_path: Path) -> None:
+    sites = ["--sites", "message"] if explainer == "diffmask" else []
+    fitted = run("fit", graphs, "--out", "run", "--steps", 6, "--explainer", explainer, *sites)
+    assert fitted.exit_code == 0, fitted.stderr
+    saved = json.loads((tmp_path / "run" / "explainer.json").read_text())
+    assert [site["address"] for site in saved["settings"]["sites"]] == ["first.message:output", "second.message:output"]
+    explained = run("explain", "run", graphs, "--out", "explained")
+    assert explained.exit_code == 0, explained.stderr
+    rows = Explanation.from_parquet(tmp_path / "explained" / "explanation.parquet")
+    assert {"source", "target", "edge"} <= rows.columns.keys()
+    assert sorted(set(rows["example"].tolist())) == [0, 1, 2]
+    assert (tmp_path / "explained" / "explanation.html").exists()
+
+
+def test_sites_and_doctor_of_a_graph_network(run: Run, graphs: str) -> None:
+    listed = run("sites", graphs)
+    assert re.search(r"first\.message:output +edge feature -> edge +message +0 +\[\d+, 8\]", listed.stdout)
+    examined = run("doctor", graphs)
+    assert examined.exit_code == 0, examined.stdout
+
+
+def test_an_explainer_that_is_not_trained(run: Run, graphs: str) -> None:
+    result = run("fit", graphs, "--out", "run", "--explainer", "random")
+    assert result.exit_code == 2
+    assert "--explainer random is not trained. Give one of diffmask, graphmask" in " ".join(result.stderr.split())
