@@ -8,6 +8,7 @@ from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
+from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
 from maskhooks.hookspecs import hookimpl
@@ -35,6 +36,7 @@ __all__ = [
     "Positions",
     "Random",
     "Recipe",
+    "Reinforce",
     "Shards",
     "Site",
     "Task",

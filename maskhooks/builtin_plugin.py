@@ -12,6 +12,7 @@ from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
+from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.hookspecs import hookimpl
 from maskhooks.source import Factory, Source
@@ -34,7 +35,7 @@ def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
 
 @hookimpl
 def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
-    return {"diffmask": DiffMask, "graphmask": GraphMask, "random": Random} | {
+    return {"diffmask": DiffMask, "graphmask": GraphMask, "random": Random, "reinforce": Reinforce} | {
         "erasure": Erasure,
         "leave-one-out": LeaveOneOut,
         "beam": Beam,

@@ -22,7 +22,7 @@ from maskhooks.seeds import generator
 from maskhooks.step import Clean, masked_pass, onward, places
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104
-_DRAWS = 32  # samples of what a start has come to
+_DRAWS = 16  # samples of what a start has come to
 
 Estimate = Callable[[Problem, Clean, Masks, Generator, contextlib.ExitStack], tuple[Masked, Tensor, Tensor]]
 
@@ -117,7 +117,7 @@ def _descend(
     recipe, gates = problem.recipe, [part.gate for part in masking.parts]
     objective.start(closed_divergence(problem.hooked, clean, masking, problem.divergence))
     logits = [weight for probe, _ in _probes(problem, clean, masking) for weight in probe.parameters()]
-    optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, recipe.free_memory))
     try:
         for step in range(recipe.steps):
             for part, gate in zip(masking.parts, gates, strict=True):

@@ -72,8 +72,16 @@ def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch
     return _per_example(_loss(original, masked))
 
 
+def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+    """`overtaken` with a lead of 0.05: 0 where the predicted class stays ahead, however much the output moves.
+
+    A divergence for masks that are to keep the prediction and nothing else, at a margin below 0.05.
+    """
+    return overtaken(original, masked, 0.05)
+
+
 # By the name under which settings are saved.
-DIVERGENCES: Mapping[str, Divergence] = {"kl": kl, "prediction": prediction_loss}
+DIVERGENCES: Mapping[str, Divergence] = {"kl": kl, "prediction": prediction_loss, "lost-lead": lost_lead}
 
 
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:

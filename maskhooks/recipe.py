@@ -29,7 +29,8 @@ class Recipe:
 
     "stable" are the defaults, for models that answer with confidence; "language" is for pretrained models of text,
     whose predictions depend a little on nearly every position; "graph" is for messages of graph networks (`GraphMask`);
-    "paper" is the way of DiffMask's authors.
+    "subset" is for free logits that are to come to the smallest set of positions; "paper" is the way of DiffMask's
+    authors.
 
     Args:
         steps: training steps per masking.
@@ -39,6 +40,8 @@ class Recipe:
         free_rate: of free logits, without amortisation.
         free_start: where free logits start.
         free_spread: their standard deviation there.
+        free_memory: Adam's memory of their squared gradients. A shorter one forgets the first steps, in which gates are
+            dear, and lets gates that are open beyond need close against a small gradient.
         starts: how often free logits are optimised, each time from other random numbers; each example keeps the best.
         heat: how many times hotter than their own temperature gates of free logits are at the first step; hot gates
             take values between 0 and 1, and their gradient says more of what a position is good for.
@@ -71,6 +74,7 @@ class Recipe:
     free_rate: float = 0.03
     free_start: float = 2.0
     free_spread: float = 0.0
+    free_memory: float = 0.99
     starts: int = 1
     heat: float = 1.0
     baseline_rate: float = 1e-3
@@ -106,7 +110,7 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """A preset: "stable", "language", "paper" or "graph".
+        """A preset: "stable", "language", "paper", "graph" or "subset".
 
         Raises:
             UnknownNameError: there is none of this name.
@@ -137,6 +141,18 @@ class Recipe:
                 optimizer="lookahead",
                 probe="paper",
                 objective="paper",
+            ),
+            "subset": cls(
+                name="subset",
+                steps=100,
+                warmup=10,
+                starts=24,
+                free_rate=0.3,
+                free_start=0.0,
+                free_spread=3.0,
+                free_memory=0.9,
+                lowest=-5.0,
+                heat=5.0,
             ),
             "graph": cls(name="graph", steps=500, probe="summed", stagger=0.5),
         }

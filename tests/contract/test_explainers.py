@@ -50,6 +50,7 @@ class Case:
 
 
 QUICK = dataclasses.replace(Recipe(), steps=4, baseline_steps=2, warmup=2, validations=2)
+STARTS = dataclasses.replace(QUICK, starts=2, free_spread=1.0, heat=3.0)
 DIFFMASK = {"margin": 5.0, "recipe": QUICK}
 FIT = {"progress": False, "accelerator": "cpu"}
 # What a registered explainer needs to be quick; one that is not here is made with its defaults.
@@ -58,10 +59,12 @@ TUNED = {
         Case("diffmask", DIFFMASK, FIT, "hidden"),
         Case("diffmask", {**DIFFMASK, "sites": SITES[0], "given": SITES[1:]}, FIT, "conditioned"),
         Case("diffmask", {**DIFFMASK, "amortized": False}, FIT, "free"),
+        Case("diffmask", {**DIFFMASK, "amortized": False, "recipe": STARTS}, FIT, "starts"),
     ],
     "erasure": [Case("erasure", {"sites": SITES[0]}), Case("erasure", {"sites": SITES, "margin": 0.01}, {}, "margin")],
     "leave-one-out": [Case("leave-one-out", {"sites": SITES})],
     "beam": [Case("beam", {"sites": SITES, "width": 2})],
+    "reinforce": [Case("reinforce", {**DIFFMASK, "recipe": STARTS}, FIT)],
     "graphmask": [
         Case("graphmask", {"sites": SITES, **DIFFMASK}, FIT, "all layers"),
         Case("graphmask", {"sites": SITES[1:], **DIFFMASK, "tied": True, "amortized": False}, FIT, "tied, free"),
