@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from maskhooks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
 from maskhooks.examples import Examples
 from maskhooks.joint import together
@@ -88,6 +89,9 @@ def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] =
     Args:
         estimator: makes what samples the gates in each step of a start.
 
+    Raises:
+        GradientError: a site has an effect, and no gradient comes back to it.
+
     Warns:
         MarginWarning: examples whose masks do not keep within the margin.
     """
@@ -115,7 +119,10 @@ def _descend(
 ) -> None:
     """The steps of one start; gates cool down to their own temperature."""
     recipe, gates = problem.recipe, [part.gate for part in masking.parts]
-    objective.start(closed_divergence(problem.hooked, clean, masking, problem.divergence))
+    closed = closed_divergence(problem.hooked, clean, masking, problem.divergence)
+    objective.start(closed)
+    if estimate is pathwise and bool((closed > problem.margin).any()):  # else nothing is needed, gradient or not
+        check_gradients(problem.hooked, clean.batch, [part.site for part in masking.parts])
     logits = [weight for probe, _ in _probes(problem, clean, masking) for weight in probe.parameters()]
     optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, recipe.free_memory))
     try:

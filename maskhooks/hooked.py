@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from maskhooks.adapter import Claim
-from maskhooks.errors import SiteConflictError
+from maskhooks.errors import ModelError, SiteConflictError
 from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.port import Replacement
@@ -47,8 +47,23 @@ class Hooked:
         return self.sites._repr_html_()
 
     def __call__(self, batch: Any) -> Any:
-        """Runs the model on a batch, as its task says; the result is the model's own."""
-        return self.task.call(self.model, batch)
+        """Runs the model on a batch, as its task says; the result is the model's own.
+
+        Raises:
+            ModelError: weights are on the meta device, and the model fails for that.
+        """
+        try:
+            return self.task.call(self.model, batch)
+        except RuntimeError as error:
+            empty = [name for name, weight in self.model.named_parameters() if weight.is_meta]
+            if not empty or "meta" not in str(error):
+                raise
+            raise ModelError(
+                f"the model failed ({error}), and {len(empty)} of its weights, such as {empty[0]!r}, are on the meta "
+                "device: they have shapes and no numbers. Load them first: with from_pretrained, or with "
+                "model.to_empty(device='cpu') and model.load_state_dict(...).",
+                module=empty[0].rpartition(".")[0],
+            ) from error
 
     def distribution(self, outputs: Any, batch: Any) -> Outputs:
         """The model's outputs as `torch.distributions`."""

@@ -44,9 +44,16 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
             return dict.fromkeys(sites)
         found: dict[Site, bool | None] = {}
         for site in sites:
-            with hooked.tap(replace={site: torch.zeros_like}):
+            with hooked.tap(replace={site: _zeros}):
                 found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
         return found
+
+
+def _zeros(value: Tensor) -> Tensor:
+    if value.is_quantized:
+        zeros = torch.zeros(value.shape, device=value.device)
+        return torch.quantize_per_tensor(zeros, value.q_scale(), value.q_zero_point(), value.dtype)
+    return torch.zeros_like(value)
 
 
 def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, bool]:

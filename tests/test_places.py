@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.errors import ModelError
+from maskhooks.errors import GradientError, ModelError
 from maskhooks.mix import mix
 from maskhooks.site import Site
 from maskhooks.tap import Tap
@@ -110,3 +111,69 @@ def test_weights_that_were_never_loaded(whole: bool) -> None:
     if whole:
         with pytest.raises(ModelError, match=r"has a shape and no numbers.*from_pretrained"), Tap(model, **kind):
             model(x)
+
+
+def test_some_weights_on_the_meta_device() -> None:
+    """PyTorch's own error comes before any value; it is told which weights were never loaded."""
+    model = network()
+    model[3] = nn.Linear(5, 2, device="meta")
+    hooked = maskhooks.wrap(model, sites={"0:output": "batch hidden -> batch"}, output=rows)
+    with pytest.raises(ModelError, match=r"2 of its weights, such as '3\.weight', are on the meta device") as caught:
+        hooked(torch.randn(3, 4))
+    assert caught.value.module == "3"
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # another error stays the model's own
+        hooked(torch.randn(3, 7))
+
+
+def rows(logits: Tensor) -> Categorical:
+    return Categorical(logits=20 * logits)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of quantised modules
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="torch without such kernels")
+def test_free_gates_before_quantised_modules_are_refused() -> None:
+    """Without a gradient they would all close, whatever that does."""
+    model = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, dtype=torch.qint8)
+    hooked = maskhooks.wrap(model, sites={"1:output": "batch hidden -> batch"}, output=rows)
+    made = maskhooks.DiffMask(hooked, "1:output", margin=0.1, amortized=False, recipe=maskhooks.Recipe(steps=2))
+    with pytest.raises(GradientError, match="no gradient comes back: it is zero everywhere"):
+        made.explain(3 * torch.randn(8, 4))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of quantised tensors
+def test_quantised_values() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rounded, self.head = nn.Identity(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            value = self.rounded(torch.quantize_per_tensor(x, 0.1, 0, torch.qint8))
+            result: Tensor = self.head(value.dequantize())
+            return result
+
+    hooked = maskhooks.wrap(Rounded(), sites={"rounded:output": "batch hidden -> batch"}, output=rows)
+    with torch.no_grad(), hooked.tap(read="rounded:output") as tap:
+        hooked(torch.randn(3, 4))
+    assert tap.values["rounded:output"].dtype == torch.qint8
+    (found,) = maskhooks.examine(hooked, torch.randn(3, 4)).findings
+    assert found.trouble == "its values are torch.qint8, and masks are learned on floating-point ones"
+    assert found.bypassed is False
+
+
+def test_weights_of_whole_numbers() -> None:
+    """As weight-only quantisation has them: the values are floating-point ones, and so are gradients."""
+
+    class Whole(nn.Module):
+        def __init__(self, width: int, size: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randint(-9, 9, (size, width), dtype=torch.int8), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.weight.to(x.dtype) / 9).T
+
+    model = nn.Sequential(Whole(4, 5), nn.GELU(), Whole(5, 2))
+    gates(model, torch.randn(3, 4), "0:output", 5)
+    hooked = maskhooks.wrap(model, sites={"0:output": "batch hidden -> batch"}, output=rows)
+    assert maskhooks.examine(hooked, torch.randn(3, 4)).healthy
