@@ -114,7 +114,7 @@ class Closing(Explainer):
         return self.divergence(original, masked) <= (self.margin or 0.0)
 
 
-def above_zero(**settings: float | None) -> None:
+def above_zero(**settings: int | float | None) -> None:
     """Refuses settings that are not above zero.
 
     Raises:

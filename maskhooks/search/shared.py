@@ -56,10 +56,11 @@ def _tree(question: Question, recurrence: Recurrence, rows: int, memory: float) 
     if not in_turn or len(question.site.gating().gated) != 2:
         return None
     walk = recurrence.walk(opened, closed)
-    for one_row in (True, False):
+    lengths = dict.fromkeys((walk.length, units[-1][-1] + 1))  # through padding, or to the last real position
+    for length, one_row in itertools.product(lengths, (True, False)):
         ending = _Ending(question, recurrence, one_row=one_row)
-        if _agree(question, units, walk, ending):
-            return Tree(walk, units, ending.keeps, rows=rows, memory=memory)
+        if _agree(question, units, walk, length, ending):
+            return Tree(walk, units, ending.keeps, length=length, rows=rows, memory=memory)
     return None
 
 
@@ -88,14 +89,14 @@ class _Ending:
         return self.question.unchanged(self._original[1], self.outputs(states)).cpu()
 
 
-def _agree(question: Question, units: list[list[int]], walk: Walk, ending: _Ending) -> bool:
+def _agree(question: Question, units: list[list[int]], walk: Walk, length: int, ending: _Ending) -> bool:
     """Whether the final states give what the model gives, for random sets of positions, for all and for none."""
     shares = torch.rand(_TRIED, question.positions, generator=generator(0, _TRIED))
     kept = shares < torch.linspace(0, 1, _TRIED)[:, None]
     kept[0], kept[-1] = False, True
     owners = {step: number for number, unit in enumerate(units) for step in unit}
     states = walk.first.repeat(len(kept), 1)
-    for at in range(walk.length):
+    for at in range(length):
         after = states.clone()
         walk.step(at, states, states, after)
         chosen = kept[:, owners[at], None] if at in owners else torch.ones(1, 1, dtype=torch.bool)

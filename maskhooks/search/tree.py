@@ -37,6 +37,7 @@ class Tree:
         walk: the steps.
         units: for each position the steps it stands at, in order; steps of two positions do not interleave.
         keeps: whether final states leave the prediction unchanged, `row state -> row`.
+        length: the steps gone through; default all.
         rows: states at once.
         memory: bytes that the states of all sets of a size and of the next may take. Beyond, those of the last size
             that fits are kept, and the ones after it are computed again for each size.
@@ -48,15 +49,17 @@ class Tree:
         units: Sequence[Sequence[int]],
         keeps: Callable[[Tensor], Tensor],
         *,
+        length: int | None = None,
         rows: int = 4096,
         memory: float = 2e9,
     ) -> None:
         self.walk, self.keeps, self.rows = walk, keeps, rows
         self.positions = len(units)
-        ends = [*(unit[0] for unit in units[1:]), walk.length]
+        length = walk.length if length is None else length
+        ends = [*(unit[0] for unit in units[1:]), length]
         self._units = [[(at, at in unit) for at in range(unit[0], end)] for unit, end in zip(units, ends, strict=True)]
         first = walk.first.clone()
-        for at in range(units[0][0] if units else walk.length):
+        for at in range(units[0][0] if units else length):
             walk.step(at, first, None, first)
         self._room = memory / (first.shape[1] * first.element_size())
         self._size = 0  # of the sets whose states are kept

@@ -1,0 +1,140 @@
+"""Exact search by growing size: all smallest sets, limits, and going on after a stop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskhooks.search.exact import Search, duration, outlook, speed
+from maskhooks.search.subsets import total, unrank
+from maskhooks.search.tree import Block
+
+
+class Listed:
+    """Sets one by one, judged by a function of each."""
+
+    def __init__(self, positions: int, keeps: Callable[[frozenset[int]], bool], rows: int = 4) -> None:
+        self.positions, self.rows, self.asked = positions, rows, list[frozenset[int]]()
+        self.one = keeps
+
+    def keeps(self, kept: Tensor) -> Tensor:
+        sets = [frozenset(row.nonzero()[:, 0].tolist()) for row in kept]
+        self.asked += sets
+        return torch.tensor([self.one(one) for one in sets], dtype=torch.bool)
+
+    def base(self, size: int) -> int:
+        return size
+
+    def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Block]:
+        for lo in range(place, total(self.positions, size), self.rows):
+            numbers = torch.arange(lo, min(lo + self.rows, total(self.positions, size)))
+            yield Block(lo, self.keeps(unrank(numbers, self.positions, size)), lo + len(numbers))
+
+
+def pairs(kept: frozenset[int]) -> bool:
+    return {1, 4} <= kept or {2, 5} <= kept
+
+
+def accepts(kept: Tensor) -> Tensor:
+    return torch.ones(len(kept), dtype=torch.bool)
+
+
+def test_all_smallest_sets_and_no_larger_one_is_tried() -> None:
+    way = Listed(7, pairs)
+    found = Search(7, way.keeps).run(way)
+    assert found.solutions == ((1, 4), (2, 5))
+    assert (found.size, found.below, found.stopped, found.tried) == (2, 2, None, 1 + 7 + 21)
+    assert max(map(len, way.asked)) == 2
+    assert str(found) == "2 of 7 positions: {1 4}, {2 5}"
+
+
+@pytest.mark.parametrize("positions", [0, 3])
+def test_the_empty_set_may_be_enough(positions: int) -> None:
+    way = Listed(positions, lambda kept: True)
+    found = Search(positions, way.keeps).run(way)
+    assert (found.solutions, found.size, found.tried) == (((),), 0, 1)
+
+
+def test_sets_that_the_model_itself_refuses_are_no_solutions() -> None:
+    way = Listed(5, pairs)
+    found = Search(5, Listed(5, lambda kept: {0, 1, 4} <= kept).keeps).run(way)
+    assert found.solutions == ((0, 1, 4),)
+
+
+def test_where_not_even_all_positions_are_enough() -> None:
+    way = Listed(4, lambda kept: False)
+    found = Search(4, way.keeps).run(way)
+    assert (found.solutions, found.size, found.stopped, found.tried) == ((), None, None, 16)
+    assert str(found) == "no set of its 4 positions is enough"
+
+
+@pytest.mark.parametrize(("limit", "below"), [({"largest": 1}, 2), ({"subsets": 9}, 2), ({"seconds": 1e-9}, 0)])
+def test_a_limit_leaves_what_is_known(limit: dict[str, float], below: int) -> None:
+    way = Listed(7, pairs)
+    found = Search(7, way.keeps).run(way, **limit)  # type: ignore[arg-type]
+    assert (found.solutions, found.size, found.below, found.stopped) == ((), None, below, next(iter(limit)))
+    assert "stopped by" in str(found)
+
+
+def test_a_stopped_search_goes_on_and_tries_nothing_twice() -> None:
+    whole = Listed(7, lambda kept: len(kept) == 4 and 0 in kept)
+    wanted = Search(7, whole.keeps).run(whole)
+    way, state = Listed(7, whole.one), None
+    for limit in itertools.count(5, 5):
+        search = Search(7, accepts)
+        if state is not None:
+            search.restore(json.loads(state))
+        found = search.run(way, subsets=limit)
+        state = json.dumps(search.state())
+        if found.stopped is None:
+            break
+    assert found.solutions == wanted.solutions
+    assert found.tried == wanted.tried
+    assert limit > 30
+
+
+def test_a_search_that_raised_goes_on() -> None:
+    def fails(kept: frozenset[int]) -> bool:
+        if len(kept) == 2 and 5 in kept and failing:
+            raise ZeroDivisionError
+        return pairs(kept)
+
+    failing, way = True, Listed(7, fails)
+    search = Search(7, accepts)
+    with pytest.raises(ZeroDivisionError):
+        search.run(way)
+    failing = False
+    before = len(way.asked)
+    assert search.run(way).solutions == ((1, 4), (2, 5))
+    assert len(way.asked) - before < 29
+
+
+def test_places_of_another_way_begin_the_size_anew() -> None:
+    class Based(Listed):
+        def base(self, size: int) -> int:
+            return 0
+
+    search = Search(7, accepts)
+    search.run(Listed(7, pairs), subsets=20)
+    assert search.place
+    assert search.run(Based(7, pairs)).solutions == ((1, 4), (2, 5))
+
+
+def test_how_long_it_would_take() -> None:
+    rate = speed(Listed(40, lambda kept: False), 40, 0.05)
+    text, top = outlook(Listed(40, lambda kept: False), 40, 0.05)
+    assert 100 < rate < 1e8
+    assert text.startswith(f"all {2**40:,} sets of them take ")
+    assert 1 <= top < 40
+    assert [duration(one) for one in (0.5, 119.0, 7300.0, 1e6, 1e10)] == [
+        "0.5 seconds",
+        "119 seconds",
+        "2 hours",
+        "12 days",
+        "317 years",
+    ]
