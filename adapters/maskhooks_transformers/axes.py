@@ -55,7 +55,8 @@ def pattern(shape: Sequence[int], kind: str) -> Pattern | None:
 def heads(codes: Tensor, kind: str) -> Pattern | None:
     """The pattern that gates each head of each position, from labels; None where they are otherwise arranged.
 
-    Windows and blocks of attention, whose examples and positions share an axis, are such a case.
+    Windows and blocks of attention, whose examples and positions share an axis, are such a case, and so is attention
+    from each token to parts of itself, such as streams.
     """
     parts = {"batch": codes // (RADIX * RADIX), "position": codes // RADIX % RADIX, "head": codes % RADIX}
     places = {name: [axis for axis in range(codes.dim()) if _varies(part, axis)] for name, part in parts.items()}
@@ -67,6 +68,8 @@ def heads(codes: Tensor, kind: str) -> Pattern | None:
     if not (_counts(parts["batch"], batch) and _counts(parts["position"], sequence)):
         return None
     called = {batch: "batch", sequence: position(codes.shape[sequence], kind)}
+    if kind == "token" and called[sequence] == "position" and position(count, kind) != "position":
+        return None
     along = parts["head"].movedim(rest[-1], -1).reshape(-1, codes.shape[rest[-1]])[0]
     if len(rest) == 1:
         size = len(along) // count
