@@ -71,6 +71,12 @@ QUICK = {
     "image-classification": ("resnet", "vit"),
     "audio-classification": ("wav2vec2",),
 }
+_ABOUT = """# Kinds of sites by model type
+
+Written by `python benchmarks/coverage.py --from RESULTS ... --matrix FILE`; what was tried is [told here](coverage.md).
+`tasks`: for how many of the tasks the type was tried; a kind of site is there if it was found for any of them.
+`bypassed`: information goes around a hidden state, as around a decoder's by cross-attention.
+"""
 CPU_SECONDS, WALL_SECONDS = 60, 600
 
 
@@ -314,7 +320,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def matrix(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A table in Markdown: each type of model by kind of site, over all tasks."""
+    """A page in Markdown: a table of each type of model by kind of site, over all tasks."""
     rows: dict[str, dict[str, Any]] = {}
     for of_task in results.values():
         for kind, one in of_task.items():
@@ -326,10 +332,8 @@ def matrix(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             row["bypassed"] |= bool(one["bypassed"])
             row["attends"] |= one["attends"]
             row["sites"].update(one["kinds"])
-    lines = [
-        "| type | tasks | input | hidden | head | mlp | bypassed | all checks |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heading = ["type", "tasks", *KINDS, "bypassed", "all checks"]
+    lines = [_ABOUT, f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
     for kind, row in sorted(rows.items()):
         if not row["tasks"]:
             continue

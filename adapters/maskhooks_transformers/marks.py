@@ -25,7 +25,7 @@ _PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm", "mm", "rmatmul", *_WEIGHTED, 
 _MIXING = {"softmax", "cumsum", "gather", "scatter", "sort", "roll", "index_add", "index_copy", "masked_scatter"}
 _ACTIVATIONS = {
     *("gelu", "relu", "silu", "tanh", "sigmoid", "relu6", "hardswish", "hardtanh", "leaky_relu", "elu", "selu"),
-    *("mish", "softplus", "hardsigmoid", "prelu", "erf", "square"),
+    *("mish", "softplus", "hardsigmoid", "prelu", "erf", "expm1", "square"),
 }
 _SHAPING = {
     *("view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze"),
@@ -124,8 +124,9 @@ class Marks(TorchFunctionMode):
         if not inputs:
             return
         first = self._flow.get(inputs[1] if name == "addmm" else inputs[0], _NOT)
-        pointwise = name == "conv1d" and len(inputs) > 1 and inputs[1].shape[-1] == 1
-        if name in _WEIGHTED or pointwise:
+        second = inputs[1] if len(inputs) > 1 else inputs[0]
+        matrix = (name in ("matmul", "mm") and second.dim() == 2) or (name == "conv1d" and second.shape[-1] == 1)
+        if name in _WEIGHTED or matrix:
             if first > _LINEAR:
                 self.projected(first)
             self._flow[result] = _LINEAR

@@ -43,6 +43,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
         "input_ids",
         {"hidden": 8, "head": 6, "cross": 2, "mlp": 4},
     ),
+    "falcon": (
+        "CausalLM",
+        {**TEXT, **LAYERS, "ffn_hidden_size": 32},
+        "input_ids",
+        {"hidden": 4, "head": 2, "mlp": 2},
+    ),
     "mamba": (
         "CausalLM",
         {**TEXT, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "intermediate_size": 32},
