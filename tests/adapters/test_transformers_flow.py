@@ -63,7 +63,8 @@ def test_cycles_within_no_grad_have_no_sites() -> None:
     assert min(calls) > 0
     for site in hooked.sites:
         found = slope(hooked, site, 1.0)
-        assert found is not None and bool(found.count_nonzero()), site
+        assert found is not None, site
+        assert bool(found.count_nonzero()), site
 
 
 def test_streams_of_states_are_gated_together() -> None:
