@@ -32,7 +32,7 @@ _NAMES: tuple[tuple[str, int], ...] = (
     (r"token_id|token_index|_id$", 0),
     (r"vocab_size|_vocab$", WORDS),
     (r"n_group$|topk_group", 1),
-    (r"n_groups$", 2),
+    (r"(n|o)_groups$", 2),
     (r"experts_per|top_?k|moe_k|num_selected", 2),
     (r"experts|expert_num", 4),
     (r"(key_value|kv|_groups_)_?heads|num_kv|n_head_kv|multi_query_group", 2),

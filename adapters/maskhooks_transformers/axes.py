@@ -85,11 +85,18 @@ def heads(codes: Tensor, kind: str) -> Pattern | None:
         called.update({axis: "head" if axis in places["head"] else "dim" for axis in rest})
         if not _counts(parts["head"], places["head"][0]):
             return None
+    elif places["head"] == rest and not count % codes.shape[rest[0]]:  # groups of heads, as many in each
+        groups, count = codes.shape[rest[0]], count // codes.shape[rest[0]]
+        inside = torch.arange(count).repeat_interleave(codes.shape[rest[1]] // count)
+        own = parts["head"].movedim((batch, sequence), (0, 1))[0, 0].cpu()
+        if not torch.equal(own, torch.arange(groups)[:, None] * count + inside):
+            return None
+        called.update({rest[0]: "group", rest[1]: "(head dim)"})
     else:
         return None
     left = " ".join(called[axis] for axis in range(codes.dim()))
-    sizes = {"head": count} if "(" in left else {}
-    return Pattern(f"{left} -> batch {called[sequence]} head", sizes or {"head": count})
+    gated = "group head" if "group" in called.values() else "head"
+    return Pattern(f"{left} -> batch {called[sequence]} {gated}", {"head": count})
 
 
 def _varies(part: Tensor, axis: int) -> bool:

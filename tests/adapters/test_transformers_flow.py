@@ -46,12 +46,13 @@ def hrm() -> nn.Module:
     return HrmTextForCausalLM(HrmTextConfig(**TEXT, **LAYERS, num_key_value_heads=2, head_dim=8)).eval()
 
 
-def deepseek() -> nn.Module:
+def deepseek(heads: int = 2) -> nn.Module:
     torch.manual_seed(0)
     sizes = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
     ranks = {"q_lora_rank": 16, "o_lora_rank": 16, "index_head_dim": 16, "index_n_heads": 2, "o_groups": 2}
     kinds = {"layer_types": ["sliding_attention"] * 2, "mlp_layer_types": ["moe"] * 2, "num_key_value_heads": 1}
-    return DeepseekV4ForCausalLM(DeepseekV4Config(**TEXT, **LAYERS, **sizes, **ranks, **kinds)).eval()
+    layers = {**LAYERS, "num_attention_heads": heads}
+    return DeepseekV4ForCausalLM(DeepseekV4Config(**TEXT, **layers, **sizes, **ranks, **kinds)).eval()
 
 
 def test_cycles_within_no_grad_have_no_sites() -> None:
@@ -77,6 +78,17 @@ def test_streams_of_states_are_gated_together() -> None:
     for site in states:
         found = slope(hooked, site, 0.0)
         assert found is None or not bool(found.count_nonzero())
+
+
+@pytest.mark.parametrize(("heads", "gated"), [(2, {"head": 2}), (4, {"group": 2, "head": 2})])
+def test_heads_in_groups_are_gated_one_by_one(heads: int, gated: dict[str, int]) -> None:
+    hooked = maskhooks.wrap(deepseek(heads), example=ids())
+    found = hooked.sites.tagged("head")
+    assert len(found) == 2
+    assert {site.gating().gated for site in found} == {("batch", "token", *gated)}
+    explanation = maskhooks.Random(hooked, found[0]).explain(ids())
+    assert len(explanation) == 2 * 9 * heads
+    assert {name: int(explanation[name].max()) + 1 for name in gated} == gated
 
 
 def test_attention_in_one_operation_tells_layers_from_the_convolutions_before_them() -> None:
