@@ -8,6 +8,7 @@ and an edge that occurs twice, and checked:
 - with all gates closed the gradient to every message is exactly zero, and with open ones it is not;
 - there are as many gates as messages were sent, each between the nodes that PyG's own hook on `propagate` names, and,
   where a layer sends once and answers for each node, a message changes the output of its target alone;
+- with a weight of one on each edge in every layer at once the output is equal bit for bit;
 - afterwards the model is bit for bit what it was: hooks, flags, attributes, weights, random state.
 
     python benchmarks/coverage_geometric.py [--quick] [--only NAME,...]
@@ -219,6 +220,11 @@ def check(name: str, kind: type[nn.Module]) -> str:
         trouble = check_site(hooked, batch, site, truth[site.module.removesuffix(".message")])
         if trouble:
             return f"{site}: {trouble}"
+    with torch.no_grad(), frozen(model):
+        usual = hooked(batch)
+        with hooked.tap(replace={"edge": torch.clone}):
+            if not same(usual, hooked(batch)):
+                return "weights of one on all edges change the output"
     after = state(model)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return f"the model changed: {', '.join(changed[:5])}" if changed else ""
