@@ -122,6 +122,26 @@ def real(batch: Batch) -> Tensor:
     return batch["words"] >= 0
 
 
+def loaded(*, quick: bool = False) -> tuple[Classifier, maskhooks.Hooked, Data, Data, Data]:
+    """The classifier, not trained yet, and it wrapped; sentences to train on, held out from these, and of dev.
+
+    Args:
+        quick: train on a fifth.
+    """
+    transformers.logging.set_verbosity_error()
+    home = Path(os.environ.get("MASKHOOKS_DATA", "../shared"))
+    source = home / "models" / "minilm-sst5"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    stored = safetensors.torch.load_file(source / "model.safetensors")
+    model = Classifier(stored["bert.embeddings.word_embeddings.weight"].float() * TRAINED["scale"])
+    trees = sst.read(home / "data" / "sst" / "train.txt")
+    cut = len(trees) - TRAINED["held_out"]
+    taught, held = Data(trees[: cut // 5 if quick else cut], tokenizer), Data(trees[cut:], tokenizer)
+    dev = Data(sst.read(home / "data" / "sst" / "dev.txt"), tokenizer)
+    hooked = maskhooks.wrap(model, real=real, units=lambda batch: batch["words"], names=dev.names, call=_call)
+    return model, hooked, taught, held, dev
+
+
 def train(model: Classifier, data: Data, cache: Path) -> Classifier:
     """Trains all but the embeddings, or loads what was trained before by these settings."""
     text = json.dumps([TRAINED, torch.__version__, len(data)])
@@ -169,12 +189,14 @@ class Truth:
     """Sentences whose smallest sets of words are known.
 
     Attributes:
-        batches: of them, shortest first.
+        numbers: of the sentences, shortest first.
+        batches: of them.
         solutions: for each, in that order, the sets of its words.
         upto: all sentences of at most so many words were searched to the end.
         seconds: how long that took.
     """
 
+    numbers: list[int]
     batches: list[Batch]
     solutions: list[list[set[int]]]
     upto: int
@@ -196,7 +218,7 @@ def search(hooked: maskhooks.Hooked, data: Data, chosen: Sequence[int], longest:
             unfinished.append(len(data.sentences[number].words))
     seconds = time.perf_counter() - begin
     batches = [data.batch(known[start : start + TOGETHER]) for start in range(0, len(known), TOGETHER)]
-    return Truth(batches, solutions, min(unfinished) - 1, seconds)
+    return Truth(known, batches, solutions, min(unfinished) - 1, seconds)
 
 
 def kept_words(explanation: Explanation, batches: Sequence[Batch]) -> list[set[int]]:
@@ -279,23 +301,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore", MaskhooksWarning)
-    transformers.logging.set_verbosity_error()
     begin = time.perf_counter()
-    home = Path(os.environ.get("MASKHOOKS_DATA", "../shared"))
-    source = home / "models" / "minilm-sst5"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    stored = safetensors.torch.load_file(source / "model.safetensors")
-    embeddings = stored["bert.embeddings.word_embeddings.weight"].float() * TRAINED["scale"]
-    trees = sst.read(home / "data" / "sst" / "train.txt")
-    cut = len(trees) - TRAINED["held_out"]
-    taught = trees[: cut // 5] if given.quick else trees[:cut]
-    model = train(Classifier(embeddings), Data(taught, tokenizer), given.cache)
-    dev = Data(sst.read(home / "data" / "sst" / "dev.txt"), tokenizer)
+    model, hooked, taught, held, dev = loaded(quick=given.quick)
+    train(model, taught, given.cache)
     exact = accuracy(model, dev)
     say(f"dev accuracy {exact:.4f} after {time.perf_counter() - begin:.0f} s")
 
-    data = Data(trees[cut:], tokenizer) if given.tune else dev
-    hooked = maskhooks.wrap(model, real=real, units=lambda batch: batch["words"], names=data.names, call=_call)
+    data = held if given.tune else dev
     count = given.count or (60 if given.quick else None)
     truth = search(hooked, data, data.upto(given.longest)[:count], given.longest)
     sizes = [len(own[0]) for own in truth.solutions]

@@ -146,7 +146,7 @@ class Recipe:
                 name="subset",
                 steps=100,
                 warmup=10,
-                starts=24,
+                starts=12,
                 free_rate=0.3,
                 free_start=0.0,
                 free_spread=3.0,
