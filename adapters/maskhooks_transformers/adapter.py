@@ -47,9 +47,10 @@ class TransformersAdapter(Adapter):
     `encoder` or `decoder` besides.
 
     Where a layer's output is not what the next one takes (a convolution in DeBERTa-v2, a rescaling in RWKV), the site
-    is the next one's input. A shared layer has one site for each call, `...@3:output`. A model that cannot be run
-    without data gets the sites that its modules alone show: one call of each layer, whose output is a tensor; where
-    that is wrong, tapping the site says so.
+    is the next one's input. Where a layer is several modules in turn (XLM), or its `forward` is called directly
+    (SqueezeBERT), the state before the first one is the output of what gave it. A shared layer has one site for each
+    call, `...@3:output`. A model that cannot be run without data gets the sites that its modules alone show: one call
+    of each layer, whose output is a tensor; where that is wrong, tapping the site says so.
     """
 
     name = "transformers"
