@@ -48,14 +48,28 @@ def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column
 
     Edges that occur several times are paired in order.
     """
-    _, kinds = torch.unique(torch.cat([known, edges]), dim=0, return_inverse=True)
+    count = len(known)
+    if len(edges) >= count and torch.equal(edges[:count], known):  # the usual case: what a layer adds is behind
+        found = torch.arange(len(edges), device=edges.device)
+        return found if len(edges) == count else found.masked_fill(found >= count, -1)
+    if not count or not len(edges):
+        return torch.full_like(edges[:, 0], -1)
+    _, kinds = torch.unique(_numbered(torch.cat([known, edges])), return_inverse=True)
     times = len(kinds) + 1
-    here, there = (part * times + _occurrences(part) for part in (kinds[len(known) :], kinds[: len(known)]))
+    here, there = (part * times + _occurrences(part) for part in (kinds[count:], kinds[:count]))
     ordered, order = there.sort()
-    place = torch.searchsorted(ordered, here).clamp(max=max(len(known) - 1, 0))
-    if not len(known):
-        return torch.full_like(here, -1)
+    place = torch.searchsorted(ordered, here).clamp(max=count - 1)
     return torch.where(ordered[place] == here, order[place], -1)
+
+
+def _numbered(edges: Int[Tensor, "edge column"]) -> Int[Tensor, " edge"]:
+    """A number for each row, the same for the same rows."""
+    low = edges.amin(0)
+    sizes = edges.amax(0) - low + 1
+    number = torch.zeros_like(edges[:, 0])
+    for column in range(edges.shape[1]):
+        number = number * sizes[column] + edges[:, column] - low[column]
+    return number
 
 
 def _occurrences(kinds: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ Relation = tuple[str, str, str]
 
 
 class Graphs:
-    """One or several graphs that a model takes as one.
+    """One or several graphs that a model takes as one, as they are when they are first asked about.
 
     Args:
         batch: `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
@@ -30,8 +31,10 @@ class Graphs:
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
             batch = dict(zip(parameters, batch, strict=False))
         self._held = batch
+        self._whose: dict[str | None, Tensor | None] = {}
+        self._called: dict[str | None, Tensor] = {}
 
-    @property
+    @functools.cached_property
     def hetero(self) -> bool:
         """Whether there are several types of nodes or edges."""
         return hasattr(self._held, "node_types") or isinstance(self.get("x_dict"), Mapping)
@@ -48,14 +51,14 @@ class Graphs:
     def __contains__(self, name: str) -> bool:
         return self.get(name) is not None
 
-    @property
+    @functools.cached_property
     def relations(self) -> list[Relation]:
         """The types of edges, in order; empty where there is one."""
         found = self.get("edge_types")
         mapping = self.get("edge_index_dict") if found is None else None
         return list(found if found is not None else mapping or ()) if self.hetero else []
 
-    @property
+    @functools.cached_property
     def node_types(self) -> list[str]:
         found = self.get("node_types")
         return list(found if found is not None else self.get("x_dict") or ()) if self.hetero else []
@@ -88,10 +91,15 @@ class Graphs:
 
     def graph_of(self, kind: str | None = None) -> Int[Tensor, " node"] | None:
         """The number of each node's graph; None where there is one graph."""
+        if kind not in self._whose:
+            self._whose[kind] = self._graph_of(kind)
+        return self._whose[kind]
+
+    def _graph_of(self, kind: str | None) -> Int[Tensor, " node"] | None:
         held = getattr(self._store(kind), "batch", None) if kind is not None else self.get("batch")
         return held if isinstance(held, Tensor) else None
 
-    @property
+    @functools.cached_property
     def single(self) -> bool:
         """Whether there is one graph.
 
@@ -107,7 +115,7 @@ class Graphs:
             )
         return not several
 
-    @property
+    @functools.cached_property
     def count(self) -> int:
         """How many graphs there are.
 
@@ -126,6 +134,11 @@ class Graphs:
 
     def numbers(self, kind: str | None = None) -> Int[Tensor, " node"]:
         """What each node is called: its number in the graph that it was sampled from, or within its own graph."""
+        if kind not in self._called:
+            self._called[kind] = self._numbers(kind)
+        return self._called[kind]
+
+    def _numbers(self, kind: str | None) -> Int[Tensor, " node"]:
         store = self._store(kind)
         known = getattr(store, "n_id", None) if store is not None else self.get("n_id")
         if isinstance(known, Tensor):

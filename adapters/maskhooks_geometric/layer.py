@@ -124,7 +124,7 @@ class _Layer(Uncopied):
         sends, receives = ends(edges, self._module.flow)
         axis = self._axis(message, len(sends))
         number, self._sent = self._sent, self._sent + 1
-        columns = self._columns(sends, receives, number)
+        columns = self._columns(sends, receives, number) if wholes or "edges" in stand else sends[:0, None]
         if "edges" in stand:
             self._read(stand["edges"], columns)
         for name, index, side in (("source", sends, 0), ("target", receives, 1)):

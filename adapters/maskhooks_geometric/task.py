@@ -115,9 +115,10 @@ class GraphTask(Task):
         graphs, device = self.graphs(batch), device_of(model)
         relations: list[Relation | None] = [*graphs.relations] or [None]
         for relation in relations:
-            edges = graphs.edges(relation)
-            if edges is None or not len(edges):
+            adjacency = graphs.adjacency(relation)
+            if not isinstance(adjacency, Tensor) or adjacency.layout != torch.strided or not adjacency.numel():
                 continue
+            edges = adjacency.as_subclass(Tensor)
             where = "edge_index" if relation is None else f"edge_index of {relation}"
             if edges.device != device:
                 raise BatchError(
@@ -126,7 +127,7 @@ class GraphTask(Task):
             counts = [graphs.nodes(kind) for kind in ((None, None) if relation is None else relation[::2])]
             if relation is None and isinstance(graphs.get("x"), (tuple, list)):
                 continue  # between two sets of nodes
-            largest, least = edges.amax(0).tolist(), int(edges.min())
+            largest, least = edges.amax(1).tolist(), int(edges.min())
             for end, top, count in zip(("source", "target"), largest, counts, strict=True):
                 if least < 0 or top >= count > 0:
                     raise BatchError(
