@@ -101,13 +101,15 @@ def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
         index = call.index if call.name in several else None
         return Site(call.name, "input" if port == "input" else "output", state.path, index, pattern, tags)
 
-    for call, tags in _inputs(base, seen, found):
+    inputs = list(_inputs(base, seen, found))
+    for call, tags in inputs:
         site = at(call, "output", call.gives, tags)
         if site is not None:
             yield _Found(site, call.end)
     for chain in found:
         for call, port, moment, step in _states(chain, seen):
-            site = at(call, port, call.takes if port == "input" else call.gives, _HIDDEN)
+            first = not inputs and chain is found[0] and step is None  # nothing else gives what the layers take
+            site = at(call, port, call.takes if port == "input" else call.gives, _INPUT if first else _HIDDEN)
             if site is not None:
                 yield _Found(site, moment, before=step)
         for call in _mlps(chain, seen):
@@ -208,6 +210,9 @@ def _inputs(base: nn.Module, seen: Pass, found: list[Chain]) -> Iterator[tuple[C
         first = found[0].steps[0].enter.takes if found and seen.kind == "frame" else None
         wanted = None if first is None else _places(first, seen.kind)
         same = [call for call in weighted if call.gives is not None and _places(call.gives, seen.kind) == wanted]
+        if same and found:  # not a part of the first layer, which its input goes around
+            same = [call for call in same if call.end < found[0].steps[0].enter.start]
+            weighted = []
         yield from ((call, _INPUT) for call in (same or weighted)[:1])
         return
     table = _embedding(base)

@@ -14,6 +14,8 @@ from transformers import (
     HrmTextForCausalLM,
     WavLMConfig,
     WavLMForSequenceClassification,
+    WhisperConfig,
+    WhisperForAudioClassification,
 )
 
 import maskhooks
@@ -135,3 +137,12 @@ def test_a_shell_notes_calls_without_gradients() -> None:
 
     calls = [call for call in flow.trace(Twice()).calls if call.name == "layer"]
     assert [call.graded for call in calls] == [False, True]
+
+
+def test_the_input_of_a_recording_is_no_part_of_a_layer() -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    config = WhisperConfig(**sizes, num_mel_bins=20, max_source_positions=24, classifier_proj_size=8)
+    hooked = maskhooks.wrap(WhisperForAudioClassification(config).eval())
+    assert [str(site) for site in hooked.sites.tagged("input")] == ["encoder.layers.0:input"]
+    assert len(hooked.sites.tagged("hidden")) == 3
