@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.errors import NotATensorError, TappedModelError
+from maskhooks.errors import NotATensorError
 from maskhooks.port import OutputPort, Point, Replacement, copied
 from maskhooks.recompute import recomputing
 from maskhooks.steps import Stepwise
@@ -40,16 +40,9 @@ class PartsPort(OutputPort):
         return self.module.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
-        if recomputing():
-            if self.calls > 1:
-                site = self.points[0].site
-                raise TappedModelError(
-                    f"site {site}: it is computed again during backward, in portions that cannot be told apart. Switch "
-                    "activation checkpointing off for this model, or tap one call alone."
-                )
-            return self.pass_through(output)
-        self._begin = self._end if self.calls else 0
-        self._end = self._begin + len(output)
+        if not recomputing():
+            self._begin = self._end if self.calls else 0
+            self._end = self._begin + len(output)
         return self.pass_through(output)
 
     def fires(self, point: Point, call: int) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
+import torch
 from torch import nn
+from torch.distributions import Categorical
 
 from maskhooks.adapter import Adapter, claimed_sites, claims, join, stacks
 from maskhooks.errors import AdapterConflictError
 from maskhooks.site import Site
+from maskhooks.task import Task
+from maskhooks.wrap import wrap
 
 
 class Encoder(nn.Module):
@@ -82,6 +87,47 @@ def test_within_a_deeper_claim_only_its_own_sites_count() -> None:
     sites = claimed_sites(claims(model, [ByType("outer", Encoder), ByType("inner", nn.GRU)]))
     tags = {site.module: next(iter(site.tags)) for site in sites}
     assert tags == {"": "outer", "layers": "outer", "layers.0": "outer", "layers.1": "outer", "cell": "inner"}
+
+
+class Whole(ByType):
+    """Has one site for all modules of its types, and depths that count them from the last."""
+
+    whole = True
+
+    def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
+        yield Site(join(name, "all"))
+        yield from (Site(child) for child, part in module.named_modules() if isinstance(part, self._claimed))
+
+    def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        return {"all": nn.Identity()}
+
+    def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
+        return [dataclasses.replace(site, depth=depth) for depth, site in enumerate([*reversed(sites)])]
+
+
+def test_a_claim_on_the_whole_model() -> None:
+    model = Net(Encoder())
+    adapters = [Whole("w", nn.GRU), ByType("e", Encoder)]
+    assert found(model, *adapters) == [("e", "encoder"), ("w", "")]
+    assert found(nn.Linear(2, 2), *adapters) == []
+    sites = claimed_sites(claims(model, adapters))
+    assert [str(site) for site in sites if "e" not in site.tags] == ["rnn:output", "all:output"]
+    assert [site.depth for site in sites if "e" not in site.tags] == [0, 1]
+    both = claimed_sites(claims(model, [Whole("w", nn.GRU), ByType("n", Net)]))
+    assert {str(site): site.depth for site in both}["all:output"] is not None
+    assert {str(site): site.depth for site in both}["encoder:output"] is None
+
+
+class Tasked(ByType):
+    def task(self, model: nn.Module) -> Task:
+        return Task(output=lambda result: Categorical(logits=result))
+
+
+def test_an_adapters_task_serves_where_no_plugin_claims_the_model() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    hooked = wrap(model, adapter=Tasked("t", nn.Linear))
+    assert isinstance(hooked.distribution(model(torch.ones(1, 2)), None), Categorical)
+    assert wrap(model, adapter=ByType("b", nn.Linear)).task.name == "function"
 
 
 def test_covers() -> None:

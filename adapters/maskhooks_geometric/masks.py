@@ -12,7 +12,6 @@ from torch import Tensor
 from maskhooks.errors import SettingError
 from maskhooks.explanation import Explanation
 from maskhooks_geometric.graphs import Graphs, Relation
-from maskhooks_geometric.messages import counted
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,9 @@ class EdgeMasks:
 
 def edge_masks(explanation: Explanation, graphs: Graphs) -> dict[Relation | None, EdgeMasks]:
     """The scores of a batch's edges, by their type; of several messages along one edge in a layer, the largest.
+
+    Args:
+        explanation: of the batch, its examples numbered from 0.
 
     Raises:
         SettingError: the rows are no edges.
@@ -63,11 +65,10 @@ def _of(explanation: Explanation, graphs: Graphs, relation: Relation | None, num
     if edges is not None and count:
         whose = graphs.graph_of(relation and relation[2])
         graph = torch.zeros(count, dtype=torch.long) if whose is None else whose[edges[:, 1]].cpu()
-        pairs = zip(graph.tolist(), counted(graph, graphs.count).tolist(), strict=True)
-        place = {pair: at for at, pair in enumerate(pairs)}
-        example = columns["example"][chosen] - columns["example"].min()
-        rows = [place[pair] for pair in zip(example.tolist(), columns["edge"][chosen].tolist(), strict=True)]
-        cells = torch.tensor(rows, dtype=torch.long) * len(here) + torch.as_tensor(layer, dtype=torch.long)
+        sizes = torch.bincount(graph, minlength=graphs.count)
+        example, edge = (torch.as_tensor(columns[name][chosen], dtype=torch.long) for name in ("example", "edge"))
+        rows = graph.argsort(stable=True)[(sizes.cumsum(0) - sizes)[example] + edge]
+        cells = rows * len(here) + torch.as_tensor(layer, dtype=torch.long)
         scores = torch.as_tensor(columns["score"][chosen], dtype=torch.float32)
         masks = masks.reshape(-1).scatter_reduce(0, cells, scores, "amax").view(count, len(here))
     return EdgeMasks(masks, tuple(explanation.sites[site] for site in here))

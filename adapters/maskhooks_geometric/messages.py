@@ -111,7 +111,7 @@ def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
 
 def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:
     """Nodes as the batch calls them; as they are where the layer numbers others, such as hyperedges."""
-    numbers = graphs.numbers(kind)
+    numbers = graphs.numbers(kind).to(nodes.device)
     if not len(numbers):
         return nodes
     return torch.where(nodes < len(numbers), numbers[nodes.clamp(max=len(numbers) - 1)], nodes)

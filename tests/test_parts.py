@@ -1,0 +1,166 @@
+"""Values that come in portions: below each other, replaced portion by portion, refused where they do not fit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import maskhooks
+from maskhooks.adapter import Adapter, join
+from maskhooks.baselines import Zero
+from maskhooks.errors import NotATensorError, ReplacementError
+from maskhooks.gates import HardConcrete
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Masking
+from maskhooks.modules import places
+from maskhooks.parts import Parts
+from maskhooks.pattern import Pattern
+from maskhooks.site import Site
+from tests.conftest import same_bits
+
+
+class Chunks(nn.Module):
+    """Doubles its input in portions of two rows, each on top of the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.through: list[nn.Module] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        done: list[Tensor] = []
+        for part in x.split(2):
+            part = 2 * part + (done[-1].sum() if done else 0)
+            for place in self.through:
+                part = place(part)
+            done.append(part)
+        return torch.cat(done)
+
+
+class ChunksAdapter(Adapter):
+    name = "chunks"
+
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return (Chunks,)
+
+    def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
+        return [Site(join(name, "part"), pattern=Pattern("row feature -> row"))]
+
+    def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        return {"part": Parts()}
+
+    @contextlib.contextmanager
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
+        assert isinstance(module, Chunks)
+        module.through.append(places(module)["part"])
+        try:
+            yield
+        finally:
+            module.through.pop()
+
+
+@pytest.fixture
+def hooked() -> Hooked:
+    return maskhooks.wrap(Chunks(), adapter=ChunksAdapter)
+
+
+X = torch.arange(10.0).view(5, 2)
+SITE, SECOND = "part:output", "part@1:output"
+
+
+def test_portions_are_read_as_one_value_or_by_call(hooked: Hooked) -> None:
+    with hooked.tap(read=[SITE, SECOND, "part@*:output"]) as tap:
+        whole = hooked(X)
+        assert torch.equal(tap.values[SITE], whole)
+        assert torch.equal(tap.values[SECOND], whole[2:4])
+        assert torch.equal(tap.values["part@2:output"], whole[4:])
+    with hooked.tap(read=SITE) as tap:
+        hooked(X)
+        assert len(hooked(X[:3])) == len(tap.values[SITE]) == 3  # a later pass has fewer
+
+
+def test_a_replacement_is_called_for_each_portion(hooked: Hooked) -> None:
+    given: list[Tensor] = []
+
+    def close(part: Tensor) -> Tensor:
+        given.append(part)
+        return torch.zeros_like(part)
+
+    with hooked.tap(replace={SITE: close}):
+        assert not hooked(X).any()
+    assert [len(part) for part in given] == [2, 2, 1]
+    assert torch.equal(given[1], 2 * X[2:4])  # computed from what was put in place before
+    every = torch.full_like(X, 7)
+    with hooked.tap(replace={SITE: lambda part: every}):
+        assert torch.equal(hooked(X), every)
+    with hooked.tap(replace={SECOND: torch.zeros_like}):
+        assert hooked(X)[:2].any()
+        assert not hooked(X)[2:4].any()
+
+
+def test_gates_mix_what_comes(hooked: Hooked) -> None:
+    baseline = Zero()
+    baseline.start((2,))
+    (site,) = hooked.sites
+    masking = Masking(site, 0, [], HardConcrete(), baseline)
+    usual = hooked(X)
+    for sample, wanted in (
+        (torch.ones(5), usual),
+        (torch.tensor([0.0, 0, 1, 1, 1]), torch.cat([0 * X[:2], *(hooked(torch.cat([0 * X[:2], X[2:]]))[2:],)])),
+    ):
+        masked = masking.mask(usual, torch.ones(5, dtype=torch.bool), sample)
+        with hooked.tap(replace={site: masking.onto(masked)}):
+            assert same_bits(hooked(X), wanted)
+
+
+def test_gradients_come_back_to_what_was_read_and_put_in_place(hooked: Hooked) -> None:
+    x = X.clone().requires_grad_()
+    with hooked.tap(read=SECOND) as tap:
+        (grad,) = torch.autograd.grad(hooked(x)[2:4].sum(), tap.values[SECOND])
+        assert torch.equal(grad, torch.ones(2, 2))
+    leaf = torch.ones(2, 2, requires_grad=True)
+    with hooked.tap(replace={SECOND: lambda part: leaf}):
+        hooked(X).sum().backward()
+    assert leaf.grad is not None
+
+
+def test_portions_that_do_not_go_below_each_other() -> None:
+    class Uneven(Chunks):
+        def forward(self, x: Tensor) -> Any:
+            return [place(part) for place in self.through for part in (x, x[:, :1])]
+
+    hooked = maskhooks.wrap(Uneven(), adapter=ChunksAdapter)
+    message = r"shapes \[5, 2\] and \[5, 1\].*Address one call, as 'part@0:output'"
+    with pytest.raises(NotATensorError, match=message), hooked.tap(read=SITE):
+        hooked(X)
+
+
+def test_a_replacement_of_another_shape(hooked: Hooked) -> None:
+    with pytest.raises(ReplacementError, match="replacement is"), hooked.tap(replace={SITE: lambda part: part[:1]}):
+        hooked(X)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_portions_computed_again_during_backward(again: bool) -> None:
+    """Each has put in its place what it had in the pass."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chunks = Chunks()
+
+        def forward(self, x: Tensor) -> Any:
+            return (checkpoint(self.chunks, x, use_reentrant=False) if again else self.chunks(x)).square()
+
+    hooked, x = maskhooks.wrap(Net(), adapter=ChunksAdapter), X.clone().requires_grad_()
+    weight = torch.full((5, 2), 0.5, requires_grad=True)
+    with hooked.tap(replace={"chunks.part:output": lambda part: part * weight[: len(part)]}):
+        hooked(x).sum().backward()
+    assert x.grad is not None
+    assert weight.grad is not None
+    assert [round(float(grad.sum()), 3) for grad in (x.grad, weight.grad)] == [930, 11536]
