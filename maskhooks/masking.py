@@ -292,23 +292,29 @@ class _Gated(Stepwise):
         return mix(value, self._sample, self._baseline) if self._replaced is None else self._replaced
 
     def at(self, step: int) -> Replacement:
-        if torch.is_grad_enabled():
-            sample = self._sample[:, step : step + 1]
-            return lambda state: mix(state, sample, self._baseline)
-        sample, opened, closed = (part[step] for part in self._split)
-        return lambda state: torch.where(  # mix, without its gradients
-            opened, state, torch.where(closed, self._baseline, torch.lerp(self._baseline, state, sample))
-        )
+        sample = self._sample[:, step : step + 1]
+        return lambda state: mix(state, sample, self._baseline)
+
+    def on(self, step: int, state: Tensor) -> Tensor:
+        samples, rests, closed = self._split
+        mixed, shut = torch.addcmul(rests[step], state, samples[step]), closed[step]  # mix, without its gradients
+        return mixed if shut is None else torch.where(shut, self._baseline[0, 0], mixed)
 
     def rows(self, begin: int, end: int) -> Replacement:
         sample = self._sample[begin:end]
         return lambda part: mix(part, sample, self._baseline)
 
     @functools.cached_property
-    def _split(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The sample, and whether it is 1 or 0, step by step."""
-        parts = (self._sample, self._sample == 1, self._sample == 0)
-        return tuple(part.split(1, 1) for part in parts)
+    def _split(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:
+        """By step: the sample, what of the baseline is added, and where gates are closed; None where none is.
+
+        An open gate adds -0.0, to which any number may be added without a change.
+        """
+        sample, closed = self._sample, self._sample == 0
+        rest = torch.where(sample == 1, -0.0, (1 - sample) * self._baseline)
+        some = closed.flatten(2).any(2).any(0).tolist()
+        shut = [part if there else None for part, there in zip(closed.unbind(1), some, strict=True)]
+        return sample.unbind(1), rest.unbind(1), shut
 
 
 def needs(maskings: Sequence[Masks]) -> tuple[list[Site], list[Site]]:

@@ -17,9 +17,9 @@ def signature(module: nn.Module) -> inspect.Signature:
     Such an object may carry what it wraps as the class has it, `self` included, as nnsight's does.
     """
     forward, own = module.forward, type(module).forward
-    if isinstance(own, FunctionType) and getattr(forward, "__func__", None) is own:  # asked in every pass
-        if own not in _known:
-            _known[own] = inspect.signature(forward)
-        return _known[own]
     wrapped = inspect.unwrap(forward, stop=lambda function: function is own or inspect.ismethod(function))
+    if isinstance(own, FunctionType) and getattr(wrapped, "__func__", None) is own:  # asked in every pass
+        if own not in _known:
+            _known[own] = inspect.signature(wrapped)
+        return _known[own]
     return inspect.signature(own.__get__(module) if wrapped is own and forward is not own else forward)

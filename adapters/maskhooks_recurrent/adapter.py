@@ -40,23 +40,28 @@ class RecurrentAdapter(Adapter):
             yield Site(join(name, place), pattern=_PATTERN, tags=_TAGS[place[0]])
 
     def places(self, module: nn.Module) -> dict[str, nn.Module]:
-        if type(module).forward not in [kind.forward for kind in _TYPES]:
-            return {}  # a forward of its own, about which nothing is known
+        if not _known(module):
+            return {}
         assert isinstance(module, nn.RNNBase)
         states = "ch" if isinstance(module, nn.LSTM) else "h"
         steps = {f"{state}_{suffix}": Steps() for suffix in suffixes(module) for state in states}
         return {"inputs": nn.Identity(), **steps}
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
-        inside = any(site.module != name for site in sites) and bool(self.places(module))
+        inside = any(site.module != name for site in sites) and _known(module)
         return stand_in(module, Tapped) if inside else contextlib.nullcontext()
 
     def recurrence(self, name: str, module: nn.Module) -> Recurrent | None:
-        one_way = isinstance(module, nn.RNNBase) and not module.bidirectional and bool(self.places(module))
+        one_way = isinstance(module, nn.RNNBase) and not module.bidirectional and _known(module)
         return Recurrent(module) if one_way and isinstance(module, nn.RNNBase) else None
 
     @contextlib.contextmanager
     def tapped(self, name: str, module: nn.Module) -> Iterator[None]:
-        on_gpu = bool(self.places(module)) and any(weight.is_cuda for weight in module.parameters())
+        on_gpu = _known(module) and any(weight.is_cuda for weight in module.parameters())
         with named_empty(), stand_in(module, Tapped) if on_gpu else contextlib.nullcontext():
             yield
+
+
+def _known(module: nn.Module) -> bool:
+    """Whether it has torch's own forward; about another one nothing is known."""
+    return type(module).forward in [kind.forward for kind in _TYPES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -46,6 +47,10 @@ class Tapped(Standin):
             self.module.training, self.module.dropout = own
 
 
+def _same(state: Tensor) -> Tensor:
+    return state
+
+
 def _tapped(place: nn.Module) -> bool:
     return bool(place._forward_hooks or place._forward_pre_hooks)
 
@@ -87,7 +92,8 @@ def _sequence(
     outputs: list[Tensor] = [h] * steps
     h_tapped, c_tapped = _tapped(h_place), c_place is not None and _tapped(c_place)
     for at in reversed(range(steps)) if suffix.endswith("_reverse") else range(steps):
-        new, cell_state = step(at, h, c, lambda state, at=at: c_place(state, at, steps) if c_tapped else state)  # type: ignore[misc]
+        place = functools.partial(c_place, step=at, steps=steps) if c_place is not None and c_tapped else _same
+        new, cell_state = step(at, h, c, place)
         new = h_place(new, at, steps) if h_tapped else new
         if real is not None:  # a sequence that is over, or backwards has not begun, keeps its state
             new = torch.where(real[at], new, h)

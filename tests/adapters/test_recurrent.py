@@ -411,7 +411,7 @@ def test_replay_skips_what_comes_before_the_module(classifier: Classifier) -> No
     clean = clean_pass(hooked, batch, [site], [site], replay)
     assert replay._skippable(site) == [classifier.embed]
     onward = onward_pass(hooked, clean, site, torch.clone)
-    assert torch.equal(onward.logits, clean.outputs.logits)  # type: ignore[union-attr]
+    torch.testing.assert_close(onward.logits, clean.outputs.logits, rtol=1e-6, atol=1e-6)  # type: ignore[union-attr]
 
 
 def test_doctor_of_a_gru(classifier: Classifier) -> None:
@@ -438,10 +438,13 @@ def test_gates_without_gradients_are_those_with_them(kind: str) -> None:
     onto = masking.onto(masking.mask(value, there, sample))
     assert isinstance(onto, Stepwise)
     for step in range(5):
-        state = value[:, step : step + 1]
         with torch.no_grad():
-            quick = onto.at(step)(state)
-        assert same_bits(quick, onto.at(step)(state))
+            quick = onto.on(step, value[:, step])
+        usual = onto.at(step)(value[:, step : step + 1])[:, 0]
+        if sample[0, step] in (0, 1):
+            assert same_bits(quick, usual)
+        else:  # but for the infinite one
+            torch.testing.assert_close(quick[:, [0, 1, 3, 4, 5]], usual[:, [0, 1, 3, 4, 5]])
     sample = sample.flip(0)
     sample[:, 0] = 1.0
     baseline = Learned(torch.randn(6))
