@@ -96,8 +96,8 @@ class Site:
     def from_dict(cls, saved: dict[str, Any]) -> Site:
         return cls.parse(saved["address"], saved["pattern"], tags=frozenset(saved["tags"]), depth=saved["depth"])
 
-    def at(self, call: int | None) -> Site:
-        """The same site at one call."""
+    def at(self, call: int | Literal["*"] | None) -> Site:
+        """The same site at one call, or at each."""
         return replace(self, call=call)
 
     def gating(self) -> Pattern:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from maskhooks.adapter import Adapter, Claim, arranged, claimed_sites, claims
-from maskhooks.errors import ModelError, PluginError
+from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
@@ -84,21 +85,44 @@ def wrap(
 def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
     """The same with every site's shape filled in from one batch; a site that does not fire is an error.
 
+    An optional site that fires several times becomes one for each call.
+
     Raises:
         SiteNeverFiredError, NotATensorError: a site gives no tensor.
         PatternError: a pattern does not fit.
     """
-    with torch.no_grad(), forked(hooked.model), hooked.tap(read=list(hooked.sites)) as tap:
-        hooked(batch)
+    sites, values = _run(hooked, batch)
     shaped = []
-    for site in hooked.sites:
-        value = tap.values.get(str(site))
+    for site in sites:
+        value = values.get(str(site))
         if value is not None and site.pattern is not None:
             site.pattern.shape(value, site=site)
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
     named = {str(site): site for site in shaped}
-    fired = [named[key] for key in tap.values if key in named]
+    fired = [named[key] for key in values if key in named]
     return Hooked(hooked.model, SiteTable(arranged(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
+
+
+def _run(hooked: Hooked, batch: Any) -> tuple[list[Site], Mapping[str, Tensor]]:
+    """The sites, each call of those that fire several times, and the values by address."""
+    often: set[str] = set()
+    while True:
+        reads = [site.at("*") if str(site) in often else site for site in hooked.sites]
+        try:
+            with torch.no_grad(), forked(hooked.model), hooked.tap(read=reads) as tap:
+                hooked(batch)
+        except SiteFiredTooOftenError as error:
+            named = hooked.sites.get(str(error.site))
+            if named is None or not named.optional:
+                raise
+            often.add(str(named))
+            continue
+        sites: list[Site] = []
+        for site in hooked.sites:
+            calls = (site.at(call) for call in itertools.count())
+            each = itertools.takewhile(lambda one: str(one) in tap.values, calls)
+            sites += each if str(site) in often else [site]
+        return sites, tap.values
 
 
 def _module(model: Any) -> Any:

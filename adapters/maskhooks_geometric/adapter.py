@@ -36,7 +36,8 @@ class GeometricAdapter(Adapter):
     the first layer was given) and `edge_ends`.
 
     Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which have `read` too, as they can only be
-    read; `node` for a layer's inputs and outputs, `hidden` for the latter.
+    read; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what the
+    first layer is given.
     Depths number the layers, in the order of modules, or of their calls where an example was run.
     """
 
@@ -62,8 +63,13 @@ class GeometricAdapter(Adapter):
     def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
         order = dict.fromkeys(_layer(site) for site in (*fired, *sites) if not _is_whole(site))
         depths = {layer: depth for depth, layer in enumerate(order)}
-        deep = [dataclasses.replace(site, depth=0 if _is_whole(site) else depths[_layer(site)]) for site in sites]
-        return sorted(deep, key=lambda site: site.depth or 0)
+        placed = []
+        for site in sites:
+            depth = 0 if _is_whole(site) else depths[_layer(site)]
+            first = site.port == "input" and not depth
+            tags = site.tags | {"input"} if first else site.tags - {"input"}
+            placed.append(dataclasses.replace(site, depth=depth, tags=tags))
+        return sorted(placed, key=lambda site: site.depth or 0)
 
     def task(self, model: nn.Module) -> Task:
         return GraphTask().serve(model)

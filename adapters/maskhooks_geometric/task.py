@@ -17,6 +17,7 @@ from maskhooks.outputs import Outputs, Positions
 from maskhooks.signature import signature
 from maskhooks.site import Site
 from maskhooks.task import Task, device_of
+from maskhooks_geometric.checks import check
 from maskhooks_geometric.graphs import Graphs, Relation
 from maskhooks_geometric.heads import LEVELS, distribution, named
 from maskhooks_geometric.messages import Messages
@@ -75,7 +76,7 @@ class GraphTask(Task):
 
     def call(self, model: nn.Module, batch: Any) -> Any:
         if self._call is None:
-            self._check(model, batch)
+            check(self.graphs(batch), device_of(model))
         return super().call(model, batch)
 
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -105,35 +106,6 @@ class GraphTask(Task):
         if name == "edge_weight" and isinstance(other, Tensor) and other.dim() > 1:
             return None  # features are no weights
         return other
-
-    def _check(self, model: nn.Module, batch: Any) -> None:
-        """Refuses edges to nodes that are not there, and tensors on another device than the model's.
-
-        Raises:
-            BatchError: the batch is so.
-        """
-        graphs, device = self.graphs(batch), device_of(model)
-        relations: list[Relation | None] = [*graphs.relations] or [None]
-        for relation in relations:
-            adjacency = graphs.adjacency(relation)
-            if not isinstance(adjacency, Tensor) or adjacency.layout != torch.strided or not adjacency.numel():
-                continue
-            edges = adjacency.as_subclass(Tensor)
-            where = "edge_index" if relation is None else f"edge_index of {relation}"
-            if edges.device != device:
-                raise BatchError(
-                    f"{where} is on {edges.device}, the model on {device}. Move the batch: batch.to({str(device)!r})"
-                )
-            counts = [graphs.nodes(kind) for kind in ((None, None) if relation is None else relation[::2])]
-            if relation is None and isinstance(graphs.get("x"), (tuple, list)):
-                continue  # between two sets of nodes
-            largest, least = edges.amax(1).tolist(), int(edges.min())
-            for end, top, count in zip(("source", "target"), largest, counts, strict=True):
-                if least < 0 or top >= count > 0:
-                    raise BatchError(
-                        f"{where} does not match the nodes: it holds {least if least < 0 else top} as a {end}, and "
-                        f"there are {count} nodes, numbered from 0. Give the edge_index of this graph"
-                    )
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
         if self._output is not None:

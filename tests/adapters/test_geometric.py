@@ -230,6 +230,18 @@ def test_a_layer_used_again() -> None:
     assert torch.equal(both, torch.cat([first, second]))
 
 
+def test_states_of_a_layer_used_again() -> None:
+    """With an example, a site for each call."""
+    hooked = maskhooks.wrap(Nodes(), example=graph())
+    nodes = [str(site) for site in hooked.sites.tagged("node")]
+    assert nodes == [
+        "first:input",
+        "first:output",
+        *(f"again@{n}:{port}" for port in ("input", "output") for n in (0, 1)),
+    ]
+    assert len(values(hooked, graph(), *nodes)) == 6
+
+
 def test_a_later_portion_is_gated_as_it_comes() -> None:
     """With the first hop closed, the second sends what comes of that, not what it sent in the clean pass."""
     torch.manual_seed(0)

@@ -185,10 +185,32 @@ def test_edges_that_do_not_match(edges: Tensor, message: str, unchanged: Unchang
         hooked((graph().x, edges))
 
 
+def test_edges_of_another_shape(unchanged: Unchanged) -> None:
+    hooked = maskhooks.wrap(unchanged(Pooled()))
+    for edges in (EDGES.t(), EDGES.float(), EDGES[0]):
+        with pytest.raises(BatchError, match=r"edge_index has shape .* two rows of whole numbers"):
+            hooked((randn(5, 3), edges))
+    with pytest.raises(BatchError, match="edge_index holds 7 edges, and edge_attr has 5 rows"):
+        hooked(graph(edge_attr=randn(5, 2)))
+
+
+def test_inputs_are_masked_as_known_from_the_states_above(unchanged: Unchanged) -> None:
+    hooked = maskhooks.wrap(Nodes(), example=graph())
+    assert [str(site) for site in hooked.sites.tagged("input")] == ["first:input"]
+    model = Pooled()
+    masks = maskhooks.DiffMask(maskhooks.wrap(unchanged(model)), "input", recipe=maskhooks.Recipe(steps=2))
+    rows = masks.fit([batch()], progress=False).explain(batch())
+    assert sorted(set(rows["depth"])) == [0, 1]
+
+
 def test_mixed_devices(unchanged: Unchanged) -> None:
     hooked = maskhooks.wrap(unchanged(Pooled()))
-    with pytest.raises(BatchError, match=r"edge_index is on meta, the model on cpu. Move the batch"):
-        hooked(graph(edges=EDGES.to("meta")))
+    for name, data in (
+        ("edge_index", graph(edges=EDGES.to("meta"))),
+        ("edge_attr", graph(edge_attr=randn(7).to("meta"))),
+    ):
+        with pytest.raises(BatchError, match=rf"{name} is on meta, the model on cpu. Move the batch"):
+            hooked(data)
 
 
 def test_what_cannot_be_known() -> None:

@@ -1,0 +1,65 @@
+"""Checks: graphs that do not fit together, or not the model, are refused before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskhooks.errors import BatchError
+from maskhooks_geometric.graphs import Graphs, Relation
+
+_PER_EDGE = ("edge_attr", "edge_weight", "edge_type")
+
+
+def check(graphs: Graphs, device: torch.device) -> None:
+    """Refuses edges between nodes that are not there, features of other edges, and another device than the model's.
+
+    Raises:
+        BatchError: the graphs are so.
+    """
+    for name, value in _tensors(graphs):
+        if value.device != device:
+            raise BatchError(
+                f"{name} is on {value.device}, the model on {device}. Move the batch: batch.to({str(device)!r})"
+            )
+    relations: list[Relation | None] = [*graphs.relations] or [None]
+    for relation in relations:
+        adjacency = graphs.adjacency(relation)
+        if isinstance(adjacency, Tensor) and adjacency.layout == torch.strided:
+            _check_edges(graphs, relation, adjacency.as_subclass(Tensor))
+
+
+def _tensors(graphs: Graphs) -> Iterator[tuple[str, Tensor]]:
+    """What models are given of graphs, by name."""
+    for name in ("x", "edge_index", *_PER_EDGE):
+        value = graphs.get(f"{name}_dict" if graphs.hetero else name)
+        parts = value if isinstance(value, dict) else {"": value}
+        yield from ((f"{name} of {key}" if key else name, v) for key, v in parts.items() if isinstance(v, Tensor))
+
+
+def _check_edges(graphs: Graphs, relation: Relation | None, edges: Tensor) -> None:
+    where = "edge_index" if relation is None else f"edge_index of {relation}"
+    if edges.dim() != 2 or edges.shape[0] != 2 or edges.is_floating_point():
+        raise BatchError(
+            f"{where} has shape {list(edges.shape)} and type {edges.dtype}: it has two rows of whole numbers, the "
+            "nodes that each edge goes from and to. Transpose it if it has a row for each edge: edge_index.t()"
+        )
+    for name in _PER_EDGE:
+        given: Any = graphs.get(name) if relation is None else (graphs.get(f"{name}_dict") or {}).get(relation)
+        if isinstance(given, Tensor) and given.dim() and len(given) != edges.shape[1]:
+            raise BatchError(
+                f"{where} holds {edges.shape[1]} edges, and {name} has {len(given)} rows. Give one for each edge"
+            )
+    if not edges.numel() or (relation is None and isinstance(graphs.get("x"), (tuple, list))):
+        return  # or between two sets of nodes
+    counts = [graphs.nodes(kind) for kind in ((None, None) if relation is None else relation[::2])]
+    largest, least = edges.amax(1).tolist(), int(edges.min())
+    for end, top, count in zip(("source", "target"), largest, counts, strict=True):
+        if least < 0 or top >= count > 0:
+            raise BatchError(
+                f"{where} does not match the nodes: it holds {least if least < 0 else top} as a {end}, and there are "
+                f"{count} nodes, numbered from 0. Give the edge_index of this graph"
+            )
