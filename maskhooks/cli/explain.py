@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +34,15 @@ _INTERRUPTED = 130  # what shells make of Ctrl-C
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that fit wrote.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder that fit wrote, or the name of an explainer that learns nothing: erasure, beam, "
+            "leave-one-out, random.",
+            show_default=False,
+        ),
+    ],
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the explanation.", show_default=False)],
     data: Data = None,
@@ -66,6 +75,15 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of an explainer that is named, such as sites=input or positions=30. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the rows that are in --out.", rich_help_panel=_MUCH)
     ] = False,
@@ -80,10 +98,13 @@ def explain(
     - `maskhooks explain run bert-base-uncased-sst5 --data dev.txt --out explained`
     - `maskhooks explain run my_package.networks:make --out explained`
     - `maskhooks explain run my_folder/my_model --data reviews.parquet --out explained --devices 4`
+    - `maskhooks explain erasure my_package.networks:make --out erased --set positions=20 --set subsets=1000000`
     """
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
-    job = Job(run, model, out / "explanation.parquet", data, limit, columns, batch_size, max_length)
+    job = Job(
+        run, model, out / "explanation.parquet", data, limit, columns, batch_size, max_length, _settings(settings)
+    )
     try:
         shards = _work(job, device, devices, part, overwrite)
     except KeyboardInterrupt:
@@ -99,6 +120,20 @@ def explain(
     ]
     say_table(rows, f"Fraction kept on average over {shards.examples} examples")
     say(f"Open {files[0]} in a browser. Written too: {', '.join(map(str, files[1:]))}.")
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """Settings as they are written, values as JSON has them or else as text."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text} has no value: write it as --set {name}=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def show(explanation: Explanation, out: Path, shown: int, plots: int) -> list[Path]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maskhooks.cli.material import Material, count
+from maskhooks.errors import SettingError
+from maskhooks.explainers.base import Explainer
+from maskhooks.hooked import Hooked
 from maskhooks.records import Columns
+from maskhooks.registry import registry
 from maskhooks.shards import Shards
 from maskhooks.storage import load
 
@@ -18,7 +22,8 @@ class Job:
     """What is explained, in words and numbers that can be sent to another process.
 
     Args:
-        run: folder of the trained masks.
+        run: folder of the trained masks, or the name of an explainer that learns nothing.
+        settings: of a named explainer.
         model: what the user wrote for MODEL.
         rows: the folder to write to.
         data: what the user wrote for --data.
@@ -36,6 +41,7 @@ class Job:
     columns: Columns
     batch_size: int
     max_length: int
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def total(self) -> int | None:
         """Examples in all; None where batches come with the model."""
@@ -60,7 +66,7 @@ class Job:
             progress: as `explain_to` takes it.
         """
         material = Material.of(self.model, device, self.max_length, columns=self.columns, batch_size=self.batch_size)
-        explainer = load(self.run, material.hooked)
+        explainer = self._explainer(material.hooked)
         given = material.for_explaining(self.data, self.limit)
         about: dict[str, Any] = {**given.about, "max_length": self.max_length}
         shards: Shards = explainer.explain_to(
@@ -74,3 +80,22 @@ class Job:
             **given.settings,
         )
         return shards
+
+    def _explainer(self, hooked: Hooked) -> Any:
+        """What explains.
+
+        Raises:
+            NotFittedError: the one that is named has to be fitted first.
+            SettingError: it does not take these settings, or a folder got some.
+        """
+        name = str(self.run)
+        if self.run.exists() or name not in registry.family("explainers"):
+            if self.settings:
+                raise SettingError(f"--set is for an explainer that is named, and {name} is a folder of trained masks")
+            return load(self.run, hooked)
+        try:
+            explainer: Explainer = registry.make("explainers", name, hooked=hooked, **self.settings)
+        except TypeError as error:
+            raise SettingError(f"{name} does not take these settings: {error}") from error
+        explainer.check_ready()
+        return explainer

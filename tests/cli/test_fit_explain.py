@@ -99,6 +99,25 @@ def test_factory_from_its_batches_to_page(run: Run, network: str, tmp_path: Path
     assert explanation["label"][0].startswith("token ")
 
 
+def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_path: Path) -> None:
+    words = ("explain", "erasure", f"{network}:with_data", "--out", "erased", "--set", "sites=embed:output")
+    explained = run(*words, "--set", "positions=8")
+    assert explained.exit_code == 0, explained.stderr
+    explanation = Explanation.from_parquet(tmp_path / "erased" / "explanation.parquet")
+    assert set(explanation["score"].tolist()) <= {0.0, 1.0}
+    assert all("positions: {" in about["search"] for about in explanation.examples.values())
+    assert explanation.provenance["positions"] == 8
+    for wrong, said in {
+        ("diffmask",): "call fit",
+        ("erasure", "--set", "positions"): "--set positions=VALUE",
+        ("erasure", "--set", "depth=3"): "does not take these settings",
+        ("random", "--set", "sites=nowhere:output"): "no site",
+    }.items():
+        refused = run("explain", wrong[0], f"{network}:with_data", "--out", "refused", *wrong[1:])
+        assert refused.exit_code == 2, refused.stderr
+        assert said in " ".join(refused.stderr.split())
+
+
 def test_factory_without_validation(run: Run, network: str) -> None:
     fitted = run("fit", f"{network}:train_only", "--out", "run", "--steps", 4)
     assert fitted.exit_code == 0, fitted.stderr
