@@ -36,8 +36,9 @@ class GeometricAdapter(Adapter):
     the first layer was given) and `edge_ends`.
 
     Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which have `read` too, as they can only be
-    read; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what the
-    first layer is given.
+    read; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what the first layer is given.
+    A module with a child of one of these names keeps it, and has no such sites.
+
     Depths number the layers, in the order of modules, or of their calls where an example was run.
     """
 
@@ -48,16 +49,18 @@ class GeometricAdapter(Adapter):
         return layer_types()
 
     def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
-        yield Site(join(name, "edge_ends"), tags=frozenset({"edges", "read"}))
-        for place in ("source", "target"):
-            yield Site(join(name, f"edge_{place}"), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
-        yield Site(join(name, "edge"), pattern=_EDGE, tags=frozenset({"edge", "weight"}))
-        for inner in layers(name, module):
+        if _free(module, WHOLE):
+            yield Site(join(name, "edge_ends"), tags=frozenset({"edges", "read"}))
+            for place in ("source", "target"):
+                yield Site(join(name, f"edge_{place}"), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
+            yield Site(join(name, "edge"), pattern=_EDGE, tags=frozenset({"edge", "weight"}))
+        for inner, layer in layers(name, module).items():
             yield Site(inner, "input", pattern=_NODE, tags=frozenset({"node"}), optional=True)
-            yield Site(join(inner, "edges"), tags=frozenset({"edges", "read"}))
-            for place in ("source", "target"):  # a layer may be given no states, or none of the nodes that receive
-                yield Site(join(inner, place), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
-            yield Site(join(inner, "message"), pattern=_EDGE, tags=frozenset({"message"}))
+            if _free(layer, PLACES):
+                yield Site(join(inner, "edges"), tags=frozenset({"edges", "read"}))
+                for place in ("source", "target"):  # a layer may be given no states, or none of those that receive
+                    yield Site(join(inner, place), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
+                yield Site(join(inner, "message"), pattern=_EDGE, tags=frozenset({"message"}))
             yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
 
     def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
@@ -97,6 +100,11 @@ class GeometricAdapter(Adapter):
 def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """The message passing layers in a module, itself among them, by their names in the whole model."""
     return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, layer_types())}
+
+
+def _free(module: nn.Module, names: Sequence[str]) -> bool:
+    """Whether a module has no child of these names, which addresses would mean."""
+    return not any(name in names for name, _ in module.named_children())
 
 
 def _is_whole(site: Site) -> bool:

@@ -78,7 +78,7 @@ class Graphs:
 
     def nodes(self, kind: str | None = None) -> int:
         """How many nodes there are, of one type or of the only one."""
-        store = self._store(kind)
+        store = self.store(kind)
         if store is not None and getattr(store, "num_nodes", None) is not None:
             return int(store.num_nodes)
         x = self.get("x") if kind is None else (self.get("x_dict") or {}).get(kind)
@@ -96,7 +96,7 @@ class Graphs:
         return self._whose[kind]
 
     def _graph_of(self, kind: str | None) -> Int[Tensor, " node"] | None:
-        held = getattr(self._store(kind), "batch", None) if kind is not None else self.get("batch")
+        held = getattr(self.store(kind), "batch", None) if kind is not None else self.get("batch")
         return held if isinstance(held, Tensor) else None
 
     @functools.cached_property
@@ -139,7 +139,7 @@ class Graphs:
         return self._called[kind]
 
     def _numbers(self, kind: str | None) -> Int[Tensor, " node"]:
-        store = self._store(kind)
+        store = self.store(kind)
         known = getattr(store, "n_id", None) if store is not None else self.get("n_id")
         if isinstance(known, Tensor):
             return known
@@ -150,7 +150,8 @@ class Graphs:
         sizes = torch.bincount(graph, minlength=self.count)
         return torch.arange(len(graph), device=graph.device) - (sizes.cumsum(0) - sizes)[graph]
 
-    def _store(self, kind: str | None) -> Any:
+    def store(self, kind: str | None) -> Any:
+        """What holds the nodes of a type, or of the only one; None in a mapping."""
         if isinstance(self._held, Mapping):
             return None
         return self._held if kind is None else self._held[kind]

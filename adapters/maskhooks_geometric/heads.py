@@ -97,7 +97,7 @@ def named(graphs: Graphs, level: str, kind: str | None = None) -> Tensor | None:
         return held
     if level != "node":
         return None
-    store = graphs._store(kind)
+    store = graphs.store(kind)
     seeds = getattr(store, "batch_size", None) if store is not None else None
     sampled = isinstance(getattr(store, "n_id", None), Tensor)
     return torch.arange(seeds) if sampled and isinstance(seeds, int) else None

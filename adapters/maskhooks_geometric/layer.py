@@ -173,8 +173,7 @@ class _Layer(Uncopied):
                 kinds = relation.to(first)
             else:
                 kinds = torch.full_like(first, relation if isinstance(relation, int) else -1)
-            ends = (second, first) if flipped else (first, second)
-            found.append(torch.stack([*ends, kinds, torch.full_like(first, int(flipped))], 1))
+            found.append(self._rows(*((second, first) if flipped else (first, second)), kinds))
         return torch.cat(found)
 
     def _read(self, place: nn.Module, value: Tensor) -> None:
@@ -196,10 +195,8 @@ class _Layer(Uncopied):
         Raises:
             ModelError: it has another number of messages than edges.
         """
-        axis = self._module.node_dim if isinstance(message, Tensor) else 0
         if isinstance(message, Tensor) and message.dim():
-            axis = axis + message.dim() if axis < 0 else axis
-            axis = min(max(axis, 0), message.dim() - 1)
+            axis = self._axis_of(message)
             if message.shape[axis] == count:
                 return axis
         got = f"a tensor {list(message.shape)}" if isinstance(message, Tensor) else f"a {type(message).__name__}"
@@ -208,13 +205,25 @@ class _Layer(Uncopied):
             f"{self._module.node_dim}, so its messages cannot be told apart. Return a tensor with a row for each edge."
         )
 
+    def _axis_of(self, value: Tensor) -> int:
+        """The axis along which nodes or edges are; that of one with fewer axes than usual."""
+        axis: int = self._module.node_dim
+        return min(max(axis + value.dim() if axis < 0 else axis, 0), value.dim() - 1)
+
     def _columns(self, sends: Tensor, receives: Tensor, number: int) -> Tensor:
-        """Source, target, relation and whether the flow is against the edges, a row for each message."""
+        """A row for each message: source, target, relation, whether the flow is against the edges, nodes there are."""
         flipped = self._module.flow != "source_to_target"
         relation = self._relations((receives, sends) if flipped else (sends, receives), number)
         if isinstance(relation, tuple):  # numbered through all node types; the edges given are not
             relation, (sends, receives) = relation[0], relation[1][::-1] if flipped else relation[1]
-        return torch.stack([sends, receives, relation, torch.full_like(sends, int(flipped))], 1)
+        return self._rows(sends, receives, relation)
+
+    def _rows(self, sends: Tensor, receives: Tensor, relation: Tensor) -> Tensor:
+        states = next(iter(self._given.values()), None)
+        first = states[0] if isinstance(states, (tuple, list)) and states else states
+        nodes = first.shape[self._axis_of(first)] if isinstance(first, Tensor) and first.dim() else -1
+        flipped = int(self._module.flow != "source_to_target")
+        return torch.stack([sends, receives, relation, *(torch.full_like(sends, n) for n in (flipped, nodes))], 1)
 
     def _relations(self, own: Ends, number: int) -> Any:
         """The relation of each message, -1 where there is none; with the ends in their own numbering, where needed."""
@@ -263,8 +272,7 @@ class _Layer(Uncopied):
             states = states[place]
         if not isinstance(states, Tensor) or not states.is_floating_point() or not states.dim():
             return None
-        axis = self._module.node_dim + (states.dim() if self._module.node_dim < 0 else 0)
-        axis = min(max(axis, 0), states.dim() - 1)
+        axis = self._axis_of(states)
         if len(index) and int(index.max()) >= states.shape[axis]:
             return None
         return _flat(states.index_select(axis, index), axis)

@@ -19,8 +19,8 @@ class Messages:
 
     Args:
         graphs: the batch.
-        sent: a row of source, target, relation and whether the flow is against the edges; of edges in all layers
-            also which of the lists of edges that layers were called with it is of.
+        sent: a row of source, target, relation, whether the flow is against the edges, and how many nodes the layer
+            has; of edges in all layers also which of the lists of edges that layers were called with it is of.
         relation: the type of edges that the layer serves; None where it serves all.
     """
 
@@ -31,7 +31,7 @@ class Messages:
         self._several = relation is None and bool(graphs.relations) and bool((sent[:, 2] >= 0).any())
 
     def graph(self) -> Int[Tensor, " message"] | None:
-        """The graph of each; None where the batch has fewer nodes than the layer."""
+        """The graph of each; None where the layer has other nodes than the batch."""
         if self.graphs.single:
             return torch.zeros_like(self.sent[:, 0])
         found = self._each(self._graph)
@@ -66,14 +66,27 @@ class Messages:
             whose = self.graphs.graph_of(kind)
             if whose is None:
                 return torch.zeros_like(sent[:, 0])
+            if self._renumbered(relation, sent):
+                break
             if not len(sent) or int(sent[:, column].max()) < len(whose):
                 return whose[sent[:, column]]
         return torch.full_like(sent[:, 0], -1)
+
+    def _renumbered(self, relation: Relation | None, sent: Sent) -> bool:
+        """Whether the layer has other nodes than the batch, as after pooling; not where it has the first of them."""
+        if not len(sent) or int(sent[0, 4]) in (-1, self.graphs.nodes(relation and relation[0])):
+            return False
+        given = self.graphs.edges(relation)
+        between = sent[sent[:, 0] != sent[:, 1]]
+        own = torch.where(between[:, 3:4] > 0, between[:, :2].flip(1), between[:, :2])
+        return given is None or bool((found_in(own, given.to(own)) < 0).any())
 
     def _edge(self, relation: Relation | None, sent: Sent) -> Tensor:
         """The number of each message's edge among those of its graph, -1 where the layer added it."""
         given = self.graphs.edges(relation)
         if given is None:
+            return torch.full_like(sent[:, 0], -1)
+        if self._renumbered(relation, sent):
             return torch.full_like(sent[:, 0], -1)
         own = torch.where(sent[:, 3:4] > 0, sent[:, :2].flip(1), sent[:, :2])
         types = self.graphs.get("edge_type") if relation is None else None
@@ -90,8 +103,8 @@ class Messages:
 def _typed(graphs: Graphs, sent: Sent) -> Sent:
     """The same with relations where layers serve one each, told by what edges they were called with."""
     sent = sent.clone()
-    for portion in sent[:, 4:].unique().tolist():
-        mine = (sent[:, 4] == portion) & (sent[:, 2] < 0)
+    for portion in sent[:, 5:].unique().tolist():
+        mine = (sent[:, 5] == portion) & (sent[:, 2] < 0)
         for number, relation in enumerate(graphs.relations):
             edges = graphs.edges(relation)
             if edges is not None and edges.shape[0] == int(mine.sum()) and torch.equal(edges, sent[mine, :2]):

@@ -83,6 +83,8 @@ class GraphTask(Task):
         graphs = self.graphs(batch)
         if isinstance(batch, (tuple, list, Tensor)) or (isinstance(batch, Mapping) and self._open):
             return super().arguments(model, batch)
+        if not self._parameters:  # as a HeteroConv alone takes any
+            return tuple(graphs.get(f"{name}_dict" if graphs.hetero else name) for name in ("x", "edge_index")), {}
         found = {name: self._argument(graphs, name) for name in self._parameters}
         missing = [name for name in self._required if found[name] is None]
         if missing and len(self._parameters) == 1:
@@ -137,8 +139,9 @@ class GraphTask(Task):
         found = messages.graph()
         if found is None:
             raise BatchError(
-                f"site {site}: the layer numbers its nodes up to {int(messages.sent[:, :2].max())}, and the batch has "
-                "fewer, so whose its messages are is not known. Say it: wrap(model, examples=lambda batch, site: ...)"
+                f"site {site}: the layer has other nodes than the batch, as after pooling, so it is not known whose "
+                "its messages are. Explain one graph at a time, mask an earlier layer, or say it: "
+                "wrap(model, examples=lambda batch, site: ...)"
             )
         return found
 
@@ -186,8 +189,9 @@ def _axis(site: Site) -> str | None:
 
 def _relation(graphs: Graphs, site: Site) -> Relation | None:
     """The type of edges of a layer that serves one, by its name in the model; None where it serves all."""
-    name = _plain(site.module)
-    return next((relation for relation in graphs.relations if _plain("__".join(relation)) in name), None)
+    name = _plain(f"_{site.module}_")
+    found = [relation for relation in graphs.relations if _plain(f"_{'__'.join(relation)}_") in name]
+    return max(found, key=lambda relation: len("_".join(relation)), default=None)
 
 
 def _plain(name: str) -> str:

@@ -63,7 +63,7 @@ class Whole(Uncopied):
         """A weight for each edge, the same wherever a layer is called with these edges; None where all are 1.
 
         Args:
-            edges: a row of source, target, relation and whether the flow is against the edge.
+            edges: a row of source, target, relation, whether the flow is against the edge, nodes there are.
             states: those of the nodes that send (0) or receive (1), as the first layer with these edges is given them.
             like: of the dtype of messages.
         """

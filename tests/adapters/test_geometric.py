@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("torch_geometric")
 
+from torch.distributions import Categorical
 from torch_geometric import EdgeIndex
+from torch_geometric.data import Batch, HeteroData
 from torch_geometric.nn import (
     APPNP,
     ARMAConv,
@@ -23,13 +25,16 @@ from torch_geometric.nn import (
     GENConv,
     GINConv,
     HANConv,
+    HeteroConv,
     HGTConv,
     PNAConv,
     RGATConv,
     SAGEConv,
     SGConv,
     TAGConv,
+    TopKPooling,
     TransformerConv,
+    global_add_pool,
     to_hetero,
 )
 
@@ -540,6 +545,70 @@ def test_a_layer_that_goes_its_own_way() -> None:
     hooked = maskhooks.wrap(Odd(3, 4))
     with pytest.raises(SiteNeverFiredError, match="message"), hooked.tap(read="message"):
         hooked((randn(5, 3), EDGES))
+
+
+def test_pooled_nodes_are_not_taken_for_those_of_the_batch() -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.pool, self.second = SAGEConv(3, 4), TopKPooling(4, ratio=3), SAGEConv(4, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Any:
+            x, edges, _, batch, _, _ = self.pool(self.first(x, edge_index), edge_index, None, batch)
+            return global_add_pool(self.second(x, edges), batch)
+
+    torch.manual_seed(0)
+    hooked = maskhooks.wrap(Pooling())
+    path = graph(6, torch.tensor([[0, 1, 2, 3, 4, 5, 2, 4, 1], [1, 2, 3, 4, 5, 0, 5, 2, 4]]))
+    rows = maskhooks.Random(hooked, "message").explain(path)
+    assert (rows.select(site="first.message:output")["edge"] >= 0).all()
+    assert (rows.select(site="second.message:output")["edge"] == -1).all()
+    with pytest.raises(BatchError, match=r"second.message.*other nodes than the batch, as after pooling"):
+        maskhooks.Random(hooked, "message").explain(Batch.from_data_list([path, path]))
+
+
+def test_layers_with_the_first_nodes_of_a_sampled_graph() -> None:
+    class Trimmed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = SAGEConv(3, 4), SAGEConv(4, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.second(self.first(x, edge_index)[:3], edge_index[:, :3])
+
+    rows = maskhooks.Random(
+        maskhooks.wrap(Trimmed(), level="graph", output=lambda out: Categorical(logits=out.sum(0)[None])),
+        "second.message:output",
+    ).explain(graph())
+    assert rows["edge"].tolist() == [0, 1, 2]
+
+
+def test_names_that_a_model_has_taken() -> None:
+    class Taken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.edge = SAGEConv(3, 4)
+            self.edge.source = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.edge(x, edge_index)
+
+    assert [str(site) for site in maskhooks.wrap(Taken()).sites] == ["edge:input", "edge:output"]
+
+
+@pytest.mark.filterwarnings("ignore:There exist node types:UserWarning")
+@pytest.mark.parametrize("kinds", [("a", "ba"), ("user", "super_user")])
+def test_types_whose_names_contain_each_other(kinds: tuple[str, str]) -> None:
+    one, other = ((kind, "to", "b") for kind in kinds)
+    data = HeteroData()
+    for kind in (*kinds, "b"):
+        data[kind].x = randn(3, 3)
+    data[one].edge_index, data[other].edge_index = torch.tensor([[0], [1]]), torch.tensor([[1, 2], [0, 1]])
+    conv = HeteroConv({one: SAGEConv((3, 3), 2), other: SAGEConv((3, 3), 2)})
+    hooked = maskhooks.wrap(conv, output=lambda out: Categorical(logits=out["b"].sum(0)[None]))
+    rows = maskhooks.Random(hooked, "message").explain(data)
+    assert rows["relation"].tolist() == [0, 1, 1]
+    assert rows["edge"].tolist() == [0, 0, 1]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
