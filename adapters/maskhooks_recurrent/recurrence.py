@@ -31,11 +31,11 @@ class Between(Standin):
         layout, values = Layout.of(self.module, input)
         steps, sequences = values.shape[:2]
         rows = self.answer[0].shape[1]
-        outputs = self.answer[0][-1].expand(steps, -1, -1)
-        if layout.packed is not None and sequences != rows:
-            output: Any = PackedSequence(outputs.reshape(steps * rows, -1), torch.full((steps,), rows))
+        last = self.answer[0][-1]
+        if layout.packed is not None and sequences != rows:  # the last step alone, which takes no copy
+            output: Any = PackedSequence(last, torch.tensor([rows]))
         else:
-            output = layout.back(outputs)
+            output = layout.back(last.expand(steps, -1, -1))
         return output, self.answer if isinstance(self.module, nn.LSTM) else self.answer[0]
 
 
