@@ -1,6 +1,7 @@
 """What gates on the states of a GRU cost: the forward step by step, and its gradients.
 
-`forward_N`: a forward with gates on every state, hidden size N, over the fused one. `backward_768`: forward and
+`forward_N`: a forward with gates on every state, hidden size N, over the fused one; each opens and closes a tap.
+`forward_64_within`: the same without opening and closing, within a tap that stays open. `backward_768`: forward and
 backward to the gates, over the same with gates on the fused module's inputs. One thread, length 25, batch 32, medians
 of ratios of runs in turn.
 
@@ -28,6 +29,7 @@ from maskhooks.baselines import Learned
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
+from maskhooks.port import Replacement
 
 BATCH, LENGTH = 32, 25
 
@@ -62,7 +64,7 @@ def gated(hooked: Hooked, address: str, x: Tensor) -> tuple[Masking, Tensor, Ten
     return Masking(site, 0, [], HardConcrete(), baseline), value, sample
 
 
-def forward(size: int, repeats: int) -> float:
+def forward(size: int, repeats: int, *, within: bool = False) -> float:
     x = torch.randn(BATCH, LENGTH, size)
     hooked = maskhooks.wrap(nn.GRU(size, size, batch_first=True))
     masking, value, sample = gated(hooked, "h_l0:output", x)
@@ -70,15 +72,25 @@ def forward(size: int, repeats: int) -> float:
     with torch.no_grad():
         onto = masking.onto(masking.mask(value, real, sample))
 
-        def run() -> None:
-            with torch.no_grad(), hooked.tap(replace={"h_l0:output": onto}):
-                hooked(x)
-
         def fused() -> None:
             with torch.no_grad():
                 hooked(x)
 
-        return ratio(run, fused, repeats)
+        def tapped() -> None:
+            with hooked.tap(replace={"h_l0:output": onto}):
+                fused()
+
+        if not within:
+            return ratio(tapped, fused, repeats)
+        return statistics.median(_within(hooked, onto, fused) for _ in range(repeats))
+
+
+def _within(hooked: Hooked, onto: Replacement, fused: Callable[[], object], passes: int = 5) -> float:
+    """The cost of a forward within an open tap, over those before and after it."""
+    before = sum(spent(fused) for _ in range(passes))
+    with hooked.tap(replace={"h_l0:output": onto}):
+        cost = sum(spent(fused) for _ in range(passes))
+    return cost / ((before + sum(spent(fused) for _ in range(passes))) / 2)
 
 
 def backward(size: int, repeats: int) -> float:
@@ -110,6 +122,8 @@ def main() -> None:
     for name, run in (("forward_64", lambda n: forward(64, 4 * n)), ("forward_768", lambda n: forward(768, n))):
         result[name] = run(10 if quick else 100)
         print(f"{name} {result[name]:.3f}", file=sys.stderr, flush=True)
+    result["forward_64_within"] = forward(64, 20 if quick else 200, within=True)
+    print(f"forward_64_within {result['forward_64_within']:.3f}", file=sys.stderr, flush=True)
     result["backward_768"] = backward(768, 5 if quick else 50)
     print(f"backward_768 {result['backward_768']:.3f}", file=sys.stderr, flush=True)
     print(json.dumps({"benchmark": "recurrent_cost", "quick": quick, "torch": torch.__version__, **result}))
