@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -431,6 +432,17 @@ def test_edges_of_a_batch_are_explained(amortized: bool, unchanged: Unchanged) -
         maskhooks.DiffMask(hooked, "edge", baseline="learned")
 
 
+@pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype, unchanged: Unchanged) -> None:
+    model, data = Pooled().to(dtype), graph()
+    data.x = data.x.to(dtype)
+    hooked = maskhooks.wrap(unchanged(model))
+    for site, rows in (("first.message:output", 11), ("edge", 7)):
+        masks = maskhooks.DiffMask(hooked, site, amortized=False, recipe=maskhooks.Recipe(steps=2))
+        assert len(masks.explain(data)) == rows
+
+
 def test_edges_of_all_types_at_once() -> None:
     data = hetero()
     rows = maskhooks.Random(maskhooks.wrap(Typed()), "edge").explain(data)
@@ -616,6 +628,12 @@ def test_compiled_models_are_refused() -> None:
     compiled = torch.compile(Pooled(), backend="eager")
     with pytest.raises(CompiledModelError, match="_orig_mod"):
         maskhooks.wrap(compiled)
+    model = Pooled()
+    hooked, later = maskhooks.wrap(model), torch.compile(model, backend="eager")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # PyTorch's, of a compiled module under a tap
+        with pytest.raises(SiteNeverFiredError, match=r"first\.message"), hooked.tap(read="message"):
+            later(graph().x, EDGES)
     part = Pooled()
     part.first.compile(backend="eager")
     with pytest.raises(CompiledModelError, match="first"):
