@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from maskhooks.errors import ModelError
 from maskhooks.modules import places
 from maskhooks.port import Uncopied
 
@@ -33,25 +34,35 @@ class Whole(Uncopied):
         self._model = model
         self._users = 0
         self._known: list[tuple[Tensor, Tensor]] = []
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
+        self._within = False  # a pass of the model
 
     def __enter__(self) -> None:
         self._users += 1
-        if self._handle is None:
-            self._handle = self._model.register_forward_pre_hook(self.begin)
+        if not self._handles:
+            self._handles = [
+                self._model.register_forward_pre_hook(self.begin),
+                self._model.register_forward_hook(self.end, always_call=True),
+            ]
             _open[self._model] = self
 
     def __exit__(self, *_: object) -> None:
         self._users -= 1
-        if not self._users and self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-            self._known.clear()
+        if not self._users:
+            while self._handles:
+                self._handles.pop().remove()
+            self.end()
             _open.pop(self._model, None)
 
     def begin(self, model: nn.Module, args: object) -> None:
         """A pass begins."""
         self._known.clear()
+        self._within = True
+
+    def end(self, *_: object) -> None:
+        """A pass ends."""
+        self._known.clear()
+        self._within = False
 
     @property
     def tapped(self) -> Mapping[str, nn.Module]:
@@ -66,10 +77,19 @@ class Whole(Uncopied):
             edges: a row of source, target, relation, whether the flow is against the edge, nodes there are.
             states: those of the nodes that send (0) or receive (1), as the first layer with these edges is given them.
             like: of the dtype of messages.
+
+        Raises:
+            ModelError: a layer runs outside of a pass of the whole model, so that it cannot be said which layers have
+                the edge in common.
         """
         tapped = self.tapped
         if not tapped:
             return None
+        if not self._within:
+            raise ModelError(
+                f"a layer of {type(self._model).__name__} runs by itself, and an edge in every layer at once is one of "
+                "a pass of the whole model. Wrap the part that is run, or mask the messages of its layers"
+            )
         for known, weights in self._known:
             if known.shape == edges.shape and torch.equal(known, edges):
                 return weights

@@ -452,6 +452,16 @@ def test_edges_of_all_types_at_once() -> None:
     )
 
 
+def test_a_layer_that_runs_by_itself() -> None:
+    model = Pooled()
+    hooked = maskhooks.wrap(model, call=lambda model, data: model.first(data.x, data.edge_index))
+    with torch.no_grad(), hooked.tap(read="first.message:output") as tap:
+        hooked(graph())
+    assert len(tap.values["first.message:output"]) == 11
+    with pytest.raises(ModelError, match="a layer of Pooled runs by itself"), hooked.tap(read="edge"):
+        hooked(graph())
+
+
 @pytest.mark.parametrize("made", [lambda: TAGConv(3, 4, K=3), Relational, Nodes])
 def test_one_weight_for_many_hops_relations_and_uses(made: Callable[[], nn.Module]) -> None:
     model = made()
