@@ -24,7 +24,7 @@ from maskhooks.seeds import generator
 from maskhooks.step import Clean, clean_pass
 
 SMALLEST = {0: [{2}], 1: [{0, 1}], 2: [{0}]}
-SUBSET = dataclasses.replace(Recipe.named("subset"), starts=6, steps=60)
+SUBSET = dataclasses.replace(Recipe.named("subset"), starts=8, steps=60, free_rate=0.5)
 
 
 class Votes(nn.Module):
