@@ -36,7 +36,7 @@ class Explanation:
     Columns: `example` (int); `site` (the masked site's address); `depth` (int, the place of the site that was
     read); `position` (int); `label` (what the position is called, such as a token); `real` (False at
     padding); `score` (float32, P(z != 0), the fraction kept in expectation); `kept` (real, and score above the
-    threshold). Patches add `row` and `column`, edges `source`, `target` and `relation`, other gated axes (such as
+    threshold). Patches add `row` and `column` (-1 for a class token), edges `source`, `target` and `relation`, other gated axes (such as
     `head`) a column of their own, which is -1 where a row has no such axis.
 
     Attributes:
@@ -330,7 +330,7 @@ class Explanation:
             nodes: of graphs, for an example's number what its nodes are called, such as atoms.
             centres: of graphs, for an example's number the node asked about.
         """
-        from maskhooks.pictures import example
+        from maskhooks.pictures import example, told
         from maskhooks.viz.page import page
 
         layers = self._layers()
@@ -345,8 +345,7 @@ class Explanation:
             )
             for number, rows in self._each()
         ]
-        masked = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
-        note = f"Masked: {masked}."
+        note = told(layers, self.sites)
         text = page(examples, layers.labels, title=title, note=note, provenance=self.provenance, sections=sections)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")

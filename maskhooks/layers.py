@@ -43,12 +43,18 @@ class Layers:
         return _means(self.columns["score"][real], self.which[real], len(self))
 
     def grid(self, rows: Column | slice = _ALL) -> tuple[Scored, list[str]]:
-        """`[layer, position]`, the mean over further axes in some rows; NaN where there is none; labels."""
-        positions, first, place = np.unique(self.columns["position"][rows], return_index=True, return_inverse=True)
-        cells = self.which[rows] * len(positions) + place
-        scores = _means(self.columns["score"][rows], cells, len(self) * len(positions))
-        labels = [str(label) for label in self.columns["label"][rows][first]]
-        return scores.reshape(len(self), len(positions)), labels
+        """`[layer, position]`, the mean over further axes in some rows; NaN where there is none; labels.
+
+        Patches are first, as in `images`, then what else there is, such as a class token. Layers whose positions are
+        called otherwise, such as a decoder's below an encoder's, have positions of their own.
+        """
+        chosen = np.arange(len(self.which))[rows]
+        patches = self._patches(chosen)
+        parts = [self._line(chosen[~patches])]
+        if patches.any():
+            images = self.images(chosen[patches])
+            parts.insert(0, (images.reshape(len(self), -1), self._places(chosen[patches], *images.shape[1:])))
+        return np.concatenate([scores for scores, _ in parts], axis=1), [name for _, names in parts for name in names]
 
     def edges(self, rows: Column | slice = _ALL) -> tuple[Scored, Column, list[str]]:
         """`[layer, edge]`, the mean over further axes in some rows; source and target, `[2, edge]`; labels.
@@ -76,16 +82,73 @@ class Layers:
         """Whether rows are edges."""
         return "source" in self.columns and "target" in self.columns
 
-    def images(self) -> Scored:
-        """`[layer, row, column]`, the mean over further axes of all rows, which are patches."""
-        row, column = self.columns["row"], self.columns["column"]
+    @property
+    def further(self) -> list[str]:
+        """The gated axes beside positions, such as heads, over which pictures show the mean."""
+        known = (*FIXED, "row", "column", "edge", "source", "target", "relation")
+        return [name for name in self.columns if name not in known]
+
+    def images(self, rows: Column | slice = _ALL) -> Scored:
+        """`[layer, row, column]`, the mean over further axes in some rows, of those that are patches.
+
+        A layer of fewer patches than the finest has its score in all that one of them covers.
+        """
+        chosen = np.arange(len(self.which))[rows]
+        chosen = chosen[self._patches(chosen)]
+        which, row, column = (part[chosen] for part in (self.which, self.columns["row"], self.columns["column"]))
         height, width = int(row.max()) + 1, int(column.max()) + 1
-        cells = (self.which * height + row) * width + column
-        return _means(self.columns["score"], cells, len(self) * height * width).reshape(-1, height, width)
+        cells = (which * height + row) * width + column
+        found = _means(self.columns["score"][chosen], cells, len(self) * height * width).reshape(-1, height, width)
+        for layer in np.unique(which):
+            high, wide = int(row[which == layer].max()) + 1, int(column[which == layer].max()) + 1
+            down, across = np.arange(height) * high // height, np.arange(width) * wide // width
+            found[layer] = found[layer][down][:, across]
+        return found
 
     def width(self, rows: Column | slice = _ALL) -> int:
         """How many patches stand side by side; 0 where positions are no patches."""
         return int(self.columns["column"][rows].max(initial=-1)) + 1 if "column" in self.columns else 0
+
+    def _patches(self, rows: Column) -> Column:
+        """Which of these rows are patches."""
+        return self.columns["row"][rows] >= 0 if "row" in self.columns else np.zeros(len(rows), bool)
+
+    def _places(self, rows: Column, height: int, width: int) -> list[str]:
+        """What patches are called, row by row, where some layer has all of them."""
+        names = {(row, column): f"({row}, {column})" for row in range(height) for column in range(width)}
+        for layer in np.unique(self.which[rows]):
+            own = rows[self.which[rows] == layer]
+            at = list(zip(self.columns["row"][own].tolist(), self.columns["column"][own].tolist(), strict=True))
+            if max(at) == (height - 1, width - 1):
+                names.update(zip(at, map(str, self.columns["label"][own]), strict=True))
+                break
+        return list(names.values())
+
+    def _line(self, rows: Column) -> tuple[Scored, list[str]]:
+        """`[layer, position]` and labels of rows that are no patches."""
+        position = self.columns["position"][rows].astype(np.int64)
+        places = self._axis(rows) * (int(position.max(initial=0)) + 1) + position
+        known, first, place = np.unique(places, return_index=True, return_inverse=True)
+        cells = self.which[rows] * len(known) + place
+        scores = _means(self.columns["score"][rows], cells, len(self) * len(known))
+        return scores.reshape(len(self), -1), [str(label) for label in self.columns["label"][rows][first]]
+
+    def _axis(self, rows: Column) -> Column:
+        """For each row a number that layers have in common whose positions are called alike."""
+        found = np.zeros(len(rows), np.int64)
+        axes: list[dict[int, str]] = []
+        for layer in np.unique(self.which[rows]):
+            own = np.flatnonzero(self.which[rows] == layer)
+            names = dict(
+                zip(self.columns["position"][rows[own]].tolist(), self.columns["label"][rows[own]], strict=True)
+            )
+            number = next((n for n, axis in enumerate(axes) if all(axis.get(p, x) == x for p, x in names.items())), -1)
+            if number < 0:
+                number = len(axes)
+                axes.append({})
+            axes[number].update(names)
+            found[own] = number
+        return found
 
 
 def _again(keys: Column) -> Column:

@@ -47,6 +47,13 @@ def picture(
     return heatmap(scores, layers.labels, labels, title=title, ax=ax)
 
 
+def told(layers: Layers, sites: Sequence[str]) -> str:
+    """What a page shows, in a sentence or two."""
+    masked = sites[0] if len(sites) == 1 else f"{len(sites)} sites"
+    mean = f" Scores are means over {' and '.join(f'{name}s' for name in layers.further)}." if layers.further else ""
+    return f"Masked: {masked}.{mean}"
+
+
 def example(
     layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Sequence[str], centre: int | None
 ) -> Example:
@@ -66,7 +73,8 @@ def example(
         net = _net(ends, nodes, centre)
         return Example(number, scores, labels, about, net=net, places=layout(net))
     scores, labels = layers.grid(rows)
-    return Example(number, scores, labels, about, layers.width(rows))
+    patches = layers.images(rows)[0].size if layers.width(rows) else 0
+    return Example(number, scores, labels, about, layers.width(rows), patches)
 
 
 def _graph(

@@ -6,6 +6,7 @@ which.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ Columns = dict[str, Column]
 
 INTEGERS = ("example", "site", "depth", "position")
 FIXED = (*INTEGERS, "label", "real", "score", "kept")
+_PATCH = re.compile(r"\((\d+), (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Scores:
 
         Where `examples` says whose each row is, positions count within each example. Otherwise the first gated
         position axis after the batch gives `position`. Axes named height and width give `row` and `column`,
-        `position` counts through both, and the label is both where there are no names. Any other gated axis gives a
-        column of its own name.
+        `position` counts through both, and the label is both where there are no names. So do positions of an axis
+        named patch whose names are such labels; both are -1 for the others, such as a class token. Any other gated
+        axis gives a column of its own name.
         Where only the batch is gated, `position` is 0.
 
         Raises:
@@ -88,12 +91,15 @@ class Scores:
             position, own = _places(pattern, axes)
             further |= own
         real = np.broadcast_to(self._real(pattern, values.shape), values.shape)
+        labels = self._labels(example, position, further, named=bool(axes) or self.examples is not None)
+        if "patch" in pattern.positions and "row" not in further:
+            further |= _of_patches(labels)
         columns: Columns = {
             "example": example + np.int32(first) if isinstance(first, int) else np.asarray(first, np.int32)[example],
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,
-            "label": self._labels(example, position, further, named=bool(axes) or self.examples is not None),
+            "label": labels,
             "real": real,
             "score": values,
             "kept": (values > threshold) & real,
@@ -162,6 +168,17 @@ def _places(pattern: Pattern, axes: Mapping[str, Column]) -> tuple[Column, Colum
     else:
         position = rest.pop(next((axis for axis in rest if axis in pattern.positions), next(iter(rest))))
     return position, further | _columns(rest, further)
+
+
+def _of_patches(labels: Column) -> Columns:
+    """Row and column from labels such as `(2, 3)`, -1 for other labels; none where no label is one."""
+    names, which = np.unique(labels.astype(str), return_inverse=True)
+    found = [_PATCH.fullmatch(name) for name in names]
+    if not any(found):
+        return {}
+    at = np.array([[-1, -1] if match is None else [int(match[1]), int(match[2])] for match in found], np.int32)
+    row, column = at[which.reshape(labels.shape)].transpose(-1, *range(labels.ndim))
+    return {"row": row, "column": column}
 
 
 def _columns(axes: Mapping[str, Column], taken: Mapping[str, Column]) -> Columns:

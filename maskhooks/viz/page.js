@@ -72,7 +72,10 @@ function build(example) {
     tokens.style.gridTemplateColumns = `repeat(${example.width}, 18px)`;
   }
   const spans = example.graph ? network(card, example)
-    : example.columns.map(text => make("span", tokens, example.width ? "" : visible(text)));
+    : example.columns.map((text, index) => {
+      const patch = index < example.patches;
+      return make("span", tokens, patch ? "" : visible(text), example.patches && !patch ? "beside" : "");
+    });
   const room = Math.floor((Math.min(innerWidth, 1080) - 120) / example.columns.length);
   const view = { example, card, spans, searched: [...spans, ...values], cell: Math.max(4, Math.min(16, room)) };
   view.text = searchable(example);

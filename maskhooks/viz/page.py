@@ -29,6 +29,7 @@ class Example:
         columns: what the columns are called, such as tokens.
         about: what is known of it, such as `{"prediction": ..., "target": ...}`.
         width: columns are patches, this many in a row; 0 where they are words.
+        patches: how many of the columns are patches, before others such as a class token; by default all.
         net: columns are edges of this graph.
         places: where its nodes stand, `[node, 2]` in [0, 1].
     """
@@ -38,6 +39,7 @@ class Example:
     columns: Sequence[str]
     about: Mapping[str, str]
     width: int = 0
+    patches: int | None = None
     net: Net | None = None
     places: npt.ArrayLike = ()
 
@@ -91,6 +93,7 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
         "columns": list(example.columns),
         "about": [[name, text] for name, text in example.about.items()],
         "width": example.width,
+        "patches": 0 if not example.width else len(example.columns) if example.patches is None else example.patches,
         "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
         "graph": None if example.net is None else _drawn(example.net, np.asarray(example.places, float)),
     }

@@ -1,0 +1,74 @@
+"""Layers whose positions are not the same: patches beside a class token, coarser maps, an encoder and a decoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskhooks.explanation import Explanation, Scores
+from maskhooks.site import Site
+
+MAP = "batch channel height width -> batch height width"
+STATE = "batch patch hidden -> batch patch"
+HEADS = "batch patch (head dim) -> batch patch head, head=2"
+NAMES = ["[CLS]", *(f"({row}, {column})" for row in range(2) for column in range(4))]
+
+
+def scores(depth: int, pattern: str, values: Tensor, names: list[str] | None = None) -> Scores:
+    real = torch.ones(values.shape[:2] if pattern == HEADS else values.shape, dtype=torch.bool)
+    return Scores(Site.parse(f"layer{depth}:output", pattern), depth, values, real, names and [names])
+
+
+def test_patches_of_a_state_stand_where_those_of_the_input_do() -> None:
+    image, state = torch.rand(1, 2, 4), torch.rand(1, 9)
+    parts = [scores(0, MAP, image), scores(1, STATE, state, NAMES)]
+    explanation = Explanation.build(parts, provenance={})
+    drawn, _, names = explanation.matrix()
+    assert names == [*NAMES[1:], "[CLS]"]
+    assert np.array_equal(drawn[0], [*image.flatten().tolist(), np.nan], equal_nan=True)
+    assert np.array_equal(drawn[1], [*state[0, 1:].tolist(), state[0, 0].item()])
+    rows = explanation.select(depth=1)
+    assert rows["row"].tolist() == [-1, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert rows["column"].tolist() == [-1, 0, 1, 2, 3, 0, 1, 2, 3]
+    images = explanation._layers().images()
+    assert np.array_equal(images[1], state[0, 1:].reshape(2, 4).numpy())
+    assert len(explanation.plot().axes) == 3  # an image for each depth, and the colours
+
+
+def test_a_coarser_map_fills_the_patches_that_it_covers() -> None:
+    fine, coarse = torch.rand(1, 4, 6), torch.rand(1, 2, 3)
+    explanation = Explanation.build([scores(0, MAP, fine), scores(1, MAP, coarse)], provenance={})
+    images = explanation._layers().images()
+    assert np.array_equal(images[0], fine[0].numpy())
+    assert np.array_equal(images[1], coarse[0].repeat_interleave(2, 0).repeat_interleave(2, 1).numpy())
+    drawn, _, names = explanation.matrix()
+    assert np.array_equal(drawn, images.reshape(2, -1))
+    assert names[-1] == "(3, 5)"
+    odd = Explanation.build([scores(0, MAP, torch.rand(1, 5, 5)), scores(1, MAP, torch.rand(1, 3, 3))], provenance={})
+    assert np.isfinite(odd._layers().images()).all()
+
+
+def test_positions_of_a_decoder_stand_beside_those_of_the_encoder() -> None:
+    token, target = "batch token hidden -> batch token", "batch target hidden -> batch target"
+    source, answer = torch.rand(1, 3), torch.rand(1, 2)
+    parts = [
+        scores(0, token, source, ["<s>", "the", "</s>"]),
+        scores(1, token, 1 - source, ["<s>", "the", "</s>"]),
+        scores(2, target, answer, ["</s>", "the"]),
+    ]
+    drawn, _, names = Explanation.build(parts, provenance={}).matrix()
+    assert names == ["<s>", "the", "</s>", "</s>", "the"]
+    assert np.isnan(drawn[:2, 3:]).all()
+    assert np.isnan(drawn[2, :3]).all()
+    assert drawn[2, 3:].tolist() == answer[0].tolist()
+
+
+def test_a_page_says_that_heads_are_averaged() -> None:
+    heads = torch.rand(1, 9, 2)
+    explanation = Explanation.build([scores(0, HEADS, heads, NAMES)], provenance={})
+    assert "Scores are means over heads." in explanation.to_html()
+    drawn, _, _ = explanation.matrix()
+    assert np.allclose(drawn[0, -1], heads[0, 0].mean())
+    assert '"patches":8' in explanation.to_html()
+    assert "means over" not in Explanation.build([scores(0, MAP, torch.rand(1, 2, 4))], provenance={}).to_html()
