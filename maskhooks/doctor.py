@@ -147,7 +147,7 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         findings = [_finding(site, tap, *hooks[site]) for site in chosen]
         found = {f.site: f.trouble for f in findings}
         found |= silent(hooked, batch, [f.site for f in findings if f.trouble == _SILENT])
-        sound = [site for site, trouble in found.items() if not (trouble or site.call == "*" or is_read(site))]
+        sound = [site for site, trouble in found.items() if not (trouble or is_read(site))]
         around, moved = bypassed(hooked, batch, sound), fused(hooked, batch, sound)
         copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
         found |= {site: _INEXACT if copied[site] else without[site] for site in sound}

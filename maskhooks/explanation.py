@@ -36,8 +36,8 @@ class Explanation:
     Columns: `example` (int); `site` (the masked site's address); `depth` (int, the place of the site that was
     read); `position` (int); `label` (what the position is called, such as a token); `real` (False at
     padding); `score` (float32, P(z != 0), the fraction kept in expectation); `kept` (real, and score above the
-    threshold). Patches add `row` and `column` (-1 for a class token), edges `source`, `target` and `relation`, other gated axes (such as
-    `head`) a column of their own, which is -1 where a row has no such axis.
+    threshold). Patches add `row` and `column`, edges `source`, `target` and `relation`, other gated axes (such as
+    `head`) a column of their own. These are -1 where a row has none, as that of a class token.
 
     Attributes:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.

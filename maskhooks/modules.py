@@ -94,8 +94,14 @@ def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module]) ->
         outer = ".".join(steps[:end])
         if outer in modules and compiled(modules[outer]):
             what = f"module {outer!r}" if outer else "the model"
+            in_place = vars(modules[outer]).get("_compiled_call_impl") is not None
+            way = (
+                ", or undo `module.compile()`: `module._compiled_call_impl = None`"
+                if in_place
+                else ": torch.compile keeps it as `compiled._orig_mod`"
+            )
             raise CompiledModelError(
                 f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. Wrap the model before "
-                f"compiling it: torch.compile keeps it as `compiled._orig_mod`.",
+                f"compiling it{way}.",
                 module=outer,
             )

@@ -104,8 +104,14 @@ class Site:
         """The site's pattern.
 
         Raises:
-            PatternError: the site has none.
+            PatternError: the site has none, or stands for all calls at once.
         """
+        if self.call == "*":
+            raise PatternError(
+                f"site {self} stands for all calls, each with a value of its own, and gates are for one value. Mask "
+                f"each call by itself: ['{self.at(0)}', '{self.at(1)}', ...]; hooked.tap takes all calls at once",
+                site=self,
+            )
         if self.pattern is None:
             raise PatternError(
                 f"site {self} has no pattern, so its positions cannot be gated. Give one: "
@@ -214,14 +220,20 @@ def resolve(selector: Selector, table: SiteTable, modules: Mapping[str, nn.Modul
             return [replace(site, optional=True) for site in found]
     elif _ADDRESS.fullmatch(selector):
         site = Site.parse(selector)
+        every = table.get(str(site.at("*"))) if isinstance(site.call, int) else None
         if site.module in modules:
-            return [site]
+            return [site if every is None else replace(every, call=site.call, shape=None)]
         check_compiled(site, site.module, modules)
     known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in modules]
     what = "glob matches no site" if is_glob(selector) else "no site"
+    listed = f"There are {len(table)} listed sites (hooked.sites, or `maskhooks sites`)"
+    listed += f" with the tags {', '.join(table.tags)}" if table.tags else ""
+    if not len(table):
+        listed = (
+            "No sites are listed (list some: wrap(model, sites={'NAME:output': 'batch token hidden -> batch token'}))"
+        )
     raise UnknownSiteError(
-        f"{what}: {selector!r}. The model has {len(table)} listed sites (hooked.sites, or `maskhooks sites`) and "
-        f"{len(modules)} modules, each with an input and an output.",
+        f"{what}: {selector!r}. {listed}, and {len(modules)} modules, each with an input and an output.",
         site=selector,
         near=near(selector, known),
     )

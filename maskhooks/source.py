@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from maskhooks.errors import ModelError, PluginError, near
 from maskhooks.hooked import Hooked
@@ -111,6 +111,12 @@ class Factory(Source):
                 f"{model} returned {type(made).__name__} instead of a model. A factory returns a Hooked or "
                 "a module, or (it, training batches), or (it, training batches, validation batches)."
             )
+        for batch in batches:
+            if isinstance(batch, (Mapping, Tensor, str)):
+                raise ModelError(
+                    f"{model} returned a {type(batch).__name__} as batches. Give a list of batches or a DataLoader: "
+                    "(model, [batch])."
+                )
         hooked = network if isinstance(network, Hooked) else wrap(network)
         return Opened(hooked, None, *batches)
 

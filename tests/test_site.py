@@ -136,6 +136,21 @@ def test_unknown_names_list_the_near_ones(selector: str, near: str | None) -> No
         assert f"Did you mean {raised.value.near[0]!r}" in str(raised.value)
 
 
+def test_unknown_names_list_the_tags_or_say_how_to_list_sites() -> None:
+    with pytest.raises(UnknownSiteError, match=r"5 listed sites .* with the tags hidden, input, and 8 modules"):
+        resolve("head", TABLE, MODULES)
+    with pytest.raises(UnknownSiteError, match=r"No sites are listed \(list some: wrap\(model, sites="):
+        resolve("head", SiteTable(), MODULES)
+
+
+def test_one_call_has_the_pattern_of_all_calls() -> None:
+    every = Site.parse("head@*:output", "batch hidden -> batch", tags=frozenset({"hidden"}), depth=3)
+    (third,) = resolve("head@2:output", SiteTable([every]), MODULES)
+    assert (str(third), third.gating(), third.depth) == ("head@2:output", every.pattern, 3)
+    with pytest.raises(PatternError, match=r"each call by itself: \['head@0:output', 'head@1:output', \.\.\.\]"):
+        every.gating()
+
+
 def test_globs() -> None:
     assert is_glob("a*:output")
     assert is_glob("a?:output")

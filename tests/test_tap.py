@@ -398,6 +398,8 @@ def test_compiled(how: str) -> None:
     error = raises(CompiledModelError, model, name, "before compiling it", read=[site("first:output")])
     assert isinstance(error, CompiledModelError)
     assert error.module == ("" if how == "parent" else "first")
+    way = "module._compiled_call_impl = None" if how in ("parent", "module.compile") else "compiled._orig_mod"
+    assert way in str(error)
     if how != "parent":
         with Tap(model, read=[site("last:output")]):
             model.run()

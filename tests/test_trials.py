@@ -90,6 +90,19 @@ def test_calls(address: str, calls: int) -> None:
     assert ("fires 3 times" in finding.trouble) == ("@2" not in address)
 
 
+@pytest.mark.parametrize("around", [False, True])
+def test_all_calls_closed_at_once(around: bool) -> None:
+    class Loop(Cell):
+        def body(self, x: Tensor) -> Tensor:
+            states = super().body(x)
+            return states + x[:, :1, 0] if around else states
+
+    hooked = maskhooks.wrap(Loop(), sites=["cell@*:output", "cell@1:output"])
+    every, single = examine(hooked, torch.randn(2, 3, 4)).findings
+    assert (every.bypassed, every.trouble) == (around, "")
+    assert single.bypassed
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantised_modules_give_no_gradient() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()

@@ -105,6 +105,10 @@ def of_texts():
     return Opened(wrapped(), batch=batch)
 
 
+def single_batch():
+    return Network(), torch.zeros(2, 3, dtype=torch.long)
+
+
 def something_else():
     return "a network"
 
