@@ -129,9 +129,10 @@ class SummedMLP(Probe):
         """Gathers nothing."""
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
-        parts = [norm(layer(value.float())) for layer, norm, value in zip(self.first, self.norms, values, strict=True)]
-        hidden = torch.relu((torch.stack(parts).sum(0) + self.shift) / len(parts))
-        return _clamp(self.last(hidden) + self.bias, self.low, self.high)
+        hidden: Tensor = self.shift
+        for layer, norm, value in zip(self.first, self.norms, values, strict=True):
+            hidden = hidden + norm(layer(value.float()))
+        return _clamp(self.last(torch.relu(hidden)) / len(values) + self.bias, self.low, self.high)
 
 
 class PaperMLP(Probe):

@@ -22,7 +22,7 @@ from maskhooks.fingerprint import fingerprint
 from maskhooks.free import Estimate, optimise, pathwise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking, Masks, Vote
+from maskhooks.masking import Masking, Masks, Vote, needs
 from maskhooks.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.preparation import start
 from maskhooks.probes import FreeLogits
@@ -260,7 +260,7 @@ class DiffMask(Explainer):
         measures = [Measure(masking, rounded=True) for masking in self.maskings]
         for number, batch in enumerate(track(batches, "evaluating", shown=progress)):
             on_device = move(batch, device_of(self.hooked.model))
-            clean = clean_pass(self.hooked, on_device, self.reads, self.sites, self.replay)
+            clean = clean_pass(self.hooked, on_device, *needs(self.maskings), self.replay)
             for index, measure in enumerate(measures):
                 measure.add(self.hooked, clean, self.divergence, generator(self.seed, _EVALUATE, number, index))
         return [measure.row() for measure in measures]

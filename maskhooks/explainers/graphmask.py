@@ -6,8 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from maskhooks.baselines import Baseline
 from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explanation import Scores
+from maskhooks.free import optimise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.joint import Joint
@@ -15,6 +19,7 @@ from maskhooks.masking import Masking, Masks, Vote
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
 from maskhooks.site import Selector, Site
+from maskhooks.step import Clean
 
 
 class GraphMask(DiffMask):
@@ -30,7 +35,8 @@ class GraphMask(DiffMask):
         hooked: the wrapped model.
         sites: the messages: a tag, an address, a glob, a Site, or several of these.
         margin: the divergence allowed on average, in nats.
-        tied: one gate for an edge in all layers, read at the last one, instead of one in each layer.
+        tied: one gate for an edge in all layers, read at the last one, instead of one in each layer; an explanation
+            then has the last one's rows.
         divergence: default KL(original || masked); `prediction_loss` for the loss against the model's own prediction.
         amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
         recipe: a `Recipe`, or the name of one; "graph" is made for this.
@@ -67,6 +73,23 @@ class GraphMask(DiffMask):
             recipe=recipe,
             seed=seed,
         )
+
+    @property
+    def reads(self) -> list[Site]:
+        return self._last.reads if self.tied and self.amortized else super().reads
+
+    def scores(self, clean: Clean) -> list[Scores]:
+        if not self.tied:
+            return super().scores(clean)
+        if not self.amortized:
+            optimise(self._problem(), clean)
+        with torch.no_grad():
+            values = self._last.log_open(clean.values).exp()
+        return [self.site_scores(clean, self._last.site, self._last.depth, values)]
+
+    @property
+    def _last(self) -> Masking:
+        return self.maskings[0].parts[-1]
 
     def _make_maskings(self) -> Sequence[Masks]:
         """One mask of all layers."""

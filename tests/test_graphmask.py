@@ -1,0 +1,172 @@
+"""GraphMask on a graph network of two layers in plain torch: what gates read, tied gates, graphs by themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+import maskhooks
+from maskhooks import GraphMask, Recipe
+from maskhooks.errors import UnknownSiteError
+from maskhooks.hooked import Hooked
+from maskhooks.outputs import prediction_loss
+from maskhooks.probes import SummedMLP
+from maskhooks.seeds import generator
+from maskhooks.site import Site
+from maskhooks.wrap import wrap
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+QUICK = dataclasses.replace(Recipe.named("graph"), steps=6, warmup=2, validations=2)
+EDGE = "edge feature -> edge"
+Graphs = tuple[Tensor, Tensor, Tensor]  # states, edges, the graph of each node
+
+
+class Message(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, 6)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.linear(source)
+
+
+class Layer(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.message = Message(features)
+
+    def forward(self, states: Tensor, edges: Tensor) -> Tensor:
+        sent = self.message(states[edges[0]], states[edges[1]])
+        return torch.tanh(torch.zeros(len(states), 6).index_add(0, edges[1], sent))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([Layer(4), Layer(6)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, states: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
+        for layer in self.layers:
+            states = layer(states, edges)
+        return self.head(torch.zeros(int(graph.max()) + 1, 6).index_add(0, graph, states))
+
+
+def batch(seed: int, count: int = 3) -> Graphs:
+    """Rings of three nodes, with an edge more for each graph than for the one before."""
+    states = torch.randn(3 * count, 4, generator=generator(seed))
+    edges = [(3 * one + node, 3 * one + (node + 1) % 3) for one in range(count) for node in range(3)]
+    edges += [(3 * one, 3 * one + 2) for one in range(1, count) for _ in range(one)]
+    return states, torch.tensor(edges).T, torch.arange(count).repeat_interleave(3)
+
+
+def sites(companions: bool = True) -> list[Site]:
+    found = []
+    for depth in range(2):
+        parts = {"output": "message", "input[0]": "source", "input[1]": "target"}
+        for port, tag in parts.items() if companions else [("output", "message")]:
+            found.append(Site.parse(f"layers.{depth}.message:{port}", EDGE, tags=frozenset({tag}), depth=depth))
+    return found
+
+
+def hook(companions: bool = True) -> Hooked:
+    return wrap(
+        Net().eval(),
+        sites=sites(companions),
+        output=lambda logits: Categorical(logits=3 * logits),
+        examples=lambda graphs: graphs[2][graphs[1][0]],
+        edges=lambda graphs: {"source": graphs[1][0] % 3, "target": graphs[1][1] % 3},
+    )
+
+
+def fitted(hooked: Hooked, **settings: object) -> GraphMask:
+    explainer = GraphMask(hooked, **{"margin": 5.0, "recipe": QUICK, **settings})  # type: ignore[arg-type]
+    explainer.fit([batch(1), batch(2)], [batch(3)], progress=False, accelerator="cpu")
+    return explainer
+
+
+def test_gates_read_source_message_and_target_of_their_layer() -> None:
+    (joint,) = GraphMask(hook()).maskings
+    first, second = joint.parts
+    names = [str(site) for site in first.votes[0].reads]
+    assert names == ["layers.0.message:input[0]", "layers.0.message:output", "layers.0.message:input[1]"]
+    assert all(str(site).startswith("layers.1") for site in second.votes[0].reads)
+    assert isinstance(first.votes[0].probe, SummedMLP)
+
+
+def test_without_companions_gates_read_the_message() -> None:
+    (joint,) = GraphMask(hook(companions=False)).maskings
+    assert [[str(site) for site in part.votes[0].reads] for part in joint.parts] == [
+        [f"layers.{depth}.message:output"] for depth in range(2)
+    ]
+
+
+def test_rows_are_edges_of_each_graph_in_each_layer() -> None:
+    graphs = batch(9)
+    explanation = fitted(hook()).explain(graphs)
+    assert len(explanation) == 2 * graphs[1].shape[1]
+    last = explanation.select(depth=1, example=2)
+    assert last["position"].tolist() == list(range(5))
+    assert last["label"].tolist() == ["0→1", "1→2", "2→0", "0→2", "0→2"]
+    assert last["source"].tolist() == [0, 1, 2, 0, 0]
+    assert explanation.examples.keys() == {0, 1, 2}
+
+
+def test_examples_without_edges_are_counted() -> None:
+    states, edges, graph = batch(9)
+    explainer = fitted(hook())
+    lonely = (torch.cat([states, torch.zeros(1, 4)]), edges, torch.cat([graph, torch.tensor([3])]))
+    both = explainer.explain_all([lonely, batch(4)])
+    assert sorted(set(both["example"].tolist())) == [0, 1, 2, 4, 5, 6]
+    assert both.examples.keys() == set(range(7))
+
+
+def test_tied_gates_have_the_rows_of_the_last_layer() -> None:
+    explainer = fitted(hook(), tied=True)
+    explanation = explainer.explain(batch(9))
+    assert explanation.sites == ("layers.1.message:output",)
+    assert len(explanation) == batch(9)[1].shape[1]
+    (row,) = explainer.evaluate([batch(9)], progress=False)
+    assert row["rounded_kept"] == pytest.approx(
+        sum(explanation.select(example=one)["kept"].mean() for one in range(3)) / 3
+    )
+
+
+def test_without_amortisation_each_edge_has_a_gate_of_its_own() -> None:
+    explainer = GraphMask(hook(), amortized=False, margin=0.02, recipe=dataclasses.replace(QUICK, steps=80), seed=3)
+    states, edges, graph = batch(9)
+    whole = explainer.explain((states, edges, graph))
+    assert len(whole) == 2 * edges.shape[1]
+    assert len(set(whole["score"].tolist())) > len(whole) // 2
+    assert whole == explainer.explain((states, edges, graph))
+
+
+def test_layers_join_from_the_top_down() -> None:
+    explainer = fitted(hook(), recipe=dataclasses.replace(QUICK, steps=8, stagger=0.5))
+    first, last = (explainer.result.log[step]["site"] for step in (0, 7))
+    assert first == "layers.1.message:output"
+    assert last == "layers.0.message:output, layers.1.message:output"
+
+
+@pytest.mark.parametrize("settings", [{}, {"tied": True, "divergence": prediction_loss}])
+def test_it_is_loaded_as_it_was_saved(settings: dict[str, object], tmp_path: Path) -> None:
+    hooked = hook()
+    explainer = fitted(hooked, gate="hard-concrete-rounded", **settings)
+    explainer.save(tmp_path)
+    loaded = maskhooks.load(tmp_path, hooked)
+    assert isinstance(loaded, GraphMask)
+    assert loaded.settings() == explainer.settings()
+    assert loaded.explain(batch(9)) == explainer.explain(batch(9))
+    assert repr(loaded).startswith("GraphMask(1 maskings of 2 sites")
+
+
+def test_a_model_without_messages_is_refused() -> None:
+    with pytest.raises(UnknownSiteError, match="message"):
+        GraphMask(wrap(nn.Linear(2, 2), sites={":output": "batch feature -> batch"}))
