@@ -34,7 +34,7 @@ from maskhooks.tasks import sst
 from maskhooks.viz.figure import COLOURS
 
 MARGIN = 0.1
-TEXT: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5}
+TEXT: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False}
 RECIPE = dataclasses.replace(Recipe.named("stable"), steps=800)
 
 
@@ -62,7 +62,8 @@ def draw(truth: Truth, data: Data, chosen: Sequence[int], scores: Sequence[Seque
         mesh = part.pcolormesh(rows, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
         for (row, place), value in np.ndenumerate(rows):
             colour = "white" if np.dot(colours(value)[:3], (0.3, 0.59, 0.11)) < 0.55 else "black"
-            part.text(place + 0.5, row + 0.5, words[place], color=colour, parse_math=False, **TEXT)
+            size = min(6.5, 72 / len(words[place]))
+            part.text(place + 0.5, row + 0.5, words[place], color=colour, fontsize=size, **TEXT)
         part.set_xlim(0, 12)
         part.set_xticks([])
         part.set_yticks([0.5, 1.5], ["DiffMask, amortised", "exact erasure"], fontsize=6.5)
