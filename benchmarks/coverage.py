@@ -1,6 +1,6 @@
 """Which model types of transformers can be hooked and masked, tried one by one on tiny random models.
 
-For each task of transformers every type that it lists is built from its own configuration class (see `tiny.py`), and
+For each task of transformers every type that it lists is built from its own configuration class (see `tiny.py`, `ladder.py`), and
 checked: wrapped; ordered hidden sites and an input site found; open gates equal bit for bit; gradients to closed values
 exactly zero where those to open ones are not; the bypass test run (these two at up to eight sites of a kind); the
 expected L0 of a fixed batch falls in ten steps without a constraint; every probe gets a finite, non-zero gradient from
@@ -33,6 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import tiny
 import torch
 import transformers
+from coverage_table import KINDS, matrix, summary
 from maskhooks_transformers import decoding
 from maskhooks_transformers.marks import Marks
 from torch import Tensor, nn
@@ -60,7 +61,6 @@ TASKS = {
     "image-classification": "IMAGE_CLASSIFICATION",
     "audio-classification": "AUDIO_CLASSIFICATION",
 }
-KINDS = ("input", "hidden", "head", "mlp")
 QUICK = {
     "sequence-classification": ("albert", "bert", "t5", "xlm"),
     "token-classification": ("bros",),
@@ -71,12 +71,6 @@ QUICK = {
     "image-classification": ("resnet", "vit"),
     "audio-classification": ("wav2vec2",),
 }
-_ABOUT = """# Kinds of sites by model type
-
-Written by `python benchmarks/coverage.py --from RESULTS ... --matrix FILE`; what was tried is [told here](coverage.md).
-`tasks`: for how many of the tasks the type was tried; a kind of site is there if it was found for any of them.
-`bypassed`: information goes around a hidden state, as around a decoder's by cross-attention.
-"""
 CPU_SECONDS, WALL_SECONDS = 60, 600
 
 
@@ -298,50 +292,6 @@ def _child(sender: Connection, kind: str, class_name: str) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 # for the life of the process
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     sender.send(tried(kind, class_name))
-
-
-def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One task's figures; types that cannot be built count neither way."""
-    built = {kind: one for kind, one in results.items() if "not_buildable" not in one}
-    attend = {kind: one for kind, one in built.items() if one["attends"]}
-    return {
-        "ok": sum(one["ok"] for one in built.values()),
-        "total": len(built),
-        "failures": {kind: one["reason"] for kind, one in built.items() if not one["ok"]},
-        "kinds": {name: sum(name in one["kinds"] for one in built.values()) for name in KINDS},
-        "bypassed": [kind for kind, one in built.items() if one["bypassed"]],
-        "not_buildable": {kind: one["not_buildable"] for kind, one in results.items() if "not_buildable" in one},
-        "softmax_attention": {
-            "total": len(attend),
-            "head": sum("head" in one["kinds"] for one in attend.values()),
-            "without": [kind for kind, one in attend.items() if "head" not in one["kinds"]],
-        },
-    }
-
-
-def matrix(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A page in Markdown: a table of each type of model by kind of site, over all tasks."""
-    rows: dict[str, dict[str, Any]] = {}
-    for of_task in results.values():
-        for kind, one in of_task.items():
-            row = rows.setdefault(kind, {"tasks": 0, "sites": set(), "ok": True, "bypassed": False, "attends": False})
-            if "not_buildable" in one:
-                continue
-            row["tasks"] += 1
-            row["ok"] &= one["ok"]
-            row["bypassed"] |= bool(one["bypassed"])
-            row["attends"] |= one["attends"]
-            row["sites"].update(one["kinds"])
-    heading = ["type", "tasks", *KINDS, "bypassed", "all checks"]
-    lines = [_ABOUT, f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
-    for kind, row in sorted(rows.items()):
-        if not row["tasks"]:
-            continue
-        missing = {"head": "no" if row["attends"] else "no attention"}
-        sites = ["yes" if name in row["sites"] else missing.get(name, "no") for name in KINDS]
-        cells = [kind, str(row["tasks"]), *sites, "yes" if row["bypassed"] else "no", "yes" if row["ok"] else "no"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def merged(files: list[Path]) -> dict[str, dict[str, Any]]:

@@ -1,70 +1,24 @@
 """Tiny random models of every type that transformers lists, built by general rules from their configuration classes.
 
-A ladder of rules is climbed until a model can be built and run: sizes shrunk by the patterns of their names, with
-values that are None left alone, then filled in; lists with an entry for each layer taken anew, so that each kind of
-layer stays; sub-configurations likewise; then all sizes divided alike; then only layers, words and experts made fewer.
-The number of weights is counted on the meta device before anything is allocated.
+A ladder of rules (`ladder.py`) is climbed until a model can be built and run; lists with an entry for each layer are
+taken anew, so that each kind of layer stays; sub-configurations likewise. The number of weights is counted on the meta
+device before anything is allocated.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
-from types import NoneType
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ladder import LAYERS, WORDS, Rung, named, number_of, rungs
 from maskhooks_transformers import decoding, samples
 from torch import Tensor, nn
 
 MOST_WEIGHTS = 40_000_000
-WORDS = 96
-_LAYERS = 2
-
-# What a name says about a size; the first pattern that is found in the name counts. 0: no size, or left as it is.
-_NAMES: tuple[tuple[str, int], ...] = (
-    (r"indexer_kv_heads", 1),
-    (r"indexer_budget|indexer_compress_ratio", 4),
-    (r"layerdrop|tokenizer_chunk|eps|epsilon|dropout|factor|_act|scale|std|theta|prob|mult|ratio|group_size_", 0),
-    (r"token_id|token_index|_id$", 0),
-    (r"vocab_size|_vocab$", WORDS),
-    (r"n_group$|topk_group", 1),
-    (r"(n|o)_groups$", 2),
-    (r"experts_per|top_?k|moe_k|num_selected", 2),
-    (r"experts|expert_num", 4),
-    (r"(key_value|kv|_groups_)_?heads|num_kv|n_head_kv|multi_query_group", 2),
-    (r"heads?$|n_head|num_heads|_heads", 4),
-    (r"layers_per|num_hidden_groups|inner_group|layer_offset", 1),
-    (r"layer_period", 2),
-    (r"layers$|n_layers?$|num_layers|layers_num|^depth$|num_blocks|n_blocks|block_depth|attends_per|repeats$", _LAYERS),
-    (r"first_k_dense|num_dense|dense_layers", 1),
-    (r"positions?$|position_embeddings|max_length|max_seq|^n_ctx$|seq_len(gth)?$", 64),
-    (r"image_size|input_size|crop_size", 32),
-    (
-        r"(head|key|value|qk|rope|nope|kv|v)_?(head)?_(dim|channels)$|^d_kv$|d_head|kv_channels|head_size|attention_key",
-        8,
-    ),
-    (r"lora_rank|low_rank|_rank$", 16),
-    (r"state_size|d_state|ssm_state", 8),
-    (r"^window_size$|num_filters|right_context", 2),
-    (r"chunk_size$|window_size|sliding_window|attention_window|block_size|chunk_length", 8),
-    (r"intermediate|ffn|feed_forward|d_ff|d_ssm|n_inner|mlp_hidden|inner_dim|ff_dim|expert_dim", 64),
-    (
-        r"embedding_size|embed_dim|emb_dim|hidden|d_model|n_embd|^dim$|_dim$|model_dim|width|embed_size|channels?_out|^d_latents$",
-        32,
-    ),
-    (r"coordinate_size|shape_size|channels$", 32),
-    (r"projection_size|proj_size|d_embed|lru_width|output_size|conv_hidden|size_per_layer|codevector_dim", 32),
-    (r"num_buckets|max_distance|num_codevectors|relative_attention", 16),
-)
-_KINDS = re.compile(
-    r"^(attn|attention|ssm|conv|hidden|embed|decoder|encoder|neck|num|stage|downsample|intermediate|depths)"
-)
-
-Rung = Callable[[str, Any, Any], Any]  # a size's name, its value, and what the class itself says
 
 
 class BuildError(Exception):
@@ -79,7 +33,7 @@ def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tu
     """
     reasons: list[str] = []
     own = getattr(model_class, "config_class", None) or config_class  # for models of text, the text's alone
-    for main, caches, rung in itertools.product((True, False), (True, False), list(_rungs())):
+    for main, caches, rung in itertools.product((True, False), (True, False), list(rungs())):
         try:
             config = _config(own, rung)
             with torch.device("meta"):
@@ -92,25 +46,6 @@ def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tu
         except Exception as error:  # noqa: PERF203 # whatever the model's own code raises
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     raise BuildError(" | ".join(dict.fromkeys(reasons)))
-
-
-def _rungs() -> Iterator[Rung]:
-    yield functools.partial(_by_name, derived=False)
-    yield functools.partial(_by_name, derived=True)
-    yield functools.partial(_by_name, derived=True, fill=True)
-    yield _of_wider_heads
-    yield _attending
-    yield _of_more_pixels
-    yield _of_more_words
-    yield functools.partial(_deep, derived=False, layers=8)
-    yield functools.partial(_deep, derived=True, layers=8)
-    yield functools.partial(_deep, derived=False, layers=32)
-    for divisor in (16, 8, 4):
-        yield functools.partial(_divided, divisor=divisor)
-    yield _as_decoder
-    yield _fewer
-    yield _layers_only
-    yield _decoding
 
 
 def _model(model_class: type[nn.Module], config: Any) -> nn.Module:
@@ -225,7 +160,7 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
             given[name] = _shrunk(sub, rung)
     kinds = _layer_kinds(values)
     wanted = rung("num_layers", 99, 99)
-    layers = max([_LAYERS, *(len(kept) for kept in kinds.values())]) if wanted == _LAYERS else wanted
+    layers = max([LAYERS, *(len(kept) for kept in kinds.values())]) if wanted == LAYERS else wanted
     declared = (
         {field.name: field.default for field in dataclasses.fields(usual)} if dataclasses.is_dataclass(usual) else {}
     )
@@ -234,15 +169,15 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
             continue
         new = rung(name, value, declared.get(name, value))
         if name in kinds and new is value:
-            few = wanted == _LAYERS
+            few = wanted == LAYERS
             given[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(layers)] if few else value[:layers]
             continue
-        if new == _LAYERS and isinstance(new, int) and _is(name, r"layers$|n_layers?$|num_layers"):
+        if new == LAYERS and isinstance(new, int) and named(name, r"layers$|n_layers?$|num_layers"):
             new = layers
         told = isinstance(value, bool) and value != declared.get(name, value)  # such as a decoder within a model
         if new is not value or told:
             given[name] = new
-    for name in [name for name in given if _number(name) == 2 and "heads" in name]:
+    for name in [name for name in given if number_of(name) == 2 and "heads" in name]:
         heads = name.replace("key_value", "attention").replace("kv", "attention")
         if values[name] == values.get(heads):  # as many keys and values as queries
             given[name] = given.get(heads, given[name])
@@ -267,7 +202,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _layer_kinds(values: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Lists with an entry for each layer, as their distinct entries in order."""
-    counts = {value for name, value in values.items() if _is(name, r"layers$|n_layers?$") and type(value) is int}
+    counts = {value for name, value in values.items() if named(name, r"layers$|n_layers?$") and type(value) is int}
     found: dict[str, list[Any]] = {}
     for name, value in values.items():
         if isinstance(value, (list, tuple)) and len(value) in counts and len(value) > 2:
@@ -295,117 +230,3 @@ def _choices(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value is None and isinstance(several.get(name), (list, tuple)) and several[name]
     }
-
-
-def _is(name: str, pattern: str) -> bool:
-    return re.search(pattern, name) is not None
-
-
-def _number(name: str) -> int:
-    return next((size for pattern, size in _NAMES if _is(name, pattern)), 0)
-
-
-def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool = False) -> Any:
-    """Sizes by their names.
-
-    Args:
-        derived: also those that the class derives from others where it is left to.
-        fill: also those that are None.
-    """
-    size = _number(name)
-    if _is(name, r"kv_shared_layers") and type(value) is int:
-        return 0  # of two layers none has the keys of one before it
-    if not size or isinstance(value, (bool, str)) or (isinstance(default, (str, NoneType)) and not derived):
-        return value
-    if value is None:
-        return size if fill and not _is(name, r"window|chunk|shared(?!_expert)|block|rank|^n_inner") else value
-    if isinstance(value, int):
-        return min(value, size) if value > 0 else value
-    if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
-        if _is(name, r"depths|layers|num_blocks|repeats"):
-            return type(value)(min(item, 2) for item in value)
-        if _is(name, r"heads"):
-            return type(value)(min(item, 2) for item in value)
-        if _is(name, r"hidden_sizes|embed_dims?|dims?$|channels|hidden_size"):
-            return type(value)(max(8, item // 8 * 8 // 4 // 8 * 8) for item in value)
-        if _is(name, r"image_size|input_size"):
-            return type(value)(min(item, size) for item in value)
-    return value
-
-
-def _of_wider_heads(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with heads that together are twice as wide as a state, as state-space layers have them."""
-    new = _by_name(name, value, default, derived=False)
-    return min(value, 16) if type(value) is int and _number(name) == 8 and _is(name, r"head_?dim|d_head") else new
-
-
-def _attending(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with attention in the last layer, where the class has none unless told so."""
-    if name == "layer_types":
-        return [(value or ["full_attention"])[0], "full_attention"]
-    if _is(name, r"layer_indices$") and value is None:
-        return [_LAYERS - 1]
-    return _by_name(name, value, default, derived=False)
-
-
-def _of_more_pixels(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with images that are twice as wide, for windows that still fit in at the last stage."""
-    new = _by_name(name, value, default, derived=False)
-    return min(value, 64) if type(value) is int and _is(name, r"image_size") else new
-
-
-def _of_more_words(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with words enough for models that look at some by their numbers."""
-    words = type(value) is int and _number(name) == WORDS
-    return min(value, 16384) if words else _by_name(name, value, default, derived=False)
-
-
-def _deep(name: str, value: Any, default: Any, *, derived: bool, layers: int) -> Any:
-    """As `_by_name`, with more layers, for kinds of layers that come only now and then."""
-    if _number(name) == _LAYERS:
-        return min(value, layers) if type(value) is int else value
-    return _by_name(name, value, default, derived=derived)
-
-
-def _as_decoder(name: str, value: Any, default: Any) -> Any:
-    """As `_divided`, for classes that must be told that they are decoders."""
-    return True if name == "is_decoder" else _divided(name, value, default, divisor=16)
-
-
-def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:
-    """All widths divided alike, so that they still fit each other."""
-    if _is(name, r"depths"):
-        return type(value)(min(item, 2) for item in value) if isinstance(value, (list, tuple)) else value
-    size = _number(name)
-    if size in (32, 64, 8, 16) and not _is(
-        name, r"positions?$|position_emb|image|input_size|max_|window|chunk|block|^n_ctx"
-    ):
-        if type(value) is int and value >= 8 * divisor:
-            return value // divisor
-        if isinstance(value, (list, tuple)) and all(type(item) is int and item >= 4 * divisor for item in value):
-            return type(value)(item // divisor for item in value)
-        return value
-    return _fewer(name, value, default)
-
-
-def _fewer(name: str, value: Any, default: Any) -> Any:
-    """Fewer layers, words, experts, positions and pixels; widths as they are."""
-    if _is(name, r"depths|repeats$") and isinstance(value, (list, tuple)):
-        return type(value)(1 for _ in value)
-    if _is(
-        name, r"vocab_size|layers$|n_layers?$|num_layers|experts$|positions?$|position_embeddings|image_size|^n_ctx"
-    ):
-        return _by_name(name, value, default, derived=True)
-    return value
-
-
-def _decoding(name: str, value: Any, default: Any) -> Any:
-    """As `_divided`, as a decoder, for classes that are one or refuse."""
-    return True if name == "is_decoder" else _divided(name, value, default, divisor=4)
-
-
-def _layers_only(name: str, value: Any, default: Any) -> Any:
-    """As `_fewer`, with all experts, positions and pixels."""
-    if _is(name, r"vocab_size|layers$|n_layers?$|num_layers"):
-        return _by_name(name, value, default, derived=True)
-    return value
