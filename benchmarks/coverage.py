@@ -1,11 +1,11 @@
 """Which model types of transformers can be hooked and masked, tried one by one on tiny random models.
 
-For each task of transformers every type that it lists is built from its own configuration class (see `tiny.py`, `ladder.py`), and
-checked: wrapped; ordered hidden sites and an input site found; open gates equal bit for bit; gradients to closed values
-exactly zero where those to open ones are not; the bypass test run (these two at up to eight sites of a kind); the
-expected L0 of a fixed batch falls in ten steps without a constraint; every probe gets a finite, non-zero gradient from
-the whole objective; afterwards the model is bit for bit what it was. Each type is tried in a process of its own with a
-time limit.
+For each task of transformers every type that it lists is built from its own configuration class (see `tiny.py`,
+`ladder.py`), and checked: wrapped; ordered hidden sites and an input site found; open gates equal bit for bit;
+gradients to closed values exactly zero where those to open ones are not; the bypass test run (these two at up to eight
+sites of a kind); the expected L0 of a fixed batch falls in ten steps without a constraint; every probe gets a finite,
+non-zero gradient from the whole objective; afterwards the model is bit for bit what it was. Each type is tried in a
+process of its own with a time limit.
 
     python benchmarks/coverage.py [--quick] [--only TASK] [--types a,b] [--save FILE] [--matrix FILE]
     python benchmarks/coverage.py --from FILE [FILE ...] [--matrix FILE]
