@@ -58,7 +58,7 @@ class Task:
         examples: Callable[..., Tensor] | None = None,
         edges: Callable[..., Mapping[str, Tensor]] | None = None,
         select: Callable[[Any, Sequence[int]], Any] | None = None,
-        units: Callable[..., Tensor] | None = None,
+        units: Callable[..., Tensor] | str | None = None,
     ) -> None:
         self._call, self._output, self._real, self._names, self._vary = call, output, real, names, vary
         self._examples, self._edges, self._select, self._units = examples, edges, select, units
@@ -162,10 +162,16 @@ class Task:
         is alone.
 
         Raises:
-            BatchError: the numbers given have another shape, or are no whole numbers.
+            BatchError: the numbers given have another shape, or are no whole numbers; or no function is given, but a word
+                that this task does not know.
         """
         if self._units is None:
             return None
+        if isinstance(self._units, str):
+            raise BatchError(
+                f"units={self._units!r}: the task {self.name!r} does not know which positions these are. Give a "
+                f"function: wrap(model, units=lambda batch: ...), with a whole number for each position"
+            )
         numbers = torch.as_tensor(_apply(self._units, batch, site)).to(value.device)
         sizes = site.gating().shape(value, site=site)
         shape = [sizes[axis] for axis in site.gating().positions]

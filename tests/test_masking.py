@@ -200,6 +200,12 @@ def test_units_have_the_shape_of_positions(batch):
             hooked.task.units(hooked.find("layers.1:output")[0], batch, torch.zeros(4, 6, 12))
 
 
+def test_words_are_unknown_to_a_task_without_a_tokenizer(batch):
+    hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, real=lambda b: b[1], units="words")
+    with pytest.raises(BatchError, match=r"units='words': the task 'function' does not know"):
+        hooked.task.units(hooked.find("layers.1:output")[0], batch, torch.zeros(4, 6, 12))
+
+
 class TestProbes:
     def test_values_are_standardised(self):
         probe = MLP()
