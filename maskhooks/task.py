@@ -162,8 +162,8 @@ class Task:
         is alone.
 
         Raises:
-            BatchError: the numbers given have another shape, or are no whole numbers; or no function is given, but a word
-                that this task does not know.
+            BatchError: the numbers given have another shape, or are no whole numbers; or a word is given that
+                this task does not know.
         """
         if self._units is None:
             return None
