@@ -62,7 +62,8 @@ def wrap(
         raise ModelError("the model is wrapped already; wrap takes the module itself, `hooked.model`")
     model = _module(model)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}")
+        load = ": load the model first, as with from_pretrained" if isinstance(model, str) else ""
+        raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}{load}")
     given = _adapters(adapter)
     found = claims(model, given) if given else []
     found = found or claims(model, registry.adapters())

@@ -79,7 +79,7 @@ class TransformersTask(Task):
 
         Raises:
             BatchError: an option that this task does not have.
-            SettingError: `positions` is no such thing, or the model predicts no next token.
+            SettingError: `positions` is no such thing, or the model predicts no next token; `tokenizer` is a name.
         """
         own = {key: value for key, value in functions.items() if key not in ("tokenizer", "positions")}
         task = super().given(own)
@@ -88,6 +88,11 @@ class TransformersTask(Task):
             raise SettingError(f"units={task._units!r}: it is 'words', or a function of the batch")
         task.head = copy.copy(self.head)
         if "tokenizer" in functions:
+            if isinstance(functions["tokenizer"], str):
+                raise SettingError(
+                    f"tokenizer={functions['tokenizer']!r}: give the tokenizer itself, "
+                    f"AutoTokenizer.from_pretrained({functions['tokenizer']!r})"
+                )
             task.words = Words(self.words.config, functions["tokenizer"])
             if task.head is not None:
                 task.head.words = task.words
@@ -106,7 +111,7 @@ class TransformersTask(Task):
         """The keyword arguments made from a batch.
 
         Raises:
-            BatchError: the batch has no input for the model, or lists where tensors belong.
+            BatchError: the batch has no input for the model, lists where tensors belong, or no axis for examples.
         """
         mapping = as_mapping(batch)
         takes = _named(type(model))
@@ -125,6 +130,10 @@ class TransformersTask(Task):
         given = kwargs[present[0]]
         if not isinstance(given, Tensor):
             raise BatchError(f"{present[0]} is no tensor but {nested.describe(given)}. {way_out}")
+        if present[0] == "input_ids" and given.dim() < 2:
+            raise BatchError(
+                f"input_ids has shape {list(given.shape)}, without an axis for examples: give input_ids[None]. {way_out}"
+            )
         if isinstance(self.head, Translation):
             kwargs.update(decoding.target(model, kwargs, given, labels(mapping)))
         if isinstance(self.head, CausalLanguageModel):
@@ -141,10 +150,10 @@ class TransformersTask(Task):
             return super().distribution(result, batch)
         if self.head is None:
             raise UnknownDistributionError(
-                f"what {self.served} predicts is not known: transformers lists it neither for sequence "
-                f"or token classification, nor for question answering, nor for masked or causal language "
-                f"models. Load it with such a head (AutoModelForSequenceClassification, ...), or say what it "
-                f"predicts: wrap(model, output=lambda outputs: Categorical(logits=outputs.logits))"
+                f"what {self.served} predicts is not known: transformers lists it neither for classification of "
+                f"sequences, tokens, images or recordings, nor for question answering, nor as a masked, causal or "
+                f"sequence to sequence language model. Load it with such a head (AutoModelForSequenceClassification, "
+                f"...), or say what it predicts: wrap(model, output=lambda outputs: Categorical(logits=outputs.logits))"
             )
         return outputs.check(self.head.distribution(result, batch, lambda: self._real_tokens(batch)))
 

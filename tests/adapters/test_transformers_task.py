@@ -192,6 +192,8 @@ def test_options_that_do_not_fit() -> None:
         maskhooks.wrap(make("bert"), positions="all")
     with pytest.raises(BatchError, match=r"takes no tokeniser.*tokenizer"):
         maskhooks.wrap(make("bert"), tokeniser=tokenizer())
+    with pytest.raises(SettingError, match=r"give the tokenizer itself, AutoTokenizer\.from_pretrained\('gpt2'\)"):
+        maskhooks.wrap(make("bert"), tokenizer="gpt2")
 
 
 def test_a_subclass_has_the_head_of_its_parent() -> None:
@@ -309,6 +311,8 @@ def test_batches_that_cannot_be_called() -> None:
         hooked({"input_ids": [[1, 2], [3]]})
     with pytest.raises(BatchError, match=r"it is a tuple.*call="):
         hooked((batch()["input_ids"], batch()["attention_mask"]))
+    with pytest.raises(BatchError, match=r"input_ids has shape \[7\], without an axis for examples"):
+        hooked({"input_ids": batch()["input_ids"][0]})
     square = {"input_ids": batch()["input_ids"], "attention_mask": torch.ones(3, 1, 7, 7)}
     with pytest.raises(BatchError, match=r"attention_mask is of shape \[3, 1, 7, 7\].*real="):
         hooked.task.real(hooked.sites[0], square, torch.zeros(3, 7, HIDDEN))
