@@ -132,7 +132,8 @@ class TransformersTask(Task):
             raise BatchError(f"{present[0]} is no tensor but {nested.describe(given)}. {way_out}")
         if present[0] == "input_ids" and given.dim() < 2:
             raise BatchError(
-                f"input_ids has shape {list(given.shape)}, without an axis for examples: give input_ids[None]. {way_out}"
+                f"input_ids has shape {list(given.shape)}, without an axis for examples: give input_ids[None]. "
+                f"{way_out}"
             )
         if isinstance(self.head, Translation):
             kwargs.update(decoding.target(model, kwargs, given, labels(mapping)))
