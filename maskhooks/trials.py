@@ -113,9 +113,21 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
     if others and not leaves and site.pattern is not None:
         return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
+    if leaves and ends and _hard(hooked, batch, site):
+        return "no gradient comes back from the distribution of outputs, as after argmax or detach: make it of logits"
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
+
+
+def _hard(hooked: Hooked, batch: Any, site: Site) -> bool:
+    """Whether what is predicted depends on a site, and is cut off from it."""
+    with hooked.tap(replace={site: lambda value: value.detach().clone().requires_grad_()}):
+        usual = _outputs(hooked, batch)
+    if any(tensor.requires_grad for tensor in usual):
+        return False
+    with hooked.tap(replace={site: _zeros}):
+        return not _same(usual, _outputs(hooked, batch))
 
 
 def _raw(outputs: Any) -> Any:

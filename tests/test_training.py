@@ -572,7 +572,7 @@ class TestRecipe:
         [
             ({"objective": "ratioo"}, r"no objective of a recipe is named 'ratioo'.*Did you mean 'ratio'"),
             ({"optimizer": "adamw"}, r"no optimizer of a recipe is named 'adamw'"),
-            ({"probe": "x"}, r"There are: mlp, paper"),
+            ({"probe": "x"}, r"There are: mlp, summed, paper"),
             ({"validations": 0}, r"validations is a whole number from 1, got 0"),
             ({"stagger": 1.5}, r"stagger is a fraction of the steps"),
         ],

@@ -261,3 +261,17 @@ def test_masks_are_not_learned_where_no_gradient_comes_back():
     batches = [torch.randn(4, 5, 4)]
     with pytest.raises(GradientError, match=r"0:output: no gradient comes back: it is zero everywhere"):
         maskhooks.DiffMask(hooked, "0:output").fit(batches, batches, steps=2, progress=False)
+
+
+def test_masks_are_not_learned_from_hard_decisions():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    sites = {"0:output": "batch feature -> batch feature"}
+
+    def hard(logits):
+        return Categorical(probs=nn.functional.one_hot(logits.argmax(-1), 3).float())
+
+    batches = [torch.randn(8, 4)]
+    for settings in ({}, {"amortized": False}):
+        explainer = maskhooks.DiffMask(maskhooks.wrap(model, sites=sites, output=hard), **settings)
+        with pytest.raises(GradientError, match=r"0:output: no gradient comes back from the distribution"):
+            explainer.fit(batches, batches, steps=2, progress=False)
