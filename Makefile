@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+# Tests in as many processes as there are cores, four at most: each takes a gigabyte.
+TESTS := -m pytest -q -n auto --maxprocesses 4
 
 .PHONY: demo test check clean
 .SECONDARY:
@@ -11,14 +13,14 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/maskhooks demo --out demo
 
 test: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(TESTS)
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(TESTS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
