@@ -105,12 +105,11 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
             ends = [t for _, t in outputs if t.is_floating_point() and t.requires_grad and not t.is_nested]
             if leaves and ends:
                 weights = [torch.randn(end.shape, generator=source).to(end) for end in ends]
-                try:
-                    torch.autograd.backward(ends, weights, inputs=None if reentrant(ends) else leaves)
-                except RuntimeError as error:
-                    return f"no gradient comes back: {error}"
+                torch.autograd.backward(ends, weights, inputs=None if reentrant(ends) else leaves)
     except GradientError as error:
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
+    except RuntimeError as error:  # some kernels refuse as soon as a gradient is asked for, before any backward
+        return f"no gradient comes back: {error}"
     if others and not leaves and site.pattern is not None:
         return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
     if leaves and ends and _hard(hooked, batch, site):

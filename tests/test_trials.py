@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.doctor import Report, examine
+from maskhooks.doctor import Report, check_gradients, examine
 from maskhooks.errors import BatchError, GradientError, TappedModelError
 from maskhooks.site import Site
 from maskhooks.tap import Tap
@@ -245,6 +245,20 @@ def test_hooks_removed_by_others_are_noticed() -> None:
         tap.__exit__(None, None, None)
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert model.training
+
+
+def test_a_kernel_that_refuses_gradients_before_any_backward() -> None:
+    class Kernel(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                raise NotImplementedError("no backward on this device")
+            return x * 2
+
+    hooked = maskhooks.wrap(nn.Sequential(nn.Linear(4, 4), Kernel()), sites={"0:output": "batch hidden -> batch"})
+    (finding,) = examine(hooked, torch.randn(2, 4)).findings
+    assert finding.trouble == "no gradient comes back: no backward on this device"
+    with pytest.raises(GradientError, match="no backward on this device"):
+        check_gradients(hooked, torch.randn(2, 4), hooked.find("0:output"))
 
 
 def test_masks_are_not_learned_where_no_gradient_comes_back():
