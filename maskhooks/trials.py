@@ -109,7 +109,7 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
     except GradientError as error:
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
     except RuntimeError as error:  # some kernels refuse as soon as a gradient is asked for, before any backward
-        return f"no gradient comes back: {error}"
+        return f"no gradient comes back: {error}".rstrip(".")
     if others and not leaves and site.pattern is not None:
         return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
     if leaves and ends and _hard(hooked, batch, site):

@@ -63,8 +63,8 @@ def fit(
     sites: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to mask: hidden, input, message, an address or a glob; by default hidden, for graphmask "
-            "message. May be repeated.",
+            help="What to mask: hidden, input, head, mlp, message, an address or a glob; by default hidden, for "
+            "graphmask message. May be repeated.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -157,7 +157,8 @@ def fit(
     settings |= {"baseline": baseline, "recipe": recipe}
     masks = _kind(explainer)(material.hooked, **_given(settings), seed=seed)
     train, held = material.for_training(data, validation, limit)
-    say(f"Training {len(masks.maskings)} masks of {model}, within {masks.margin:g} nats of its predictions.")
+    count = len(masks.maskings)
+    say(f"Training {count} mask{'s' * (count > 1)} of {model}, within {masks.margin:g} nats of its predictions.")
     where = device_of(material.hooked.model)
     with _stoppable(masks, out):
         masks.fit(
