@@ -12,6 +12,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy as duplicate
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -194,9 +195,20 @@ def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
     """A copy of a module in eval mode without data, without hooks, and with its class's own forward.
 
     On the meta device weights and buffers are without values, in bfloat16 (which every kernel takes). On the CPU each
-    weight is one number seen everywhere, and buffers are copies. Other attributes are shared.
+    weight is one number seen everywhere, and buffers are copies. Attention is computed plainly where the model has it
+    in a kernel that shows no heads. Other attributes are shared.
     """
     copies: dict[int, nn.Module] = {}
+    configs: dict[int, Any] = {}
+
+    def plain(value: Any) -> Any:
+        kernel = vars(value).get("_attn_implementation_internal") if hasattr(type(value), "sub_configs") else None
+        if kernel in (None, "eager", "sdpa"):
+            return value
+        if id(value) not in configs:
+            configs[id(value)] = duplicate(value)
+            configs[id(value)]._attn_implementation = "eager"
+        return configs[id(value)]
 
     def copy(module: nn.Module) -> nn.Module:
         if id(module) in copies:
@@ -205,7 +217,7 @@ def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
         nn.Module.__init__(new)  # its own fields start afresh, the tables of hooks among them
         # An instance's own forward (accelerate's, which moves weights) or compiled call would run the model.
         own = {*vars(new), "forward", "_compiled_call_impl"}
-        vars(new).update({key: value for key, value in vars(module).items() if key not in own})
+        vars(new).update({key: plain(value) for key, value in vars(module).items() if key not in own})
         new.training = False
         for name, weight in module._parameters.items():
             new._parameters[name] = None if weight is None else _weight(weight, device)

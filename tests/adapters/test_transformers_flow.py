@@ -12,6 +12,8 @@ from transformers import (
     DeepseekV4ForCausalLM,
     HrmTextConfig,
     HrmTextForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     WavLMConfig,
     WavLMForSequenceClassification,
     WhisperConfig,
@@ -146,3 +148,13 @@ def test_the_input_of_a_recording_is_no_part_of_a_layer() -> None:
     hooked = maskhooks.wrap(WhisperForAudioClassification(config).eval())
     assert [str(site) for site in hooked.sites.tagged("input")] == ["encoder.layers.0:input"]
     assert len(hooked.sites.tagged("hidden")) == 3
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
+def test_heads_are_found_where_a_kernel_hides_them(kernel: str) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TEXT, **LAYERS))
+    usual = [str(site) for site in maskhooks.wrap(model).sites]
+    assert any("o_proj" in name for name in usual)
+    model.config._attn_implementation = kernel  # as loaded with it, where the kernel is installed
+    assert [str(site) for site in maskhooks.wrap(model).sites] == usual
+    assert model.config._attn_implementation == kernel
