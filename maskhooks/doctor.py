@@ -92,7 +92,8 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        return "\n".join([table.text(self.rows()), *self.notes()])
+        sites = table.text(self.rows()) if self.findings else "no sites are listed: wrap(model, sites=...) lists some"
+        return "\n".join([sites, *self.notes()])
 
     def notes(self) -> list[str]:
         """What is said of the model as a whole."""

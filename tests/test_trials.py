@@ -224,6 +224,11 @@ def both(outputs: Tensor) -> Categorical:
     return Categorical(logits=outputs.sum(1))
 
 
+def test_the_report_of_a_model_without_sites_says_so() -> None:
+    report = examine(maskhooks.wrap(nn.Linear(4, 2)), torch.randn(3, 4))
+    assert str(report).startswith("no sites are listed: wrap(model, sites=...) lists some\noutput: unknown")
+
+
 def test_the_report_says_why_a_way_around_is_unknown() -> None:
     hooked = maskhooks.wrap(nn.Embedding(9, 3), sites={":output": "batch token hidden -> batch token"}, output=both)
     words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
