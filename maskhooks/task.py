@@ -30,7 +30,8 @@ class Task:
             anything else as it is.
         output: `outputs -> distribution` or `(outputs, batch) -> distribution`.
         real: `batch -> bool tensor` over the sites' position axes, True where a position is no padding; or
-            `(batch, site) -> ...` where sites differ. Default: all positions are real.
+            `(batch, site) -> ...` where sites differ. It may go on where a site has ended, with False alone, as where
+            the longest packed sequence is shorter than its batch is wide. Default: all positions are real.
         names: `batch -> names`, a list per example of what its positions are called.
         vary: `(batch, generator) -> batch`, another input of the same shape and padding, for the bypass test.
         examples: `batch -> numbers`, or `(batch, site) -> ...`: the example of each position, where the first axis of
@@ -145,10 +146,15 @@ class Task:
         shape = tuple(sizes[axis] for axis in pattern.positions)
         if self._real is None:
             return torch.ones(shape, dtype=torch.bool, device=value.device)
-        mask = torch.as_tensor(_apply(self._real, batch, site)).to(value.device).bool()
-        return self._fit(mask, shape, site, pattern)
+        return self._fit(self._mask(site, batch, value), shape, site, pattern)
+
+    def _mask(self, site: Site, batch: Any, value: Tensor) -> Tensor:
+        """What the user's function says is real, as it is."""
+        return torch.as_tensor(_apply(self._real, batch, site)).to(value.device).bool()
 
     def _fit(self, mask: Tensor, shape: tuple[int, ...], site: Site, pattern: Pattern) -> Tensor:
+        if _ends(mask, shape):
+            return mask[_within(shape)]
         if tuple(mask.shape) != shape:
             raise BatchError(
                 f"the mask of real positions has shape {list(mask.shape)}, site {site} has positions "
@@ -175,6 +181,9 @@ class Task:
         numbers = torch.as_tensor(_apply(self._units, batch, site)).to(value.device)
         sizes = site.gating().shape(value, site=site)
         shape = [sizes[axis] for axis in site.gating().positions]
+        if list(numbers.shape) != shape and self._real is not None:
+            mask = self._mask(site, batch, value)
+            numbers = numbers[_within(shape)] if mask.shape == numbers.shape and _ends(mask, shape) else numbers
         if list(numbers.shape) != shape or numbers.is_floating_point():
             raise BatchError(
                 f"the units have shape {list(numbers.shape)} and type {str(numbers.dtype).removeprefix('torch.')}, "
@@ -282,6 +291,21 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def _ends(mask: Bool[Tensor, "*positions"], shape: Sequence[int]) -> bool:
+    """Whether a mask goes on after a site's last real position, with padding alone.
+
+    So it does for a PackedSequence, which is as long as its longest example.
+    """
+    if mask.dim() != len(shape) or mask.dim() < 2 or len(mask) != shape[0] or list(mask.shape) == list(shape):
+        return False
+    here = mask[_within(shape)]
+    return list(here.shape) == list(shape) and bool(here[..., -1:].any()) and int(here.sum()) == int(mask.sum())
+
+
+def _within(shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(size) for size in shape)
 
 
 def _arity(function: Callable[..., Any]) -> int:

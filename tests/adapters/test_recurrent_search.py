@@ -101,6 +101,20 @@ def used(hooked: maskhooks.Hooked, batch: Any, example: int = 0) -> Tree | None:
         return found
 
 
+def test_packed_inputs_may_be_shorter_than_the_mask_of_their_batch() -> None:
+    model = Reader(nn.GRU(5, 8, 2, batch_first=True, bidirectional=True))
+    hooked = maskhooks.wrap(model, real=lambda batch: torch.arange(6) < batch[1][:, None])
+    words = torch.randint(20, (3, 6)), torch.tensor([4, 5, 2])
+    assert [found.positions for found in Erasure(hooked, "rnn.inputs:output").search(words, progress=False)] == [
+        4,
+        5,
+        2,
+    ]
+    for kind in (maskhooks.Beam, maskhooks.LeaveOneOut, maskhooks.Erasure):
+        rows = kind(hooked, "rnn.inputs:output").explain(words).select(real=True)
+        assert [int((rows["example"] == number).sum()) for number in range(3)] == [4, 5, 2]
+
+
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tree_finds_what_all_sets_find(kind: str, end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
