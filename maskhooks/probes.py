@@ -16,6 +16,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from maskhooks.errors import SettingError
 from maskhooks.moments import update_moments
 
+_PORTION = 4096  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
+
 
 class Probe(nn.Module):
     """Gives logits per position and group, from the values at the sites it reads.
@@ -129,6 +131,12 @@ class SummedMLP(Probe):
         """Gathers nothing."""
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        if torch.is_grad_enabled():
+            return self._logits(values)
+        parts = zip(*(value.split(_PORTION) for value in values), strict=True)
+        return torch.cat([self._logits(part) for part in parts])
+
+    def _logits(self, values: Sequence[Tensor]) -> Tensor:
         hidden: Tensor = self.shift
         for layer, norm, value in zip(self.first, self.norms, values, strict=True):
             hidden = hidden + norm(layer(value.float()))

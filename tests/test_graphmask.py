@@ -170,3 +170,15 @@ def test_it_is_loaded_as_it_was_saved(settings: dict[str, object], tmp_path: Pat
 def test_a_model_without_messages_is_refused() -> None:
     with pytest.raises(UnknownSiteError, match="message"):
         GraphMask(wrap(nn.Linear(2, 2), sites={":output": "batch feature -> batch"}))
+
+
+def test_each_value_read_counts_the_same_whatever_its_scale() -> None:
+    torch.manual_seed(0)
+    probe = SummedMLP(hidden=16)
+    probe.start([3, 40], 2)
+    values = [10 * torch.randn(7, 3), 10 * torch.randn(7, 40)]  # beside the norm's least variance
+    logits = probe(values)
+    assert logits.shape == (7, 2)
+    assert torch.allclose(probe([1000 * values[0], 10 * values[1]]), logits, atol=0.01)
+    assert not torch.allclose(probe([values[0].flip(0), values[1]]), logits, atol=0.1)
+    assert probe([10 * value for value in values]).abs().max() <= 7

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, VonMises
 
 from maskhooks.errors import UnknownDistributionError
-from maskhooks.outputs import Positions, agreement, check, kl, overtaken, predictions
+from maskhooks.outputs import Positions, agreement, check, count, kl, overtaken, prediction_loss, predictions
 
 
 def categorical(logits: Tensor) -> Categorical:
@@ -164,3 +164,28 @@ class TestOvertaken:
     def test_numbers_are_not_overtaken(self):
         one, other = Normal(torch.zeros(2), torch.ones(2)), Normal(torch.ones(2), torch.ones(2))
         assert overtaken(one, other).tolist() == [0.0, 0.0]
+
+
+def test_prediction_loss_is_that_of_the_original_prediction() -> None:
+    first = Categorical(logits=torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    other = Categorical(probs=torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]))
+    assert torch.allclose(prediction_loss(first, other), -torch.tensor([0.5, 0.1]).log())
+    yes = Bernoulli(logits=torch.tensor([3.0, -1.0]))
+    no = Bernoulli(probs=torch.tensor([0.25, 0.25]))
+    assert torch.allclose(prediction_loss(yes, no), -torch.tensor([0.25, 0.75]).log())
+    both = {"a": first, "b": first}
+    assert torch.allclose(prediction_loss(both, {"a": other, "b": other}), 2 * prediction_loss(first, other))
+    several = Positions(Categorical(logits=torch.zeros(1, 2, 4)), torch.tensor([[True, False]]))
+    assert torch.allclose(prediction_loss(several, several), torch.tensor([4.0]).log())
+    normal = Normal(torch.zeros(2), torch.ones(2))
+    with pytest.raises(UnknownDistributionError, match="needs classes"):
+        prediction_loss(normal, normal)
+
+
+def test_counting_examples() -> None:
+    one = Categorical(logits=torch.zeros(3, 2))
+    assert (
+        count(one),
+        count({"a": one}),
+        count(Positions(Categorical(logits=torch.zeros(2, 5, 4)), torch.ones(2, 5) > 0)),
+    ) == (3, 3, 2)
