@@ -296,17 +296,18 @@ class _Gated(Stepwise):
         return lambda state: mix(state, sample, self._baseline)
 
     def on(self, step: int, state: Tensor) -> Tensor:
-        samples, rests, closed = self._split
+        samples, rests, closed, baseline = self._split
         mixed, shut = torch.addcmul(rests[step], state, samples[step]), closed[step]  # mix, without its gradients
-        return mixed if shut is None else torch.where(shut, self._baseline[0, 0], mixed)
+        return mixed if shut is None else torch.where(shut, baseline, mixed)
 
     def rows(self, begin: int, end: int) -> Replacement:
         sample = self._sample[begin:end]
         return lambda part: mix(part, sample, self._baseline)
 
     @functools.cached_property
-    def _split(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:
-        """By step: the sample, what of the baseline is added, and where gates are closed; None where none is.
+    def _split(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None], Tensor]:
+        """By step: the sample, what of the baseline is added, and where gates are closed (None where none is); and
+        the baseline of a step.
 
         An open gate adds -0.0, to which any number may be added without a change.
         """
@@ -314,7 +315,7 @@ class _Gated(Stepwise):
         rest = torch.where(sample == 1, -0.0, (1 - sample) * self._baseline)
         some = closed.flatten(2).any(2).any(0).tolist()
         shut = [part if there else None for part, there in zip(closed.unbind(1), some, strict=True)]
-        return sample.unbind(1), rest.unbind(1), shut
+        return sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0]
 
 
 def needs(maskings: Sequence[Masks]) -> tuple[list[Site], list[Site]]:

@@ -78,13 +78,13 @@ def _quick_gru(given: Tensor, own: Weights) -> Step:
     news = (2 * parts[..., 2 * size :]).unbind(0)
     parts[..., 2 * size :] = last
     terms = parts.unbind(0)
-    room: list[Tensor] = []
+    rows = -1
+    room: tuple[Tensor, ...] = ()
 
     def step(at: int, h: Tensor, c: Tensor | None, place: Place) -> States:
-        if not room or len(room[0]) != len(h):
-            products = h.new_empty(len(h), 3 * size)
-            gates, new = products[:, : 2 * size], products[:, 2 * size :]
-            room[:] = [products, gates, gates[:, :size], gates[:, size:], new, h.new_empty(len(h), size)]
+        nonlocal rows, room
+        if h.shape[0] != rows:
+            rows, room = h.shape[0], _room(h, size)
         products, gates, reset, keep, new, fresh = room
         torch.addmm(terms[at], h, weight, out=products)
         gates.sigmoid_()
@@ -92,6 +92,13 @@ def _quick_gru(given: Tensor, own: Weights) -> Step:
         return torch.lerp(torch.add(less, fresh, alpha=2, out=fresh), h, keep), None
 
     return step
+
+
+def _room(h: Tensor, size: int) -> tuple[Tensor, ...]:
+    """What a step computes: the products, of these the gates, reset, keep and the new state, and the fresh state."""
+    products = h.new_empty(len(h), 3 * size)
+    gates, new = products[:, : 2 * size], products[:, 2 * size :]
+    return products, gates, gates[:, :size], gates[:, size:], new, h.new_empty(len(h), size)
 
 
 def _promoting(fresh: Tensor, h: Tensor, keep: Tensor) -> Tensor:
