@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -98,18 +98,23 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
         leaves.append(value.detach().clone().requires_grad_())
         return leaves[-1]
 
-    source = generator(seed)
     try:
         with hooked.tap(replace={site: leaf}):
             outputs = nested.tensors(_raw(hooked(batch)))
             ends = [t for _, t in outputs if t.is_floating_point() and t.requires_grad and not t.is_nested]
             if leaves and ends:
+                source = generator(seed)
                 weights = [torch.randn(end.shape, generator=source).to(end) for end in ends]
-                torch.autograd.backward(ends, weights, inputs=None if reentrant(ends) else leaves)
+                try:
+                    torch.autograd.backward(ends, weights, inputs=None if reentrant(ends) else leaves)
+                except RuntimeError as error:
+                    return f"no gradient comes back: {error}"
     except GradientError as error:
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
-    except RuntimeError as error:  # some kernels refuse as soon as a gradient is asked for, before any backward
-        return f"no gradient comes back: {error}".rstrip(".")
+    except RuntimeError as error:
+        if not _refused(hooked, batch, site, leaf):
+            raise
+        return f"no gradient comes back: {error}"
     if others and not leaves and site.pattern is not None:
         return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
     if leaves and ends and _hard(hooked, batch, site):
@@ -117,6 +122,18 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
+
+
+def _refused(hooked: Hooked, batch: Any, site: Site, leaf: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the model runs, but not with gradients: some kernels refuse before any backward."""
+    with torch.no_grad():
+        hooked(batch)
+    try:
+        with hooked.tap(replace={site: leaf}):
+            hooked(batch)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _hard(hooked: Hooked, batch: Any, site: Site) -> bool:
