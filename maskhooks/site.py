@@ -220,7 +220,7 @@ def resolve(selector: Selector, table: SiteTable, modules: Mapping[str, nn.Modul
             return [replace(site, optional=True) for site in found]
     elif _ADDRESS.fullmatch(selector):
         site = Site.parse(selector)
-        every = table.get(str(site.at("*"))) if isinstance(site.call, int) else None
+        every = table.get(str(site.at("*"))) or table.get(str(site.at(None))) if isinstance(site.call, int) else None
         if site.module in modules:
             return [site if every is None else replace(every, call=site.call, shape=None)]
         check_compiled(site, site.module, modules)

@@ -55,11 +55,16 @@ def clean_pass(
     """
     with torch.no_grad():
         if replay is not None:
-            replay.trace(lambda: hooked(batch))
+            replay.trace(lambda: _untapped(hooked, batch))
         recorded = replay.record(onward) if replay is not None else contextlib.nullcontext(None)
         with hooked.tap(read=with_beside(hooked, reads)) as tap, recorded as recording:
             result = hooked(batch)
         return Clean(batch, dict(tap.values), result, hooked.distribution(result, batch), recording)
+
+
+def _untapped(hooked: Hooked, batch: Any) -> Any:
+    with hooked.opened(()):  # as adapters have it while their modules are tapped
+        return hooked(batch)
 
 
 def with_beside(hooked: Hooked, reads: Iterable[Site]) -> list[Site]:

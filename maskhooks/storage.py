@@ -21,6 +21,7 @@ from maskhooks.errors import (
     FingerprintError,
     FingerprintWarning,
     NotFittedError,
+    SettingError,
 )
 from maskhooks.fingerprint import differences, fingerprint
 from maskhooks.hooked import Hooked
@@ -114,13 +115,15 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
     Raises:
         CorruptFileError: a file is missing, broken, or a pickle.
         FingerprintError: it was saved for another model; the differences are listed.
-        SettingError: a part that could not be saved was not given.
+        SettingError: a part that could not be saved was not given, or other positions are gated together than when it
+            was trained.
         UnknownNameError: the plugin with its explainer is not installed.
     """
     folder = Path(folder)
     saved = settings_of(folder)
     own = {key: given.pop(key) for key in ("gate", "baseline", "divergence") if key in given}
     hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
+    _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
     kind: type[Saveable] = registry.part("explainers", saved["explainer"])
     explainer = kind.restored(hooked, saved["settings"], **own)
@@ -142,12 +145,31 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) -> Hooked:
     """The model wrapped as an adapter finds it, or with the saved sites where it finds others."""
+    if settings.get("units") not in (None, "function"):
+        given = {"units": settings["units"], **given}
     hooked = wrap(model, **given)
     sites = [Site.from_dict(site) for key in ("given", "sites") for site in settings.get(key) or ()]
     if all(hooked.sites.get(str(site)) is not None for site in sites):
         return hooked
     every = sorted({str(site): site for site in sites}.values(), key=lambda site: site.depth or 0)
     return wrap(model, sites=every, **given)
+
+
+def _check_units(folder: Path, settings: dict[str, Any], hooked: Hooked) -> None:
+    """Raises SettingError where other positions are gated together than those that masks were trained with."""
+    saved, present = settings.get("units"), hooked.task.together
+    if "units" in settings and saved != present:
+        way = {None: "without units", "function": "with the function again, units=lambda batch: ..."}
+        raise SettingError(
+            f"{folder} was trained with {_told(saved)}, and the model is wrapped with {_told(present)}. Wrap it "
+            f"{way.get(saved, f'with units={saved!r}')}."
+        )
+
+
+def _told(units: str | None) -> str:
+    if units is None:
+        return "each position by itself"
+    return "units given by a function" if units == "function" else f"units={units!r}"
 
 
 def _compare(folder: Path, saved: dict[str, Any], present: dict[str, Any], strict: bool) -> None:

@@ -192,6 +192,11 @@ class Task:
             )
         return numbers
 
+    @property
+    def together(self) -> str | None:
+        """What is gated together, in a word: the one given for `units`, or "function"; None where nothing is."""
+        return self._units if self._units is None or isinstance(self._units, str) else "function"
+
     def beside(self, site: Site) -> Sequence[Site]:
         """Sites that are read wherever this one is, since `examples` and `edges` need their values."""
         return ()

@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Normal
 
 import maskhooks
 from maskhooks import Beam, Erasure, LeaveOneOut
-from maskhooks.errors import BatchError, CorruptFileError, SettingError
+from maskhooks.errors import BatchError, CorruptFileError, MaskhooksError, SettingError, StorageError
 from maskhooks.outputs import kl
 
 TOKENS = "batch token hidden -> batch token"
@@ -180,3 +180,27 @@ def test_a_file_that_is_no_state(hooked: maskhooks.Hooked, tmp_path: Any) -> Non
 def test_a_bar_tells_where_the_search_is(hooked: maskhooks.Hooked, capsys: pytest.CaptureFixture[str]) -> None:
     Erasure(hooked, "embed:output").search(BATCH)
     assert "searching" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"largest": 2.5}, "largest is a whole number from 1, got 2.5"),
+        ({"positions": "20"}, "positions is a whole number from 1, got '20'"),
+        ({"criterion": "agreement"}, "a criterion is a function of the original and the masked outputs"),
+        ({"baseline": "mean"}, "the baseline 'mean' comes from training data, which a search does not see"),
+        ({"baseline": "learned"}, "the baseline 'learned' comes from training data"),
+        ({"baseline": "zeros"}, "no baseline is named 'zeros'"),
+        ({"criterion": lambda original, masked: True}, "a truth value for each row, got True"),
+        ({"criterion": lambda original, masked: masked.probs}, r"a truth value for each row, got shape \[\d+, 2\]"),
+    ],
+)
+def test_bad_settings(hooked: maskhooks.Hooked, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(MaskhooksError, match=message):
+        maskhooks.Erasure(hooked, "embed:output", **settings).search(BATCH, progress=False)
+
+
+def test_a_folder_is_no_state(hooked: maskhooks.Hooked, tmp_path: Any) -> None:
+    with pytest.raises(StorageError, match=r"is a folder\. Name a file"):
+        maskhooks.Erasure(hooked, "embed:output").search(BATCH, state=tmp_path, progress=False)

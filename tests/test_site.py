@@ -151,6 +151,12 @@ def test_one_call_has_the_pattern_of_all_calls() -> None:
         every.gating()
 
 
+def test_one_call_has_the_pattern_of_the_module_listed() -> None:
+    listed = Site.parse("head:output", "batch hidden -> batch", tags=frozenset({"hidden"}), depth=3)
+    (second,) = resolve("head@1:output", SiteTable([listed]), MODULES)
+    assert (str(second), second.gating(), second.depth) == ("head@1:output", listed.pattern, 3)
+
+
 def test_globs() -> None:
     assert is_glob("a*:output")
     assert is_glob("a?:output")

@@ -101,7 +101,8 @@ def test_a_mask_may_go_on_with_padding_where_a_site_has_ended() -> None:
     task = Task(real=lambda batch: mask, units=lambda batch: numbers)
     assert torch.equal(task.real(SITE, (X,), X), mask[:, :3])
     found = task.units(SITE, (X,), X)
-    assert found is not None and torch.equal(found, numbers[:, :3])
+    assert found is not None
+    assert torch.equal(found, numbers[:, :3])
     for other in (mask.roll(1, 1), mask & (torch.arange(5) < 2), mask[:1]):
         with pytest.raises(BatchError, match="the mask of real positions has shape"):
             Task(real=lambda batch, other=other: other).real(SITE, (X,), X)  # type: ignore[misc]

@@ -21,6 +21,7 @@ from maskhooks.cli.options import (
     Model,
     SecondColumn,
     TextColumn,
+    Units,
 )
 from maskhooks.cli.workers import devices_of, share
 from maskhooks.errors import SettingError
@@ -39,7 +40,7 @@ def explain(
         typer.Argument(
             metavar="RUN",
             help="Folder that fit wrote, or the name of an explainer that learns nothing: erasure, beam, "
-            "leave-one-out, random.",
+            "leave-one-out, reinforce, random.",
             show_default=False,
         ),
     ],
@@ -55,6 +56,7 @@ def explain(
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
     max_length: MaxLength = 128,
+    units: Units = None,
     shown: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
     plots: Annotated[int, typer.Option(min=0, help="Examples that are plotted.")] = 3,
     device: Device = None,
@@ -102,9 +104,8 @@ def explain(
     """
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
-    job = Job(
-        run, model, out / "explanation.parquet", data, limit, columns, batch_size, max_length, _settings(settings)
-    )
+    rows = out / "explanation.parquet"
+    job = Job(run, model, rows, data, limit, columns, batch_size, max_length, _settings(settings), units)
     try:
         shards = _work(job, device, devices, part, overwrite)
     except KeyboardInterrupt:
@@ -114,11 +115,11 @@ def explain(
         say(f"Part {part} is done. The page is written when the other parts are. So far: {_there(job.rows)}")
         return
     files = [*show(_first(shards, max(shown, plots)), out, shown, plots), job.rows]
-    rows = [
+    means = [
         {"masked": site, "depth": str(depth), "mean kept": f"{kept:.1%}"}
         for (site, depth), kept in shards.mean_kept().items()
     ]
-    say_table(rows, f"Fraction kept on average over {shards.examples} examples")
+    say_table(means, f"Fraction kept on average over {shards.examples} examples")
     say(f"Open {files[0]} in a browser. Written too: {', '.join(map(str, files[1:]))}.")
 
 

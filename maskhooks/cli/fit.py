@@ -24,6 +24,7 @@ from maskhooks.cli.options import (
     SecondColumn,
     Seed,
     TextColumn,
+    Units,
 )
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
@@ -53,6 +54,7 @@ def fit(
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
     max_length: MaxLength = 128,
+    units: Units = None,
     explainer: Annotated[
         str,
         typer.Option(
@@ -152,7 +154,7 @@ def fit(
     _check_free(out, resume, overwrite)
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
-    material = Material.of(model, device, max_length, columns=columns, batch_size=batch_size, seed=seed)
+    material = Material.of(model, device, max_length, units=units, columns=columns, batch_size=batch_size, seed=seed)
     settings = {"sites": _one_or_more(sites), "given": _one_or_more(given), "margin": margin, "gate": gate}
     settings |= {"baseline": baseline, "recipe": recipe}
     masks = _kind(explainer)(material.hooked, **_given(settings), seed=seed)

@@ -14,7 +14,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.records import Columns
 from maskhooks.registry import registry
 from maskhooks.shards import Shards
-from maskhooks.storage import load
+from maskhooks.storage import load, settings_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Job:
         columns: where a table has its texts and labels.
         batch_size: examples in a batch.
         max_length: tokens of a text at most.
+        units: a word for what is gated together; None is as the masks were trained.
     """
 
     run: Path
@@ -42,6 +43,7 @@ class Job:
     batch_size: int
     max_length: int
     settings: dict[str, Any] = field(default_factory=dict)
+    units: str | None = None
 
     def total(self) -> int | None:
         """Examples in all; None where batches come with the model."""
@@ -65,7 +67,14 @@ class Job:
             overwrite: begin anew.
             progress: as `explain_to` takes it.
         """
-        material = Material.of(self.model, device, self.max_length, columns=self.columns, batch_size=self.batch_size)
+        material = Material.of(
+            self.model,
+            device,
+            self.max_length,
+            units=self.units or self._trained_with(),
+            columns=self.columns,
+            batch_size=self.batch_size,
+        )
         explainer = self._explainer(material.hooked)
         given = material.for_explaining(self.data, self.limit)
         about: dict[str, Any] = {**given.about, "max_length": self.max_length}
@@ -81,6 +90,16 @@ class Job:
         )
         return shards
 
+    @property
+    def _named(self) -> bool:
+        """Whether an explainer is named, instead of a folder of trained masks."""
+        return not self.run.exists() and str(self.run) in registry.family("explainers")
+
+    def _trained_with(self) -> str | None:
+        """The word for units that trained masks were saved with; a function comes with the model again."""
+        found = None if self._named else settings_of(self.run)["settings"].get("units")
+        return None if found == "function" else found
+
     def _explainer(self, hooked: Hooked) -> Any:
         """What explains.
 
@@ -89,7 +108,7 @@ class Job:
             SettingError: it does not take these settings, or a folder got some.
         """
         name = str(self.run)
-        if self.run.exists() or name not in registry.family("explainers"):
+        if not self._named:
             if self.settings:
                 raise SettingError(f"--set is for an explainer that is named, and {name} is a folder of trained masks")
             return load(self.run, hooked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,13 +60,26 @@ class Material:
     seed: int = 0
 
     @classmethod
-    def of(cls, model: str, device: str | None = None, max_length: int = 128, **settings: Any) -> Material:
+    def of(
+        cls,
+        model: str,
+        device: str | None = None,
+        max_length: int = 128,
+        *,
+        units: str | None = None,
+        **settings: Any,
+    ) -> Material:
         """Opens MODEL and places it on a device.
 
+        Args:
+            units: a word for what is gated together; None is what the source says.
+
         Raises:
-            MaskhooksError: it cannot be opened, or there is no such device.
+            MaskhooksError: it cannot be opened, or there is no such device; or no such units are known.
         """
         opened = choose(model, registry.family("sources")).open(model, max_length=max_length)
+        if units is not None:
+            opened = replace(opened, hooked=_together(opened.hooked, units))
         opened.hooked.model.to(_device(device))
         return cls(model, opened, **settings)
 
@@ -152,6 +165,10 @@ class Material:
             collate_fn=self.opened.batch,
             generator=generator(self.seed, _SHUFFLE),
         )
+
+
+def _together(hooked: Hooked, units: str) -> Hooked:
+    return Hooked(hooked.model, hooked.sites, hooked.task.given({"units": units}), hooked.claims)
 
 
 def count(data: str, columns: Columns, limit: int | None) -> int:

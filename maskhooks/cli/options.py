@@ -37,6 +37,15 @@ LabelColumn = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples in a batch.", rich_help_panel="Data")]
 MaxLength = Annotated[int, typer.Option(help="Tokens of a text at most; longer texts are cut.", rich_help_panel="Data")]
+Units = Annotated[
+    str | None,
+    typer.Option(
+        help="words: the pieces of a word are gated together, as the tokenizer marks them; by default each token is by "
+        "itself, and masks are explained with as they were trained.",
+        rich_help_panel="Data",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="Where the model runs, such as cpu or cuda:1; by default a CUDA GPU where there is one."),

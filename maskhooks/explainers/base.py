@@ -177,6 +177,7 @@ class Explainer(ABC):
         return {
             "explainer": self.name,
             "seed": self.seed,
+            "units": self.hooked.task.together,
             "fingerprint": fingerprint(self.hooked.model)["digest"],
             "versions": {
                 "maskhooks": version("maskhooks"),

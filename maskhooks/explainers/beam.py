@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from maskhooks.explainers.closing import Closing, above_zero
+from maskhooks.explainers.closing import Closing, whole
 from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
@@ -34,7 +34,7 @@ class Beam(Closing):
 
     def __init__(self, hooked: Hooked, sites: Selector = "input", *, width: int = 8, **settings: Any) -> None:
         super().__init__(hooked, sites, **settings)
-        above_zero(width=width)
+        whole(width=width)
         self.width = width
 
     def scores(self, clean: Clean) -> list[Scores]:

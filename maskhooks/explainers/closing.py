@@ -58,12 +58,16 @@ class Closing(Explainer):
         super().__init__(hooked, seed=seed)
         if criterion is not None and margin is not None:
             raise SettingError("a prediction is unchanged by a criterion or within a margin: give one of them")
-        above_zero(margin=margin, batch_size=batch_size)
+        above_zero(margin=margin)
+        whole(batch_size=batch_size)
+        if criterion is not None and not callable(criterion):
+            raise SettingError(f"a criterion is a function of the original and the masked outputs, got {criterion!r}")
         self.sites = hooked.find(sites)
         if not self.sites:
             raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
         if not isinstance(baseline, str) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
+        _check_baseline(baseline)
         self.baseline, self.margin, self.divergence, self.batch_size = baseline, margin, divergence, batch_size
         self.criterion: Criterion = criterion or (agreement if margin is None else self._within)
         self.replay = Replay(hooked.model) if replay else None
@@ -123,3 +127,24 @@ def above_zero(**settings: int | float | None) -> None:
     for name, value in settings.items():
         if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
             raise SettingError(f"{name} is a number above 0, got {value!r}")
+
+
+def whole(**settings: int | None) -> None:
+    """Refuses settings that are no whole numbers from 1.
+
+    Raises:
+        SettingError: one is not.
+    """
+    for name, value in settings.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise SettingError(f"{name} is a whole number from 1, got {value!r}")
+
+
+def _check_baseline(baseline: str | Baseline) -> None:
+    """Refuses a baseline that knows nothing without training data, and would be zero in silence."""
+    made = registry.make("baselines", baseline)
+    if not made.started and type(made).fit is not Baseline.fit:
+        raise SettingError(
+            f"the baseline {baseline if isinstance(baseline, str) else type(baseline).__name__!r} comes from training "
+            "data, which a search does not see. Use 'zero', or give a vector: Token(values.mean((0, 1)))"
+        )

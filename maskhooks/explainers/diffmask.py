@@ -328,6 +328,7 @@ class DiffMask(Explainer):
             "amortized": self.amortized,
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
+            "units": self.hooked.task.together,
         }
 
     def shapes(self) -> list[dict[str, Any]]:

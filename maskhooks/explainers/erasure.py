@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from maskhooks.baselines import Baseline
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
-from maskhooks.explainers.closing import Closing, above_zero
+from maskhooks.explainers.closing import Closing, above_zero, whole
 from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Divergence, kl
@@ -80,7 +81,8 @@ class Erasure(Closing):
             replay=replay,
             seed=seed,
         )
-        above_zero(positions=positions, largest=largest, subsets=subsets, seconds=seconds, memory=memory)
+        above_zero(seconds=seconds, memory=memory)
+        whole(positions=positions, largest=largest, subsets=subsets)
         self.positions, self.largest, self.subsets, self.seconds = positions, largest, subsets, seconds
         self.memory = memory
         self._latest: list[Found] = []
@@ -122,7 +124,7 @@ class Erasure(Closing):
         for question in questions:
             self._check_length(question)
         searches = [Search(question.positions, question.keeps) for question in questions]
-        saved = None if state is None else Saved(Path(state), self._identity(clean), searches)
+        saved = None if state is None else Saved(Path(state), self._identity(clean, questions), searches)
         try:
             with _shown(len(searches), progress) as advance:
                 found = []
@@ -170,15 +172,15 @@ class Erasure(Closing):
                 f"Leave it out, or allow more: Erasure(hooked, positions={question.positions}, largest={max(top, 1)})"
             )
 
-    def _identity(self, clean: Clean) -> dict[str, Any]:
+    def _identity(self, clean: Clean, questions: Sequence[Question]) -> dict[str, Any]:
         """What has to be the same for a search to go on."""
+        units = hashlib.sha256(json.dumps([question.units for question in questions]).encode()).hexdigest()
         digest = hashlib.sha256()
         for site in self.sites:
             digest.update(clean.values[str(site)].detach().float().cpu().contiguous().numpy().tobytes())
         known = self.provenance()
-        return {"values": digest.hexdigest(), **{key: known[key] for key in ("fingerprint", "sites", "baseline")}} | {
-            key: known[key] for key in ("criterion", "margin")
-        }
+        same = ("fingerprint", "sites", "baseline", "criterion", "margin")
+        return {"values": digest.hexdigest(), "units": units, **{key: known[key] for key in same}}
 
     def _about(self, clean: Clean) -> list[dict[str, str]]:
         """What is known of each example: what the search found too."""

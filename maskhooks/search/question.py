@@ -146,8 +146,19 @@ class Question:
         return self.measured(kept, self.unchanged)
 
     def unchanged(self, original: Outputs, masked: Outputs) -> Bool[Tensor, " row"]:
-        """The criterion as bool."""
-        return self.criterion(original, masked) >= 1
+        """The criterion as bool.
+
+        Raises:
+            SettingError: it says something else than a truth value for each row.
+        """
+        found = self.criterion(original, masked)
+        if not isinstance(found, Tensor) or found.dim() != 1:
+            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            raise SettingError(
+                f"a criterion gives a tensor with a truth value for each row, got {got}: "
+                "lambda original, masked: masked.probs[:, 0] > 0.5"
+            )
+        return found >= 1
 
 
 def _units(masking: Masking, clean: Clean, hooked: Hooked, example: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskhooks.drafts import draft
-from maskhooks.errors import CorruptFileError, ResumeError
+from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.search.exact import Search
 
 _FORMAT = 1
@@ -27,6 +27,7 @@ class Saved:
     Raises:
         ResumeError: the file belongs to other searches.
         CorruptFileError: it cannot be read.
+        StorageError: it is a folder.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class Saved:
         self.path, self.about, self.searches, self.every = path, dict(about), list(searches), every
         self._written = time.monotonic()
         if path.exists():
+            if path.is_dir():
+                raise StorageError(f"{path} is a folder. Name a file for the state of the search.", path=path)
             self._restore()
 
     def now(self) -> None:

@@ -405,6 +405,13 @@ def test_diffmask_learns_to_drop_states_of_a_gru(classifier: Classifier) -> None
     assert ("rnn.h_l0:output", 1) in explainer.explain(batches[0]).mean_kept()
 
 
+def test_an_empty_sequence_is_named_where_masks_are_optimised(classifier: Classifier) -> None:
+    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, real=real)
+    explainer = maskhooks.DiffMask(hooked, "rnn.h_l0:output", amortized=False)
+    with pytest.raises(BatchError, match="a sequence in the batch is empty"):
+        explainer.explain((draw(3)[0], torch.tensor([6, 0, 2])))
+
+
 def test_replay_skips_what_comes_before_the_module(classifier: Classifier) -> None:
     hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, real=real)
     site, batch, replay = hooked.sites["rnn.h_l0:output"], draw(4), Replay(classifier)
