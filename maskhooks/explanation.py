@@ -315,7 +315,7 @@ class Explanation:
     def to_html(
         self,
         path: str | Path | None = None,
-        title: str = "Which positions does the prediction need?",
+        title: str = "",
         sections: Sequence[Section] = (),
         *,
         nodes: Mapping[int, Sequence[str]] | None = None,
@@ -325,7 +325,7 @@ class Explanation:
 
         Args:
             path: where to write the page as well, in UTF-8.
-            title: its heading.
+            title: its heading; by default the question that it answers.
             sections: what else the page tells, above the examples.
             nodes: of graphs, for an example's number what its nodes are called, such as atoms.
             centres: of graphs, for an example's number the node asked about.
@@ -346,6 +346,7 @@ class Explanation:
             for number, rows in self._each()
         ]
         note = told(layers, self.sites)
+        title = title or f"Which {'edges' if layers.connected else 'positions'} does the prediction need?"
         text = page(examples, layers.labels, title=title, note=note, provenance=self.provenance, sections=sections)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")

@@ -77,7 +77,7 @@ def report(
     if first is None:
         text = page([], [], title=heading, provenance=made, sections=[about, *sections])
     else:
-        text = first.to_html(title=heading, sections=[about, *sections])
+        text = first.to_html(title=title or "", sections=[about, *sections])
     if path is not None:
         with draft(Path(path)) as file:
             file.write(text.encode("utf-8"))
