@@ -68,6 +68,7 @@ class StepsPort(OutputPort):
     """
 
     _step, _steps = 0, 1
+    _begin = _end = _sequence = 0  # the calls of the sequence at hand, and how many came before it
     _only: Stepwise | None = None  # the only function, where it replaces all steps and nothing is read
 
     def attach(self) -> RemovableHandle:
@@ -79,7 +80,10 @@ class StepsPort(OutputPort):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         _, self._step, self._steps = args
-        if self._only is None or torch.is_grad_enabled() or not self.calls % self._steps:
+        if not self.calls or self.calls >= self._end:
+            self._sequence = self._sequence + 1 if self.calls else 0
+            self._begin, self._end = self.calls, self.calls + self._steps
+        if self._only is None or torch.is_grad_enabled() or self.calls == self._begin:
             return self.pass_through(output)
         self.calls += 1  # what pass_through would do after a first step, in a third of the time
         new = self._only.on(self._step, output)
@@ -88,7 +92,7 @@ class StepsPort(OutputPort):
         )
 
     def fires(self, point: Point, call: int) -> bool:
-        return point.fires(call if point.site.call is not None else call // self._steps)
+        return point.fires(call if point.site.call is not None else self._sequence)
 
     def function(self, point: Point) -> Replacement:
         given = super().function(point)
@@ -110,10 +114,10 @@ class StepsPort(OutputPort):
             return super()._read(value, point, call)
         self._pass.inside |= self._pass.again()
         learns = torch.is_grad_enabled() and value.requires_grad
-        if call % self._steps == 0:
+        if call == self._begin:
             self._states[point.key] = [value] * self._steps
         states = self._states[point.key]
         states[self._step] = value if learns else value.clone()
-        if (call + 1) % self._steps == 0:
+        if call + 1 == self._end:
             self._values[point.key] = torch.stack(self._states.pop(point.key), 1)
         return copied(value, value) if learns else value

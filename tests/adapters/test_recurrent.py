@@ -277,6 +277,28 @@ def test_wrong_input_is_refused_as_torch_or_in_words(unchecked: None) -> None:
         pass
 
 
+class Siamese(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.rnn(one)[1][-1] - self.rnn(other)[1][-1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("lengths", [(5, 6), (6, 5), (5, 5), (1, 2)])
+def test_a_module_that_reads_two_sequences_is_tapped_by_steps(lengths: tuple[int, int]) -> None:
+    both = maskhooks.wrap(Siamese(), adapter=RecurrentAdapter)
+    pair = tuple(torch.randn(3, length, 4) for length in lengths)
+    whole: list[dict[str, Any]] = [{"read": "rnn.h_l0:output"}, {"replace": {"rnn.h_l0:output": torch.clone}}]
+    for given in whole:
+        with pytest.raises(SiteFiredTooOftenError, match="Address one call"), both.tap(**given):
+            both(pair)
+    with both.tap(read="rnn.h_l0@*:output") as tap:
+        both(pair)
+    assert len(tap.values) == sum(lengths)
+
+
 def test_a_copied_hooked_has_its_states() -> None:
     hooked = copy.deepcopy(maskhooks.wrap(nn.Sequential(nn.GRU(4, 6)), adapter=RecurrentAdapter))
     with hooked.tap(read="0.h_l0:output") as tap:
