@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from maskhooks.adapter import Claim
-from maskhooks.errors import ModelError, SiteConflictError
+from maskhooks.errors import ModelError, SettingError, SiteConflictError
 from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.port import Replacement
@@ -77,6 +79,29 @@ class Hooked:
         """
         return resolve(selector, self.sites, Modules(self.model))
 
+    def needed(self, selector: Selector) -> list[Site]:
+        """The sites meant, each one needed and with a pattern for its gates.
+
+        Raises:
+            UnknownSiteError: nothing matches; near names are listed.
+            SettingError: nothing is named.
+            PatternError: a site has no pattern.
+        """
+        found = [dataclasses.replace(site, optional=False) for site in self.find(selector)]
+        if not found:
+            raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
+        for site in found:
+            site.gating()
+        return found
+
+    def alike(self, sites: Sequence[Site]) -> list[Site]:
+        """The hidden states with the positions of these sites, as far as shapes are known.
+
+        A decoder's states say nothing of one source token, nor those of another size of one part of an image.
+        """
+        places = {_places(site) for site in sites}
+        return [site for site in self.sites.tagged("hidden") if site.pattern and _places(site) in places]
+
     @contextlib.contextmanager
     def tap(
         self,
@@ -121,3 +146,9 @@ class Hooked:
                 if inside:
                     stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))
             return stack.pop_all()
+
+
+def _places(site: Site) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """The position axes of a site, and how long they are where shapes are known."""
+    pattern = site.gating()
+    return pattern.positions, site.shape and pattern.mask_shape(torch.empty(site.shape, device="meta"))

@@ -62,9 +62,7 @@ class Closing(Explainer):
         whole(batch_size=batch_size)
         if criterion is not None and not callable(criterion):
             raise SettingError(f"a criterion is a function of the original and the masked outputs, got {criterion!r}")
-        self.sites = hooked.find(sites)
-        if not self.sites:
-            raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
+        self.sites = hooked.needed(sites)
         if not isinstance(baseline, str) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
         _check_baseline(baseline)

@@ -99,7 +99,7 @@ class DiffMask(Explainer):
         self.objective = self.recipe.make_objective(margin)  # checks the margin
         self.margin, self.divergence, self.amortized, self.product = margin, divergence, amortized, product
         self.gate: Gate = registry.make("gates", gate)
-        self.sites = _exact(hooked, sites)
+        self.sites = hooked.needed(sites)
         weights = [site for site in self.sites if "weight" in site.tags]
         self._baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
         if weights and self._baseline != "zero":
@@ -108,8 +108,8 @@ class DiffMask(Explainer):
                 "baseline='zero', or mask what is weighted"
             )
         if given is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
-            given = _alike(hooked, self.sites)
-        self.given = None if given is None else _exact(hooked, given)
+            given = hooked.alike(self.sites)
+        self.given = None if given is None else hooked.needed(given)
         if not amortized and self.given is not None:
             raise SettingError("free logits read no states: leave out `given`, or use amortized=True")
         self.maskings = self._make_maskings()
@@ -398,31 +398,6 @@ class DiffMask(Explainer):
             self.recipe.make_penalty(),
             fit_first=self.maskings if self.given is not None or not self.amortized else (),
         )
-
-
-def _exact(hooked: Hooked, selector: Selector) -> list[Site]:
-    """The sites meant, each one needed."""
-    found = [dataclasses.replace(site, optional=False) for site in hooked.find(selector)]
-    if not found:
-        raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
-    for site in found:
-        site.gating()
-    return found
-
-
-def _alike(hooked: Hooked, sites: Sequence[Site]) -> list[Site]:
-    """The hidden states with the positions of these sites, as far as shapes are known.
-
-    A decoder's states say nothing of one source token, nor those of another size of one part of an image.
-    """
-    places = {_places(site) for site in sites}
-    return [site for site in hooked.sites.tagged("hidden") if site.pattern and _places(site) in places]
-
-
-def _places(site: Site) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """The position axes of a site, and how long they are where shapes are known."""
-    pattern = site.gating()
-    return pattern.positions, site.shape and pattern.mask_shape(torch.empty(site.shape, device="meta"))
 
 
 def _depth(site: Site) -> int:
