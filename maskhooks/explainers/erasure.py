@@ -42,7 +42,7 @@ class Erasure(Closing):
         positions: the longest example that is searched.
         largest: positions that a set may have; None searches on.
         subsets: sets tried for an example; None without end.
-        seconds: spent on an example in one call; None without end.
+        seconds: spent on trying sets of an example in one call, each of which comes further; None without end.
         memory: bytes for the states of a recurrence; with less it computes some of them again.
 
     Raises:

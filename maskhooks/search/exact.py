@@ -77,6 +77,7 @@ class Search:
         self.size = self.place = self.tried = 0
         self.seconds = 0.0
         self._base = 0
+        self._began: tuple[float, int, int] | None = None  # this call's first block: when, and at which size and place
         self._candidates: set[int] = set()  # of this size
         self._solutions: tuple[tuple[int, ...], ...] = ()
 
@@ -95,12 +96,13 @@ class Search:
             way: how sets are tried.
             largest: positions that a set may have.
             subsets: sets tried in all, those before a stop too.
-            seconds: of this call.
+            seconds: of this call, from its first block of sets on: what a stopped search computes again to get
+                there does not count, and a call that may try sets comes to a later place than it began at.
             progress: called after each block of sets.
         """
         begin = time.perf_counter()
         before = self.seconds
-        stopped = None
+        self._began = stopped = None
         try:
             while not self._solutions and stopped is None:
                 if self.size > self.positions:
@@ -108,7 +110,7 @@ class Search:
                 if largest is not None and self.size > largest:
                     stopped = "largest"
                     break
-                stopped = self._size(way, begin, subsets, seconds, progress)
+                stopped = self._size(way, subsets, seconds, progress)
         finally:
             self.seconds = before + time.perf_counter() - begin
         return Found(self.positions, self._solutions, self.size, self.tried, self.seconds, stopped)
@@ -136,7 +138,6 @@ class Search:
     def _size(
         self,
         way: Way,
-        begin: float,
         subsets: int | None,
         seconds: float | None,
         progress: Callable[[Search], None],
@@ -148,7 +149,7 @@ class Search:
             self._candidates.clear()
         pending = 0
         for block in way.blocks(self.size, self.place, last=lambda: bool(self._candidates)):
-            stopped = _limit(self.tried + pending, subsets, time.perf_counter() - begin, seconds)
+            stopped = _limit(self.tried + pending, subsets, self._elapsed(), seconds)
             if stopped is not None:
                 return stopped
             self._candidates.update((block.first + block.keeps.nonzero()[:, 0]).tolist())
@@ -158,6 +159,13 @@ class Search:
             progress(self)
         self._conclude()
         return None
+
+    def _elapsed(self) -> float:
+        """Seconds since this call's first block came; 0 until the search would go on from a later place."""
+        if self._began is None:
+            self._began = time.perf_counter(), self.size, self.place
+        since, *where = self._began
+        return 0.0 if where == [self.size, self.place] else time.perf_counter() - since
 
     def _conclude(self) -> None:
         """The sets of a size have all been tried."""

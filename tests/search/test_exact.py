@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -73,7 +74,7 @@ def test_where_not_even_all_positions_are_enough() -> None:
     assert str(found) == "no set of its 4 positions is enough"
 
 
-@pytest.mark.parametrize(("limit", "below"), [({"largest": 1}, 2), ({"subsets": 9}, 2), ({"seconds": 1e-9}, 0)])
+@pytest.mark.parametrize(("limit", "below"), [({"largest": 1}, 2), ({"subsets": 9}, 2), ({"seconds": 1e-9}, 1)])
 def test_a_limit_leaves_what_is_known(limit: dict[str, float], below: int) -> None:
     way = Listed(7, pairs)
     found = Search(7, way.keeps).run(way, **limit)  # type: ignore[arg-type]
@@ -96,6 +97,18 @@ def test_a_stopped_search_goes_on_and_tries_nothing_twice() -> None:
     assert found.solutions == wanted.solutions
     assert found.tried == wanted.tried
     assert limit > 30
+
+
+def test_time_before_the_first_block_does_not_count() -> None:
+    class Slow(Listed):
+        def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Block]:
+            time.sleep(0.3 if not self.asked else 0.0)  # as states are computed again
+            yield from super().blocks(size, place, last=last)
+
+    way = Slow(7, pairs)
+    found = Search(7, way.keeps).run(way, seconds=0.29)
+    assert (found.stopped, found.tried) == (None, 29)
+    assert found.seconds >= 0.29
 
 
 def test_a_search_that_raised_goes_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maskhooks.recurrence import Walk
+from maskhooks.search.exact import Search
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Tree
 
@@ -112,3 +114,29 @@ def test_no_state_of_a_larger_size_is_computed_at_the_end() -> None:
     list(Tree(steps, [[at] for at in range(6)], lambda states: states[:, 0] > 0).blocks(0, last=lambda: True))
     assert kept
     assert not any(kept)
+
+
+@pytest.mark.parametrize("memory", [2e9, 128.0, 0.0], ids=["all", "some", "none"])
+def test_each_call_with_hardly_any_time_comes_further(memory: float) -> None:
+    units = UNITS["alone"]
+    enough = sorted(read(walk(), units, kept) for kept in unrank(torch.arange(35), 7, 4))[-2:]
+
+    def tree() -> Tree:
+        return Tree(walk(), units, lambda states: states[:, 0] >= enough[0], rows=3, memory=memory)
+
+    def search() -> Search:
+        return Search(7, lambda kept: torch.ones(len(kept), dtype=torch.bool))
+
+    wanted, calls, state = search().run(tree()), 0, search().state()
+    while (here := search()).size <= 7:
+        here.restore(json.loads(json.dumps(state)))
+        before = here.size, here.place
+        found, calls = here.run(tree(), seconds=1e-9), calls + 1
+        state = here.state()
+        if found.stopped is None:
+            break
+        assert (here.size, here.place) > before
+    assert found.solutions == wanted.solutions
+    assert wanted.solutions
+    assert found.tried == wanted.tried
+    assert calls > 3
