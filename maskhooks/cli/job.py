@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maskhooks.cli.material import Material, count
-from maskhooks.errors import SettingError
+from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.explainers.base import Explainer
 from maskhooks.hooked import Hooked
 from maskhooks.records import Columns
@@ -92,8 +93,21 @@ class Job:
 
     @property
     def _named(self) -> bool:
-        """Whether an explainer is named, instead of a folder of trained masks."""
-        return not self.run.exists() and str(self.run) in registry.family("explainers")
+        """Whether an explainer is named, instead of a folder of trained masks.
+
+        Raises:
+            UnknownNameError: it is neither.
+        """
+        if self.run.exists():
+            return False
+        name, known = str(self.run), registry.family("explainers")
+        if name not in known:
+            raise UnknownNameError(
+                f"{name!r} is neither the folder of a run nor the name of an explainer. There are: "
+                f"{', '.join(sorted(known))}.",
+                near=near(name, known),
+            )
+        return True
 
     def _trained_with(self) -> str | None:
         """The word for units that trained masks were saved with; a function comes with the model again."""
@@ -105,6 +119,7 @@ class Job:
 
         Raises:
             NotFittedError: the one that is named has to be fitted first.
+            UnknownNameError: it has no setting of a name.
             SettingError: it does not take these settings, or a folder got some.
         """
         name = str(self.run)
@@ -112,9 +127,23 @@ class Job:
             if self.settings:
                 raise SettingError(f"--set is for an explainer that is named, and {name} is a folder of trained masks")
             return load(self.run, hooked)
+        _check_settings(name, self.settings)
         try:
             explainer: Explainer = registry.make("explainers", name, hooked=hooked, **self.settings)
         except TypeError as error:
             raise SettingError(f"{name} does not take these settings: {error}") from error
         explainer.check_ready()
         return explainer
+
+
+def _check_settings(explainer: str, settings: Iterable[str]) -> None:
+    """Raises UnknownNameError for a setting that the explainer of this name does not have."""
+    parameters = inspect.signature(registry.part("explainers", explainer)).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return
+    known = [name for name in parameters if name != "hooked"]
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError(
+                f"{explainer} has no setting {name!r}. There are: {', '.join(sorted(known))}.", near=near(name, known)
+            )

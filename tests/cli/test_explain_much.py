@@ -208,7 +208,7 @@ def test_the_same_error_of_all_processes_is_told_once(run: Run, texts: Path, tmp
     words[words.index("run")] = "nowhere"
     result = run(*words)
     assert result.exit_code == 2
-    assert result.stderr.count("explainer.json cannot be read") == 1
+    assert result.stderr.count("is neither the folder of a run") == 1
 
 
 def test_other_settings_are_refused(run: Run, texts: Path, tmp_path: Path) -> None:

@@ -110,7 +110,11 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
     for wrong, said in {
         ("diffmask",): "call fit",
         ("erasure", "--set", "positions"): "--set positions=VALUE",
-        ("erasure", "--set", "depth=3"): "does not take these settings",
+        ("erasre",): "neither the folder of a run nor the name of an explainer",
+        ("erasre", "--units", "words"): "Did you mean 'erasure'?",
+        ("erasure", "--set", "position=3"): "erasure has no setting 'position'. There are: baseline,",
+        ("erasure", "--set", "subset=3"): "Did you mean 'subsets'",
+        ("random", "--set", "hooked=3"): "random has no setting 'hooked'",
         ("random", "--set", "sites=nowhere:output"): "no site",
     }.items():
         refused = run("explain", wrong[0], f"{network}:with_data", "--out", "refused", *wrong[1:])
@@ -213,6 +217,10 @@ def test_out_that_is_taken(run: Run, network: str, tmp_path: Path) -> None:
 
 def test_explain_what_is_no_run_or_anothers(run: Run, network: str, tmp_path: Path) -> None:
     result = run("explain", "nowhere", f"{network}:with_data", "--out", "explained")
+    assert result.exit_code == 2
+    assert "'nowhere' is neither the folder of a run nor the name of an explainer" in " ".join(result.stderr.split())
+    (tmp_path / "empty").mkdir()
+    result = run("explain", "empty", f"{network}:with_data", "--out", "explained")
     assert result.exit_code == 2
     assert "explainer.json cannot be read" in result.stderr
     assert run("fit", f"{network}:train_only", "--out", "run", "--steps", 2).exit_code == 0
