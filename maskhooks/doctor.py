@@ -16,6 +16,7 @@ from maskhooks import nested, table
 from maskhooks.errors import (
     BypassedWarning,
     GradientError,
+    SiteFiredTooOftenError,
     SiteNeverFiredError,
     UnfiredSiteWarning,
     UnknownDistributionError,
@@ -129,18 +130,11 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
     """
     chosen = list(hooked.sites) if sites is None else hooked.find(sites)
     known = Modules(hooked.model)
-    every = [_each(site, known) for site in chosen]
     beside = others(hooked.model)
     standing = {site: known.computing(site.module) for site in chosen}
     hooks = {site: (len(foreign(at)), owners(at)) for site, at in standing.items()}
-    tap = Tap(hooked.model, every)
     with forked(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
-        try:
-            with warnings.catch_warnings(), tap:
-                warnings.simplefilter("ignore", UnfiredSiteWarning)  # the report says so of each site
-                outputs = hooked(batch)
-        except SiteNeverFiredError:
-            outputs = tap.outputs
+        tap, outputs = _read(hooked, batch, chosen, known)
         try:
             described = _describe(hooked.distribution(outputs, batch))
         except UnknownDistributionError as error:
@@ -189,9 +183,26 @@ def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int =
         )
 
 
-def _each(site: Site, known: Modules) -> Site:
-    """Every call of a site, or all steps or portions as one."""
-    whole = isinstance(known.get(site.module), (Steps, Parts)) and site.call is None
+def _read(hooked: Hooked, batch: Any, sites: Sequence[Site], known: Modules) -> tuple[Tap, Any]:
+    """The tap that has read the sites, and the outputs."""
+    often: set[str] = set()
+    while True:
+        tap = Tap(hooked.model, [_each(site, known, str(site) in often) for site in sites])
+        try:
+            with warnings.catch_warnings(), tap:
+                warnings.simplefilter("ignore", UnfiredSiteWarning)  # the report says so of each site
+                return tap, hooked(batch)
+        except SiteNeverFiredError:
+            return tap, tap.outputs
+        except SiteFiredTooOftenError as error:  # all steps of a module that reads several sequences
+            if str(error.site) in often or str(error.site) not in map(str, sites):
+                raise
+            often.add(str(error.site))
+
+
+def _each(site: Site, known: Modules, often: bool) -> Site:
+    """Every call of a site, or all steps or portions as one, unless it has fired too often for that."""
+    whole = not often and isinstance(known.get(site.module), (Steps, Parts)) and site.call is None
     return dataclasses.replace(site, call=None if whole else "*", optional=True)
 
 

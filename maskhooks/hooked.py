@@ -16,6 +16,7 @@ from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.port import Replacement
 from maskhooks.site import Selector, Site, SiteTable, resolve
+from maskhooks.steps import Steps, one_step
 from maskhooks.tap import Tap
 from maskhooks.task import Task
 
@@ -77,7 +78,16 @@ class Hooked:
         Raises:
             UnknownSiteError: nothing matches; near names are listed.
         """
-        return resolve(selector, self.sites, Modules(self.model))
+        modules = Modules(self.model)
+        return [self._one_step(site, modules) for site in resolve(selector, self.sites, modules)]
+
+    def _one_step(self, site: Site, modules: Modules) -> Site:
+        """The site as it is, or with the pattern of one step where it is one and has that of all."""
+        if not isinstance(site.call, int) or not isinstance(modules.get(site.module), Steps):
+            return site
+        every = self.sites.get(str(site.at(None)))
+        whole = every is not None and site.pattern is not None and site.pattern == every.pattern
+        return one_step(site, site.pattern) if whole and site.pattern is not None else site
 
     def needed(self, selector: Selector) -> list[Site]:
         """The sites meant, each one needed and with a pattern for its gates.

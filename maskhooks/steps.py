@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from maskhooks.pattern import Pattern
 from maskhooks.port import OutputPort, Point, Replacement, copied
+from maskhooks.site import Site
 
 
 class Steps(nn.Module):
@@ -38,6 +41,18 @@ class Steps(nn.Module):
             steps: the length of the sequence.
         """
         return state
+
+
+def one_step(site: Site, pattern: Pattern) -> Site:
+    """The site of one step, with the pattern of all steps less the second axis, the step.
+
+    It is as it was where that axis is split, or all that is gated.
+    """
+    gone, *split = pattern.axes[1] if len(pattern.axes) > 1 else ("", "")
+    if split or pattern.gated == (gone,):
+        return site
+    left, right = ([word for word in side.split() if word != gone] for side in pattern.arrow.split("->"))
+    return dataclasses.replace(site, pattern=Pattern(f"{' '.join(left)} -> {' '.join(right)}", pattern.sizes))
 
 
 class Stepwise(ABC):

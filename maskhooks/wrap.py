@@ -14,11 +14,13 @@ from torch import Generator, Tensor, nn
 from maskhooks.adapter import Adapter, Claim, arranged, claimed_sites, claims
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
 from maskhooks.hooked import Hooked
+from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
 from maskhooks.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.site import Site, SiteTable
+from maskhooks.steps import Steps
 from maskhooks.tap import Tap
 from maskhooks.task import Task
 
@@ -80,31 +82,36 @@ def wrap(
     chosen_task = (task or _task(model, found)).given(functions)
     hooked = Hooked(model, SiteTable(chosen), chosen_task, found)
     Tap(model, chosen)  # checks that each module exists, and that none is compiled
-    return hooked if example is None else with_shapes(hooked, example)
+    return hooked if example is None else with_shapes(hooked, example, named=sites is not None)
 
 
-def with_shapes(hooked: Hooked, batch: Any) -> Hooked:
+def with_shapes(hooked: Hooked, batch: Any, *, named: bool = False) -> Hooked:
     """The same with every site's shape filled in from one batch; a site that does not fire is an error.
 
-    An optional site that fires several times becomes one for each call.
+    A site that fires several times becomes one for each call. All steps of several sequences stay one site, which has
+    no shape, as there are different steps in each batch.
+
+    Args:
+        named: whether the user named the sites; of these only an optional one may fire several times.
 
     Raises:
+        SiteFiredTooOftenError: a named site fires several times.
         SiteNeverFiredError, NotATensorError: a site gives no tensor.
         PatternError: a pattern does not fit.
     """
-    sites, values = _run(hooked, batch)
+    sites, values = _run(hooked, batch, named)
     shaped = []
     for site in sites:
         value = values.get(str(site))
         if value is not None and site.pattern is not None:
             site.pattern.shape(value, site=site)
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
-    named = {str(site): site for site in shaped}
-    fired = [named[key] for key in values if key in named]
+    by_name = {str(site): site for site in shaped}
+    fired = [by_name[key] for key in values if key in by_name]
     return Hooked(hooked.model, SiteTable(arranged(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
 
 
-def _run(hooked: Hooked, batch: Any) -> tuple[list[Site], Mapping[str, Tensor]]:
+def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[str, Tensor]]:
     """The sites, each call of those that fire several times, and the values by address."""
     often: set[str] = set()
     while True:
@@ -113,13 +120,17 @@ def _run(hooked: Hooked, batch: Any) -> tuple[list[Site], Mapping[str, Tensor]]:
             with torch.no_grad(), forked(hooked.model), hooked.tap(read=reads) as tap:
                 hooked(batch)
         except SiteFiredTooOftenError as error:
-            named = hooked.sites.get(str(error.site))
-            if named is None or not named.optional:
+            site = hooked.sites.get(str(error.site))
+            if site is None or (named and not site.optional):
                 raise
-            often.add(str(named))
+            often.add(str(site))
             continue
+        modules = Modules(hooked.model)
         sites: list[Site] = []
         for site in hooked.sites:
+            if isinstance(modules[site.module], Steps):
+                sites.append(site)
+                continue
             calls = (site.at(call) for call in itertools.count())
             each = itertools.takewhile(lambda one: str(one) in tap.values, calls)
             sites += each if str(site) in often else [site]

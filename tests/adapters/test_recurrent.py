@@ -15,11 +15,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import maskhooks
 from maskhooks.baselines import Learned
+from maskhooks.doctor import examine
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
 from maskhooks.gates import HardConcrete
 from maskhooks.masking import Masking
 from maskhooks.mix import mix
 from maskhooks.replay import Replay
+from maskhooks.site import Site
 from maskhooks.step import clean_pass, onward_pass
 from maskhooks.steps import Stepwise
 from maskhooks.tap import frozen
@@ -286,6 +288,15 @@ class Siamese(nn.Module):
         return self.rnn(one)[1][-1] - self.rnn(other)[1][-1]  # type: ignore[no-any-return]
 
 
+class Last(nn.Module):
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        return given[1][-1]
+
+
+def rows_of(outputs: Tensor) -> torch.distributions.Categorical:
+    return torch.distributions.Categorical(logits=outputs)
+
+
 @pytest.mark.parametrize("lengths", [(5, 6), (6, 5), (5, 5), (1, 2)])
 def test_a_module_that_reads_two_sequences_is_tapped_by_steps(lengths: tuple[int, int]) -> None:
     both = maskhooks.wrap(Siamese(), adapter=RecurrentAdapter)
@@ -487,3 +498,47 @@ def test_gates_without_gradients_are_those_with_them(kind: str) -> None:
             with hooked.tap(read="h_l0:output") as inner:
                 module(x)
     assert_near([inner.values["h_l0:output"]], [usual[0][..., :6]], torch.float32)
+
+
+def test_a_module_that_reads_two_sequences_is_reported_and_listed() -> None:
+    model, pair = Siamese(), (torch.randn(3, 5, 4), torch.randn(3, 6, 4))
+    before = fingerprint(model)
+    hooked = maskhooks.wrap(model, adapter=RecurrentAdapter, output=rows_of)
+    report = examine(hooked, pair)
+    assert fingerprint(model) == before
+    assert [(str(f.site), f.calls) for f in report.findings] == [("rnn.inputs:output", 2), ("rnn.h_l0:output", 11)]
+    assert report.findings[0].trouble.endswith("address one call, rnn.inputs@0:output to rnn.inputs@1:output")
+    assert report.findings[1].trouble.endswith("address one call, rnn.h_l0@0:output to rnn.h_l0@10:output")
+    assert not report.healthy
+    one = examine(hooked, pair, ["rnn.inputs@1:output", "rnn.h_l0@7:output"])
+    assert [(f.shape, f.trouble) for f in one.findings] == [((3, 6, 4), ""), ((3, 6), "")]
+    shaped = maskhooks.wrap(model, adapter=RecurrentAdapter, example=pair)
+    found = {str(site): site.shape for site in shaped.sites}
+    assert found == {
+        "rnn.inputs@0:output": (3, 5, 4),
+        "rnn.inputs@1:output": (3, 6, 4),
+        "rnn.h_l0:output": None,
+    }
+    assert fingerprint(model) == before
+    with pytest.raises(SiteFiredTooOftenError):
+        maskhooks.wrap(model, adapter=RecurrentAdapter, sites=["rnn.h_l0:output"], example=pair)
+
+
+def test_one_step_is_gated_by_example() -> None:
+    model = nn.Sequential(nn.GRU(4, 6, batch_first=True), Last())
+    hooked = maskhooks.wrap(model, adapter=RecurrentAdapter, output=rows_of)
+    (step,) = hooked.find("0.h_l0@3:output")
+    assert (str(step.gating()), step.tags) == ("batch hidden -> batch", frozenset({"hidden"}))
+    assert hooked.find(["0.h_l0:output", "0.inputs@0:output"])[1].gating() == hooked.sites[0].gating()
+    own = Site.parse("0.h_l0@3:output", "batch hidden -> batch hidden")
+    assert hooked.find(own) == [own]
+    x = torch.randn(3, 5, 4)
+    (finding,) = examine(hooked, x, step).findings
+    assert (finding.shape, finding.trouble) == ((3, 6), "")
+    explanation = maskhooks.LeaveOneOut(hooked, "0.h_l0@3:output").explain(x)
+    assert len(explanation["score"]) == 3
+    split = maskhooks.wrap(model, sites={"0.h_l0:output": "batch token (part hidden) -> part token batch, part=2"})
+    assert str(split.find("0.h_l0@3:output")[0].gating()) == "batch (part hidden) -> part batch, part=2"
+    for arrow in ("batch token hidden -> token", "batch (token) hidden -> batch"):
+        odd = maskhooks.wrap(model, sites={"0.h_l0:output": arrow})
+        assert odd.find("0.h_l0@3:output")[0].pattern is not None
