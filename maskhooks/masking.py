@@ -182,7 +182,8 @@ class Masking(Masks):
 
     def log_open(self, values: Mapping[str, Tensor], units: Units | None = None) -> Tensor:
         """log P(z != 0) over the gated positions, in nats: the sum over votes."""
-        return torch.stack([self.gate.log_open(logits) for logits in self.logits(values, units)]).sum(0)
+        found = [self.gate.log_open(logits) for logits in self.logits(values, units)]
+        return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
     def masked(
         self,

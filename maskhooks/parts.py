@@ -19,7 +19,14 @@ class Parts(nn.Module):
 
     An address without a call means all portions of a pass: the value is these below each other along the first axis,
     in the order of computation. With a call it means one portion.
+
+    Args:
+        apart: portions are made to be read here and are used nowhere else, so that they are read without a copy.
     """
+
+    def __init__(self, *, apart: bool = False) -> None:
+        super().__init__()
+        self.apart = apart
 
     def forward(self, part: Tensor) -> Tensor:
         """The portion to go on with."""
@@ -37,6 +44,7 @@ class PartsPort(OutputPort):
 
     def attach(self) -> RemovableHandle:
         self._parts: dict[str, list[Tensor]] = {}
+        self._apart = bool(self.module.apart) and not self.replaces and len(self.reads) == 1
         return self.module.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
@@ -70,7 +78,8 @@ class PartsPort(OutputPort):
         parts = self._parts.setdefault(point.key, [])
         if not call:
             parts.clear()
-        parts.append(value if learns else value.clone())
+        alone = self._apart and len(self.module._forward_hooks) == 1
+        parts.append(value if learns or alone else value.clone())
         if parts[0].shape[1:] != value.shape[1:]:
             raise NotATensorError(
                 f"site {point.key}: its portions have shapes {list(parts[0].shape)} and {list(value.shape)}, which "

@@ -186,6 +186,8 @@ class Pattern:
         """The value with position axes in front and features flattened behind, `(*positions, features)`."""
         sizes = self.shape(value, site=site)
         left = self.arrow.split("->")[0]
+        if self.axes == tuple((axis,) for axis in (*self.positions, *self.features)) and len(self.features) == 1:
+            return value
         return einops.rearrange(
             value,
             f"{left} -> {' '.join(self.positions)} ({' '.join(self.features)})",

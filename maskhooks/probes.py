@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from maskhooks.errors import SettingError
 from maskhooks.moments import update_moments
 
-_PORTION = 4096  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
+_PORTION = 2048  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
 
 
 class Probe(nn.Module):
@@ -131,7 +131,7 @@ class SummedMLP(Probe):
         """Gathers nothing."""
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or len(values[0]) <= _PORTION:
             return self._logits(values)
         parts = zip(*(value.split(_PORTION) for value in values), strict=True)
         return torch.cat([self._logits(part) for part in parts])
@@ -209,6 +209,8 @@ class FreeLogits(Probe):
 
 
 def _clamp(logits: Tensor, low: float, high: float) -> Tensor:
+    if not torch.is_grad_enabled():
+        return logits.clamp(low, high)
     clamped: Tensor = _ProjectedClamp.apply(logits, low, high)  # type: ignore[no-untyped-call] # torch's own
     return clamped
 

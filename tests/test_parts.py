@@ -19,8 +19,9 @@ from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
 from maskhooks.modules import places
-from maskhooks.parts import Parts
+from maskhooks.parts import Parts, PartsPort
 from maskhooks.pattern import Pattern
+from maskhooks.port import Point
 from maskhooks.site import Site
 from tests.conftest import same_bits
 
@@ -164,3 +165,21 @@ def test_portions_computed_again_during_backward(again: bool) -> None:
     assert x.grad is not None
     assert weight.grad is not None
     assert [round(float(grad.sum()), 3) for grad in (x.grad, weight.grad)] == [930, 11536]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_portions_made_for_reading_are_read_without_a_copy(apart: bool) -> None:
+    place, portion = Parts(apart=apart), torch.ones(2, 3)
+    values: dict[str, Tensor] = {}
+    port = PartsPort(place, values, {})
+    port.reads.append(Point(Site("part"), None))
+    handle = port.attach()
+    place(portion)
+    assert (values[str(Site("part"))] is portion) == apart
+    other = place.register_forward_hook(lambda *_: None)  # whoever else is given it may change it
+    port.calls = 0
+    place(portion)
+    assert values[str(Site("part"))] is not portion
+    assert torch.equal(values[str(Site("part"))], portion)
+    handle.remove()
+    other.remove()

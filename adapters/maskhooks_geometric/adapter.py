@@ -80,7 +80,7 @@ class GeometricAdapter(Adapter):
     def places(self, module: nn.Module) -> dict[str, nn.Module]:
         for inner in layers("", module).values():
             for place in PLACES:
-                places(inner).setdefault(place, Parts())
+                places(inner).setdefault(place, Parts(apart=place != "message"))
         return {place: Parts() for place in WHOLE}
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
@@ -99,7 +99,8 @@ class GeometricAdapter(Adapter):
 
 def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """The message passing layers in a module, itself among them, by their names in the whole model."""
-    return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, layer_types())}
+    kinds = layer_types()
+    return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, kinds)}
 
 
 def _free(module: nn.Module, names: Sequence[str]) -> bool:

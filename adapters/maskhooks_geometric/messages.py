@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from maskhooks_geometric.edges import found_in
+from maskhooks_geometric.edges import found_in, rows
 from maskhooks_geometric.graphs import Graphs, Relation
 
 Sent = Int[Tensor, "message column"]  # what a layer's `edges` gives
@@ -34,6 +35,8 @@ class Messages:
         """The graph of each; None where the layer has other nodes than the batch."""
         if self.graphs.single:
             return torch.zeros_like(self.sent[:, 0])
+        if self._in_order is not None:
+            return self._in_order
         found = self._each(self._graph)
         return None if bool((found < 0).any()) else found
 
@@ -49,6 +52,24 @@ class Messages:
         elif bool((self.sent[:, 2] >= 0).any()):
             found["relation"] = self.sent[:, 2]
         return found
+
+    @functools.cached_property
+    def _in_order(self) -> Tensor | None:
+        """The graph of each where they go along the batch's edges of a kind, all of these in their order; else None.
+
+        This is the usual case, and saves what is needed to find their edges.
+        """
+        adjacency = self.graphs.adjacency(self.relation)
+        whose = self.graphs.graph_of(self.relation and self.relation[2])
+        if self._several or adjacency is None or whose is None or not len(self.sent):
+            return None
+        if self.relation is None and "edge_type" in self.graphs:
+            return None
+        source, target = rows(adjacency)
+        same = torch.equal(self.sent[:, 1], target) and torch.equal(self.sent[:, 0], source)
+        if not same or bool(self.sent[:, 3].any()) or int(target.max()) >= len(whose):
+            return None
+        return whose[target]
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
         """A number for each message, from those of one type of edges at a time."""
@@ -83,6 +104,8 @@ class Messages:
 
     def _edge(self, relation: Relation | None, sent: Sent) -> Tensor:
         """The number of each message's edge among those of its graph, -1 where the layer added it."""
+        if self._in_order is not None:
+            return counted(self._in_order, self.graphs.count)
         given = self.graphs.edges(relation)
         if given is None:
             return torch.full_like(sent[:, 0], -1)
@@ -116,9 +139,12 @@ def _typed(graphs: Graphs, sent: Sent) -> Sent:
 def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
     """The place of each entry among those of its graph."""
     sizes = torch.bincount(graph, minlength=count)
+    begins, numbers = sizes.cumsum(0) - sizes, torch.arange(len(graph), device=graph.device)
+    if bool((graph[1:] >= graph[:-1]).all()):  # as batches are made
+        return numbers - begins[graph]
     order = graph.argsort(stable=True)
     places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[graph[order]]
+    places[order] = numbers - begins[graph[order]]
     return places
 
 
@@ -127,4 +153,6 @@ def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:
     numbers = graphs.numbers(kind).to(nodes.device)
     if not len(numbers):
         return nodes
+    if len(nodes) and int(nodes.max()) < len(numbers):
+        return numbers[nodes]
     return torch.where(nodes < len(numbers), numbers[nodes.clamp(max=len(numbers) - 1)], nodes)

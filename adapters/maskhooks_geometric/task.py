@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from maskhooks.adapter import join
 from maskhooks.errors import BatchError
@@ -22,6 +23,7 @@ from maskhooks_geometric.graphs import Graphs, Relation
 from maskhooks_geometric.heads import LEVELS, distribution, named
 from maskhooks_geometric.messages import Messages
 
+_messages = WeakTensorKeyDictionary()  # by what was read of them; each pass reads anew
 _ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_attr"}
 
 
@@ -130,7 +132,7 @@ class GraphTask(Task):
             relation = _relation(graphs, site)
             whose = graphs.graph_of(relation and relation[2])
             return torch.zeros(len(values[str(site)]), dtype=torch.long) if graphs.single or whose is None else whose
-        messages = self._messages(graphs, site, values)
+        messages = self._messages(batch, site, values)
         if not len(messages.sent):
             raise BatchError(
                 f"site {site}: no message was sent, as the batch holds no edge that this layer uses. Leave graphs "
@@ -152,11 +154,17 @@ class GraphTask(Task):
         """
         if self._edges is not None or not self.beside(site):
             return super().edges(site, batch, values)
-        return self._messages(self.graphs(batch), site, values).columns()
+        return self._messages(batch, site, values).columns()
 
-    def _messages(self, graphs: Graphs, site: Site, values: Mapping[str, Tensor]) -> Messages:
+    def _messages(self, batch: Any, site: Site, values: Mapping[str, Tensor]) -> Messages:
+        """The messages of a site, made once for what a pass has read there."""
         (edges,) = self.beside(site)
-        return Messages(graphs, values[str(edges)], _relation(graphs, site))
+        sent = values[str(edges)]
+        found: Messages | None = _messages.get(sent)
+        if found is None or found.graphs.batch is not batch:
+            graphs = self.graphs(batch)
+            found = _messages[sent] = Messages(graphs, sent.detach(), _relation(graphs, site))
+        return found
 
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """The same graphs with the features of their nodes, and of their edges, in another order."""

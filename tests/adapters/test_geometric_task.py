@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +13,18 @@ from torch.distributions import Bernoulli, Categorical
 
 pytest.importorskip("torch_geometric")
 
+from maskhooks_geometric import task
+from maskhooks_geometric.graphs import Graphs
+from maskhooks_geometric.messages import Messages
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.nn import GCN, GraphSAGE, SAGEConv, global_add_pool
+from torch_geometric.nn import GCN, GCNConv, GraphSAGE, SAGEConv, global_add_pool
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
 from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
 from maskhooks.outputs import Positions
-from maskhooks.step import clean_pass
+from maskhooks.step import clean_pass, examples
 from tests.adapters.geometric_models import EDGES, Nodes, Pooled, Typed, batch, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]
@@ -260,3 +264,41 @@ def test_names_that_other_libraries_use() -> None:
     model = Weighted()
     maskhooks.wrap(model)(graph(edge_attr=randn(7)))
     assert torch.equal(model.seen, randn(7))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_messages_along_all_edges_in_order_are_numbered_as_any_others(shuffled: bool) -> None:
+    edges = [torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]]), torch.tensor([[1, 0, 1], [0, 1, 1]])]
+    both = Batch.from_data_list([Data(x=torch.ones(int(e.max()) + 1, 2), edge_index=e) for e in edges])
+    if shuffled:  # edges of the two graphs in turns
+        both.edge_index = both.edge_index[:, [4, 0, 5, 1, 6, 2, 3]]
+    source, target = both.edge_index
+    rest = [torch.full_like(source, number) for number in (-1, 0, both.num_nodes)]
+    usual = Messages(Graphs(both), torch.stack([source, target, *rest], 1), None)
+    searched = Messages(Graphs(both), usual.sent, None)
+    searched._in_order = None
+    assert usual._in_order is not None
+    graphs = usual.graph()
+    assert graphs is not None
+    assert torch.equal(graphs, (source >= 3).long())
+    assert torch.equal(graphs, searched.graph())  # type: ignore[arg-type]
+    for name, numbers in searched.columns().items():
+        assert torch.equal(usual.columns()[name], numbers), name
+    places = usual.columns()["edge"]
+    for number in (0, 1):
+        assert places[graphs == number].tolist() == list(range(4 - number))
+    assert Messages(Graphs(both), usual.sent[:-1], None)._in_order is None
+
+
+def test_what_is_known_of_messages_lasts_as_long_as_their_pass() -> None:
+    gc.collect()
+    before = len(task._messages)
+    hooked = maskhooks.wrap(GCNConv(2, 2).eval())
+    one = Data(x=torch.ones(2, 2), edge_index=torch.tensor([[0, 1], [1, 0]]))
+    (site,) = hooked.find("message")
+    clean = clean_pass(hooked, one, [site])
+    assert examples(hooked, clean, site) is not None
+    assert len(task._messages) == before + 1
+    del clean
+    gc.collect()
+    assert len(task._messages) == before
