@@ -315,7 +315,7 @@ def ours(problem: Problem, seed: int, effort: Effort) -> tuple[Tensor, dict[str,
     }
 
 
-def explain_cost(explainer: GraphMask, batch: Batch, repeats: int = 15) -> float:
+def explain_cost(explainer: GraphMask, batch: Batch, repeats: int = 63) -> float:
     """The time of a batch's scores in bare forward passes of that batch."""
     hooked = explainer.hooked
 
