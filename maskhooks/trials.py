@@ -100,7 +100,8 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
 
     try:
         with hooked.tap(replace={site: leaf}):
-            outputs = nested.tensors(_raw(hooked(batch)))
+            answer = hooked(batch)
+            outputs, predicted = nested.tensors(_raw(answer)), _numbers(hooked, answer, batch)
             ends = [t for _, t in outputs if t.is_floating_point() and t.requires_grad and not t.is_nested]
             if leaves and ends:
                 source = generator(seed)
@@ -117,7 +118,7 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
         return f"no gradient comes back: {error}"
     if others and not leaves and site.pattern is not None:
         return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
-    if leaves and ends and _hard(hooked, batch, site):
+    if leaves and ends and _hard(hooked, batch, site, predicted):
         return "no gradient comes back from the distribution of outputs, as after argmax or detach: make it of logits"
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
@@ -136,14 +137,12 @@ def _refused(hooked: Hooked, batch: Any, site: Site, leaf: Callable[[Tensor], Te
     return False
 
 
-def _hard(hooked: Hooked, batch: Any, site: Site) -> bool:
+def _hard(hooked: Hooked, batch: Any, site: Site, predicted: list[Tensor]) -> bool:
     """Whether what is predicted depends on a site, and is cut off from it."""
-    with hooked.tap(replace={site: lambda value: value.detach().clone().requires_grad_()}):
-        usual = _outputs(hooked, batch)
-    if any(tensor.requires_grad for tensor in usual):
+    if any(tensor.requires_grad for tensor in predicted):
         return False
     with hooked.tap(replace={site: _zeros}):
-        return not _same(usual, _outputs(hooked, batch))
+        return not _same(predicted, _outputs(hooked, batch))
 
 
 def _raw(outputs: Any) -> Any:
@@ -222,7 +221,11 @@ def _package(function: Any) -> str:
 
 
 def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
-    outputs = hooked(batch)
+    return _numbers(hooked, hooked(batch), batch)
+
+
+def _numbers(hooked: Hooked, outputs: Any, batch: Any) -> list[Tensor]:
+    """Those of the distribution that is predicted, or of the outputs where it is unknown."""
     try:
         return list(_parameters(hooked.distribution(outputs, batch)))
     except UnknownDistributionError:
