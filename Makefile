@@ -27,12 +27,12 @@ $(BIN)/python:
 
 # torch first and by its version: that takes a build for the CPU where the index has one.
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.demo-installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 # A partner's tests, in an environment of its own: `make partner-nnsight`, `make partner-transformer-lens`.
@@ -41,8 +41,8 @@ partner-%: $(VENV)-%/.installed
 
 $(VENV)-%/.installed: constraints-%.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/python -m pip install -q -c $< torch==$(shell sed -n 's/^torch==//p' constraints.txt)
-	$(VENV)-$*/bin/python -m pip install -q -c $< -e '.[test,$*]'
+	$(VENV)-$*/bin/python -m pip install -q --no-compile -c $< torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(VENV)-$*/bin/python -m pip install -q --no-compile -c $< -e '.[test,$*]'
 	touch $@
 
 clean:
