@@ -6,6 +6,7 @@ a mapping of several of these, whose divergences add up. The first axis of every
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -44,14 +45,7 @@ Divergence = Callable[[Outputs, Outputs], Float[Tensor, " batch"]]
 
 def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     """KL(original || masked) per example, in nats: heads add up, positions are averaged."""
-    if isinstance(original, Mapping):
-        assert isinstance(masked, Mapping)
-        return torch.stack([kl(part, masked[name]) for name, part in original.items()]).sum(0)
-    if isinstance(original, Positions):
-        assert isinstance(masked, Positions)
-        return _mean(_kl(original.distribution, masked.distribution), original.chosen)
-    assert isinstance(masked, Distribution)
-    return _per_example(_kl(original, masked))
+    return _each(original, masked, _kl)
 
 
 def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -62,14 +56,7 @@ def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch
     Raises:
         UnknownDistributionError: the outputs are no classes.
     """
-    if isinstance(original, Mapping):
-        assert isinstance(masked, Mapping)
-        return torch.stack([prediction_loss(part, masked[name]) for name, part in original.items()]).sum(0)
-    if isinstance(original, Positions):
-        assert isinstance(masked, Positions)
-        return _mean(_loss(original.distribution, masked.distribution), original.chosen)
-    assert isinstance(masked, Distribution)
-    return _per_example(_loss(original, masked))
+    return _each(original, masked, _loss)
 
 
 def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -108,14 +95,7 @@ def overtaken(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Te
     same class against the best other one in the masked outputs: 0 while the prediction keeps its lead, or `lead` of
     it. Heads add up, positions are averaged; 0 for distributions that are no classes.
     """
-    if isinstance(original, Mapping):
-        assert isinstance(masked, Mapping)
-        return torch.stack([overtaken(part, masked[name], lead) for name, part in original.items()]).sum(0)
-    if isinstance(original, Positions):
-        assert isinstance(masked, Positions)
-        return _mean(_overtaken(original.distribution, masked.distribution, lead), original.chosen)
-    assert isinstance(masked, Distribution)
-    return _per_example(_overtaken(original, masked, lead))
+    return _each(original, masked, functools.partial(_overtaken, lead=lead))
 
 
 def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
@@ -239,6 +219,20 @@ def _kl_categorical(original: Categorical, masked: Categorical) -> Tensor:
     """From logits: torch's own is infinite where a probability rounds to 0, which in float32 is a logit 104 lower."""
     further = torch.where(original.probs == 0, 0, original.logits - masked.logits)
     return (original.probs * further).sum(-1)
+
+
+def _each(
+    original: Outputs, masked: Outputs, compare: Callable[[Distribution, Distribution], Tensor]
+) -> Float[Tensor, " batch"]:
+    """A comparison per example: heads add up, positions are averaged."""
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([_each(part, masked[name], compare) for name, part in original.items()]).sum(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        return _mean(compare(original.distribution, masked.distribution), original.chosen)
+    assert isinstance(masked, Distribution)
+    return _per_example(compare(original, masked))
 
 
 def _per_example(divergence: Tensor) -> Tensor:

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from maskhooks.viz.page import Example
 
 
+_KINDS = ("auto", "heatmap", "bars", "image", "graph")
+
+
 def picture(
     layers: Layers, kind: str, *, title: str, nodes: Sequence[str], centre: int | None, ax: Axes | None
 ) -> Figure:
     """One example's layers drawn; see `Explanation.plot`."""
+    if kind not in _KINDS:
+        raise SettingError(f"no kind of picture {kind!r}; there are {', '.join(_KINDS)}")
     patches = bool(layers.width())
     if kind == "auto":
         single = "bars" if len(layers) == 1 else "heatmap"

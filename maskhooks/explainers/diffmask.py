@@ -379,9 +379,7 @@ class DiffMask(Explainer):
 
     def _make_baseline(self) -> Baseline:
         if not isinstance(self._baseline, str) and len(self.sites) > 1:
-            raise SettingError(
-                "one Baseline object serves one site; give a registered name, or a DiffMask for each site"
-            )
+            raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
         baseline: Baseline = registry.make("baselines", self._baseline)
         baseline.started = False
         return baseline
