@@ -172,5 +172,6 @@ def places(hooked: Hooked, clean: Clean, site: Site) -> Places:
 
 def units(hooked: Hooked, clean: Clean, site: Site) -> Units | None:
     """Which positions of a site are gated together; None where each is alone."""
-    numbers = hooked.task.units(site, clean.batch, clean.values[str(site)])
-    return None if numbers is None else Units.of(numbers)
+    numbers = hooked.task.units(site, clean.batch, clean.values)
+    device = clean.values[str(site)].device
+    return None if numbers is None else Units.of(numbers.to(device), examples(hooked, clean, site))

@@ -19,6 +19,7 @@ from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
 from maskhooks.signature import signature
 from maskhooks.site import Site
+from maskhooks.units import undirected
 
 
 class Task:
@@ -41,7 +42,8 @@ class Task:
         select: `(batch, numbers) -> batch`, the examples with these numbers, each as often as it is listed. Default:
             the rows of each tensor that has one for each example.
         units: `batch -> whole numbers` over the sites' position axes, or `(batch, site) -> ...`: positions of an
-            example with the same number are gated together, as the pieces of a word. Default: each position alone.
+            example with the same number are gated together, as the pieces of a word. "undirected": edges between the
+            same two nodes, in both directions. Default: each position alone.
     """
 
     name = "function"
@@ -163,21 +165,22 @@ class Task:
             )
         return mask
 
-    def units(self, site: Site, batch: Any, value: Tensor) -> Int[Tensor, "*positions"] | None:
+    def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
         """A number for each position of a site, equal where positions of an example are gated together; None where each
         is alone.
+
+        Args:
+            values: as `examples` gets them.
 
         Raises:
             BatchError: the numbers given have another shape, or are no whole numbers; or a word is given that
                 this task does not know.
         """
+        value = values[str(site)]
         if self._units is None:
             return None
         if isinstance(self._units, str):
-            raise BatchError(
-                f"units={self._units!r}: the task {self.name!r} does not know which positions these are. Give a "
-                f"function: wrap(model, units=lambda batch: ...), with a whole number for each position"
-            )
+            return self._named_units(site, batch, values)
         numbers = torch.as_tensor(_apply(self._units, batch, site)).to(value.device)
         sizes = site.gating().shape(value, site=site)
         shape = [sizes[axis] for axis in site.gating().positions]
@@ -191,6 +194,20 @@ class Task:
                 f"number for each, equal where positions belong together: wrap(model, units=lambda batch, site: ...)"
             )
         return numbers
+
+    def _named_units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
+        """The units that a word means."""
+        if self._units != "undirected" or self._edges is None:
+            raise BatchError(
+                f"units={self._units!r}: the task {self.name!r} does not know which positions these are. Give a "
+                f"function: wrap(model, units=lambda batch: ...), with a whole number for each position"
+            )
+        found = self.edges(site, batch, values)
+        if found is None:
+            return None
+        columns = [torch.as_tensor(found[name]) for name in ("source", "target", "relation") if name in found]
+        whose = self.examples(site, batch, values)
+        return undirected(*columns, *([] if whose is None else [whose.to(columns[0].device)]))
 
     @property
     def together(self) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from maskhooks.examples import Examples
 from maskhooks.pattern import Pattern
 
 
@@ -19,7 +20,8 @@ class Units:
     """Which positions of an example belong together.
 
     Attributes:
-        first: for each position the place of its unit's first one, counted through all positions of its example.
+        first: for each position the place of its unit's first one, counted through all positions of its example; where
+            the first axis is no batch, of all examples.
         shape: the sizes of the position axes, the batch first.
     """
 
@@ -27,13 +29,19 @@ class Units:
     shape: Sequence[int]
 
     @classmethod
-    def of(cls, numbers: Int[Tensor, "batch *positions"]) -> Units:
-        """Units from a number for each position: equal ones within an example are one unit."""
+    def of(cls, numbers: Int[Tensor, "batch *positions"], examples: Examples | None = None) -> Units:
+        """Units from a number for each position: equal ones within an example are one unit.
+
+        Args:
+            examples: whose each row is, where the first axis is no batch.
+        """
         rows = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
         own = rows - rows.min() if rows.numel() else rows
         width = int(own.max()) + 1 if rows.numel() else 1
-        offset = width * torch.arange(len(rows), device=rows.device)[:, None]
-        _, unit = torch.unique(own + offset, return_inverse=True)
+        example = torch.arange(len(rows), device=rows.device) if examples is None else examples.index
+        _, unit = torch.unique(own + width * example[:, None], return_inverse=True)
+        if examples is not None:
+            rows, unit = rows.reshape(1, -1), unit.reshape(1, -1)
         places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
         first = places.new_full((rows.numel(),), rows.shape[1])
         return cls(first.scatter_reduce(0, unit.flatten(), places.flatten(), "amin")[unit], tuple(numbers.shape))
@@ -72,3 +80,20 @@ def _mean(rows: Tensor, index: Tensor) -> Tensor:
     sums = torch.zeros_like(rows).scatter_add(1, index, rows)
     counts = torch.zeros_like(rows).scatter_add(1, index, torch.ones_like(rows))
     return (sums / counts.clamp(min=1)).gather(1, index)
+
+
+def undirected(
+    source: Int[Tensor, " edge"], target: Int[Tensor, " edge"], *apart: Int[Tensor, " edge"]
+) -> Int[Tensor, " edge"]:
+    """A number for each edge, the same for the one in the other direction; those that occur often are paired in order.
+
+    Args:
+        apart: what else has to be the same, such as the relation.
+    """
+    pair = torch.zeros_like(source)
+    for column in (torch.minimum(source, target), torch.maximum(source, target), *apart):
+        own = column - column.min() if len(column) else column
+        _, pair = torch.unique(pair * (own.max() + 1 if len(own) else 1) + own, return_inverse=True)
+    count = len(source)
+    times = Examples(2 * pair + (source > target).long(), 2 * count).places()
+    return pair * count + times

@@ -197,13 +197,13 @@ def test_units_have_the_shape_of_positions(batch):
     for numbers in (torch.zeros(4, 5).long(), torch.zeros(4, 6)):
         hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, real=lambda b: b[1], units=lambda b, n=numbers: n)
         with pytest.raises(BatchError, match=r"units have shape .* whole number for each"):
-            hooked.task.units(hooked.find("layers.1:output")[0], batch, torch.zeros(4, 6, 12))
+            hooked.task.units(hooked.find("layers.1:output")[0], batch, {"layers.1:output": torch.zeros(4, 6, 12)})
 
 
 def test_words_are_unknown_to_a_task_without_a_tokenizer(batch):
     hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, real=lambda b: b[1], units="words")
     with pytest.raises(BatchError, match=r"units='words': the task 'function' does not know"):
-        hooked.task.units(hooked.find("layers.1:output")[0], batch, torch.zeros(4, 6, 12))
+        hooked.task.units(hooked.find("layers.1:output")[0], batch, {"layers.1:output": torch.zeros(4, 6, 12)})
 
 
 class TestProbes:

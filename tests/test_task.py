@@ -100,14 +100,14 @@ def test_a_mask_may_go_on_with_padding_where_a_site_has_ended() -> None:
     numbers = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, 1, 1]])
     task = Task(real=lambda batch: mask, units=lambda batch: numbers)
     assert torch.equal(task.real(SITE, (X,), X), mask[:, :3])
-    found = task.units(SITE, (X,), X)
+    found = task.units(SITE, (X,), {str(SITE): X})
     assert found is not None
     assert torch.equal(found, numbers[:, :3])
     for other in (mask.roll(1, 1), mask & (torch.arange(5) < 2), mask[:1]):
         with pytest.raises(BatchError, match="the mask of real positions has shape"):
             Task(real=lambda batch, other=other: other).real(SITE, (X,), X)  # type: ignore[misc]
     with pytest.raises(BatchError, match="the units have shape"):
-        Task(units=lambda batch: numbers).units(SITE, (X,), X)
+        Task(units=lambda batch: numbers).units(SITE, (X,), {str(SITE): X})
 
 
 def test_names() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from maskhooks.examples import Examples
 from maskhooks.pattern import Pattern
-from maskhooks.units import Units
+from maskhooks.units import Units, undirected
 
 TOKENS = Pattern("batch token hidden -> batch token")
 NUMBERS = torch.tensor([[7, 7, 3, 7, 1], [0, 1, 2, 2, 2]])
@@ -46,3 +47,26 @@ def test_several_position_axes_count_through() -> None:
 
 def test_a_batch_without_positions() -> None:
     assert Units.of(torch.zeros(2, 0, dtype=torch.long)).leads.shape == (2, 0)
+
+
+def test_rows_of_many_examples() -> None:
+    """As with edges of several graphs: rows of one example are gated together, wherever they stand."""
+    pattern = Pattern("edge (head feature) -> edge head", {"head": 2})
+    units = Units.of(torch.tensor([5, 5, 5, 2, 5]), Examples(torch.tensor([0, 1, 0, 0, 1]), 2))
+    assert units.leads.tolist() == [True, True, False, True, False]
+    gates = torch.arange(10.0).view(5, 2)
+    assert units.shared(gates, pattern)[:, 0].tolist() == [0, 2, 0, 6, 2]
+    assert units.mean(gates, pattern)[:, 1].tolist() == [3, 6, 3, 7, 6]
+    assert Units.of(torch.zeros(0).long(), Examples(torch.zeros(0).long(), 2)).leads.shape == (0,)
+
+
+def test_edges_in_both_directions() -> None:
+    source, target = torch.tensor([[0, 1, 2, 0, 1, 3, 0, 1], [1, 0, 0, 1, 0, 3, 1, 2]])
+    found = undirected(source, target)
+    assert found[0] == found[1]
+    assert found[3] == found[4]  # the second time
+    assert len(set(found.tolist())) == 6
+    apart = undirected(source, target, torch.tensor([0, 1, 0, 1, 0, 0, 0, 0]))
+    assert apart[0] == apart[4]
+    assert apart[1] == apart[3]
+    assert undirected(*torch.zeros(2, 0).long()).shape == (0,)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from maskhooks.units import undirected
 from maskhooks_geometric.edges import found_in, rows
 from maskhooks_geometric.graphs import Graphs, Relation
 
@@ -70,6 +71,21 @@ class Messages:
         if not same or bool(self.sent[:, 3].any()) or int(target.max()) >= len(whose):
             return None
         return whose[target]
+
+    @functools.cached_property
+    def undirected(self) -> Int[Tensor, " message"]:
+        """A number for each, the same for those between the same two nodes in both directions.
+
+        Nodes of two types, or of two sets, have numbers of their own, so that messages between them are alone.
+        """
+        relations, kinds = self.graphs.relations, self.sent[:, 2]
+        if self.relation is not None:
+            kinds = torch.full_like(kinds, relations.index(self.relation))
+        within = [number for number, (source, _, target) in enumerate(relations) if source == target]
+        apart = isinstance(self.graphs.get("x"), (tuple, list)) or "hyperedge_index" in self.graphs
+        paired = torch.isin(kinds, torch.tensor(within).to(kinds)) if relations else torch.full_like(kinds, not apart)
+        numbers = undirected(self.sent[:, 0], self.sent[:, 1], kinds, *self.sent[:, 5:].unbind(1))
+        return torch.where(paired > 0, numbers, torch.arange(-len(kinds), 0, device=kinds.device))
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
         """A number for each message, from those of one type of edges at a time."""

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from maskhooks.adapter import join
-from maskhooks.errors import BatchError
+from maskhooks.errors import BatchError, SettingError
 from maskhooks.outputs import Outputs, Positions
 from maskhooks.signature import signature
 from maskhooks.site import Site
@@ -37,6 +37,8 @@ class GraphTask(Task):
         level: what predictions are about: "node", "link" or "graph". Default: by their number.
         index: `batch -> numbers` of the nodes or links whose predictions count. Default: `node_index` or `link_index`
             of the batch, the nodes that a NeighborLoader began with, or all.
+        units: "undirected" gates messages between the same two nodes together, in both directions; or a function, see
+            `Task`.
     """
 
     name = "graph"
@@ -60,6 +62,9 @@ class GraphTask(Task):
         level = functions.get("level")
         if level is not None and level not in LEVELS:
             raise BatchError(f"level={level!r} is none of {', '.join(LEVELS)}, which predictions may be about")
+        units = functions.get("units")
+        if isinstance(units, str) and units != "undirected":
+            raise SettingError(f"units={units!r}: it is 'undirected', or a function of the batch")
         return super().given(functions)
 
     @property
@@ -155,6 +160,12 @@ class GraphTask(Task):
         if self._edges is not None or not self.beside(site):
             return super().edges(site, batch, values)
         return self._messages(batch, site, values).columns()
+
+    def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
+        """What goes along the same edge, in both directions, where `units="undirected"`; nodes are by themselves."""
+        if not isinstance(self._units, str) or self._edges is not None:
+            return super().units(site, batch, values)
+        return self._messages(batch, site, values).undirected if self.beside(site) else None
 
     def _messages(self, batch: Any, site: Site, values: Mapping[str, Tensor]) -> Messages:
         """The messages of a site, made once for what a pass has read there."""

@@ -206,15 +206,15 @@ class TransformersTask(Task):
             return super().names(site, batch)
         return [self.words.tokens(row) for row in ids.tolist()]
 
-    def units(self, site: Site, batch: Any, value: Tensor) -> Int[Tensor, "*positions"] | None:
+    def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
         """The words that tokens are pieces of, where `units="words"`; sites of no tokens have each position alone."""
         if not isinstance(self._units, str):
-            return super().units(site, batch, value)
+            return super().units(site, batch, values)
         positions = site.gating().positions
         ids = as_mapping(batch).get("decoder_input_ids") if "target" in positions else token_ids(batch)
         if ids is None or positions not in (("batch", "token"), ("batch", "target")):
             return None
-        return torch.tensor([self.words.pieces(row) for row in ids.tolist()], device=value.device)
+        return torch.tensor([self.words.pieces(row) for row in ids.tolist()])
 
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding: real tokens change places, special ones stay.

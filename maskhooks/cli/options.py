@@ -40,8 +40,9 @@ MaxLength = Annotated[int, typer.Option(help="Tokens of a text at most; longer t
 Units = Annotated[
     str | None,
     typer.Option(
-        help="words: the pieces of a word are gated together, as the tokenizer marks them; by default each token is by "
-        "itself, and masks are explained with as they were trained.",
+        help="words: the pieces of a word are gated together, as the tokenizer marks them; undirected: edges between "
+        "the same two nodes, in both directions. By default each position is by itself, and masks are explained with "
+        "as they were trained.",
         rich_help_panel="Data",
         show_default=False,
     ),

@@ -84,7 +84,7 @@ class GraphMask(DiffMask):
         if not self.amortized:
             optimise(self._problem(), clean)
         with torch.no_grad():
-            values = self._last.log_open(clean.values).exp()
+            values = self._log_open(clean, self._last).exp()
         return [self.site_scores(clean, self._last.site, self._last.depth, values)]
 
     @property

@@ -64,8 +64,17 @@ def layout(net: Net) -> npt.NDArray[np.float64]:
     return centred
 
 
-def ends(net: Net, places: npt.NDArray[np.float64], apart: float = 0.006) -> npt.NDArray[np.float64]:
-    """Lines `[edge, end, 2]`: edges in both directions stand side by side, each to the right of its way."""
+def ends(
+    net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], apart: float = 0.006
+) -> npt.NDArray[np.float64]:
+    """Lines `[edge, end, 2]`: edges in both directions stand side by side, each to the right of its way.
+
+    They are one line where all that have a counterpart share its scores, as where both are gated together.
+
+    Args:
+        scores: `[graph, edge]`.
+    """
+    apart = 0.0 if _alike(net, scores) else apart
     first, last = places[net.source], places[net.target]
     way = last - first
     length = np.linalg.norm(way, axis=1, keepdims=True)
@@ -108,6 +117,7 @@ def graphs(
             f"one Axes for {len(names)} graphs. Choose a depth (explanation.select(depth=0)), or give no ax"
         )
     places = layout(net)
+    drawn = ends(net, places, values)
     figure: Figure
     if ax is None:
         across = min(wrap, len(names))
@@ -120,7 +130,7 @@ def graphs(
     for part in axes:
         part.set_axis_off()
     for part, name, row in zip(axes, names, values, strict=False):
-        lines = _draw(part, net, places, row)
+        lines = _draw(part, net, places, row, drawn)
         part.set_title(name, fontsize="small", parse_math=False)
     bar = figure.colorbar(lines, ax=axes, label=label, ticks=[0, 0.5, 1], aspect=16, fraction=0.04)
     bar.outline.set_visible(False)
@@ -128,12 +138,30 @@ def graphs(
     return figure
 
 
-def _draw(ax: Axes, net: Net, places: npt.NDArray[np.float64], row: npt.NDArray[np.float64]) -> LineCollection:
+def _alike(net: Net, scores: npt.NDArray[np.float64]) -> bool:
+    """Whether edges in one direction have the scores of those in the other wherever there are both."""
+    known: dict[tuple[int, int], list[npt.NDArray[np.float64]]] = {}
+    for pair, column in zip(net.pairs, scores.T, strict=True):
+        known.setdefault(pair, []).append(column)
+    return all(
+        np.array_equal(np.stack(own), np.stack(known[v, u]), equal_nan=True)
+        for (u, v), own in known.items()
+        if u < v and (v, u) in known
+    )
+
+
+def _draw(
+    ax: Axes,
+    net: Net,
+    places: npt.NDArray[np.float64],
+    row: npt.NDArray[np.float64],
+    ends: npt.NDArray[np.float64],
+) -> LineCollection:
     small = 1.0 if len(net.nodes) <= 40 else max(0.35, (40 / len(net.nodes)) ** 0.5)
     order = np.argsort(np.nan_to_num(row, nan=-1.0), kind="stable")  # the strongest on top
     shown = order[~np.isnan(row[order])]
     lines = LineCollection(
-        list(ends(net, places)[shown]),
+        list(ends[shown]),
         array=row[shown],
         cmap=COLOURS,
         norm=Normalize(-0.12, 1),  # so that an edge that is dropped is still to be seen

@@ -95,18 +95,18 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
         "width": example.width,
         "patches": 0 if not example.width else len(example.columns) if example.patches is None else example.patches,
         "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
-        "graph": None if example.net is None else _drawn(example.net, np.asarray(example.places, float)),
+        "graph": None if example.net is None else _drawn(example.net, np.asarray(example.places, float), scores),
     }
 
 
-def _drawn(net: Net, places: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, Any]:
     """A graph as the script draws it: lines, each with its ends, and nodes with their names."""
     from maskhooks.viz.graph import ends
 
     pairs = set(net.pairs)
     upright = places * (1, -1) + (0, 1)
     return {
-        "lines": ends(net, upright).round(4).reshape(-1, 4).tolist(),
+        "lines": ends(net, upright, scores).round(4).reshape(-1, 4).tolist(),
         "arrow": [u != v and (v, u) not in pairs for u, v in net.pairs],
         "loop": [u == v for u, v in net.pairs],
         "nodes": upright.round(4).tolist(),

@@ -63,9 +63,9 @@ def batch(tokenizer: PreTrainedTokenizerFast) -> BatchEncoding:
 def test_the_words_of_tokens(tokenizer: PreTrainedTokenizerFast, batch: BatchEncoding) -> None:
     hooked = maskhooks.wrap(make("bert", "SequenceClassification"), tokenizer=tokenizer, units="words")
     site = hooked.find("input")[0]
-    assert hooked.task.units(site, batch, torch.zeros(2, 7, 16)).tolist() == WORDS
+    assert hooked.task.units(site, batch, {str(site): torch.zeros(2, 7, 16)}).tolist() == WORDS
     alone = maskhooks.wrap(make("bert", "SequenceClassification"), tokenizer=tokenizer)
-    assert alone.task.units(site, batch, torch.zeros(2, 7, 16)) is None
+    assert alone.task.units(site, batch, {str(site): torch.zeros(2, 7, 16)}) is None
 
 
 @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")

@@ -22,6 +22,7 @@ from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, global_mean_pool
+from torch_geometric.utils import to_undirected
 
 
 class Net(nn.Module):
@@ -37,7 +38,7 @@ class Net(nn.Module):
 def make():
     torch.manual_seed(0)
     graphs = [
-        Data(x=torch.randn(n, 3), edge_index=torch.randint(0, n, (2, 2 * n)), y=torch.tensor([n % 2]))
+        Data(x=torch.randn(n, 3), edge_index=to_undirected(torch.randint(0, n, (2, 2 * n))), y=torch.tensor([n % 2]))
         for n in range(3, 11)
     ]
     return Net(), DataLoader(graphs, batch_size=4), DataLoader(graphs[:3], batch_size=3)
@@ -65,6 +66,23 @@ def test_a_graph_network_from_its_batches_to_page(explainer: str, run: Run, grap
     assert {"source", "target", "edge"} <= rows.columns.keys()
     assert sorted(set(rows["example"].tolist())) == [0, 1, 2]
     assert (tmp_path / "explained" / "explanation.html").exists()
+
+
+def test_both_directions_of_an_edge_together(run: Run, graphs: str, tmp_path: Path) -> None:
+    given = [graphs, "--units", "undirected"]
+    fitted = run("fit", *given, "--out", "run", "--steps", 2, "--explainer", "graphmask")
+    assert fitted.exit_code == 0, fitted.stderr
+    for told in (["run", graphs], ["random", *given, "--set", "sites=message"]):
+        explained = run("explain", *told, "--out", told[0] + "-out", "--plots", 0)
+        assert explained.exit_code == 0, explained.stderr
+        rows = Explanation.from_parquet(tmp_path / f"{told[0]}-out" / "explanation.parquet").select(example=2)
+        first = rows["site"] == rows["site"][0]
+        sent = zip(*(rows[name][first].tolist() for name in ("source", "target", "score")), strict=True)
+        scores = {(source, target): score for source, target, score in sent}
+        between = {pair for pair in scores if pair[0] < pair[1]}
+        assert between
+        assert all(scores[pair] == scores[pair[::-1]] for pair in between)
+        assert len({scores[pair] for pair in between}) == len(between)
 
 
 def test_sites_and_doctor_of_a_graph_network(run: Run, graphs: str) -> None:

@@ -52,9 +52,21 @@ def test_layout_is_the_same_each_time_and_fits() -> None:
 
 def test_edges_in_both_directions_stand_apart() -> None:
     places = layout(NET)
-    lines = ends(NET, places, apart=0.01)
+    lines = ends(NET, places, np.linspace(0, 1, 6)[None], apart=0.01)
     assert np.allclose(np.linalg.norm(lines[0, 0] - lines[1, 1]), 0.02)
     assert np.allclose(lines[2], places[[1, 2]])
+
+
+def test_edges_that_share_their_scores_in_both_directions_are_one_line() -> None:
+    places = layout(NET)
+    scores = np.array([[0.5, 0.5, 0.1, 0.2, 0.3, 0.4], [np.nan, np.nan, 1, 1, 1, 1]])
+    lines = ends(NET, places, scores)
+    assert np.allclose(lines[0], places[[0, 1]])
+    assert np.allclose(lines[0], lines[1, ::-1])
+    scores[0, 1] = 0.6
+    assert not np.allclose(ends(NET, places, scores)[0], places[[0, 1]])
+    often = Net(np.array([0, 0, 1]), np.array([1, 1, 0]), ["", ""])
+    assert not np.allclose(ends(often, places, np.ones((1, 3)))[0], places[[0, 1]])
 
 
 def test_a_figure_has_a_graph_for_each_depth() -> None:
