@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import NotATensorError
@@ -22,11 +23,12 @@ class Parts(nn.Module):
 
     Args:
         apart: portions are made to be read here and are used nowhere else, so that they are read without a copy.
+        widened: portions are rows of features, of which narrower ones are filled up with zeros when they are read.
     """
 
-    def __init__(self, *, apart: bool = False) -> None:
+    def __init__(self, *, apart: bool = False, widened: bool = False) -> None:
         super().__init__()
-        self.apart = apart
+        self.apart, self.widened = apart, widened
 
     def forward(self, part: Tensor) -> Tensor:
         """The portion to go on with."""
@@ -80,11 +82,13 @@ class PartsPort(OutputPort):
             parts.clear()
         alone = self._apart and len(self.module._forward_hooks) == 1
         parts.append(value if learns or alone else value.clone())
-        if parts[0].shape[1:] != value.shape[1:]:
+        if parts[0].shape[1:] != value.shape[1:] and not self.module.widened:
             raise NotATensorError(
                 f"site {point.key}: its portions have shapes {list(parts[0].shape)} and {list(value.shape)}, which "
                 f"do not go below each other. Address one call, as '{point.site.at(0)}'.",
                 site=point.site,
             )
-        self._values[point.key] = torch.cat(parts) if call else parts[0]
+        widest = max(part.shape[-1] for part in parts) if self.module.widened else None
+        same = parts if widest is None else [pad(part, (0, widest - part.shape[-1])) for part in parts]
+        self._values[point.key] = torch.cat(same) if call else parts[0]
         return copied(value, value) if learns else value

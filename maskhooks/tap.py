@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks import nested
 from maskhooks.errors import (
     GradientError,
+    ModelError,
     SiteConflictError,
     SiteNeverFiredError,
     TappedModelError,
@@ -290,6 +292,15 @@ class _End(Uncopied):
         self._tap._end(outputs)
 
 
+def _shapeless(model: nn.Module) -> ModelError:
+    lazy = [name for name, weight in model.named_parameters() if is_lazy(weight)]
+    return ModelError(
+        f"{len(lazy)} of the model's weights, such as {lazy[0]!r}, take their shape from the first batch, and none has "
+        "come yet. Run the model once before: with torch.no_grad(): model(...)",
+        module=lazy[0].rpartition(".")[0],
+    )
+
+
 @dataclass
 class _Hold:
     """A module in training mode or a weight that requires grad, switched off by so many `with` blocks."""
@@ -320,6 +331,9 @@ def frozen(model: nn.Module) -> Iterator[bool]:
 
     Yields:
         Whether weights require grad again afterwards, as far as this one knows.
+
+    Raises:
+        ModelError: a weight has no shape yet.
     """
     mine: list[_Hold] = []
     places: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -327,6 +341,8 @@ def frozen(model: nn.Module) -> Iterator[bool]:
     for module in modules:
         for name, weight in module._parameters.items():
             if weight is not None:
+                if is_lazy(weight):
+                    raise _shapeless(model)
                 weights[id(weight)] = weight
                 places.setdefault(id(weight), []).append((module, name))
     parts: list[nn.Module | Tensor] = [*modules, *weights.values()]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskhooks.errors import (
     CompiledModelError,
+    ModelError,
     NotATensorError,
     ReplacementError,
     SiteConflictError,
@@ -48,6 +49,19 @@ def test_values_are_what_the_module_saw() -> None:
     assert same_bits(tap.values["act:input"], hidden)
     assert same_bits(tap.values["last:input.input"], hidden.relu())
     assert same_bits(tap.values[":input"], x)
+
+
+def test_weights_without_a_shape_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(2))
+    with pytest.raises(ModelError, match=r"2 of the model's weights, such as '1\.weight', .* Run the model once"):
+        Tap(model, read=[site("0:output")]).__enter__()
+    assert model.training
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert not model._forward_hooks
+    model(torch.randn(3, 4))
+    with Tap(model, read=[site("1:output")]) as tap:
+        model(torch.randn(3, 4))
+    assert tap.values["1:output"].shape == (3, 2)
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -33,7 +33,8 @@ class GeometricAdapter(Adapter):
 
     For the whole model `edge` is a weight for each edge, 1, which all layers give the messages along it: an edge in
     every layer at once. A layer's own self-loops are no edges. Beside it are `edge_source`, `edge_target` (states that
-    the first layer was given) and `edge_ends`.
+    the first layer with these edges was given; with several lists of edges, filled up with zeros to the widest) and
+    `edge_ends`.
 
     Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which have `read` too, as they can only be
     read; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what the first layer is given.
@@ -81,7 +82,7 @@ class GeometricAdapter(Adapter):
         for inner in layers("", module).values():
             for place in PLACES:
                 places(inner).setdefault(place, Parts(apart=place != "message"))
-        return {place: Parts() for place in WHOLE}
+        return {place: Parts(widened=place in ("edge_source", "edge_target")) for place in WHOLE}
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         wanted = {site.module for site in sites}

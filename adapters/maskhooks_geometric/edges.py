@@ -37,6 +37,14 @@ def rows(adjacency: Any) -> Ends:
     )
 
 
+def weighted(adjacency: Any) -> bool:
+    """Whether a sparse tensor of torch has values other than 1."""
+    if not isinstance(adjacency, Tensor) or adjacency.layout == torch.strided:
+        return False
+    values = adjacency._values() if adjacency.layout == torch.sparse_coo else adjacency.values()
+    return bool((values != 1).any())
+
+
 def ends(adjacency: Any, flow: str) -> Ends:
     """The nodes that send and that receive, for each message."""
     first, second = rows(adjacency)

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.errors import ModelError, ReplacementError
+from maskhooks.errors import BatchError, ModelError, ReplacementError
 from maskhooks.mix import mix
 from maskhooks.modules import places
 from maskhooks.port import Uncopied, copied
 from maskhooks.signature import signature
-from maskhooks_geometric.edges import Ends, ends, found_in, rows
+from maskhooks_geometric.edges import Ends, ends, found_in, rows, weighted
 from maskhooks_geometric.whole import Whole
 
 PLACES = ("edges", "source", "target", "message")
+_WEIGHTS = {"edge_weight", "edge_attr", "edge_type"}  # what PyG passes on as the values of a sparse tensor
 _ADJACENCY = ("edge_index", "adj_t", "hyperedge_index")
 
 _open: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
@@ -112,6 +113,13 @@ class _Layer(Uncopied):
     def propagate(self, module: nn.Module, inputs: tuple[Any, Any, Mapping[str, Any]]) -> None:
         edges, _, rest = inputs
         rows(edges)  # refused here, by name, where the layer cannot take messages apart
+        takes = inspect.signature(self._module.message).parameters
+        if self._own.get("fuse") and weighted(edges) and not _WEIGHTS & set(takes):
+            raise BatchError(
+                f"the adjacency holds weights, by which {type(module).__name__} multiplies messages where it fuses "
+                "them, but not where it computes them one by one, as while they are tapped. Give an edge_index, or an "
+                "adjacency of ones; a layer such as GraphConv takes weights in both ways"
+            )
         self._call = edges, rest
 
     def message(self, module: nn.Module, inputs: object, message: Any) -> Any:

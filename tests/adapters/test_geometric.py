@@ -25,6 +25,7 @@ from torch_geometric.nn import (
     GCNConv,
     GENConv,
     GINConv,
+    GraphConv,
     HANConv,
     HeteroConv,
     HGTConv,
@@ -301,6 +302,22 @@ def test_a_layout_without_messages_is_refused(unchanged: Unchanged) -> None:
         hooked((randn(5, 3), adjacency))
 
 
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_weights_that_only_the_fused_way_knows_are_refused(layout: str, unchanged: Unchanged) -> None:
+    adjacency = torch.sparse_coo_tensor(EDGES[:, 1:].flip(0), torch.arange(1.0, 7.0), (5, 5)).coalesce()
+    adjacency = adjacency.to_sparse_csr() if layout == "csr" else adjacency
+    knows, model = GraphConv(3, 4), unchanged(SAGEConv(3, 4))
+    hooked = maskhooks.wrap(model)
+    with pytest.raises(BatchError, match=r"holds weights, by which SAGEConv.*Give an edge_index"):
+        read(hooked, (randn(5, 3), adjacency))
+    hooked = maskhooks.wrap(knows)
+    with torch.no_grad(), hooked.tap(read="message") as tap:
+        opened = hooked((randn(5, 3), adjacency))
+    assert torch.allclose(opened, hooked.model(randn(5, 3), adjacency), atol=1e-6)
+    assert len(tap.values["message:output"]) == 5
+
+
 def test_decomposed_layers_are_whole_while_tapped(unchanged: Unchanged) -> None:
     model = unchanged(GCNConv(4, 4, decomposed_layers=2).eval())
     x = randn(5, 4)
@@ -460,6 +477,28 @@ def test_a_layer_that_runs_by_itself() -> None:
     assert len(tap.values["first.message:output"]) == 11
     with pytest.raises(ModelError, match="a layer of Pooled runs by itself"), hooked.tap(read="edge"):
         hooked(graph())
+
+
+def test_lists_of_edges_between_states_of_several_widths(unchanged: Unchanged) -> None:
+    """Layers with edges of their own, as of types of nodes or of nearest neighbours, in one `edge`."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = GCNConv(3, 6), SAGEConv(6, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            hidden: Tensor = self.second(self.first(x, edge_index), edge_index[:, [0, 2, 4]].flip(0))
+            return hidden
+
+    hooked = maskhooks.wrap(unchanged(Two()), example=graph())
+    found = values(hooked, graph(), "edge_source:output", "edge:output")
+    assert [list(value.shape) for value in found] == [[10, 6], [10, 1]]
+    assert torch.equal(found[0][:7, :3], graph().x[EDGES[0]])
+    assert not found[0][:7, 3:].any()
+    assert found[0][7:].all()
+    rows = maskhooks.GraphMask(hooked, "edge", recipe=maskhooks.Recipe(steps=2)).fit([graph()], progress=False)
+    assert rows.explain(graph())["edge"].tolist() == [0, 1, 2, 3, 4, 5, 6, -1, -1, -1]
 
 
 @pytest.mark.parametrize("made", [lambda: TAGConv(3, 4, K=3), Relational, Nodes])
