@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Generator, Tensor
 
 from maskhooks.errors import PatternError
-from maskhooks.examples import Examples
-from maskhooks.masking import Masked, Masking, Masks, Places
+from maskhooks.gates import Gate
+from maskhooks.masking import Masked, Masking, Masks, Places, in_a_row
 from maskhooks.site import Site
 
 
@@ -46,6 +45,9 @@ class Joint(Masks):
                 found += part.masked(values, places, generator, rounded=rounded)
         return found
 
+    def drawing(self, gates: Sequence[Gate]) -> Joint:
+        return Joint([part.drawing([gate]) for part, gate in zip(self.parts, gates, strict=True)], tied=self.tied)
+
     def staged(self, progress: float) -> Joint:
         """The last parts, one more after each stage, so that masks are learned from the top down."""
         count = len(self.parts) if self.tied else min(len(self.parts), 1 + int(len(self.parts) * progress))
@@ -64,23 +66,4 @@ class Joint(Masks):
 
 def together(parts: Sequence[Masked]) -> Masked:
     """What several maskings did to a batch, as one: their gates in one row, each with its example."""
-    if len(parts) == 1:
-        return parts[0]
-    indices = [_index(part) for part in parts]
-    count = parts[0].examples.count if parts[0].examples is not None else len(parts[0].sample)
-    return Masked(
-        parts[0].original,
-        parts[0].replaced,
-        torch.cat([part.sample.flatten() for part in parts]),
-        parts[0].baseline,
-        torch.cat([part.log_open.flatten() for part in parts]),
-        torch.cat([part.real.flatten() for part in parts]),
-        Examples(torch.cat(indices), count),
-    )
-
-
-def _index(masked: Masked) -> Tensor:
-    """The example of each gate."""
-    rows = len(masked.sample)
-    own = torch.arange(rows, device=masked.sample.device) if masked.examples is None else masked.examples.index
-    return own.repeat_interleave(masked.sample.numel() // max(1, rows))
+    return parts[0] if len(parts) == 1 else in_a_row(*parts)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from maskhooks.checkpoint import Checkpoint, Fitted, Measure, grouped
 from maskhooks.epochs import Epochs
-from maskhooks.errors import NonFiniteError, SettingError
+from maskhooks.errors import NonFiniteError
 from maskhooks.masking import Masking, Masks, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
 from maskhooks.problem import Problem, evaluate_batch
-from maskhooks.ranks import Pooled, Ranks
+from maskhooks.ranks import Pooled, Ranks, Share
 from maskhooks.replay import Replay
 from maskhooks.runlog import RunLog
 from maskhooks.seeds import generator, seeded
@@ -142,18 +142,18 @@ class Loop:
         if self.ranks.world == 1:
             assert clean is not None
             return self._own(clean, masking, source, held)
-        if not isinstance(masking, Masking):
-            raise SettingError(
-                f"{masking.label} are masked in one pass, which is trained in one process: give devices=1",
-            )
-        pattern = masking.site.gating()
-        own_shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
-        shapes = self.ranks.shapes(own_shape, len(pattern.gated))
+        drawing = masking.drawing([self._share(clean, part).drawing(part.gate) for part in masking.parts])
         try:
-            own = None if clean is None else self._own(clean, self.ranks.share(shapes).drawing(masking), source, held)
+            own = None if clean is None else self._own(clean, drawing, source, held)
         except NonFiniteError:
-            own = self.ranks.not_a_number(shapes)  # so that all ranks end together
-        return self.ranks.pool(own, masking.baseline(), shapes)
+            own = self.ranks.not_a_number()  # so that all ranks end together
+        return self.ranks.pool(own, masking.parts[0].baseline())
+
+    def _share(self, clean: Clean | None, part: Masking) -> Share:
+        """Which gates of the global batch are this rank's."""
+        pattern = part.site.gating()
+        own = None if clean is None else pattern.mask_shape(clean.values[str(part.site)])
+        return self.ranks.share(self.ranks.shapes(own, len(pattern.gated)))
 
     def _own(self, clean: Clean, masking: Masks, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:

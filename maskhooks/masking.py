@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -71,6 +72,25 @@ class Masked:
         return self.per_example(self.log_open.exp())
 
 
+def in_a_row(*parts: Masked) -> Masked:
+    """What maskings did to a batch, their gates in one row, each with its example."""
+    first = parts[0]
+    indices = []
+    for part in parts:
+        rows = len(part.sample)
+        own = torch.arange(rows, device=part.sample.device) if part.examples is None else part.examples.index
+        indices.append(own.repeat_interleave(part.sample.numel() // max(1, rows)))
+    return Masked(
+        first.original,
+        first.replaced,
+        torch.cat([part.sample.flatten() for part in parts]),
+        first.baseline,
+        torch.cat([part.log_open.flatten() for part in parts]),
+        torch.cat([part.real.flatten() for part in parts]),
+        Examples(torch.cat(indices), len(first.sample) if first.examples is None else first.examples.count),
+    )
+
+
 class Places(NamedTuple):
     """What is known of a site's positions in a batch.
 
@@ -129,6 +149,10 @@ class Masks(ABC):
             rounded: instead of sampling, open the gates with P(z != 0) above this.
         """
 
+    @abstractmethod
+    def drawing(self, gates: Sequence[Gate]) -> Masks:
+        """The same with another gate for each part, such as one that draws for several processes."""
+
     def staged(self, progress: float) -> Masks:
         """What takes part in a step, given the fraction of the stages that is over."""
         return self
@@ -163,6 +187,11 @@ class Masking(Masks):
     @property
     def parts(self) -> Sequence[Masking]:  # type: ignore[override] # it is its own
         return [self]
+
+    def drawing(self, gates: Sequence[Gate]) -> Masking:
+        other = copy.copy(self)
+        (other.gate,) = gates
+        return other
 
     @property
     def trained(self) -> list[nn.Module]:

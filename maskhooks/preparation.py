@@ -16,7 +16,7 @@ from maskhooks.epochs import Epochs
 from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masked, Masking, Masks
-from maskhooks.outputs import Divergence
+from maskhooks.outputs import Divergence, count
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks, Share
@@ -157,31 +157,36 @@ def _slope(
     """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
     pattern = masking.site.gating()
     shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
-    shapes = ranks.shapes(shape, len(pattern.gated))
+    share = ranks.share(ranks.shapes(shape, len(pattern.gated)))
+    examples = ranks.share(ranks.shapes(None if clean is None else (count(clean.outputs),), 1))
     if clean is None:
         return torch.zeros_like(weight)
-    masked = random_mask(hooked, clean, masking, source, ranks.share(shapes))
+    masked = random_mask(hooked, clean, masking, source, share, examples)
     weight.grad = None
     with contextlib.ExitStack() as held:
         far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked), held))
         # not autograd.grad, which reentrant checkpointing in a model does not take
-        (far.mean() * (len(far) / sum(rows for rows, *_ in shapes))).backward()
+        (far.mean() * (len(far) / examples.whole[0])).backward()
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
-def random_mask(hooked: Hooked, clean: Clean, masking: Masking, source: Generator, share: Share) -> Masked:
+def random_mask(
+    hooked: Hooked, clean: Clean, masking: Masking, source: Generator, share: Share, counted: Share
+) -> Masked:
     """Positions kept at random, each example at a rate drawn from U(0, 1); samples of nearly open or closed gates.
 
     The gate's own noise is part of it: a baseline far from all values would do no harm at z = 0, but at z = .95.
+
+    Args:
+        share, counted: this rank's gates, and its examples, among those of the global batch.
     """
     value = clean.values[str(masking.site)]
-    whole = share.whole
+    shape = masking.site.gating().mask_shape(value)
     real, examples, units = places(hooked, clean, masking.site)
-    rate = torch.rand(whole[0] if examples is None else examples.count, generator=source)
-    rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(whole) - 1))
-    logits = torch.where(torch.rand(whole, generator=source) < rate, _OPEN, -_OPEN)
-    drawn = masking.gate.sample(logits, source).to(value.device)
-    sample = share.of(drawn, masking.site.gating().mask_shape(value))
+    rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
+    rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(shape) - 1))
+    kept = share.of(torch.rand(share.whole, generator=source), shape) < rate
+    sample = share.drawing(masking.gate).sample(torch.where(kept, _OPEN, -_OPEN), source).to(value.device)
     return masking.mask(value, real, sample, examples=examples, units=units)
 
 

@@ -6,8 +6,8 @@ an objective sees all examples; gradients are added up. So several processes do 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from maskhooks.examples import Examples
 from maskhooks.gates import Gate
-from maskhooks.masking import Masked, Masking
+from maskhooks.masking import Masked, in_a_row
 
 Shape = tuple[int, ...]
 
@@ -27,7 +28,7 @@ class Pooled:
     """What a masking did to the global batch; gradients reach this rank's examples only.
 
     Attributes:
-        masked: its gates cover all examples; `original` and `replaced` are this rank's.
+        masked: its gates cover all examples, in a row; `original` and `replaced` are this rank's.
         divergence, penalty, agreement: per example of all.
     """
 
@@ -60,11 +61,9 @@ class Share:
         before, after = self.start, self.whole[0] - self.start - len(gates)
         return F.pad(longer, [0, 0] * (gates.dim() - 1) + [before, after])
 
-    def drawing(self, masking: Masking) -> Masking:
-        """The masking with a gate that draws for the global batch."""
-        shared = copy.copy(masking)
-        shared.gate = _Shared(masking.gate, self)
-        return shared
+    def drawing(self, gate: Gate) -> Gate:
+        """The gate, drawing for the global batch."""
+        return _Shared(gate, self)
 
 
 class Ranks:
@@ -129,28 +128,32 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def not_a_number(self, shapes: Sequence[Shape]) -> Pooled:
+    def not_a_number(self) -> Pooled:
         """Stands for what this rank cannot compute."""
-        gates = torch.full(shapes[self.number], torch.nan, device=self.device)
-        masked = Masked(gates, gates, gates, gates, gates, torch.ones_like(gates, dtype=torch.bool))
-        nowhere = torch.full((len(gates),), torch.nan, device=self.device)
-        return Pooled(masked, nowhere, nowhere, nowhere)
+        gates = torch.full((1,), torch.nan, device=self.device)
+        first = Examples(torch.zeros(1, dtype=torch.long, device=self.device), 1)
+        masked = Masked(gates, gates, gates, gates, gates, torch.ones_like(gates, dtype=torch.bool), first)
+        return Pooled(masked, gates, gates, gates)
 
-    def pool(self, own: Pooled | None, baseline: Tensor, shapes: Sequence[Shape]) -> Pooled:
-        """All ranks' examples together, in the order of ranks.
+    def pool(self, own: Pooled | None, baseline: Tensor) -> Pooled:
+        """All ranks' examples together, in the order of ranks; their gates in one row, each with its example.
 
         Args:
             own: this rank's, None for one without a batch.
         """
-        largest = (max(shape[0] for shape in shapes), *_whole(shapes)[1:])
-        packed = _pack(own, largest, self.device)
+        held = None if own is None else dataclasses.replace(own, masked=in_a_row(own.masked))
+        sizes = self.shapes(None if held is None else (len(held.masked.sample), len(held.divergence)), 2)
+        packed = _pack(held, _longest(sizes), self.device)
         gathered = [torch.empty_like(packed) for _ in range(self.world)]
         dist.all_gather(gathered, packed.detach())
         gathered[self.number] = packed  # the one that gradients reach
-        rows = [_unpack(one, largest, shape[0]) for one, shape in zip(gathered, shapes, strict=True)]
-        sample, log_open, real, divergence, penalty, agreement = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        masked = own.masked if own is not None else Masked(sample, sample, sample, baseline, log_open, real > 0)
-        masked = dataclasses.replace(masked, sample=sample, log_open=log_open, real=real > 0)
+        before = itertools.accumulate((examples for _, examples in sizes), initial=0)
+        rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
+        parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        sample, log_open, real, index, divergence, penalty, agreement = parts
+        known = Masked(sample, sample, sample, baseline, log_open, real > 0) if held is None else held.masked
+        examples = Examples(index.long(), len(divergence))
+        masked = dataclasses.replace(known, sample=sample, log_open=log_open, real=real > 0, examples=examples)
         return Pooled(masked, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
@@ -180,20 +183,29 @@ def _whole(shapes: Sequence[Shape]) -> Shape:
     return (sum(rows), *(max(sizes) for sizes in others))
 
 
-def _pack(own: Pooled | None, largest: Shape, device: torch.device) -> Tensor:
-    """Gates and examples in one flat tensor, padded to the largest shape."""
+def _longest(sizes: Sequence[Shape]) -> Shape:
+    return tuple(max(column) for column in zip(*sizes, strict=True))
+
+
+def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Tensor:
+    """Gates, their examples, and what is known of each example in one flat tensor, padded to the longest."""
+    gates, examples = longest
     if own is None:
-        return torch.zeros(3 * torch.Size(largest).numel() + 3 * largest[0], device=device)
+        return torch.zeros(4 * gates + 3 * examples, device=device)
     masked = own.masked
-    gates = [_padded(part.float(), largest) for part in (masked.sample, masked.log_open, masked.real)]
-    examples = [_padded(part.float(), largest[:1]) for part in (own.divergence, own.penalty, own.agreement)]
-    return torch.cat([part.reshape(-1) for part in (*gates, *examples)])
+    assert masked.examples is not None
+    by_gate = (masked.sample, masked.log_open, masked.real, masked.examples.index)
+    by_example = (own.divergence, own.penalty, own.agreement)
+    rows = [_padded(part.float(), (gates,)) for part in by_gate] + [_padded(p.float(), (examples,)) for p in by_example]
+    return torch.cat(rows)
 
 
-def _unpack(packed: Tensor, largest: Shape, rows: int) -> list[Tensor]:
-    gates, examples = torch.Size(largest).numel(), largest[0]
-    parts = packed.split([gates, gates, gates, examples, examples, examples])
-    return [*(part.view(largest)[:rows] for part in parts[:3]), *(part[:rows] for part in parts[3:])]
+def _unpack(packed: Tensor, sizes: Shape, before: int, longest: Shape) -> list[Tensor]:
+    """What one rank has packed; examples are counted on from those before it."""
+    (gates, examples), (long, many) = sizes, longest
+    parts = packed.split([long, long, long, long, many, many, many])
+    sample, log_open, real, index = (part[:gates] for part in parts[:4])
+    return [sample, log_open, real, index + before, *(part[:examples] for part in parts[4:])]
 
 
 def _padded(part: Tensor, shape: Shape) -> Tensor:

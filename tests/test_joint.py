@@ -177,8 +177,9 @@ def test_closing_all_sites(hooked, batch) -> None:
 def test_random_masks_have_a_rate_for_each_graph(hooked, batch) -> None:
     masking = parts(hooked, batch)[0]
     clean = clean_pass(hooked, batch, masking.reads)
+    shares = Share(0, (4,)), Share(0, (3,))
     found = torch.stack(
-        [random_mask(hooked, clean, masking, generator(number), Share(0, (4,))).sample for number in range(300)]
+        [random_mask(hooked, clean, masking, generator(number), *shares).sample for number in range(300)]
     )
     together_ = torch.corrcoef(found.T)
     assert together_[0, 1] > 0.2  # one graph
