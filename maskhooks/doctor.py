@@ -29,7 +29,7 @@ from maskhooks.seeds import forked
 from maskhooks.site import Selector, Site
 from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
-from maskhooks.trials import bypassed, foreign, fused, gradients, inexact, others, owners, silent
+from maskhooks.trials import UNUSED, bypassed, foreign, fused, gradients, inexact, others, owners, silent
 
 _PARTS = frozenset({"head", "mlp", "message", "edge"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
@@ -150,13 +150,26 @@ def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report
         return Report(done, described, moved, beside)
 
 
-def check_gradients(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
-    """Raises GradientError for a site to which no gradient comes back, so that no mask could be learned there."""
-    for site, why in gradients(hooked, batch, sites, seed).items():
-        if why:
-            raise GradientError(
-                f"site {site}: {why}. Mask a site further on, or a copy of the model without such a module.", site=site
+def check_gradients(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> list[Site]:
+    """Refuses a site to which no gradient comes back, so that no mask could be learned there.
+
+    Returns:
+        The sites on which nothing depends that the model returns, where there are others.
+
+    Raises:
+        GradientError: no gradient comes back to a site on which something depends, or nothing depends on any.
+    """
+    found = gradients(hooked, batch, sites, seed)
+    unused = [site for site in sites if found[site] == UNUSED]
+    for site, why in found.items():
+        if why and (why != UNUSED or len(unused) == len(found)):
+            way = (
+                "Leave it out"
+                if why == UNUSED
+                else "Mask a site further on, or a copy of the model without such a module"
             )
+            raise GradientError(f"site {site}: {why}. {way}.", site=site)
+    return unused
 
 
 def is_part(site: Site) -> bool:

@@ -240,7 +240,7 @@ class MaskhooksWarning(UserWarning):
 
 
 class UnfiredSiteWarning(MaskhooksWarning):
-    """Some sites found by glob, or marked optional, never fired."""
+    """Some sites found by glob, or marked optional, never fired; or no output depends on some of those to be masked."""
 
 
 class BypassedWarning(MaskhooksWarning):

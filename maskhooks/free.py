@@ -121,6 +121,11 @@ def _descend(
     recipe, gates = problem.recipe, [part.gate for part in masking.parts]
     closed = closed_divergence(problem.hooked, clean, masking, problem.divergence)
     objective.start(closed)
+    if not bool(closed.any()):  # all may be closed, and there may be no gradient to say so
+        with torch.no_grad():
+            for probe, _ in _probes(problem, clean, masking):
+                probe.logits.fill_(probe.low)
+        return
     if estimate is pathwise and bool((closed > problem.margin).any()):  # else nothing is needed, gradient or not
         check_gradients(problem.hooked, clean.batch, [part.site for part in masking.parts])
     logits = [weight for probe, _ in _probes(problem, clean, masking) for weight in probe.parameters()]

@@ -26,6 +26,8 @@ from maskhooks.seeds import forked, generator
 from maskhooks.site import Site
 from maskhooks.tap import frozen
 
+UNUSED = "nothing that the model returns depends on it, so there is no mask to learn"
+
 
 def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, bool | None]:
     """Whether information goes around sites: with every position closed, another input changes the output's bits.
@@ -111,6 +113,10 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
                 except RuntimeError as error:
                     return f"no gradient comes back: {error}"
     except GradientError as error:
+        with torch.no_grad(), hooked.tap(replace={site: _zeros}):
+            closed = _outputs(hooked, batch)
+        if leaves and _same(closed, _outputs(hooked, batch)):
+            return UNUSED
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
     except RuntimeError as error:
         if not _refused(hooked, batch, site, leaf):
@@ -120,6 +126,8 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
         return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
     if leaves and ends and _hard(hooked, batch, site, predicted):
         return "no gradient comes back from the distribution of outputs, as after argmax or detach: make it of logits"
+    if not any(leaf.numel() for leaf in leaves):
+        return ""  # as the messages of a kind of edge of which a batch has none
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"

@@ -14,7 +14,7 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.doctor import Report, check_gradients, examine
-from maskhooks.errors import BatchError, GradientError, TappedModelError
+from maskhooks.errors import BatchError, GradientError, TappedModelError, UnfiredSiteWarning
 from maskhooks.site import Site
 from maskhooks.tap import Tap
 from maskhooks.trials import owners
@@ -294,3 +294,34 @@ def test_masks_are_not_learned_from_hard_decisions():
         explainer = maskhooks.DiffMask(maskhooks.wrap(model, sites=sites, output=hard), **settings)
         with pytest.raises(GradientError, match=r"0:output: no gradient comes back from the distribution"):
             explainer.fit(batches, batches, steps=2, progress=False)
+
+
+class Beside(nn.Module):
+    """Two layers side by side, of which only the first is returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 8), nn.Linear(4, 8)
+
+    def forward(self, x):
+        self.idle(x)
+        return self.used(x)
+
+
+def test_sites_on_which_nothing_depends_are_left_out():
+    pattern = "batch feature -> batch feature"
+    hooked = maskhooks.wrap(Beside(), sites={"idle:output": pattern, "used:output": pattern}, output=_logits)
+    batches = [torch.randn(4, 4)]
+    with pytest.raises(GradientError, match=r"idle:output: nothing that the model returns .* Leave it out"):
+        maskhooks.DiffMask(hooked, "idle:output").fit(batches, steps=2, progress=False)
+    masks = maskhooks.DiffMask(hooked)
+    with pytest.warns(UnfiredSiteWarning, match=r"depends on idle:output: there is no mask to learn there"):
+        masks.fit(batches, steps=2, progress=False)
+    assert masks.explain(batches[0]).sites == ("used:output",)
+    free = maskhooks.DiffMask(hooked, amortized=False, recipe=maskhooks.Recipe(steps=2)).explain(batches[0])
+    assert (free.select(site="idle:output")["score"] < 0.01).all()
+    assert (free.select(site="used:output")["score"] > 0.5).all()
+
+
+def _logits(outputs):
+    return Categorical(logits=outputs)

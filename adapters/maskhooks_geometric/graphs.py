@@ -76,6 +76,11 @@ class Graphs:
         adjacency = self.adjacency(relation)
         return None if adjacency is None else torch.stack(rows(adjacency), 1)
 
+    @functools.cached_property
+    def connected(self) -> bool:
+        """Whether there is an edge, of any of several types."""
+        return any(edges is not None and len(edges) > 0 for edges in map(self.edges, self.relations))
+
     def nodes(self, kind: str | None = None) -> int:
         """How many nodes there are, of one type or of the only one."""
         store = self.store(kind)

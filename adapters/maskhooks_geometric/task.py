@@ -138,7 +138,7 @@ class GraphTask(Task):
             whose = graphs.graph_of(relation and relation[2])
             return torch.zeros(len(values[str(site)]), dtype=torch.long) if graphs.single or whose is None else whose
         messages = self._messages(batch, site, values)
-        if not len(messages.sent):
+        if not len(messages.sent) and not graphs.connected:
             raise BatchError(
                 f"site {site}: no message was sent, as the batch holds no edge that this layer uses. Leave graphs "
                 "without edges out, or mask another layer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from maskhooks.board import Board
 from maskhooks.checkpoint import Measure
 from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.epochs import Epochs
-from maskhooks.errors import NotFittedError, SettingError, StorageError
+from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
 from maskhooks.fingerprint import fingerprint
@@ -99,7 +100,7 @@ class DiffMask(Explainer):
         self.objective = self.recipe.make_objective(margin)  # checks the margin
         self.margin, self.divergence, self.amortized, self.product = margin, divergence, amortized, product
         self.gate: Gate = registry.make("gates", gate)
-        self.sites = hooked.needed(sites)
+        self.sites = self._asked = hooked.needed(sites)
         weights = [site for site in self.sites if "weight" in site.tags]
         self._baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
         if weights and self._baseline != "zero":
@@ -175,6 +176,7 @@ class DiffMask(Explainer):
         Warns:
             BypassedWarning: information goes around a masked site.
             MarginWarning: no state kept the divergence within the margin; the nearest was kept.
+            UnfiredSiteWarning: no output depends on a site, which is left out.
         """
         from maskhooks import training
 
@@ -185,7 +187,13 @@ class DiffMask(Explainer):
             raise SettingError("epochs needs a loader with a length; give steps instead")
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
-        self.maskings, self.fitted, self.result = self._make_maskings(), False, None
+        self.sites, self.fitted, self.result = self._asked, False, None
+        with forked(self.hooked.model), Epochs(train, self.seed).drawn():
+            training.check_loaders(train, validation)
+            batch = move(next(iter(train)), device_of(self.hooked.model))
+            self._leave_out(check_gradients(self.hooked, batch, self.sites, seeded(self.seed)))
+            warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
+        self.maskings = self._make_maskings()
         problem = self._problem()
         folder = None if run_dir is None else Path(run_dir)
         run = training.Run(
@@ -201,11 +209,6 @@ class DiffMask(Explainer):
             store=None if store is None else Store.named(store),
             board=Board.named(tensorboard, folder, [(one.label, one.depth) for one in self.maskings]),
         )
-        with forked(self.hooked.model), Epochs(train, self.seed).drawn():
-            training.check_loaders(train, validation)
-            batch = move(next(iter(train)), device_of(self.hooked.model))
-            check_gradients(self.hooked, batch, self.sites, seeded(self.seed))
-            warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
         if self.amortized:
             self.result = training.fit(problem, run, **devices)
         else:
@@ -217,6 +220,16 @@ class DiffMask(Explainer):
         if cause is not None:
             raise cause
         return self
+
+    def _leave_out(self, unused: Sequence[Site]) -> None:
+        if unused:
+            self.sites = [site for site in self.sites if site not in unused]
+            warnings.warn(
+                f"nothing that the model returns depends on {', '.join(map(str, unused))}: there is no mask to learn "
+                "there, and these are left out. Name the other sites to say so yourself.",
+                UnfiredSiteWarning,
+                stacklevel=3,
+            )
 
     def _save_run(self, folder: Path, cause: BaseException | None) -> None:
         try:

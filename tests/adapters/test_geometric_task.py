@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from torch_geometric.nn import GCN, GCNConv, GraphSAGE, SAGEConv, global_add_poo
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
-from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
+from maskhooks.errors import BatchError, SettingError, UnfiredSiteWarning, UnknownDistributionError
 from maskhooks.outputs import Positions
 from maskhooks.step import clean_pass, examples
 from tests.adapters.geometric_models import EDGES, Nodes, Pooled, Typed, batch, graph, hetero, randn
@@ -144,6 +145,23 @@ def test_masks_of_graphs_are_trained(unchanged: Unchanged) -> None:
     rows = masks.explain_all(validation)
     assert rows.columns["example"].max() == 3
     assert len(masks.evaluate(validation, progress=False)) == 2
+
+
+@pytest.mark.parametrize("amortized", [True, False])
+def test_types_of_edges_that_say_nothing_or_that_a_batch_has_none_of(amortized: bool, unchanged: Unchanged) -> None:
+    """Messages to films reach no prediction for users; and a sampled graph may have edges of some types alone."""
+    full, empty = hetero(), hetero()
+    empty["user", "knows", "user"].edge_index = torch.empty(2, 0, dtype=torch.long)
+    hooked = maskhooks.wrap(unchanged(Typed()), example=full)
+    masks = maskhooks.GraphMask(hooked, amortized=amortized, recipe=maskhooks.Recipe(steps=3))
+    if amortized:
+        with pytest.warns(UnfiredSiteWarning, match=r"depends on conv.convs.<user___rates___film>.message:output:"):
+            masks.fit([empty, full], [empty], progress=False)
+    for data, wanted in ((full, {1: 3, 2: 2}), (empty, {1: 3})):
+        rows = masks.explain(data)
+        assert bool(np.isfinite(rows["score"]).all())
+        counts = {number: int((rows["relation"] == number).sum()) for number in set(rows["relation"].tolist())}
+        assert counts == (wanted if amortized else {0: 4, **wanted})
 
 
 def test_states_of_nodes_are_masked(unchanged: Unchanged) -> None:
