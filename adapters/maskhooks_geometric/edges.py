@@ -70,6 +70,18 @@ def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column
     return torch.where(ordered[place] == here, order[place], -1)
 
 
+def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
+    """The place of each entry among those of its graph."""
+    sizes = torch.bincount(graph, minlength=count)
+    begins, numbers = sizes.cumsum(0) - sizes, torch.arange(len(graph), device=graph.device)
+    if bool((graph[1:] >= graph[:-1]).all()):  # as batches are made
+        return numbers - begins[graph]
+    order = graph.argsort(stable=True)
+    places = torch.empty_like(order)
+    places[order] = numbers - begins[graph[order]]
+    return places
+
+
 def _numbered(edges: Int[Tensor, "edge column"]) -> Int[Tensor, " edge"]:
     """A number for each row, the same for the same rows."""
     low = edges.amin(0)

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks_geometric.edges import rows
+from maskhooks_geometric.edges import counted, rows
 
 Relation = tuple[str, str, str]
 
@@ -155,8 +155,22 @@ class Graphs:
         sizes = torch.bincount(graph, minlength=self.count)
         return torch.arange(len(graph), device=graph.device) - (sizes.cumsum(0) - sizes)[graph]
 
-    def store(self, kind: str | None) -> Any:
-        """What holds the nodes of a type, or of the only one; None in a mapping."""
+    def edge_numbers(self, relation: Relation | None = None, called: bool = True) -> Int[Tensor, " edge"]:
+        """What each edge is called: its number in the graph that it was sampled from, or its place in its own graph.
+
+        Args:
+            called: False for places, whatever it was sampled from.
+        """
+        store = self.store(relation)
+        known = getattr(store, "e_id", None) if store is not None else self.get("e_id")
+        ends = rows(self.adjacency(relation))[1]
+        if called and isinstance(known, Tensor) and len(known) == len(ends):
+            return known
+        whose = self.graph_of(relation and relation[2])
+        return torch.arange(len(ends), device=ends.device) if whose is None else counted(whose[ends], self.count)
+
+    def store(self, kind: str | Relation | None) -> Any:
+        """What holds the nodes or edges of a type, or of the only one; None in a mapping."""
         if isinstance(self._held, Mapping):
             return None
         return self._held if kind is None else self._held[kind]

@@ -11,8 +11,8 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 
 from maskhooks.errors import BatchError, UnknownDistributionError
 from maskhooks.outputs import Outputs, Positions
+from maskhooks_geometric.edges import counted
 from maskhooks_geometric.graphs import Graphs
-from maskhooks_geometric.messages import counted
 
 LEVELS = ("node", "link", "graph")
 

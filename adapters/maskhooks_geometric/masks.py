@@ -65,10 +65,13 @@ def _of(explanation: Explanation, graphs: Graphs, relation: Relation | None, num
     if edges is not None and count:
         whose = graphs.graph_of(relation and relation[2])
         graph = torch.zeros(count, dtype=torch.long) if whose is None else whose[edges[:, 1]].cpu()
-        sizes = torch.bincount(graph, minlength=graphs.count)
+        numbers = graphs.edge_numbers(relation).cpu()
         example, edge = (torch.as_tensor(columns[name][chosen], dtype=torch.long) for name in ("example", "edge"))
-        rows = graph.argsort(stable=True)[(sizes.cumsum(0) - sizes)[example] + edge]
-        cells = rows * len(here) + torch.as_tensor(layer, dtype=torch.long)
+        width = int(numbers.max()) + 1
+        known, which = torch.unique(graph * width + numbers, return_inverse=True)
+        row = torch.searchsorted(known, example * width + edge)
+        cells = row * len(here) + torch.as_tensor(layer, dtype=torch.long)
         scores = torch.as_tensor(columns["score"][chosen], dtype=torch.float32)
-        masks = masks.reshape(-1).scatter_reduce(0, cells, scores, "amax").view(count, len(here))
+        found = torch.zeros(len(known) * len(here)).scatter_reduce(0, cells, scores, "amax")
+        masks = found.view(len(known), len(here))[which]
     return EdgeMasks(masks, tuple(explanation.sites[site] for site in here))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -41,12 +42,16 @@ class Messages:
         found = self._each(self._graph)
         return None if bool((found < 0).any()) else found
 
-    def columns(self) -> dict[str, Int[Tensor, " message"]]:
-        """source, target, relation where there are several, and edge; see `GraphTask.edges`."""
+    def columns(self, *, called: bool = True) -> dict[str, Int[Tensor, " message"]]:
+        """source, target, relation where there are several, and edge; see `GraphTask.edges`.
+
+        Args:
+            called: edges as the batch calls them; else by their place in their graph.
+        """
         found = {
             "source": self._each(lambda relation, sent: _called(self.graphs, relation and relation[0], sent[:, 0])),
             "target": self._each(lambda relation, sent: _called(self.graphs, relation and relation[2], sent[:, 1])),
-            "edge": self._each(self._edge),
+            "edge": self._each(lambda relation, sent: self._edge(relation, sent, called)),
         }
         if self.relation is not None:
             found["relation"] = torch.full_like(self.sent[:, 2], self.graphs.relations.index(self.relation))
@@ -88,12 +93,15 @@ class Messages:
         return torch.where(paired > 0, numbers, torch.arange(-len(kinds), 0, device=kinds.device))
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
-        """A number for each message, from those of one type of edges at a time."""
-        if not self._several:
+        """A number for each message, from those of one type of edges and one list of edges at a time."""
+        lists = self.sent[:, 5:].unique().tolist()
+        if not self._several and len(lists) < 2:
             return function(self.relation, self.sent)
+        kinds = list(enumerate(self.graphs.relations)) if self._several else [(None, self.relation)]
         found = torch.full_like(self.sent[:, 0], -1)
-        for number, relation in enumerate(self.graphs.relations):
-            mine = self.sent[:, 2] == number
+        for (number, relation), portion in itertools.product(kinds, lists or [None]):
+            mine = torch.ones_like(found, dtype=torch.bool) if number is None else self.sent[:, 2] == number
+            mine = mine if portion is None else mine & (self.sent[:, 5] == portion)
             found[mine] = function(relation, self.sent[mine])
         return found
 
@@ -118,25 +126,20 @@ class Messages:
         own = torch.where(between[:, 3:4] > 0, between[:, :2].flip(1), between[:, :2])
         return given is None or bool((found_in(own, given.to(own)) < 0).any())
 
-    def _edge(self, relation: Relation | None, sent: Sent) -> Tensor:
-        """The number of each message's edge among those of its graph, -1 where the layer added it."""
+    def _edge(self, relation: Relation | None, sent: Sent, called: bool) -> Tensor:
+        """The number of each message's edge, -1 where the layer added it; see `columns`."""
         if self._in_order is not None:
-            return counted(self._in_order, self.graphs.count)
+            return self.graphs.edge_numbers(relation, called)
         given = self.graphs.edges(relation)
-        if given is None:
-            return torch.full_like(sent[:, 0], -1)
-        if self._renumbered(relation, sent):
+        if given is None or not len(given) or self._renumbered(relation, sent):
             return torch.full_like(sent[:, 0], -1)
         own = torch.where(sent[:, 3:4] > 0, sent[:, :2].flip(1), sent[:, :2])
         types = self.graphs.get("edge_type") if relation is None else None
         if isinstance(types, Tensor) and len(types) == len(given) and bool((sent[:, 2] >= 0).all()):
             own, given = torch.cat([own, sent[:, 2:3]], 1), torch.cat([given, types.reshape(-1, 1).to(given)], 1)
         place = found_in(own, given.to(own))
-        whose = self.graphs.graph_of(relation and relation[2])
-        if whose is None or not len(given):
-            return place
-        within = counted(whose[given[:, 1]], self.graphs.count)
-        return torch.where(place < 0, -1, within[place.clamp(min=0)])
+        numbers = self.graphs.edge_numbers(relation, called).to(place)
+        return torch.where(place < 0, -1, numbers[place.clamp(min=0)])
 
 
 def _typed(graphs: Graphs, sent: Sent) -> Sent:
@@ -150,18 +153,6 @@ def _typed(graphs: Graphs, sent: Sent) -> Sent:
                 sent[mine, 2] = number
                 break
     return sent
-
-
-def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
-    """The place of each entry among those of its graph."""
-    sizes = torch.bincount(graph, minlength=count)
-    begins, numbers = sizes.cumsum(0) - sizes, torch.arange(len(graph), device=graph.device)
-    if bool((graph[1:] >= graph[:-1]).all()):  # as batches are made
-        return numbers - begins[graph]
-    order = graph.argsort(stable=True)
-    places = torch.empty_like(order)
-    places[order] = numbers - begins[graph[order]]
-    return places
 
 
 def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:

@@ -132,9 +132,8 @@ class Peer(Explainer):
 
     def _rows(self, clean: Clean, found: Sequence[Any]) -> Tensor:
         """The masks of all graphs, in the rows of the site."""
-        columns = self._task.edges(self.site, clean.batch, clean.values)
+        columns = self._task.messages(clean.batch, self.site, clean.values).columns(called=False)
         examples = self._task.examples(self.site, clean.batch, clean.values)
-        assert columns is not None
         assert examples is not None
         relations = self._task.graphs(clean.batch).relations
         scores = torch.zeros(len(examples))

@@ -137,7 +137,7 @@ class GraphTask(Task):
             relation = _relation(graphs, site)
             whose = graphs.graph_of(relation and relation[2])
             return torch.zeros(len(values[str(site)]), dtype=torch.long) if graphs.single or whose is None else whose
-        messages = self._messages(batch, site, values)
+        messages = self.messages(batch, site, values)
         if not len(messages.sent) and not graphs.connected:
             raise BatchError(
                 f"site {site}: no message was sent, as the batch holds no edge that this layer uses. Leave graphs "
@@ -153,21 +153,22 @@ class GraphTask(Task):
         return found
 
     def edges(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Mapping[str, Int[Tensor, " row"]] | None:
-        """Columns source, target, relation where there are several, and edge: the edge's number in its graph.
+        """Columns source, target, relation where there are several, and edge: the edge's number in its graph, or in the
+        graph that this one was sampled from (`e_id`).
 
         `edge` is -1 for messages along no edge of the batch, such as a self-loop that the layer added.
         """
         if self._edges is not None or not self.beside(site):
             return super().edges(site, batch, values)
-        return self._messages(batch, site, values).columns()
+        return self.messages(batch, site, values).columns()
 
     def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
         """What goes along the same edge, in both directions, where `units="undirected"`; nodes are by themselves."""
         if not isinstance(self._units, str) or self._edges is not None:
             return super().units(site, batch, values)
-        return self._messages(batch, site, values).undirected if self.beside(site) else None
+        return self.messages(batch, site, values).undirected if self.beside(site) else None
 
-    def _messages(self, batch: Any, site: Site, values: Mapping[str, Tensor]) -> Messages:
+    def messages(self, batch: Any, site: Site, values: Mapping[str, Tensor]) -> Messages:
         """The messages of a site, made once for what a pass has read there."""
         (edges,) = self.beside(site)
         sent = values[str(edges)]
