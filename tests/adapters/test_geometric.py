@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from torch_geometric.nn import (
     HGTConv,
     PNAConv,
     RGATConv,
+    RGCNConv,
     SAGEConv,
     SGConv,
     TAGConv,
@@ -434,6 +436,18 @@ def zero(row: int) -> Callable[[Tensor], Tensor]:
     return lambda value: torch.where(torch.arange(len(value))[:, None] == row, 0, value)
 
 
+def portioned(row: int) -> Callable[[Tensor], Tensor]:
+    """The same for a value that comes in portions."""
+    seen: list[int] = []
+
+    def replaced(part: Tensor) -> Tensor:
+        begin = sum(seen)
+        seen.append(len(part))
+        return zero(row - begin)(part)
+
+    return replaced
+
+
 @pytest.mark.parametrize("amortized", [True, False])
 def test_edges_of_a_batch_are_explained(amortized: bool, unchanged: Unchanged) -> None:
     model, data = Pooled(), batch()
@@ -499,6 +513,43 @@ def test_lists_of_edges_between_states_of_several_widths(unchanged: Unchanged) -
     assert found[0][7:].all()
     rows = maskhooks.GraphMask(hooked, "edge", recipe=maskhooks.Recipe(steps=2)).fit([graph()], progress=False)
     assert rows.explain(graph())["edge"].tolist() == [0, 1, 2, 3, 4, 5, 6, -1, -1, -1]
+
+
+def test_one_weight_whatever_the_flow_and_whether_relations_are_told_apart() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.against = SAGEConv(3, 4), GCNConv(4, 4, flow="target_to_source")
+            self.typed = RGCNConv(4, 2, num_relations=3)
+
+        def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Any:
+            return self.typed(self.against(self.plain(x, edge_index), edge_index), edge_index, edge_type)
+
+    model, data = Mixed().eval(), graph(edge_type=TYPES)
+    hooked = maskhooks.wrap(model)
+    messages = ["plain.message:output", "against.message:output", "typed.message:output"]
+    numbers = {site: maskhooks.Random(hooked, site).explain(data)["edge"] for site in messages}
+    assert maskhooks.Random(hooked, "edge").explain(data)["edge"].tolist() == list(range(7))
+    for edge in (0, 2, 4, 6):
+        places = {site: int(np.flatnonzero(rows == edge)[0]) for site, rows in numbers.items()}
+        by_hand = {site: portioned(row) if "typed" in site else zero(row) for site, row in places.items()}
+        with torch.no_grad(), hooked.tap(replace=by_hand):
+            wanted = hooked(data)
+        with torch.no_grad(), hooked.tap(replace={"edge": zero(edge)}):
+            assert torch.allclose(hooked(data), wanted)
+
+
+def test_edges_that_a_model_draws_do_not_take_the_numbers_of_given_ones() -> None:
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = SAGEConv(3, 4), SAGEConv(4, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.second(self.first(x, edge_index[:, :3].flip(1)), edge_index)
+
+    rows = maskhooks.Random(maskhooks.wrap(Drawn().eval(), example=graph()), "edge").explain(graph())
+    assert rows["edge"].tolist() == [2, 1, 0, *range(7)]
 
 
 @pytest.mark.parametrize("made", [lambda: TAGConv(3, 4, K=3), Relational, Nodes])
