@@ -192,7 +192,7 @@ class DiffMask(Explainer):
             training.check_loaders(train, validation)
             batch = move(next(iter(train)), device_of(self.hooked.model))
             self._leave_out(check_gradients(self.hooked, batch, self.sites, seeded(self.seed)))
-            warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
+            self._check_sites(batch)
         self.maskings = self._make_maskings()
         problem = self._problem()
         folder = None if run_dir is None else Path(run_dir)
@@ -230,6 +230,10 @@ class DiffMask(Explainer):
                 UnfiredSiteWarning,
                 stacklevel=3,
             )
+
+    def _check_sites(self, batch: Any) -> None:
+        """Looks at what the sites do with a batch before masks are learned."""
+        warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
 
     def _save_run(self, folder: Path, cause: BaseException | None) -> None:
         try:

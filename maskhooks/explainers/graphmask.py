@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from maskhooks.baselines import Baseline
+from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explanation import Scores
 from maskhooks.free import optimise
@@ -19,7 +21,7 @@ from maskhooks.masking import Masking, Masks, Vote
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
 from maskhooks.site import Selector, Site
-from maskhooks.step import Clean
+from maskhooks.step import Clean, clean_pass
 
 
 class GraphMask(DiffMask):
@@ -82,10 +84,34 @@ class GraphMask(DiffMask):
         if not self.tied:
             return super().scores(clean)
         if not self.amortized:
+            self._check_tied(clean)
             optimise(self._problem(), clean)
         with torch.no_grad():
             values = self._log_open(clean, self._last).exp()
         return [self.site_scores(clean, self._last.site, self._last.depth, values)]
+
+    def _check_sites(self, batch: Any) -> None:
+        super()._check_sites(batch)
+        if self.tied:
+            self._check_tied(clean_pass(self.hooked, batch, self.sites))
+
+    def _check_tied(self, clean: Clean) -> None:
+        """Refuses one gate for messages along different edges.
+
+        Raises:
+            SettingError: layers have messages along other edges, or in another order.
+        """
+        first, *rest = (_along(self.hooked, clean, site) for site in self.sites)
+        for site, along in zip(self.sites[1:], rest, strict=True):
+            if first is not None and along is not None and not torch.equal(first, along):
+                way = "Use gates for each layer: tied=False"
+                if self.hooked.sites.tagged("edge"):
+                    way += ", or mask edges in every layer at once, without self-loops: GraphMask(hooked, 'edge')"
+                raise SettingError(
+                    f"tied=True is one gate for an edge in all layers, and {self.sites[0]} and {site} do not have "
+                    f"messages along the same edges in the same order ({len(first)} and {len(along)}), as where one of "
+                    f"them adds self-loops. {way}"
+                )
 
     @property
     def _last(self) -> Masking:
@@ -122,6 +148,14 @@ class GraphMask(DiffMask):
     @classmethod
     def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"tied": settings["tied"]}
+
+
+def _along(hooked: Hooked, clean: Clean, site: Site) -> Tensor | None:
+    """The two nodes that each message goes between, `edge node`; None where the task does not say so."""
+    columns = hooked.task.edges(site, clean.batch, clean.values)
+    if columns is None:
+        return None
+    return torch.stack([torch.as_tensor(columns[name]) for name in ("source", "target")], 1).sort(1).values
 
 
 def _parent(site: Site) -> str:

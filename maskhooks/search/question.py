@@ -79,6 +79,11 @@ class Question:
                 f"a search needs examples along the first axis, and the pattern of {site} is '{pattern}': search at a "
                 "site whose first axis is the batch"
             )
+        if places(hooked, clean, site).examples is not None:
+            raise SettingError(
+                f"a search closes positions of one example at a time, and the rows of {site} belong to graphs, several "
+                "to each: masks with free gates are there for these, as DiffMask(hooked, ..., amortized=False)"
+            )
         self.count = len(value)
         self._real = real_positions(hooked, clean, site)
         self.units = _units(self.masking, clean, hooked, example)

@@ -164,6 +164,34 @@ def test_types_of_edges_that_say_nothing_or_that_a_batch_has_none_of(amortized: 
         assert counts == (wanted if amortized else {0: 4, **wanted})
 
 
+@pytest.mark.parametrize("amortized", [True, False])
+def test_layers_with_messages_along_other_edges_are_not_tied(amortized: bool, unchanged: Unchanged) -> None:
+    class Mixed(nn.Module):
+        def __init__(self, second: Any, **settings: Any) -> None:
+            super().__init__()
+            self.first, self.second = SAGEConv(3, 4), second(4, 2, **settings)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.second(self.first(x, edge_index).tanh(), edge_index)
+
+    def explain(model: nn.Module) -> Any:
+        hooked = maskhooks.wrap(unchanged(model.eval()))
+        masks = maskhooks.GraphMask(hooked, tied=True, amortized=amortized, recipe=maskhooks.Recipe(steps=2))
+        return (masks.fit([graph()], progress=False) if amortized else masks).explain(graph())
+
+    models = [Mixed(GCNConv), Mixed(SAGEConv, flow="target_to_source")]
+    with pytest.raises(SettingError, match=r"in the same order \(7 and 11\), as where .* GraphMask\(hooked, 'edge'\)"):
+        explain(models[0])
+    assert len(explain(models[1])) == 7
+
+
+def test_searches_are_refused() -> None:
+    hooked = maskhooks.wrap(Pooled())
+    for kind in (maskhooks.LeaveOneOut, maskhooks.Erasure):
+        with pytest.raises(SettingError, match=r"rows of edge:output belong to graphs.* amortized=False"):
+            kind(hooked, "edge").explain(batch())
+
+
 def test_states_of_nodes_are_masked(unchanged: Unchanged) -> None:
     model = Pooled()
     hooked = maskhooks.wrap(unchanged(model), example=batch())
