@@ -293,7 +293,7 @@ class Masking(Masks):
         pattern = self.site.gating()
         rows = [site.gating().rows(values[str(site)], site=site) for site in vote.reads]
         with torch.autocast(values[str(self.site)].device.type, enabled=False):  # or a gate would be bfloat16
-            logits = vote.probe(rows)
+            logits: Tensor = vote.probe(rows)
         sizes = dict(zip(pattern.gated, shape, strict=True))
         expected = tuple(sizes[axis] for axis in pattern.positions)
         if tuple(logits.shape[:-1]) != expected:
@@ -303,6 +303,8 @@ class Masking(Masks):
                 f"need the same positions.",
                 site=self.site,
             )
+        if not pattern.groups:
+            return logits.squeeze(-1)
         groups = " ".join(pattern.groups)
         gates: Tensor = einops.rearrange(
             logits,

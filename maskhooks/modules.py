@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from weakref import WeakKeyDictionary
@@ -24,7 +25,10 @@ class Modules(Mapping[str, nn.Module]):
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._listed: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, nn.Module]:
+        return dict(self._model.named_modules(remove_duplicate=False))
 
     def __getitem__(self, name: str) -> nn.Module:
         if name in self._listed:
@@ -92,9 +96,10 @@ def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module]) ->
     steps = name.split(".") if name else []
     for end in range(len(steps) + 1):
         outer = ".".join(steps[:end])
-        if outer in modules and compiled(modules[outer]):
+        module = modules.get(outer)
+        if module is not None and compiled(module):
             what = f"module {outer!r}" if outer else "the model"
-            in_place = vars(modules[outer]).get("_compiled_call_impl") is not None
+            in_place = vars(module).get("_compiled_call_impl") is not None
             way = (
                 ", or undo `module.compile()`: `module._compiled_call_impl = None`"
                 if in_place

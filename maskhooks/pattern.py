@@ -69,6 +69,10 @@ class Pattern:
                 raise PatternError(f"pattern {self.arrow!r}: the size of {name!r} is {size}, give 1 or more")
 
     def __str__(self) -> str:
+        return self._text
+
+    @functools.cached_property
+    def _text(self) -> str:
         return ", ".join([self.arrow, *(f"{name}={size}" for name, size in self.sizes.items())])
 
     def __hash__(self) -> int:
@@ -108,6 +112,12 @@ class Pattern:
         return _groups(self.arrow.split("->")[0])
 
     @functools.cached_property
+    def _plain(self) -> tuple[str, ...] | None:
+        """The axes of the left side where each dimension is one of any size; else None."""
+        plain = not self.sizes and all(len(group) == 1 for group in self.axes)
+        return tuple(axis for (axis,) in self.axes) if plain else None
+
+    @functools.cached_property
     def gated(self) -> tuple[str, ...]:
         """The right side: the axes of the mask."""
         return tuple(self.arrow.split("->")[1].split())
@@ -142,6 +152,8 @@ class Pattern:
                 f"wrap(model, sites={{{str(site or 'address')!r}: {suggestion(value.dim())!r}}})",
                 site=site,
             )
+        if self._plain is not None:
+            return dict(zip(self._plain, value.shape, strict=True))
         sizes: dict[str, int] = {}
         for group, size in zip(self.axes, value.shape, strict=True):
             known = 1
@@ -185,14 +197,20 @@ class Pattern:
     def rows(self, value: Tensor, *, site: object = None) -> Tensor:
         """The value with position axes in front and features flattened behind, `(*positions, features)`."""
         sizes = self.shape(value, site=site)
-        left = self.arrow.split("->")[0]
-        if self.axes == tuple((axis,) for axis in (*self.positions, *self.features)) and len(self.features) == 1:
+        if self._in_rows:
             return value
+        left = self.arrow.split("->")[0]
         return einops.rearrange(
             value,
             f"{left} -> {' '.join(self.positions)} ({' '.join(self.features)})",
             **{axis: size for axis, size in sizes.items() if self._inside_parenthesis(axis)},
         )
+
+    @functools.cached_property
+    def _in_rows(self) -> bool:
+        """Whether values have position axes in front and one axis of features behind."""
+        order = (*self.positions, *self.features)
+        return self.axes == tuple((axis,) for axis in order) and len(self.features) == 1
 
     def feature_shape(self, value: Tensor, *, site: object = None) -> tuple[int, ...]:
         """The sizes of the feature axes in a value."""

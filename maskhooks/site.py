@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,13 @@ class Site:
     shape: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
+        return self._address
+
+    def __hash__(self) -> int:
+        return hash(self._address)
+
+    @functools.cached_property
+    def _address(self) -> str:
         call = "" if self.call is None else f"@{self.call}"
         return f"{self.module}{call}:{self.port}{nested.format_path(self.path)}"
 

@@ -91,6 +91,7 @@ class Tap:
         self._watch = Watch(model, self._pass)
         self._handling: BaseException | None = None  # what the caller of the model is handling, if anything
         self._depth = self._runs = 0
+        self._watched = True  # or no watch is needed, since weights stay as they are
         self._within: dict[str, Tensor] = {}  # the values of the latest pass
         self._apart: dict[str, Tensor] = {}  # those read before it, from parts that the caller ran alone
         self._modules = Modules(model)
@@ -113,12 +114,10 @@ class Tap:
         for point in self._points():
             point.ever = point.apart = False
         self._frozen = frozen(self.model)
-        thaws = self._frozen.__enter__()
+        self._watched = not self._frozen.__enter__()
         try:
             self._watch.open = True
             self._handles.append(self.model.register_forward_pre_hook(_Begin(self)))
-            if thaws and not any(map(compiled, self._modules.values())):  # PyTorch warns of global hooks there
-                self._handles.append(register_module_forward_pre_hook(self._watch))
             for port in self._ports.values():
                 self._handles.append(port.attach())
             self._handles.append(self.model.register_forward_hook(_End(self), always_call=True))
@@ -183,6 +182,10 @@ class Tap:
         self._depth += 1
         if self._depth == 1:
             self._pass.begin()
+            if self._pass.grad and not self._watched:
+                self._watched = True
+                if not any(map(compiled, self._modules.values())):  # PyTorch warns of global hooks there
+                    self._handles.append(register_module_forward_pre_hook(self._watch))
             self._handling = sys.exc_info()[1]
             self._apart = {key: value for key, value in self.values.items() if self._within.get(key) is not value}
             self.values.clear()
@@ -316,7 +319,7 @@ class _Hold:
         self.part.requires_grad_(on)
         for module, name in self.places:  # where weights are moved in and out, another tensor may stand there now
             now = getattr(module, name, None)
-            if isinstance(now, nn.Parameter) and now is not self.part:
+            if now is not self.part and isinstance(now, nn.Parameter):
                 now.requires_grad_(on)
 
 

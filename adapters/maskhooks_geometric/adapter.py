@@ -86,16 +86,18 @@ class GeometricAdapter(Adapter):
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         wanted = {site.module for site in sites}
+        within = {module.rpartition(".")[0] for module in wanted}
         everywhere = any(join(name, place) in wanted for place in WHOLE)
         with contextlib.ExitStack() as stack:
             whole = stack.enter_context(weighing(module)) if everywhere else None
             for inner, layer in layers(name, module).items():
-                if everywhere or any(join(inner, place) in wanted for place in PLACES):
+                if everywhere or (inner in within and any(join(inner, place) in wanted for place in PLACES)):
                     stack.enter_context(sending(layer, whole))
             return _closing(stack.pop_all())
 
     def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return cached(layers(name, module).values())
+        kinds = layer_types()
+        return cached(part for part in module.modules() if isinstance(part, kinds))
 
 
 def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:

@@ -75,7 +75,7 @@ def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
     sizes = torch.bincount(graph, minlength=count)
     begins, numbers = sizes.cumsum(0) - sizes, torch.arange(len(graph), device=graph.device)
     if bool((graph[1:] >= graph[:-1]).all()):  # as batches are made
-        return numbers - begins[graph]
+        return numbers - begins.index_select(0, graph)
     order = graph.argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = numbers - begins[graph[order]]

@@ -54,14 +54,17 @@ class Graphs:
     @functools.cached_property
     def relations(self) -> list[Relation]:
         """The types of edges, in order; empty where there is one."""
+        if not self.hetero:
+            return []
         found = self.get("edge_types")
-        mapping = self.get("edge_index_dict") if found is None else None
-        return list(found if found is not None else mapping or ()) if self.hetero else []
+        return list(self.get("edge_index_dict") or () if found is None else found)
 
     @functools.cached_property
     def node_types(self) -> list[str]:
+        if not self.hetero:
+            return []
         found = self.get("node_types")
-        return list(found if found is not None else self.get("x_dict") or ()) if self.hetero else []
+        return list(self.get("x_dict") or () if found is None else found)
 
     def adjacency(self, relation: Relation | None = None) -> Any:
         """The edges of a relation, or of the only one: an edge_index or a sparse adjacency; None without any."""
@@ -148,12 +151,12 @@ class Graphs:
         known = getattr(store, "n_id", None) if store is not None else self.get("n_id")
         if isinstance(known, Tensor):
             return known
-        graph, count = self.graph_of(kind), self.nodes(kind)
+        graph = self.graph_of(kind)
         if graph is None:
             adjacency = self.adjacency() if kind is None else None
-            return torch.arange(count, device=None if adjacency is None else rows(adjacency)[0].device)
+            return torch.arange(self.nodes(kind), device=None if adjacency is None else rows(adjacency)[0].device)
         sizes = torch.bincount(graph, minlength=self.count)
-        return torch.arange(len(graph), device=graph.device) - (sizes.cumsum(0) - sizes)[graph]
+        return torch.arange(len(graph), device=graph.device) - (sizes.cumsum(0) - sizes).index_select(0, graph)
 
     def edge_numbers(self, relation: Relation | None = None, called: bool = True) -> Int[Tensor, " edge"]:
         """What each edge is called: its number in the graph that it was sampled from, or its place in its own graph.

@@ -48,7 +48,9 @@ def sending(module: nn.Module, whole: Whole | None = None) -> Iterator[None]:
 def cached(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Afterwards, layers with a cache of normalised edges hold what they held before."""
     held = [
-        (layer, {key: value for key, value in vars(layer).items() if key.startswith("_cached")}) for layer in layers
+        (layer, {key: value for key, value in vars(layer).items() if key.startswith("_cached")})
+        for layer in layers
+        if getattr(layer, "cached", True)
     ]
     try:
         yield
@@ -113,8 +115,8 @@ class _Layer(Uncopied):
     def propagate(self, module: nn.Module, inputs: tuple[Any, Any, Mapping[str, Any]]) -> None:
         edges, _, rest = inputs
         rows(edges)  # refused here, by name, where the layer cannot take messages apart
-        takes = inspect.signature(self._module.message).parameters
-        if self._own.get("fuse") and weighted(edges) and not _WEIGHTS & set(takes):
+        fused = self._own.get("fuse") and weighted(edges)
+        if fused and not _WEIGHTS & {*inspect.signature(self._module.message).parameters}:
             raise BatchError(
                 f"the adjacency holds weights, by which {type(module).__name__} multiplies messages where it fuses "
                 "them, but not where it computes them one by one, as while they are tapped. Give an edge_index, or an "
@@ -231,7 +233,7 @@ class _Layer(Uncopied):
         first = states[0] if isinstance(states, (tuple, list)) and states else states
         nodes = first.shape[self._axis_of(first)] if isinstance(first, Tensor) and first.dim() else -1
         flipped = int(self._module.flow != "source_to_target")
-        return torch.stack([sends, receives, relation, *(torch.full_like(sends, n) for n in (flipped, nodes))], 1)
+        return torch.stack([sends, receives, relation, *(torch.full_like(sends, n) for n in (flipped, nodes))]).t()
 
     def _relations(self, own: Ends, number: int) -> Any:
         """The relation of each message, -1 where there is none; with the ends in their own numbering, where needed."""

@@ -55,7 +55,7 @@ class Messages:
         }
         if self.relation is not None:
             found["relation"] = torch.full_like(self.sent[:, 2], self.graphs.relations.index(self.relation))
-        elif bool((self.sent[:, 2] >= 0).any()):
+        elif len(self.sent) and int(self.sent[:, 2].max()) >= 0:
             found["relation"] = self.sent[:, 2]
         return found
 
@@ -73,9 +73,9 @@ class Messages:
             return None
         source, target = rows(adjacency)
         same = torch.equal(self.sent[:, 1], target) and torch.equal(self.sent[:, 0], source)
-        if not same or bool(self.sent[:, 3].any()) or int(target.max()) >= len(whose):
+        if not same or int(self.sent[:, 3].max()) or int(target.max()) >= len(whose):
             return None
-        return whose[target]
+        return whose.index_select(0, target)
 
     @functools.cached_property
     def undirected(self) -> Int[Tensor, " message"]:
@@ -94,7 +94,7 @@ class Messages:
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
         """A number for each message, from those of one type of edges and one list of edges at a time."""
-        lists = self.sent[:, 5:].unique().tolist()
+        lists = self.sent[:, 5:].unique().tolist() if self.sent.shape[1] > 5 else []
         if not self._several and len(lists) < 2:
             return function(self.relation, self.sent)
         kinds = list(enumerate(self.graphs.relations)) if self._several else [(None, self.relation)]
@@ -114,7 +114,7 @@ class Messages:
             if self._renumbered(relation, sent):
                 break
             if not len(sent) or int(sent[:, column].max()) < len(whose):
-                return whose[sent[:, column]]
+                return whose.index_select(0, sent[:, column])
         return torch.full_like(sent[:, 0], -1)
 
     def _renumbered(self, relation: Relation | None, sent: Sent) -> bool:
@@ -161,5 +161,5 @@ def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:
     if not len(numbers):
         return nodes
     if len(nodes) and int(nodes.max()) < len(numbers):
-        return numbers[nodes]
+        return numbers.index_select(0, nodes)
     return torch.where(nodes < len(numbers), numbers[nodes.clamp(max=len(numbers) - 1)], nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -123,10 +124,7 @@ class GraphTask(Task):
         return super().distribution(distribution(result, self.graphs(batch), self._level, chosen), batch)
 
     def beside(self, site: Site) -> Sequence[Site]:
-        parent, _, child = site.module.rpartition(".")
-        ends = {"edge": "edge_ends", "edge_source": "edge_ends", "edge_target": "edge_ends"}.get(child, "edges")
-        ours = (child in ("message", "source", "target") or ends != "edges") and _axis(site) == "edge"
-        return (Site(join(parent, ends), call=site.call),) if ours else ()
+        return _beside(site)
 
     def examples(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
         axis = _axis(site)
@@ -199,6 +197,15 @@ class GraphTask(Task):
         y = graphs.get("y")
         fits = isinstance(y, Tensor) and y.numel() == graphs.count and not y.is_floating_point()
         return [str(label) for label in y.reshape(-1).tolist()] if fits else None
+
+
+@functools.lru_cache(maxsize=1024)  # asked for each site in every pass
+def _beside(site: Site) -> tuple[Site, ...]:
+    """The site that says which nodes a site's edges connect, where these are edges of ours."""
+    parent, _, child = site.module.rpartition(".")
+    ends = {"edge": "edge_ends", "edge_source": "edge_ends", "edge_target": "edge_ends"}.get(child, "edges")
+    ours = (child in ("message", "source", "target") or ends != "edges") and _axis(site) == "edge"
+    return (Site(join(parent, ends), call=site.call),) if ours else ()
 
 
 def _axis(site: Site) -> str | None:
