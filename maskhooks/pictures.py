@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from maskhooks.errors import SettingError
 from maskhooks.layers import Layers
 from maskhooks.scores import Column
@@ -97,10 +99,14 @@ def _graph(
 
 
 def _net(ends: Column, nodes: Sequence[str], centre: int | None) -> Net:
-    """The graph of edges, with at least the nodes that have one."""
+    """The graph of edges: all nodes that are named, or those that have an edge, as of a large graph's some."""
     from maskhooks.viz.graph import Net
 
     count = int(ends.max(initial=-1)) + 1
     if nodes and len(nodes) < count:
         raise SettingError(f"names for {len(nodes)} nodes, and edges between {count}. Give one for each node")
-    return Net(ends[0], ends[1], list(nodes) or [""] * count, centre)
+    if nodes:
+        return Net(ends[0], ends[1], list(nodes), centre)
+    known, places = np.unique(np.append(ends, [] if centre is None else [centre]), return_inverse=True)
+    source, target = places[: ends.size].reshape(2, -1)
+    return Net(source, target, [""] * len(known), None if centre is None else int(places[-1]))

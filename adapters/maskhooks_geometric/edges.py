@@ -54,18 +54,21 @@ def ends(adjacency: Any, flow: str) -> Ends:
 def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column"]) -> Int[Tensor, " edge"]:
     """For each edge the number of the same one among those known, -1 where there is none.
 
-    Edges that occur several times are paired in order.
+    Edges that occur several times are paired in order. Between two nodes this begins again where all known ones are
+    through, as in the next hop or use of a layer; a node's edge to itself may be one that the layer has added.
     """
-    count = len(known)
-    if len(edges) >= count and torch.equal(edges[:count], known):  # the usual case: what a layer adds is behind
+    count, looped = len(known), edges[:, 0] == edges[:, 1]
+    if len(edges) >= count and torch.equal(edges[:count], known) and bool(looped[count:].all()):  # the usual case
         found = torch.arange(len(edges), device=edges.device)
         return found if len(edges) == count else found.masked_fill(found >= count, -1)
     if not count or not len(edges):
         return torch.full_like(edges[:, 0], -1)
     _, kinds = torch.unique(_numbered(torch.cat([known, edges])), return_inverse=True)
     times = len(kinds) + 1
-    here, there = (part * times + _occurrences(part) for part in (kinds[count:], kinds[:count]))
-    ordered, order = there.sort()
+    here, there = (_occurrences(part) for part in (kinds[count:], kinds[:count]))
+    often = torch.bincount(kinds[:count], minlength=len(kinds))[kinds[count:]].clamp(min=1)
+    here = kinds[count:] * times + torch.where(looped, here, here % often)
+    ordered, order = (kinds[:count] * times + there).sort()
     place = torch.searchsorted(ordered, here).clamp(max=count - 1)
     return torch.where(ordered[place] == here, order[place], -1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,13 @@ class Graphs:
     Args:
         batch: `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
         parameters: the names of the model's arguments, for a tuple.
+        pairs: `batch -> nodes`, two rows: those that predictions for links are about.
     """
 
-    def __init__(self, batch: Any, parameters: Sequence[str] = ()) -> None:
-        self.batch = batch
+    def __init__(
+        self, batch: Any, parameters: Sequence[str] = (), pairs: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        self.batch, self._pairs = batch, pairs
         if isinstance(batch, Tensor):
             batch = (batch,)
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
@@ -97,6 +100,55 @@ class Graphs:
         edges = self.edges() if kind is None else None
         return 0 if edges is None or not len(edges) else int(edges.max()) + 1
 
+    @functools.cached_property
+    def pairs(self) -> Int[Tensor, "2 link"] | None:
+        """The nodes that predictions for links are about; None where the batch names none.
+
+        Raises:
+            BatchError: those given are not two rows of whole numbers.
+        """
+        found = self.for_links("edge_label_index") if self._pairs is None else torch.as_tensor(self._pairs(self.batch))
+        if found is not None and (found.dim() != 2 or len(found) != 2 or found.is_floating_point()):
+            raise BatchError(
+                f"the pairs of nodes that predictions are about have shape {list(found.shape)} and type {found.dtype}: "
+                "give two rows of whole numbers, as edge_label_index has, or wrap(model, pairs=lambda batch: ...)"
+            )
+        return found
+
+    def for_links(self, name: str) -> Tensor | None:
+        """What the batch has under a name for the links in question, of the only type of edges that has any."""
+        held = self.get(name)
+        if held is None and self.hetero:
+            held = self.get(f"{name}_dict")
+        if isinstance(held, Mapping):
+            held = next(iter(held.values())) if len(held) == 1 else None
+        return held if isinstance(held, Tensor) else None
+
+    def graph_of_links(self) -> Int[Tensor, " link"] | None:
+        """The number of the graph of each pair; None where there is one graph."""
+        if self.pairs is None or self.single:
+            return None
+        typed = self.get("edge_label_index_dict") if self.hetero and self._pairs is None else None
+        kinds = [relation[0] for relation in typed] if isinstance(typed, Mapping) else []
+        whose = self.graph_of(kinds[0] if kinds else None)
+        if whose is None:
+            raise BatchError(
+                f"the batch holds {self.count} graphs, and it is not known of which type the nodes of each pair are. "
+                "Name the pairs in one type of edges: data['user', 'rates', 'film'].edge_label_index"
+            )
+        return whose[self.pairs[0]]
+
+    @functools.cached_property
+    def seeds(self) -> tuple[str | None, int] | None:
+        """The type of nodes that a loader began to sample with, and how many: the first ones; None where it did not."""
+        kinds: list[str | None] = [*self.node_types] or [None]
+        for kind in kinds:
+            store = self.store(kind)
+            count = getattr(store, "batch_size", None)
+            if isinstance(count, int) and isinstance(getattr(store, "n_id", None), Tensor):
+                return kind, count
+        return None
+
     def graph_of(self, kind: str | None = None) -> Int[Tensor, " node"] | None:
         """The number of each node's graph; None where there is one graph."""
         if kind not in self._whose:
@@ -134,6 +186,9 @@ class Graphs:
         if isinstance(known, int):
             return known
         index = self.get("batch")
+        if index is None and self.hetero:  # sampled around each node by itself
+            several = [whose for kind in self.node_types if (whose := self.graph_of(kind)) is not None and len(whose)]
+            return max((int(whose.max()) + 1 for whose in several), default=1)
         if index is None:
             return 1
         if not isinstance(index, Tensor):

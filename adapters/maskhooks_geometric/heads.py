@@ -28,6 +28,8 @@ def distribution(result: Any, graphs: Graphs, level: str | None, chosen: Tensor 
         chosen: which nodes or links count; None is those that the batch names, or all.
     """
     if isinstance(result, Mapping) and all(isinstance(part, Tensor) for part in result.values()):
+        if graphs.seeds is not None and graphs.seeds[0] in result:
+            return _of(result[graphs.seeds[0]], graphs, "node", chosen, graphs.seeds[0])
         return {kind: _of(part, graphs, "node", chosen, str(kind)) for kind, part in result.items()}
     result = result[0] if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor) else result
     return _of(result, graphs, level, chosen, None) if isinstance(result, Tensor) else result
@@ -43,12 +45,14 @@ def _of(result: Tensor, graphs: Graphs, level: str | None, chosen: Tensor | None
     level = level or _level(result, graphs, kind)
     if level == "graph":
         return _classes(result, graphs)
-    if kind is None and level == "node":
-        kind = next((name for name in graphs.node_types if graphs.nodes(name) == len(result)), None)
-    whose = _links(graphs) if level == "link" else graphs.graph_of(kind)
+    if level == "node" and kind is None:
+        kind = _kind(result, graphs)
+    whose = graphs.graph_of_links() if level == "link" else graphs.graph_of(kind)
     whose = torch.zeros(len(result), dtype=torch.long) if whose is None else whose
-    whose = whose.to(result.device)
     index = chosen if chosen is not None else named(graphs, level, kind)
+    if level == "node" and len(result) < graphs.nodes(kind) and _seeds(graphs, kind) == len(result):
+        whose, index = whose[: len(result)], chosen  # the model has left the others out
+    whose = whose.to(result.device)
     if index is not None:
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.reshape(-1)
         result, whose = result[index.to(result.device)], whose[index.to(whose.device)]
@@ -61,15 +65,14 @@ def _level(result: Tensor, graphs: Graphs, kind: str | None) -> str:
     Raises:
         BatchError: they are as many as nothing in the batch.
     """
-    links = graphs.get("edge_label_index")
     kinds: list[str | None] = [*graphs.node_types] or [kind]
     nodes = [graphs.nodes(name) for name in kinds]
     rows = len(result) if result.dim() else 1
-    if isinstance(links, Tensor) and rows == links.shape[1]:
+    if graphs.pairs is not None and rows == graphs.pairs.shape[1]:
         return "link"
-    if rows == graphs.count and rows not in nodes:
+    if rows == graphs.count and rows not in nodes and graphs.seeds is None:
         return "graph"
-    if rows in nodes:
+    if rows in nodes or (graphs.seeds is not None and rows == graphs.seeds[1]):
         return "node"
     raise BatchError(
         f"the model predicts {rows} rows, and the batch holds {graphs.count} graphs of {sum(nodes)} nodes. Say what "
@@ -80,7 +83,7 @@ def _level(result: Tensor, graphs: Graphs, kind: str | None) -> str:
 def _classes(result: Tensor, graphs: Graphs) -> Distribution:
     if result.dim() == 2 and result.shape[1] > 1:
         return Categorical(logits=result)
-    labels = next((graphs.get(name) for name in ("edge_label", "y") if isinstance(graphs.get(name), Tensor)), None)
+    labels = next((found for name in ("edge_label", "y") if (found := graphs.for_links(name)) is not None), None)
     if labels is None or bool(((labels != 0) & (labels != 1)).any()) or result.dim() > 2:
         raise UnknownDistributionError(
             f"the model predicts numbers of shape {list(result.shape)}, and the batch's labels do not say that these "
@@ -97,15 +100,20 @@ def named(graphs: Graphs, level: str, kind: str | None = None) -> Tensor | None:
         return held
     if level != "node":
         return None
-    store = graphs.store(kind)
-    seeds = getattr(store, "batch_size", None) if store is not None else None
-    sampled = isinstance(getattr(store, "n_id", None), Tensor)
-    return torch.arange(seeds) if sampled and isinstance(seeds, int) else None
+    seeds = _seeds(graphs, kind)
+    return None if seeds is None else torch.arange(seeds)
 
 
-def _links(graphs: Graphs) -> Tensor | None:
-    whose, ends = graphs.graph_of(), graphs.get("edge_label_index")
-    return None if whose is None or not isinstance(ends, Tensor) else whose[ends[0]]
+def _seeds(graphs: Graphs, kind: str | None) -> int | None:
+    """How many nodes of a type a loader began to sample with."""
+    return graphs.seeds[1] if graphs.seeds is not None and graphs.seeds[0] == kind else None
+
+
+def _kind(result: Tensor, graphs: Graphs) -> str | None:
+    """The type of the nodes that predictions are about: of those sampled, that which the loader began with."""
+    if graphs.seeds is not None and len(result) in (graphs.seeds[1], graphs.nodes(graphs.seeds[0])):
+        return graphs.seeds[0]
+    return next((name for name in graphs.node_types if graphs.nodes(name) == len(result)), None)
 
 
 def _by_graph(found: Distribution, whose: Tensor, count: int) -> Outputs:

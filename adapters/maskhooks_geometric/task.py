@@ -25,6 +25,7 @@ from maskhooks_geometric.heads import LEVELS, distribution, named
 from maskhooks_geometric.messages import Messages
 
 _messages = WeakTensorKeyDictionary()  # by what was read of them; each pass reads anew
+_FOR_LINKS = ("edge_label_index", "edge_label")
 _ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_attr"}
 
 
@@ -38,14 +39,16 @@ class GraphTask(Task):
         level: what predictions are about: "node", "link" or "graph". Default: by their number.
         index: `batch -> numbers` of the nodes or links whose predictions count. Default: `node_index` or `link_index`
             of the batch, the nodes that a NeighborLoader began with, or all.
+        pairs: `batch -> nodes`, two rows: the pairs that predictions for links are about. Default: `edge_label_index`.
         units: "undirected" gates messages between the same two nodes together, in both directions; or a function, see
             `Task`.
     """
 
     name = "graph"
-    options = (*Task.options, "level", "index")
+    options = (*Task.options, "level", "index", "pairs")
     _level: str | None = None
     _index: Callable[[Any], Tensor] | None = None
+    _pairs: Callable[[Any], Tensor] | None = None
     _parameters: tuple[str, ...] = ()
     _required: frozenset[str] = frozenset()
     _open = True  # whether the model takes arguments of any name
@@ -80,7 +83,7 @@ class GraphTask(Task):
 
     def graphs(self, batch: Any) -> Graphs:
         """What a batch says of its graphs."""
-        return Graphs(batch, self._parameters)
+        return Graphs(batch, self._parameters, self._pairs)
 
     def call(self, model: nn.Module, batch: Any) -> Any:
         if self._call is None:
@@ -105,11 +108,12 @@ class GraphTask(Task):
         return (), {name: value for name, value in found.items() if value is not None}
 
     def _argument(self, graphs: Graphs, name: str) -> Any:
+        if name == "batch_size":  # to PyG's models the number of graphs, to its loaders that of seeds
+            seeds = graphs.seeds[1] if graphs.seeds is not None and name in self._required else None
+            return graphs.count if graphs.graph_of() is not None and seeds is None else seeds
         own = graphs.get(name)
         if own is None and graphs.hetero:  # as a model made by to_hetero calls its arguments
-            own = graphs.get(f"{name}_dict")
-        if name == "batch_size":  # to PyG's models the number of graphs, to its loaders that of seeds
-            return graphs.count if graphs.graph_of() is not None else None
+            own = graphs.for_links(name) if name in _FOR_LINKS else graphs.get(f"{name}_dict")
         if own is not None or name not in _ALIKE:
             return own
         other = graphs.get(_ALIKE[name])
@@ -194,7 +198,14 @@ class GraphTask(Task):
 
     def targets(self, batch: Any) -> Sequence[str] | None:
         graphs = self.graphs(batch)
-        y = graphs.get("y")
+        if graphs.pairs is not None and (label := graphs.for_links("edge_label")) is not None:
+            classes = not label.is_floating_point() or bool((label == label.round()).all())
+            y, whose = label.long() if classes else label, graphs.graph_of_links()
+            y = y if whose is None else y[whose.argsort(stable=True)]
+        else:
+            y, index = graphs.get("y"), named(graphs, "node")
+            if isinstance(y, Tensor) and index is not None and len(y) == graphs.nodes() != graphs.count:
+                y = y[index.to(y.device)]
         fits = isinstance(y, Tensor) and y.numel() == graphs.count and not y.is_floating_point()
         return [str(label) for label in y.reshape(-1).tolist()] if fits else None
 

@@ -239,6 +239,17 @@ def test_a_layer_used_again() -> None:
     assert torch.equal(both, torch.cat([first, second]))
 
 
+@pytest.mark.parametrize(("made", "site"), [(Nodes, "again"), (lambda: TAGConv(3, 3, K=3), "")])
+def test_each_use_and_hop_goes_along_the_edges(made: Callable[[], nn.Module], site: str, unchanged: Unchanged) -> None:
+    """Also of those that occur twice; a node's messages to itself, which the layer adds, are along none."""
+    model = unchanged(made())
+    rows = maskhooks.Random(maskhooks.wrap(model), f"{site}.message:output".removeprefix(".")).explain(graph())
+    along = rows["edge"].reshape(-1, 7)
+    assert len(along) > 1
+    assert (along[:, [0, 1, 2, 4, 5, 6]] == [0, 1, 2, 4, 5, 6]).all()
+    assert set(along[:, 3].tolist()) <= {3, -1}
+
+
 def test_states_of_a_layer_used_again() -> None:
     """With an example, a site for each call."""
     hooked = maskhooks.wrap(Nodes(), example=graph())

@@ -98,6 +98,17 @@ def test_what_is_no_graph_is_refused() -> None:
         built().plot(example=0, nodes=["a", "b"])
 
 
+def test_nodes_of_a_large_graph_that_have_no_edge_are_not_drawn() -> None:
+    ends_ = {"source": torch.tensor([90_000, 7]), "target": torch.tensor([7, 90_000_000])}
+    scores = Scores(
+        Site.parse("layer:output", "edge feature -> edge"), 0, torch.tensor([0.25, 0.5]), torch.ones(2) > 0, None,
+        Examples(torch.zeros(2).long(), 1), ends_,
+    )  # fmt: skip
+    axes, _ = Explanation.build([scores], provenance={}).plot(example=0, centre=90_000).axes
+    assert [text.get_text() for text in axes.texts] == ["", "", ""]
+    assert [len(line.get_xdata()) for line in axes.lines] == [3, 1]  # nodes, and the ring around one
+
+
 def test_missing_scores_are_left_out() -> None:
     figure = graphs([[0.5, np.nan, 1, 0, 0.2, 0.3]], ["one"], NET)
     (lines,) = (part for part in figure.axes[0].collections if isinstance(part, LineCollection))
