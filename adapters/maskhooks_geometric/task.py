@@ -23,6 +23,7 @@ from maskhooks_geometric.checks import check
 from maskhooks_geometric.graphs import Graphs, Relation
 from maskhooks_geometric.heads import LEVELS, distribution, named
 from maskhooks_geometric.messages import Messages
+from maskhooks_geometric.whole import passing
 
 _messages = WeakTensorKeyDictionary()  # by what was read of them; each pass reads anew
 _FOR_LINKS = ("edge_label_index", "edge_label")
@@ -88,7 +89,8 @@ class GraphTask(Task):
     def call(self, model: nn.Module, batch: Any) -> Any:
         if self._call is None:
             check(self.graphs(batch), device_of(model))
-        return super().call(model, batch)
+        with passing(model):
+            return super().call(model, batch)
 
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         graphs = self.graphs(batch)

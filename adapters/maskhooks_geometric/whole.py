@@ -27,6 +27,22 @@ def weighing(model: nn.Module) -> Iterator[Whole]:
         yield whole
 
 
+@contextlib.contextmanager
+def passing(model: nn.Module) -> Iterator[None]:
+    """Inside is one pass of a model, whatever of it is called, such as an encoder and then a decoder."""
+    whole = _open.get(model)
+    if whole is None:
+        yield
+        return
+    whole.begin()
+    whole.held = True
+    try:
+        yield
+    finally:
+        whole.held = False
+        whole.end()
+
+
 class Whole(Uncopied):
     """The weights of edges in one pass, for as long as someone has the model open."""
 
@@ -36,6 +52,7 @@ class Whole(Uncopied):
         self._known: list[tuple[Tensor, Tensor]] = []
         self._handles: list[RemovableHandle] = []
         self._within = False  # a pass of the model
+        self.held = False  # which goes on after its forward
 
     def __enter__(self) -> None:
         self._users += 1
@@ -54,15 +71,17 @@ class Whole(Uncopied):
             self.end()
             _open.pop(self._model, None)
 
-    def begin(self, model: nn.Module, args: object) -> None:
+    def begin(self, *_: object) -> None:
         """A pass begins."""
-        self._known.clear()
-        self._within = True
+        if not self.held:
+            self._known.clear()
+            self._within = True
 
     def end(self, *_: object) -> None:
         """A pass ends."""
-        self._known.clear()
-        self._within = False
+        if not self.held:
+            self._known.clear()
+            self._within = False
 
     @property
     def tapped(self) -> Mapping[str, nn.Module]:

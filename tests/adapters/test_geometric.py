@@ -500,8 +500,11 @@ def test_a_layer_that_runs_by_itself() -> None:
     with torch.no_grad(), hooked.tap(read="first.message:output") as tap:
         hooked(graph())
     assert len(tap.values["first.message:output"]) == 11
-    with pytest.raises(ModelError, match="a layer of Pooled runs by itself"), hooked.tap(read="edge"):
+    with torch.no_grad(), hooked.tap(read="edge") as tap:  # what is called for a batch is a pass
         hooked(graph())
+    assert len(tap.values["edge:output"]) == 7
+    with pytest.raises(ModelError, match="a layer of Pooled runs by itself"), hooked.tap(read="edge"):
+        model.first(graph().x, EDGES)
 
 
 def test_lists_of_edges_between_states_of_several_widths(unchanged: Unchanged) -> None:
