@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskhooks import nested
 from maskhooks.adapter import Claim
-from maskhooks.errors import ModelError, SettingError, SiteConflictError
+from maskhooks.errors import MaskhooksError, ModelError, NonFiniteError, SettingError, SiteConflictError
 from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.port import Replacement
@@ -69,8 +70,20 @@ class Hooked:
             ) from error
 
     def distribution(self, outputs: Any, batch: Any) -> Outputs:
-        """The model's outputs as `torch.distributions`."""
-        return self.task.distribution(outputs, batch)
+        """The model's outputs as `torch.distributions`.
+
+        Raises:
+            UnknownDistributionError: nothing says what they are.
+            NonFiniteError: they are NaN or infinite, and no distribution takes them.
+        """
+        try:
+            return self.task.distribution(outputs, batch)
+        except ValueError as error:
+            if isinstance(error, MaskhooksError) or _finite(outputs):
+                raise
+            raise NonFiniteError(
+                "the model's outputs are not finite: look for NaN or infinity in this batch and in the weights"
+            ) from error
 
     def find(self, selector: Selector) -> list[Site]:
         """The sites meant by an address, a glob, a tag, a Site, or several of these.
@@ -156,6 +169,10 @@ class Hooked:
                 if inside:
                     stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))
             return stack.pop_all()
+
+
+def _finite(outputs: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for _, tensor in nested.tensors(outputs))
 
 
 def _places(site: Site) -> tuple[tuple[str, ...], tuple[int, ...] | None]:

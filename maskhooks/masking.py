@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from maskhooks.baselines import Baseline
-from maskhooks.errors import PatternError
+from maskhooks.errors import PatternError, ReplacementError
 from maskhooks.examples import Examples
 from maskhooks.gates import Gate
 from maskhooks.mix import mix
@@ -262,7 +262,17 @@ class Masking(Masks):
         examples: Examples | None = None,
         units: Units | None = None,
     ) -> Masked:
-        """Masks a value with a given sample over the gated positions, whatever the probes say."""
+        """Masks a value with a given sample over the gated positions, whatever the probes say.
+
+        Raises:
+            ReplacementError: the value is of whole numbers, which have nothing in between.
+        """
+        if not (value.is_floating_point() or value.is_complex()):
+            raise ReplacementError(
+                f"site {self.site}: its values are {value.dtype}, and masks are on floating-point ones. Mask a site "
+                "further on, or give the model such inputs, as x.float()",
+                site=self.site,
+            )
         pattern = self.site.gating()
         sample = sample if units is None else units.shared(sample, pattern)
         log_open = sample.log() if log_open is None else log_open

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
 from maskhooks import nested, outputs
-from maskhooks.errors import BatchError, NonFiniteError
+from maskhooks.errors import BatchError
 from maskhooks.outputs import Outputs
 from maskhooks.pattern import Pattern
 from maskhooks.signature import signature
@@ -126,16 +126,8 @@ class Task:
 
         Raises:
             UnknownDistributionError: nothing says what they are.
-            NonFiniteError: they are NaN or infinite, and no distribution takes them.
         """
-        try:
-            return outputs.check(_apply(self._output, result, batch) if self._output is not None else result)
-        except ValueError as error:
-            if all(bool(tensor.isfinite().all()) for _, tensor in nested.tensors(result)):
-                raise
-            raise NonFiniteError(
-                "the model's outputs are not finite: look for NaN or infinity in this batch and in the weights"
-            ) from error
+        return outputs.check(_apply(self._output, result, batch) if self._output is not None else result)
 
     def real(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
         """Which positions of a site are real, over the position axes of its pattern.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from maskhooks.baselines import Learned, Zero
-from maskhooks.errors import BatchError, PatternError, SettingError, UnknownNameError
+from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.masking import Masked, Masking, Vote
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
@@ -369,3 +369,10 @@ def test_bernoulli_gates_learn(hooked, batch):
     assert set(masked.sample.unique().tolist()) <= {0.0, 1.0}
     kl(clean.outputs, outputs).mean().backward()
     assert any(bool(weight.grad.abs().sum() > 0) for weight in masking.votes[0].probe.parameters())
+
+
+def test_whole_numbers_are_not_masked() -> None:
+    masking = Masking(Site.parse("m:output", "batch feature -> batch feature"), 0, [], HardConcrete(), Zero())
+    masking.baseline.start((3,))
+    with pytest.raises(ReplacementError, match=r"its values are torch.int64, .* as x.float\(\)"):
+        masking.mask(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3).bool(), torch.ones(2, 3))

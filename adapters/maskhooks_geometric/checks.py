@@ -18,18 +18,42 @@ def check(graphs: Graphs, device: torch.device) -> None:
     """Refuses edges between nodes that are not there, features of other edges, and another device than the model's.
 
     Raises:
-        BatchError: the graphs are so.
+        BatchError: the graphs are so, or a list of graphs.
     """
+    _check_kind(graphs.batch)
     for name, value in _tensors(graphs):
         if value.device != device:
             raise BatchError(
                 f"{name} is on {value.device}, the model on {device}. Move the batch: batch.to({str(device)!r})"
             )
     relations: list[Relation | None] = [*graphs.relations] or [None]
+    kinds: list[str | None] = [*graphs.node_types] or [None]
+    for kind in kinds:
+        whose, nodes = graphs.graph_of(kind), graphs.nodes(kind)
+        if whose is not None and nodes and len(whose) != nodes:
+            raise BatchError(
+                f"`batch`{f' of {kind}' if kind else ''} says of {len(whose)} nodes which graph they belong to, and "
+                f"there are {nodes}. Give one number for each node"
+            )
     for relation in relations:
         adjacency = graphs.adjacency(relation)
         if isinstance(adjacency, Tensor) and adjacency.layout == torch.strided:
             _check_edges(graphs, relation, adjacency.as_subclass(Tensor))
+
+
+def _check_kind(batch: Any) -> None:
+    if not isinstance(batch, (tuple, list)) or not batch:
+        return
+    if any(hasattr(part, "edge_stores") for part in batch):
+        raise BatchError(
+            f"the batch is a {type(batch).__name__} of {len(batch)} graphs. Make it one: "
+            "torch_geometric.data.Batch.from_data_list(graphs), or take a torch_geometric.loader.DataLoader"
+        )
+    if isinstance(batch[0], str):
+        raise BatchError(
+            f"the batch is a pair that begins with {batch[0]!r}, as where a single Data or Batch is given for a loader "
+            "of these, and its parts are taken for batches. Give a list: [batch]"
+        )
 
 
 def _tensors(graphs: Graphs) -> Iterator[tuple[str, Tensor]]:

@@ -44,6 +44,7 @@ def level_of(result: Any, graphs: Graphs, level: str | None) -> str:
 def _of(result: Tensor, graphs: Graphs, level: str | None, chosen: Tensor | None, kind: str | None) -> Outputs:
     level = level or _level(result, graphs, kind)
     if level == "graph":
+        _check_rows(result, "graph", graphs.count)
         return _classes(result, graphs)
     if level == "node" and kind is None:
         kind = _kind(result, graphs)
@@ -52,11 +53,46 @@ def _of(result: Tensor, graphs: Graphs, level: str | None, chosen: Tensor | None
     index = chosen if chosen is not None else named(graphs, level, kind)
     if level == "node" and len(result) < graphs.nodes(kind) and _seeds(graphs, kind) == len(result):
         whose, index = whose[: len(result)], chosen  # the model has left the others out
+    _check_rows(result, level, len(whose))
     whose = whose.to(result.device)
     if index is not None:
+        _check_index(index, level, len(result))
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.reshape(-1)
         result, whose = result[index.to(result.device)], whose[index.to(whose.device)]
     return _by_graph(_classes(result, graphs), whose, graphs.count)
+
+
+def _check_rows(result: Tensor, level: str, count: int) -> None:
+    """Refuses another number of predictions than of what they are about.
+
+    Raises:
+        BatchError: there is another number.
+    """
+    rows = len(result) if result.dim() else 1
+    if rows != count:
+        raise BatchError(
+            f"predictions are about each {level}, and there are {rows} of them for {count} {level}s. Say what they are "
+            "about, wrap(model, level='node'), or what they mean, wrap(model, output=...)"
+        )
+
+
+def _check_index(index: Tensor, level: str, count: int) -> None:
+    """Refuses numbers of predictions that are not there.
+
+    Raises:
+        BatchError: there are some.
+    """
+    whole = not index.is_floating_point() and not index.is_complex()
+    if index.dtype == torch.bool:
+        fits, got = index.numel() == count, f"{index.numel()} truth values"
+    else:
+        fits = whole and (not index.numel() or (int(index.min()) >= 0 and int(index.max()) < count))
+        got = f"{index.reshape(-1).tolist()[:5]}"
+    if not fits:
+        raise BatchError(
+            f"{level}_index, or index=, says which {level}s count, by numbers from 0 or a truth value for each: got "
+            f"{got} for {count} predictions"
+        )
 
 
 def _level(result: Tensor, graphs: Graphs, kind: str | None) -> str:
@@ -96,8 +132,8 @@ def _classes(result: Tensor, graphs: Graphs) -> Distribution:
 def named(graphs: Graphs, level: str, kind: str | None = None) -> Tensor | None:
     """The nodes whose predictions count, where the batch names them: by itself, or as a sampled subgraph."""
     held = graphs.get(f"{level}_index")
-    if isinstance(held, Tensor):
-        return held
+    if isinstance(held, (Tensor, int, list)):
+        return torch.as_tensor(held).reshape(-1)
     if level != "node":
         return None
     seeds = _seeds(graphs, kind)

@@ -244,9 +244,11 @@ class DiffMask(Explainer):
 
     def check_ready(self) -> None:
         if self.amortized and not self.fitted:
-            raise NotFittedError(
-                "this DiffMask has not learned anything yet: call fit(train_loader) first, or load a saved one"
-            )
+            raise NotFittedError(f"{self._unlearned}, or load a saved one")
+
+    @property
+    def _unlearned(self) -> str:
+        return f"this {type(self).__name__} has not learned anything yet: call fit(train_loader) first"
 
     def scores(self, clean: Clean) -> list[Scores]:
         if not self.amortized:
@@ -273,7 +275,9 @@ class DiffMask(Explainer):
             unchanged) with sampled gates; rounded_divergence, rounded_kept, rounded_agreement with gates rounded at .5.
         """
         if not self.fitted:
-            raise NotFittedError("this DiffMask has not learned anything yet: call fit(train_loader) first")
+            raise NotFittedError(
+                f"this {type(self).__name__} has not learned anything yet: call fit(train_loader) first"
+            )
         measures = [Measure(masking, rounded=True) for masking in self.maskings]
         for number, batch in enumerate(track(batches, "evaluating", shown=progress)):
             on_device = move(batch, device_of(self.hooked.model))

@@ -23,7 +23,7 @@ from torch_geometric.nn import GCN, GCNConv, GraphSAGE, SAGEConv, global_add_poo
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
-from maskhooks.errors import BatchError, SettingError, UnfiredSiteWarning, UnknownDistributionError
+from maskhooks.errors import BatchError, NonFiniteError, SettingError, UnfiredSiteWarning, UnknownDistributionError
 from maskhooks.outputs import Positions
 from maskhooks.step import clean_pass, examples
 from tests.adapters.geometric_models import EDGES, Nodes, Pooled, Typed, batch, graph, hetero, randn
@@ -263,6 +263,39 @@ def test_mixed_devices(unchanged: Unchanged) -> None:
             hooked(data)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([graph(), graph()], r"a list of 2 graphs. Make it one: .*from_data_list"),
+        (("x", randn(5, 3)), r"begins with 'x', as where a single Data or Batch is given for a loader"),
+        (graph(batch=torch.zeros(4, dtype=torch.long)), r"says of 4 nodes .* and there are 5"),
+        (graph(node_index=torch.tensor([5])), r"node_index, .* got \[5\] for 5 predictions"),
+        (graph(node_index=torch.tensor([0.5])), r"node_index, .* got \[0.5\]"),
+        (graph(node_index=torch.tensor([True])), r"node_index, .* got 1 truth values"),
+    ],
+)
+def test_batches_that_are_none(given: Any, message: str, unchanged: Unchanged) -> None:
+    hooked = maskhooks.wrap(unchanged(Nodes()))
+    with pytest.raises(BatchError, match=message):
+        maskhooks.GraphMask(hooked, amortized=False).explain(given)
+
+
+def test_numbers_that_no_masks_are_on(unchanged: Unchanged) -> None:
+    hooked = maskhooks.wrap(unchanged(Nodes()))
+    masks = maskhooks.GraphMask(hooked, "first.message:output", amortized=False, recipe=maskhooks.Recipe(steps=2))
+    bad = graph()
+    bad.x = torch.full_like(bad.x, torch.nan)
+    with pytest.raises(NonFiniteError, match="outputs are not finite"):
+        masks.explain(bad)
+
+
+def test_a_node_by_its_number() -> None:
+    model = Nodes()
+    found = outputs(model, graph(node_index=3))
+    assert torch.equal(found.logits, outputs(model, graph(node_index=torch.tensor([3]))).logits)
+    assert found.logits.shape == (1, 3)
+
+
 def test_what_cannot_be_known() -> None:
     model = Pooled()
     hooked = maskhooks.wrap(model)
@@ -270,6 +303,8 @@ def test_what_cannot_be_known() -> None:
         hooked(Data(x=randn(5, 3)))
     with pytest.raises(BatchError, match="level='edge' is none of node, link, graph"):
         maskhooks.wrap(model, level="edge")
+    with pytest.raises(BatchError, match="are about each graph, and there are 5 of them for 1 graphs"):
+        outputs(Nodes(), graph(), level="graph")
     with pytest.raises(BatchError, match="predicts 2 rows, and the batch holds 1 graphs of 5 nodes"):
         outputs(nn.Sequential(), graph(), call=lambda *_: randn(2, 3), task=maskhooks_task())
     with pytest.raises(UnknownDistributionError, match="do not say that these are logits of a binary class"):
