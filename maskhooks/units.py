@@ -39,7 +39,9 @@ class Units:
         own = rows - rows.min() if rows.numel() else rows
         width = int(own.max()) + 1 if rows.numel() else 1
         example = torch.arange(len(rows), device=rows.device) if examples is None else examples.index
-        _, unit = torch.unique(own + width * example[:, None], return_inverse=True)
+        unit = own
+        if examples is None or not _apart(own, width, example):
+            _, unit = torch.unique(own + width * example[:, None], return_inverse=True)
         if examples is not None:
             rows, unit = rows.reshape(1, -1), unit.reshape(1, -1)
         places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
@@ -82,6 +84,14 @@ def _mean(rows: Tensor, index: Tensor) -> Tensor:
     return (sums / counts.clamp(min=1)).gather(1, index)
 
 
+def _apart(numbers: Tensor, width: int, example: Tensor) -> bool:
+    """Whether numbers below `width` are few, and none is in two examples, so that they can stay as they are."""
+    if width > numbers.numel():
+        return False
+    whose = example[:, None].expand_as(numbers).flatten()
+    return torch.equal(whose.new_zeros(width).scatter(0, numbers.flatten(), whose)[numbers.flatten()], whose)
+
+
 def undirected(
     source: Int[Tensor, " edge"], target: Int[Tensor, " edge"], *apart: Int[Tensor, " edge"]
 ) -> Int[Tensor, " edge"]:
@@ -90,10 +100,23 @@ def undirected(
     Args:
         apart: what else has to be the same, such as the relation.
     """
-    pair = torch.zeros_like(source)
-    for column in (torch.minimum(source, target), torch.maximum(source, target), *apart):
-        own = column - column.min() if len(column) else column
-        _, pair = torch.unique(pair * (own.max() + 1 if len(own) else 1) + own, return_inverse=True)
     count = len(source)
-    times = Examples(2 * pair + (source > target).long(), 2 * count).places()
-    return pair * count + times
+    pair = _numbered(torch.minimum(source, target), torch.maximum(source, target), *apart)
+    way = 2 * pair + (source > target)
+    if int(torch.bincount(way, minlength=1).max()) < 2:  # no edge occurs twice, as is usual
+        return pair
+    return pair * count + Examples(way, 2 * count).places()
+
+
+def _numbered(*columns: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
+    """A number below the count of edges for each, the same where all columns are the same."""
+    number, size = torch.zeros_like(columns[0]), 1
+    for column in columns if len(columns[0]) else ():
+        low, high = (int(end) for end in column.aminmax())
+        if size * (high - low + 1) > 2**62:
+            _, number = torch.unique(number, return_inverse=True)
+            size = len(number)
+        size *= high - low + 1
+        number = number * (high - low + 1) + (column - low) if high > low else number
+    _, found = torch.unique(number, return_inverse=True)
+    return found

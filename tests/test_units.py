@@ -70,3 +70,11 @@ def test_edges_in_both_directions() -> None:
     assert apart[0] == apart[4]
     assert apart[1] == apart[3]
     assert undirected(*torch.zeros(2, 0).long()).shape == (0,)
+
+
+def test_edges_between_nodes_of_large_numbers() -> None:
+    source, target = torch.tensor([[0, 2**40, 7, 2**40], [2**40, 0, 2**40, 7]])
+    found = undirected(source, target, torch.tensor([2**40, 2**40, 0, 0]))
+    assert found[0] == found[1] != found[2] == found[3]
+    assert int(found.max()) < 4
+    assert Units.of(found, Examples(torch.tensor([0, 0, 1, 1]), 2)).first.tolist() == [[0, 0, 2, 2]]

@@ -86,11 +86,13 @@ class Messages:
         relations, kinds = self.graphs.relations, self.sent[:, 2]
         if self.relation is not None:
             kinds = torch.full_like(kinds, relations.index(self.relation))
-        within = [number for number, (source, _, target) in enumerate(relations) if source == target]
-        apart = isinstance(self.graphs.get("x"), (tuple, list)) or "hyperedge_index" in self.graphs
-        paired = torch.isin(kinds, torch.tensor(within).to(kinds)) if relations else torch.full_like(kinds, not apart)
         numbers = undirected(self.sent[:, 0], self.sent[:, 1], kinds, *self.sent[:, 5:].unbind(1))
-        return torch.where(paired > 0, numbers, torch.arange(-len(kinds), 0, device=kinds.device))
+        apart = isinstance(self.graphs.get("x"), (tuple, list)) or "hyperedge_index" in self.graphs
+        if not relations and not apart:
+            return numbers
+        within = [number for number, (source, _, target) in enumerate(relations) if source == target]
+        paired = torch.isin(kinds, torch.tensor(within, dtype=kinds.dtype, device=kinds.device))
+        return torch.where(paired, numbers, torch.arange(-len(kinds), 0, device=kinds.device))
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
         """A number for each message, from those of one type of edges and one list of edges at a time."""
