@@ -118,5 +118,5 @@ def _numbered(*columns: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
             size = len(number)
         size *= high - low + 1
         number = number * (high - low + 1) + (column - low) if high > low else number
-    _, found = torch.unique(number, return_inverse=True)
+    found: Tensor = torch.unique(number, return_inverse=True)[1]
     return found
