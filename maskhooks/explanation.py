@@ -276,7 +276,7 @@ class Explanation:
         kind: str = "auto",
         ax: Axes | None = None,
         *,
-        nodes: Sequence[str] = (),
+        nodes: Sequence[str] | Mapping[int, str] = (),
         centre: int | None = None,
     ) -> Figure:
         """A picture of one example's scores; no window is opened, and pyplot is not touched.
@@ -288,7 +288,7 @@ class Explanation:
                 for each depth; `"auto"`, the image for patches, the graph for edges, bars for one depth, otherwise the
                 heat map.
             ax: Axes to draw on, from any figure; None makes a figure, in which long sentences are wrapped.
-            nodes: of a graph, what the nodes are called, such as atoms.
+            nodes: of a graph, what the nodes are called, such as atoms; a mapping names some of them by number.
             centre: of a graph, the number of the node asked about.
 
         Returns:
@@ -314,7 +314,7 @@ class Explanation:
         title: str = "",
         sections: Sequence[Section] = (),
         *,
-        nodes: Mapping[int, Sequence[str]] | None = None,
+        nodes: Mapping[int, Sequence[str] | Mapping[int, str]] | None = None,
         centres: Mapping[int, int] | None = None,
     ) -> str:
         """One page that needs no network: positions or edges coloured by score, with a slider for the depth.
@@ -323,7 +323,7 @@ class Explanation:
             path: where to write the page as well, in UTF-8.
             title: its heading; by default the question that it answers.
             sections: what else the page tells, above the examples.
-            nodes: of graphs, for an example's number what its nodes are called, such as atoms.
+            nodes: of graphs, for an example's number what its nodes are called, as `plot` takes it.
             centres: of graphs, for an example's number the node asked about.
         """
         from maskhooks.pictures import example, told

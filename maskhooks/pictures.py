@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from maskhooks.viz.page import Example
 
 
+Names = Sequence[str] | Mapping[int, str]
 _KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
-def picture(
-    layers: Layers, kind: str, *, title: str, nodes: Sequence[str], centre: int | None, ax: Axes | None
-) -> Figure:
+def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: int | None, ax: Axes | None) -> Figure:
     """One example's layers drawn; see `Explanation.plot`."""
     if kind not in _KINDS:
         raise SettingError(f"no kind of picture {kind!r}; there are {', '.join(_KINDS)}")
@@ -62,7 +61,7 @@ def told(layers: Layers, sites: Sequence[str]) -> str:
 
 
 def example(
-    layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Sequence[str], centre: int | None
+    layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Names, centre: int | None
 ) -> Example:
     """One example for a page.
 
@@ -85,7 +84,7 @@ def example(
 
 
 def _graph(
-    layers: Layers, depths: Sequence[str], *, title: str, nodes: Sequence[str], centre: int | None, ax: Axes | None
+    layers: Layers, depths: Sequence[str], *, title: str, nodes: Names, centre: int | None, ax: Axes | None
 ) -> Figure:
     if not layers.connected:
         raise SettingError(
@@ -98,15 +97,17 @@ def _graph(
     return graphs(scores, depths, _net(ends, nodes, centre), title=title, ax=ax)
 
 
-def _net(ends: Column, nodes: Sequence[str], centre: int | None) -> Net:
-    """The graph of edges: all nodes that are named, or those that have an edge, as of a large graph's some."""
+def _net(ends: Column, nodes: Names, centre: int | None) -> Net:
+    """The graph of edges: all nodes where all have names, else those that have a name or an edge."""
     from maskhooks.viz.graph import Net
 
-    count = int(ends.max(initial=-1)) + 1
-    if nodes and len(nodes) < count:
-        raise SettingError(f"names for {len(nodes)} nodes, and edges between {count}. Give one for each node")
-    if nodes:
+    if nodes and not isinstance(nodes, Mapping):
+        count = int(ends.max(initial=-1)) + 1
+        if len(nodes) < count:
+            raise SettingError(f"names for {len(nodes)} nodes, and edges between {count}. Give one for each node")
         return Net(ends[0], ends[1], list(nodes), centre)
-    known, places = np.unique(np.append(ends, [] if centre is None else [centre]), return_inverse=True)
+    called = dict(nodes) if isinstance(nodes, Mapping) else {}
+    shown = np.array([*called, *([] if centre is None else [centre])], ends.dtype)
+    known, places = np.unique(np.append(ends, shown), return_inverse=True)
     source, target = places[: ends.size].reshape(2, -1)
-    return Net(source, target, [""] * len(known), None if centre is None else int(places[-1]))
+    return Net(source, target, [called.get(int(n), "") for n in known], None if centre is None else int(places[-1]))

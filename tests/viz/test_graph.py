@@ -107,6 +107,8 @@ def test_nodes_of_a_large_graph_that_have_no_edge_are_not_drawn() -> None:
     axes, _ = Explanation.build([scores], provenance={}).plot(example=0, centre=90_000).axes
     assert [text.get_text() for text in axes.texts] == ["", "", ""]
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 1]  # nodes, and the ring around one
+    axes, _ = Explanation.build([scores], provenance={}).plot(example=0, nodes={8: "b", 7: "a"}).axes
+    assert [text.get_text() for text in axes.texts] == ["a", "b", "", ""]
 
 
 def test_missing_scores_are_left_out() -> None:
