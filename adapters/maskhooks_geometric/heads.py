@@ -118,7 +118,7 @@ def _level(result: Tensor, graphs: Graphs, kind: str | None) -> str:
 
 def _classes(result: Tensor, graphs: Graphs) -> Distribution:
     if result.dim() == 2 and result.shape[1] > 1:
-        return Categorical(logits=result)
+        return Categorical(logits=result, validate_args=True)  # which torch.compile turns off everywhere
     labels = next((found for name in ("edge_label", "y") if (found := graphs.for_links(name)) is not None), None)
     if labels is None or bool(((labels != 0) & (labels != 1)).any()) or result.dim() > 2:
         raise UnknownDistributionError(
@@ -126,7 +126,7 @@ def _classes(result: Tensor, graphs: Graphs) -> Distribution:
             "are logits of a binary class. Say what they mean: wrap(model, output=lambda outputs: "
             "torch.distributions.Bernoulli(logits=outputs))"
         )
-    return Bernoulli(logits=result.reshape(-1))
+    return Bernoulli(logits=result.reshape(-1), validate_args=True)
 
 
 def named(graphs: Graphs, level: str, kind: str | None = None) -> Tensor | None:
