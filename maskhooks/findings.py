@@ -86,7 +86,7 @@ def by_group(parts: Iterable[Explanation], names: Sequence[str]) -> Section | No
     return Section(
         f"By {' and by '.join(grids)}",
         "In per cent, how much is kept in the examples of each class, at each depth. Where one class keeps more than "
-        f"another, the model needs more of the text to come to it. At most the {_GROUPS} most frequent ones are shown.",
+        f"another, the model needs more to come to it. At most the {_GROUPS} most frequent ones are shown.",
         list(grids.values()),
     )
 

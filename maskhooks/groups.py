@@ -39,8 +39,8 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
         explanation: the rows.
         group: what a position belongs to.
 
-            - the name of a column, such as `"label"` or `"position"`;
             - what is known of the examples, such as `"prediction"` or `"target"`;
+            - the name of a column, such as `"label"` or `"position"`;
             - a function from a label to its group, such as `token_kind`, called once for each different label;
             - a mapping from labels to groups;
             - tags of yours, such as parts of speech: `tags[example][position]`, by the numbers that the columns have;
@@ -64,9 +64,9 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
 
 
 def _by_name(explanation: Explanation, name: str, rows: Codes) -> tuple[Codes, Column]:
-    if name in explanation.columns:
-        return _factorize(explanation[name][rows])
     keys = list(dict.fromkeys(key for about in explanation.examples.values() for key in about))
+    if name in explanation.columns and name not in keys:  # an edge has a target, and so may its graph
+        return _factorize(explanation[name][rows])
     if name not in keys:
         known = [*explanation.columns, *keys]
         guess = "".join(f" Did you mean {one!r}?" for one in near(name, known, 1))

@@ -149,7 +149,7 @@ class Rows:
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
         layers = len({(row.site, row.depth) for row in kinds})
         sections: list[Section | None] = [by_depth(kinds)]
-        if "column" not in first.columns:  # patches have no names
+        if first.columns.keys().isdisjoint(("column", "source")):  # patches and edges have no names
             sections += [by_kind(kinds), by_label(self, least, layers)]
         sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)]))
         many = overview.examples > overview.taken

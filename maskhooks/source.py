@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -102,7 +103,14 @@ class Factory(Source):
         Raises:
             ModelError: there is no such module or function, or it returns something else.
         """
-        made = self._factory(model)()
+        factory = self._factory(model)
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise ModelError(f"{model} cannot be called without arguments: {error}. Give each a default") from error
+        except ValueError:  # it does not say what it takes
+            pass
+        made = factory()
         if isinstance(made, Opened):
             return made
         network, *batches = made if isinstance(made, tuple) else (made,)

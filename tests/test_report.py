@@ -17,7 +17,9 @@ from torch import nn
 from torch.distributions import Categorical
 
 import maskhooks
+from maskhooks.analyses import kept_by
 from maskhooks.errors import CorruptFileError, SettingError, StorageError
+from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.report import Rows, is_run, report, rows_at
 from maskhooks.shards import Shards
@@ -244,6 +246,18 @@ def test_patches_have_no_words() -> None:
     text = report(None, Explanation.build([Scores(site, 0, torch.rand(2, 2, 3), real)], provenance={}))
     assert headings(text) == ["What this is about", "What is kept at each depth", "Examples"]
     assert Page(text).data["examples"][0]["width"] == 3
+
+
+def test_edges_have_no_words_and_the_target_is_that_of_their_graph() -> None:
+    site, graphs = Site.parse("conv.message:output", "edge feature -> edge"), 8
+    ends = {name: torch.arange(4 * graphs) % (3 + shift) for shift, name in enumerate(("source", "target"))}
+    whose = Examples(torch.arange(graphs).repeat_interleave(4), graphs)
+    rows = Scores(site, 0, torch.rand(4 * graphs), torch.ones(4 * graphs).bool(), None, whose, ends)
+    about = [{"prediction": "a", "target": "xy"[number % 2]} for number in range(graphs)]
+    made = Explanation.build([rows], provenance={}, examples=about)
+    text = report(None, made)
+    assert headings(text) == ["What this is about", "What is kept at each depth", "By target", "Examples"]
+    assert {row.group for row in kept_by(made, "target")} == {"x", "y"}
 
 
 def test_answers_that_are_free_text_group_nothing() -> None:

@@ -214,13 +214,21 @@ def _stoppable(explainer: DiffMask, out: Path) -> Iterator[None]:
 
 def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) -> None:
     where = "the training batches" if trained_only else "validation data"
-    say_table([_cells(row) for row in explainer.evaluate(batches)], f"What the masks do on {where}")
+    rows = explainer.evaluate(batches)
+    say_table([_cells(row) for row in rows], f"What the masks do on {where}")
     say(
         "nats: mean divergence of predictions; kept: fraction of positions; same: fraction of predictions "
         "that stay; rounded: with gates that are open above one half."
     )
     if explainer.within_margin is None:
         say(f"Without validation data nothing checks the margin of {explainer.margin:g} nats.")
+    elif explainer.within_margin and max(row["divergence"] for row in rows) > explainer.margin:
+        say(
+            f"When they were chosen, all masks kept the mean divergence within the margin of {explainer.margin:g} "
+            "nats; with the other samples of the gates above not all do. Validate on more examples, or leave room "
+            "with a smaller --margin.",
+            "yellow",
+        )
     elif explainer.within_margin:
         say(f"All masks keep the mean divergence within the margin of {explainer.margin:g} nats.", "green")
     else:

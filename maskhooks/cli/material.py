@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from maskhooks.errors import SettingError
+from maskhooks.errors import EmptyLoaderError, SettingError
 from maskhooks.hooked import Hooked
 from maskhooks.records import Columns, Record, identity, stream
 from maskhooks.registry import registry
@@ -90,7 +90,11 @@ class Material:
     def example(self, data: str | None) -> Any | None:
         """One batch: of the data, of the factory's, or of two sentences; None for a model without any."""
         if data is None and self.opened.train is not None:
-            return next(iter(self.opened.train))
+            for batch in self.opened.train:
+                return batch
+            raise EmptyLoaderError(
+                f"{self.name} returned training batches that yield none. Give a list or a DataLoader"
+            )
         if data is None and self.opened.batch is not None:
             return self.opened.batch(_SAMPLES)
         return None if data is None else self._batch(data)(list(itertools.islice(self._stream(data), self.batch_size)))

@@ -109,6 +109,14 @@ def single_batch():
     return Network(), torch.zeros(2, 3, dtype=torch.long)
 
 
+def with_arguments(size):
+    return Network()
+
+
+def no_batch():
+    return Network(), []
+
+
 def something_else():
     return "a network"
 

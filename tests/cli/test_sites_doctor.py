@@ -45,6 +45,12 @@ def test_data_for_a_model_that_takes_none(run: Run, network: str, command: str) 
     assert "does not say how texts become batches" in result.stderr
 
 
+def test_batches_that_are_none(run: Run, network: str) -> None:
+    result = run("sites", f"{network}:no_batch")
+    assert result.exit_code == 2
+    assert "no_batch returned training batches that yield none" in result.stderr
+
+
 def test_doctor_of_a_healthy_model(run: Run, bert: Path) -> None:
     result = run("doctor", bert)
     assert result.exit_code == 0, result.stdout + result.stderr

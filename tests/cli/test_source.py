@@ -90,6 +90,7 @@ def test_factory_of_a_plain_module_or_of_opened(network: str) -> None:
         ("tiny_network:Holder.mak", r"has no 'Holder.mak'\. Did you mean 'make'"),
         ("tiny_network:qqq", r"has no 'qqq'\. Give the name of a function"),
         ("tiny_network:number", "is no function"),
+        ("tiny_network:with_arguments", r"cannot be called without arguments: .*'size'. Give each a default"),
         ("tiny_network:something_else", "returned str instead of a model"),
         ("tiny_network:single_batch", r"returned a Tensor as batches.*\(model, \[batch\]\)"),
     ],
