@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -20,6 +21,19 @@ class Examples:
 
     index: Int[Tensor, " row"]
     count: int
+
+    def in_order(self, rows: Shaped[Tensor, "row *any"]) -> Shaped[Tensor, "row *any"]:
+        """Rows example by example, as they are in any batch that these examples are part of."""
+        return rows if self._order is None else rows[self._order.to(rows.device)]
+
+    def back(self, rows: Shaped[Tensor, "row *any"]) -> Shaped[Tensor, "row *any"]:
+        """Rows that `in_order` gave, where they were."""
+        return rows if self._order is None else rows[self._order.argsort().to(rows.device)]
+
+    @functools.cached_property
+    def _order(self) -> Int[Tensor, " row"] | None:
+        """None where rows stand so already."""
+        return None if bool((self.index[1:] >= self.index[:-1]).all()) else self.index.argsort(stable=True)
 
     def sums(self, numbers: Float[Tensor, " row"]) -> Float[Tensor, " example"]:
         """The sum over each example's rows."""

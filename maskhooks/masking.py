@@ -72,6 +72,16 @@ class Masked:
         return self.per_example(self.log_open.exp())
 
 
+def draw(gate: Gate, logits: Tensor, generator: Generator | None, examples: Examples | None) -> Tensor:
+    """A sample for each logit, drawn example by example: the same in any batch that begins with the same examples.
+
+    A layer of graphs may have its rows in another order, such as a node's messages to itself below all others.
+    """
+    if examples is None:
+        return gate.sample(logits, generator)
+    return examples.back(gate.sample(examples.in_order(logits), generator))
+
+
 def in_a_row(*parts: Masked) -> Masked:
     """What maskings did to a batch, their gates in one row, each with its example."""
     first = parts[0]
@@ -248,7 +258,7 @@ class Masking(Masks):
         logits = self.logits(values, units)
         log_open = torch.stack([self.gate.log_open(vote) for vote in logits]).sum(0)
         if rounded is None:
-            sample = torch.stack([self.gate.sample(vote, generator) for vote in logits]).prod(0)
+            sample = torch.stack([draw(self.gate, vote, generator, examples) for vote in logits]).prod(0)
         else:
             sample = (log_open > math.log(rounded)).float()
         return self.mask(values[str(self.site)], real, sample, log_open, examples, units)

@@ -15,7 +15,7 @@ from maskhooks.baselines import Learned
 from maskhooks.epochs import Epochs
 from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masked, Masking, Masks
+from maskhooks.masking import Masked, Masking, Masks, draw
 from maskhooks.outputs import Divergence, count
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
@@ -185,8 +185,9 @@ def random_mask(
     real, examples, units = places(hooked, clean, masking.site)
     rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
     rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(shape) - 1))
-    kept = share.of(torch.rand(share.whole, generator=source), shape) < rate
-    sample = share.drawing(masking.gate).sample(torch.where(kept, _OPEN, -_OPEN), source).to(value.device)
+    drawn = share.of(torch.rand(share.whole, generator=source), shape)
+    logits = torch.where((drawn if examples is None else examples.back(drawn)) < rate, _OPEN, -_OPEN)
+    sample = draw(share.drawing(masking.gate), logits, source, examples).to(value.device)
     return masking.mask(value, real, sample, examples=examples, units=units)
 
 

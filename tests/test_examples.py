@@ -15,3 +15,12 @@ def test_sums_are_per_example_and_zero_without_rows() -> None:
 def test_places_count_within_each_example() -> None:
     assert Examples(torch.tensor([2, 0, 2, 0, 0]), 4).places().tolist() == [0, 0, 1, 1, 2]
     assert Examples(torch.empty(0, dtype=torch.long), 2).places().tolist() == []
+
+
+def test_rows_example_by_example_and_back() -> None:
+    mixed = Examples(torch.tensor([1, 0, 1, 0]), 3)
+    rows = torch.arange(8.0).view(4, 2)
+    assert mixed.in_order(rows)[:, 0].tolist() == [2, 6, 0, 4]
+    assert torch.equal(mixed.back(mixed.in_order(rows)), rows)
+    assert Examples(torch.tensor([0, 0, 2]), 3).in_order(rows[:3]) is not None
+    assert torch.equal(Examples(torch.tensor([0, 0, 2]), 3).in_order(rows[:3]), rows[:3])
