@@ -20,7 +20,7 @@ from maskhooks.examples import Examples
 from maskhooks.gates import Gate
 from maskhooks.mix import mix
 from maskhooks.port import Replacement
-from maskhooks.probes import Probe
+from maskhooks.probes import Picked, Probe
 from maskhooks.site import Site
 from maskhooks.steps import Stepwise
 from maskhooks.units import Units
@@ -28,10 +28,42 @@ from maskhooks.units import Units
 
 @dataclass(frozen=True)
 class Vote:
-    """One probe and the sites it reads; empty for free logits."""
+    """One probe and the sites it reads; empty for free logits.
+
+    Values at sites tagged "picked" are rows of their module's first input, by the numbers in its second. These two are
+    read in their place, so that a probe may compute once for each state what is many rows.
+    """
 
     reads: tuple[Site, ...]
     probe: Probe
+
+    @property
+    def sites(self) -> list[Site]:
+        """What is read of the model."""
+        return [part for site in self.reads for part in (_origin(site) if "picked" in site.tags else (site,))]
+
+    def values(self, values: Mapping[str, Tensor]) -> list[Tensor | Picked]:
+        """What the probe is given, of the values at `sites`."""
+        return [self._value(site, values) for site in self.reads]
+
+    def _value(self, site: Site, values: Mapping[str, Tensor]) -> Tensor | Picked:
+        pattern = site.gating()
+        if "picked" in site.tags and self.probe.picks and pattern.in_rows:
+            return Picked(*(values[str(part)] for part in _origin(site)))
+        return pattern.rows(value_at(site, values), site=site)
+
+
+@functools.lru_cache(maxsize=1024)  # asked in every pass
+def _origin(site: Site) -> tuple[Site, Site]:
+    states, numbers = (Site(site.module, "input", (place,), site.call) for place in (0, 1))
+    return states, numbers
+
+
+def value_at(site: Site, values: Mapping[str, Tensor]) -> Tensor:
+    """The value at a site that a vote reads, of the values at `Vote.sites`."""
+    if "picked" not in site.tags or str(site) in values:
+        return values[str(site)]
+    return Picked(*(values[str(part)] for part in _origin(site))).rows
 
 
 @dataclass(frozen=True)
@@ -211,7 +243,7 @@ class Masking(Masks):
     @property
     def needed(self) -> list[Site]:
         """All sites whose values the votes need, the masked one first."""
-        return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.reads)]))
+        return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.sites)]))
 
     def logits(self, values: Mapping[str, Tensor], units: Units | None = None) -> list[Tensor]:
         """The votes' logits over the gated positions, each the mean over its unit."""
@@ -311,9 +343,9 @@ class Masking(Masks):
 
     def _vote(self, vote: Vote, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         pattern = self.site.gating()
-        rows = [site.gating().rows(values[str(site)], site=site) for site in vote.reads]
+        given = vote.values(values)
         with torch.autocast(values[str(self.site)].device.type, enabled=False):  # or a gate would be bfloat16
-            logits: Tensor = vote.probe(rows)
+            logits: Tensor = vote.probe(given)
         sizes = dict(zip(pattern.gated, shape, strict=True))
         expected = tuple(sizes[axis] for axis in pattern.positions)
         if tuple(logits.shape[:-1]) != expected:

@@ -197,7 +197,7 @@ class Pattern:
     def rows(self, value: Tensor, *, site: object = None) -> Tensor:
         """The value with position axes in front and features flattened behind, `(*positions, features)`."""
         sizes = self.shape(value, site=site)
-        if self._in_rows:
+        if self.in_rows:
             return value
         left = self.arrow.split("->")[0]
         return einops.rearrange(
@@ -207,7 +207,7 @@ class Pattern:
         )
 
     @functools.cached_property
-    def _in_rows(self) -> bool:
+    def in_rows(self) -> bool:
         """Whether values have position axes in front and one axis of features behind."""
         order = (*self.positions, *self.features)
         return self.axes == tuple((axis,) for axis in order) and len(self.features) == 1

@@ -15,7 +15,7 @@ from maskhooks.baselines import Learned
 from maskhooks.epochs import Epochs
 from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masked, Masking, Masks, draw
+from maskhooks.masking import Masked, Masking, Masks, draw, value_at
 from maskhooks.outputs import Divergence, count
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
@@ -52,7 +52,7 @@ def sizes(masking: Masking, clean: Clean) -> dict[str, Any]:
     known = pattern.shape(value, site=masking.site)
 
     def features(site: Site) -> int:
-        return math.prod(site.gating().feature_shape(clean.values[str(site)], site=site))
+        return math.prod(site.gating().feature_shape(value_at(site, clean.values), site=site))
 
     return {
         "baseline": list(pattern.feature_shape(value, site=masking.site)),
@@ -76,6 +76,7 @@ def gather(
     maskings = [part for one in masks for part in one.parts]
     reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
     votes = {id(vote.probe): vote for masking in maskings for vote in masking.votes}
+    sites = dict.fromkeys([*(masking.site for masking in maskings), *(s for v in votes.values() for s in v.reads)])
     baselines = {id(masking.baseline): masking for masking in maskings}
     for number, batch in enumerate(batches):
         clean = clean_pass(hooked, move(batch, device), reads)
@@ -85,8 +86,8 @@ def gather(
             for masking in maskings:
                 start(masking, sizes(masking, clean), device)
         rows = {}
-        for site in reads:
-            value = clean.values[str(site)]
+        for site in sites:
+            value = value_at(site, clean.values)
             rows[site] = site.gating().rows(value, site=site)[hooked.task.real(site, clean.batch, value)]
         for vote in votes.values():
             _check_positions(vote.reads, rows)

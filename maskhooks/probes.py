@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -19,14 +19,29 @@ from maskhooks.moments import update_moments
 _PORTION = 2048  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
 
 
+class Picked(NamedTuple):
+    """Rows of states by their numbers, such as the states of nodes at the ends of edges."""
+
+    states: Float[Tensor, "state _"]
+    numbers: Int[Tensor, " position"]
+
+    @property
+    def rows(self) -> Float[Tensor, "position _"]:
+        return self.states.index_select(0, self.numbers)
+
+
 class Probe(nn.Module):
     """Gives logits per position and group, from the values at the sites it reads.
 
     `start` is called once with the number of features of each site read; `fit` sees values before training; `forward`
     takes them in float32.
+
+    Attributes:
+        picks: whether `forward` takes `Picked` values too, and so can compute once for each state what is many rows.
     """
 
     started = False
+    picks = False
 
     @abstractmethod
     def start(self, features: Sequence[int], groups: int) -> None:
@@ -105,13 +120,15 @@ class SummedMLP(Probe):
 
     logit = clamp(W relu((LN_1(W_1 x_1) + ... + LN_n(W_n x_n) + c) / n) + b, low, high), so that no value outweighs
     another, whatever its scale and number of features (Schlichtkrull et al. 2021, section 3, and code). The clamp is
-    that of `MLP`; the authors have none.
+    that of `MLP`; the authors have none. Of rows that are picked from fewer states, states are projected, not rows.
 
     Args:
         hidden: units of the hidden layer; by default as many as the last value read has features, at least 32.
         start_logit: b at the start; the authors have 3.
         low, high: the logits' range.
     """
+
+    picks = True
 
     def __init__(
         self, *, hidden: int | None = None, start_logit: float = 2.0, low: float = -7.0, high: float = 7.0
@@ -130,16 +147,31 @@ class SummedMLP(Probe):
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Gathers nothing."""
 
-    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
-        if torch.is_grad_enabled() or len(values[0]) <= _PORTION:
-            return self._logits(values)
-        parts = zip(*(value.split(_PORTION) for value in values), strict=True)
-        return torch.cat([self._logits(part) for part in parts])
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"] | Picked]) -> Float[Tensor, "*positions groups"]:
+        terms = [self._picked(number, v) if isinstance(v, Picked) else v for number, v in enumerate(values)]
+        if torch.is_grad_enabled():
+            return self._logits(terms)
+        parts = [self._logits(part) for part in zip(*map(_portions, terms), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _logits(self, values: Sequence[Tensor]) -> Tensor:
+    def _picked(self, number: int, value: Picked) -> Tensor | Picked:
+        """A value's term where that is less to compute for states than for rows, else its rows."""
+        states, numbers = value
+        return value.rows if len(states) > len(numbers) else Picked(self._term(number, states), numbers)
+
+    def _term(self, number: int, value: Tensor) -> Tensor:
+        term: Tensor = self.norms[number](self.first[number](value.float()))
+        return term
+
+    def _logits(self, values: Sequence[Tensor | Picked]) -> Tensor:
+        """The logits.
+
+        Args:
+            values: as they are read, or their terms, to be picked.
+        """
         hidden: Tensor = self.shift
-        for layer, norm, value in zip(self.first, self.norms, values, strict=True):
-            hidden = hidden + norm(layer(value.float()))
+        for number, value in enumerate(values):
+            hidden = hidden + (value.rows if isinstance(value, Picked) else self._term(number, value))
         return _clamp(self.last(torch.relu(hidden)) / len(values) + self.bias, self.low, self.high)
 
 
@@ -206,6 +238,13 @@ class FreeLogits(Probe):
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         return _clamp(self.logits, self.low, self.high)
+
+
+def _portions(value: Tensor | Picked) -> Sequence[Tensor | Picked]:
+    if isinstance(value, Picked):
+        return [Picked(value.states, part) for part in value.numbers.split(_PORTION)]
+    parts: Sequence[Tensor] = value.split(_PORTION)
+    return parts
 
 
 def _clamp(logits: Tensor, low: float, high: float) -> Tensor:

@@ -26,7 +26,7 @@ from maskhooks.errors import (
     near,
 )
 from maskhooks.modules import Modules, check_compiled, compiled, running
-from maskhooks.parts import Parts, PartsPort
+from maskhooks.parts import Parts, PartsPort, PicksPort
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.recompute import Pass, Watch, recomputing
 from maskhooks.site import Site
@@ -159,7 +159,7 @@ class Tap:
                 site=site,
                 near=near(site.module, self._modules),
             )
-        kind = InputPort if site.port == "input" else _output(module)
+        kind = _input(module) if site.port == "input" else _output(module)
         port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped, self._pass))
         if function is None:
             port.reads.append(Point(site, None))
@@ -271,6 +271,10 @@ class Tap:
             names = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
             message = f"{len(silent)} optional sites never fired: {names}"
             warnings.warn(message, UnfiredSiteWarning, stacklevel=4)
+
+
+def _input(module: nn.Module) -> type[Port]:
+    return PicksPort if isinstance(module, Parts) and module.apart else InputPort
 
 
 def _output(module: nn.Module) -> type[Port]:

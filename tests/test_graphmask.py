@@ -15,7 +15,7 @@ from maskhooks import GraphMask, Recipe
 from maskhooks.errors import UnknownSiteError
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import prediction_loss
-from maskhooks.probes import SummedMLP
+from maskhooks.probes import MLP, Picked, Probe, SummedMLP
 from maskhooks.seeds import generator
 from maskhooks.site import Site
 from maskhooks.wrap import wrap
@@ -182,3 +182,65 @@ def test_each_value_read_counts_the_same_whatever_its_scale() -> None:
     assert torch.allclose(probe([1000 * values[0], 10 * values[1]]), logits, atol=0.01)
     assert not torch.allclose(probe([values[0].flip(0), values[1]]), logits, atol=0.1)
     assert probe([10 * value for value in values]).abs().max() <= 7
+
+
+@pytest.mark.parametrize("rows", [3, 7, 5000])
+def test_states_are_projected_instead_of_rows(rows: int) -> None:
+    """Also in portions, or where rows are fewer; with the gradients of rows."""
+    torch.manual_seed(0)
+    probe = SummedMLP(hidden=16)
+    probe.start([3, 4], 1)
+    states, numbers, other = torch.randn(6, 3), torch.randint(6, (rows,)), torch.randn(rows, 4)
+    for _ in range(2):
+        found = []
+        for value in (states[numbers], Picked(states, numbers)):
+            with torch.no_grad():
+                alone = probe([value, other])
+            logits = probe([value, other])
+            logits.square().mean().backward()
+            found.append([alone, logits.detach(), *(weight.grad.clone() for weight in probe.parameters())])
+            probe.zero_grad()
+        assert all(torch.allclose(one, also, atol=1e-5) for one, also in zip(*found, strict=True))
+        states = states.bfloat16()
+
+
+class Pick(nn.Module):
+    """Rows of states by numbers: a site that gates read as states and numbers."""
+
+    def forward(self, states: Tensor, numbers: Tensor) -> Tensor:
+        return states[numbers]
+
+
+class Picking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.source, self.message, self.head = Pick(), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, states: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
+        sent = self.message(self.source(states, edges[0]))
+        return self.head(torch.zeros(int(graph.max()) + 1, 6).index_add(0, graph[edges[1]], sent))
+
+
+@pytest.mark.parametrize("probe", [SummedMLP, MLP])
+def test_gates_read_states_and_numbers_in_place_of_rows(probe: type[Probe]) -> None:
+    found = []
+    for tags in ({"source"}, {"source", "picked"}):
+        hooked = wrap(
+            Picking(),
+            sites=[
+                Site.parse("source:output", EDGE, tags=frozenset(tags), depth=0),
+                Site.parse("message:output", EDGE, tags=frozenset({"message"}), depth=0),
+            ],
+            call=lambda model, batch: model(*batch),
+            output=lambda logits: Categorical(logits=logits),
+            examples=lambda batch: batch[2][batch[1][1]],
+        )
+        recipe = dataclasses.replace(QUICK, probe="summed" if probe is SummedMLP else "mlp")
+        explainer = GraphMask(hooked, margin=5.0, recipe=recipe).fit([batch(1), batch(2)], [batch(3)], progress=False)
+        assert type(explainer.maskings[0].parts[0].votes[0].probe) is probe
+        reads = [str(site) for site in explainer.reads]
+        assert reads[1:] == (["source:input[0]", "source:input[1]"] if "picked" in tags else ["source:output"])
+        found.append(torch.from_numpy(explainer.explain(batch(4))["score"]))
+    assert torch.allclose(*found, atol=1e-5)
+    assert found[0].std() > 1e-4

@@ -19,7 +19,7 @@ from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
 from maskhooks.modules import places
-from maskhooks.parts import Parts, PartsPort
+from maskhooks.parts import Parts, PartsPort, PicksPort
 from maskhooks.pattern import Pattern
 from maskhooks.port import Point
 from maskhooks.site import Site
@@ -183,3 +183,93 @@ def test_portions_made_for_reading_are_read_without_a_copy(apart: bool) -> None:
     assert torch.equal(values[str(Site("part"))], portion)
     handle.remove()
     other.remove()
+
+
+class Picking(nn.Module):
+    """Sums rows of states, picked by numbers in portions; states of the same numbers come again, or others do."""
+
+    def __init__(self, widths: Sequence[int] = (3, 3, 3)) -> None:
+        super().__init__()
+        self.through: list[nn.Module] = []
+        self.states = [torch.ones(2, widths[0]), torch.ones(2, widths[1]), torch.arange(3.0 * widths[2]).view(3, -1)]
+        self.numbers = [torch.tensor([1, 0, 1]), torch.tensor([0]), torch.tensor([2, 0])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for states, numbers in zip(self.states, self.numbers, strict=True):
+            for place in self.through:
+                place(states, numbers)
+            x = x + states[numbers].sum()
+        return x
+
+
+class PickingAdapter(ChunksAdapter):
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return (Picking,)
+
+    def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        return {"part": Parts(apart=True)}
+
+    @contextlib.contextmanager
+    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
+        assert isinstance(module, Picking)
+        module.through.append(places(module)["part"])
+        try:
+            yield
+        finally:
+            module.through.pop()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_states_and_numbers_that_portions_are_picked_by(grad: bool) -> None:
+    model = Picking()
+    hooked = maskhooks.wrap(model, adapter=PickingAdapter)
+    if grad:
+        model.states = [part.requires_grad_() for part in model.states]
+    with torch.set_grad_enabled(grad), hooked.tap(read=["part:input", "part:input[1]", "part:output"]) as tap:
+        for _ in range(2):  # each pass begins anew
+            hooked(torch.zeros(()))
+            states, numbers, rows = (tap.values[site] for site in ("part:input", "part:input[1]", "part:output"))
+            assert states.shape == (5, 3), "those of the second portion are those of the first"
+            assert numbers.tolist() == [1, 0, 1, 0, 4, 2]
+            assert torch.equal(states[numbers], rows)
+            assert states.requires_grad is grad
+    model.states[0].detach().zero_()
+    assert states[:2].eq(1).all(), "what was read is a copy"
+
+
+def test_states_and_numbers_of_one_portion() -> None:
+    hooked = maskhooks.wrap(Picking(), adapter=PickingAdapter)
+    with hooked.tap(read=["part@2:input", "part@2:input[1]", "part@2:output"]) as tap:
+        hooked(torch.zeros(()))
+    states, numbers, rows = tap.values.values()
+    assert torch.equal(states, hooked.model.states[2])
+    assert numbers.tolist() == [2, 0]
+    assert torch.equal(rows, states[numbers])
+
+
+def test_rows_that_nobody_reads_are_not_picked() -> None:
+    place, values = Parts(apart=True), dict[str, Tensor]()
+    port = PicksPort(place, values, {})
+    port.reads.append(Point(Site("part", "input"), None))
+    with port.attach():
+        states = torch.ones(2, 3)
+        assert place(states, torch.tensor([1])) is states
+    assert torch.equal(values["part:input"], states)
+
+
+@pytest.mark.parametrize("port", ["input", "input[1]", "output"])
+def test_what_is_made_to_be_read_is_not_replaced(port: str) -> None:
+    hooked = maskhooks.wrap(Picking(), adapter=PickingAdapter)
+    with (
+        pytest.raises(ReplacementError, match="can only be read"),
+        hooked.tap(replace={f"part:{port}": torch.zeros_like}),
+    ):
+        raise AssertionError
+    assert not places(hooked.model)["part"]._forward_hooks
+    assert not places(hooked.model)["part"]._forward_pre_hooks
+
+
+def test_states_of_several_widths_are_refused() -> None:
+    hooked = maskhooks.wrap(Picking((3, 3, 2)), adapter=PickingAdapter)
+    with pytest.raises(NotATensorError, match="part@0:input"), hooked.tap(read="part:input"):
+        hooked(torch.zeros(()))

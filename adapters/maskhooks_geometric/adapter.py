@@ -20,6 +20,7 @@ from maskhooks_geometric.task import GraphTask
 from maskhooks_geometric.whole import PLACES as WHOLE
 from maskhooks_geometric.whole import weighing
 
+_PICKED = frozenset({"picked", "read"})
 _EDGE, _NODE = Pattern("edge feature -> edge"), Pattern("node feature -> node")
 
 
@@ -29,7 +30,8 @@ class GeometricAdapter(Adapter):
     A message is a row, its heads and further axes behind each other; messages of several calls of `propagate` in one
     pass, as of R-GCN's relations or of a layer that is used again, are below each other. `source` and `target` are the
     states that the layer was given, of the nodes that send and receive each message. `edges` says which nodes these
-    are: integers, a row of source, target, relation and whether the layer's flow is against its edges.
+    are: integers, a row of source, target, relation and whether the layer's flow is against its edges. The input of
+    `source` and `target` is what their rows are picked from: states of nodes, and the number of each row.
 
     For the whole model `edge` is a weight for each edge, 1, which all layers give the messages along it: an edge in
     every layer at once. A layer's own self-loops are no edges. Beside it are `edge_source`, `edge_target` (states that
@@ -37,8 +39,8 @@ class GeometricAdapter(Adapter):
     `edge_ends`.
 
     Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which have `read` too, as they can only be
-    read; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what the first layer is given.
-    A module with a child of one of these names keeps it, and has no such sites.
+    read, the first two `picked`; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what
+    the first layer is given. A module with a child of one of these names keeps it, and has no such sites.
 
     Depths number the layers, in the order of modules, or of their calls where an example was run.
     """
@@ -60,7 +62,7 @@ class GeometricAdapter(Adapter):
             if _free(layer, PLACES):
                 yield Site(join(inner, "edges"), tags=frozenset({"edges", "read"}))
                 for place in ("source", "target"):  # a layer may be given no states, or none of those that receive
-                    yield Site(join(inner, place), pattern=_EDGE, tags=frozenset({place, "read"}), optional=True)
+                    yield Site(join(inner, place), pattern=_EDGE, tags=_PICKED | {place}, optional=True)
                 yield Site(join(inner, "message"), pattern=_EDGE, tags=frozenset({"message"}))
             yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
 

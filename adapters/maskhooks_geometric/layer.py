@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.errors import BatchError, ModelError, ReplacementError
+from maskhooks.errors import BatchError, ModelError
 from maskhooks.mix import mix
 from maskhooks.modules import places
 from maskhooks.port import Uncopied, copied
@@ -126,7 +126,7 @@ class _Layer(Uncopied):
 
     def message(self, module: nn.Module, inputs: object, message: Any) -> Any:
         """The message to go on with, None where it is unchanged."""
-        stand = {name: place for name, place in places(module).items() if name in PLACES and place._forward_hooks}
+        stand = {name: place for name, place in places(module).items() if name in PLACES and _read(place)}
         wholes = [whole for whole in dict.fromkeys(self.wholes) if whole.tapped]
         if not stand and not wholes:
             return None
@@ -136,10 +136,10 @@ class _Layer(Uncopied):
         number, self._sent = self._sent, self._sent + 1
         columns = self._columns(sends, receives, number) if wholes or "edges" in stand else sends[:0, None]
         if "edges" in stand:
-            self._read(stand["edges"], columns)
+            stand["edges"](columns)
         for name, index, side in (("source", sends, 0), ("target", receives, 1)):
             if name in stand and (states := self._states(index, side)) is not None:
-                self._read(stand[name], states)
+                stand[name](states, index)
         before = after = _flat(message, axis)
         if "message" in stand:
             after = stand["message"](after)
@@ -156,7 +156,8 @@ class _Layer(Uncopied):
         edges = columns if edges is None else edges
 
         def states(side: int) -> Tensor | None:
-            return self._states(edges[:, side], side)
+            found = self._states(edges[:, side], side)
+            return None if found is None else found.index_select(0, edges[:, side])
 
         weights = whole.weights(edges, states, messages)
         if weights is None or not len(edges):
@@ -185,19 +186,6 @@ class _Layer(Uncopied):
                 kinds = torch.full_like(first, relation if isinstance(relation, int) else -1)
             found.append(self._rows(*((second, first) if flipped else (first, second)), kinds))
         return torch.cat(found)
-
-    def _read(self, place: nn.Module, value: Tensor) -> None:
-        """Lets a value be read.
-
-        Raises:
-            ReplacementError: it was replaced, which the layer would not notice.
-        """
-        after = place(value)
-        if after is not value and not torch.equal(after, value):
-            raise ReplacementError(
-                f"what {type(self._module).__name__} knows of its messages was replaced, which changes nothing: it can "
-                "only be read. Replace the messages, or the layer's input"
-            )
 
     def _axis(self, message: Any, count: int) -> int:
         """The axis of a message tensor along which its edges are.
@@ -259,25 +247,27 @@ class _Layer(Uncopied):
         return none
 
     def _states(self, index: Tensor, side: int) -> Tensor | None:
-        """The states of the nodes that send or receive, a row for each message; None where the layer has none.
+        """The states of the nodes that may send or receive, a row for each; None where the layer has none.
 
         Those that the layer was called with; where these are no states, those that it passes on to its messages.
 
         Args:
+            index: those that do.
             side: 0 for the nodes that send.
         """
         place = side if self._module.flow == "source_to_target" else 1 - side
         given = next(iter(self._given.values()), None)
-        found = self._gathered(given, index, place)
+        found = self._rows_of(given, index, place)
         if found is not None or _is_states(given):
             return found
         takes = inspect.signature(self._module.message).parameters
         passed = [value for key, value in self._call[1].items() if f"{key}_i" in takes or f"{key}_j" in takes]
-        parts = [part for value in passed if (part := self._gathered(value, index, place)) is not None]
-        return torch.cat(parts, 1) if parts else None
+        parts = [part for value in passed if (part := self._rows_of(value, index, place)) is not None]
+        least = min(map(len, parts), default=0)
+        return torch.cat([part[:least] for part in parts], 1) if parts else None
 
-    def _gathered(self, states: Any, index: Tensor, place: int) -> Tensor | None:
-        """Rows of a tensor of states, or of one of a pair, for nodes that send or receive."""
+    def _rows_of(self, states: Any, index: Tensor, place: int) -> Tensor | None:
+        """A tensor of states, or one of a pair, with a row for each node; None where some of these have none."""
         if isinstance(states, (tuple, list)) and len(states) == 2:
             states = states[place]
         if not isinstance(states, Tensor) or not states.is_floating_point() or not states.dim():
@@ -285,7 +275,12 @@ class _Layer(Uncopied):
         axis = self._axis_of(states)
         if len(index) and int(index.max()) >= states.shape[axis]:
             return None
-        return _flat(states.index_select(axis, index), axis)
+        return _flat(states, axis)
+
+
+def _read(place: nn.Module) -> bool:
+    """Whether someone reads or replaces what passes a place."""
+    return bool(place._forward_hooks or place._forward_pre_hooks)
 
 
 def _flat(value: Tensor, axis: int) -> Tensor:

@@ -172,6 +172,27 @@ def test_ends_are_those_that_the_layer_was_called_with() -> None:
     assert flipped[:, 3].all()
 
 
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, "relations", "again", "pair"])
+def test_ends_are_rows_of_the_states(name: str) -> None:
+    """Which are read with the numbers of rows instead, once for all portions of one layer's states."""
+    made: dict[str, Callable[[], nn.Module]] = {"relations": lambda: RGCNConv(3, 4, 2), "pair": lambda: SAGEConv(3, 4)}
+    prefix = "again." if name == "again" else ""
+    data: Any = (randn(5, 3), EDGES)
+    if name == "relations":
+        data = (*data, torch.arange(EDGES.shape[1]) % 2)
+    if name == "pair":
+        data = ((randn(4, 3), randn(5, 3)), torch.tensor([[3, 0, 1, 1], [4, 4, 0, 2]]))
+    hooked = maskhooks.wrap((Nodes if name == "again" else made.get(name) or CONVOLUTIONS[name])())
+    for end in ("source", "target"):
+        site = f"{prefix}{end}"
+        rows, states, numbers = values(hooked, data, f"{site}:output", f"{site}:input", f"{site}:input[1]")
+        assert same_bits(states[numbers], rows)
+        (alone,) = values(hooked, data, f"{site}:input")
+        assert same_bits(alone, states)
+        if name == "relations":
+            assert len(states) == 5, "both relations have the same states"
+
+
 def test_a_row_tells_the_edge_of_the_batch() -> None:
     """Also where a layer drops a self-loop and adds it again, and where an edge occurs twice."""
     hooked, data = maskhooks.wrap(Pooled()), graph()
