@@ -91,3 +91,27 @@ class Typed(nn.Module):
     def forward(self, x_dict: dict[str, Tensor], edge_index_dict: dict[Any, Tensor]) -> Tensor:
         predicted: Tensor = self.last(self.conv(x_dict, edge_index_dict)["user"].relu())
         return predicted
+
+
+class Links(nn.Module):
+    """A number for each pair of nodes in question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SAGEConv(3, 6), SAGEConv(6, 6)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_label_index: Tensor) -> Tensor:
+        states = self.second(self.first(x, edge_index).tanh(), edge_index)
+        return (states[edge_label_index[0]] * states[edge_label_index[1]]).sum(-1)
+
+
+class Rates(nn.Module):
+    """Whether a user rates a film."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = HeteroConv({key: SAGEConv((3, 3), 6) for key in RELATIONS})
+
+    def forward(self, x_dict: Any, edge_index_dict: Any, edge_label_index: Tensor) -> Tensor:
+        states = self.conv(x_dict, edge_index_dict)
+        return (states["user"][edge_label_index[0]] * states["film"][edge_label_index[1]]).sum(-1)

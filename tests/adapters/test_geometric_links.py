@@ -16,14 +16,14 @@ pytest.importorskip("torch_geometric")
 from maskhooks_geometric.algorithm import MaskAlgorithm
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.explain import Explainer
-from torch_geometric.nn import GAE, GraphSAGE, HeteroConv, SAGEConv
+from torch_geometric.nn import GAE, GraphSAGE, SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
 from maskhooks.errors import BatchError
 from maskhooks.outputs import Positions
 from maskhooks.step import clean_pass
-from tests.adapters.geometric_models import RELATIONS, graph, hetero, randn
+from tests.adapters.geometric_models import Rates, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]
 
@@ -32,7 +32,7 @@ RINGS = torch.tensor([[*range(12)], [1, 2, 3, 4, 5, 0, 7, 8, 9, 10, 11, 6]])
 PAIRS = torch.tensor([[0, 7, 3], [2, 9, 8]])
 
 
-class Links(nn.Module):
+class Decoded(nn.Module):
     """States of both ends, and a number for each pair."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ def around(pair: int) -> Data:
 
 def test_a_pair_is_an_example_with_what_lies_around_it(unchanged: Unchanged) -> None:
     """Each has an output, a prediction, a label and edges of its own, that are named as in the whole graph."""
-    model = unchanged(Links())
+    model = unchanged(Decoded())
     batch = Batch.from_data_list([around(pair) for pair in range(3)])
     hooked = maskhooks.wrap(model, example=batch)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_pair_is_an_example_with_what_lies_around_it(unchanged: Unchanged) -> 
 
 @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
 def test_masks_of_pairs_are_trained(unchanged: Unchanged) -> None:
-    model = Links()
+    model = Decoded()
     hooked = maskhooks.wrap(unchanged(model), example=around(0))
     batch = Batch.from_data_list([around(pair) for pair in range(3)])
     recipe = dataclasses.replace(maskhooks.Recipe.named("graph"), steps=30)
@@ -97,7 +97,7 @@ def test_masks_of_pairs_are_trained(unchanged: Unchanged) -> None:
 
 def test_all_pairs_of_a_graph_are_one_example() -> None:
     """Which edges do they need together? Those that count may be named."""
-    hooked = maskhooks.wrap(Links().eval())
+    hooked = maskhooks.wrap(Decoded().eval())
     found = clean_pass(hooked, rings(), []).outputs
     assert isinstance(found, Positions)
     assert found.chosen.shape == (1, 3)
@@ -107,7 +107,7 @@ def test_all_pairs_of_a_graph_are_one_example() -> None:
 
 @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
 def test_edges_that_a_pair_cannot_see_are_dropped() -> None:
-    model = Links()
+    model = Decoded()
     model.decoder[2].weight.data *= 30  # a prediction that its edges matter to
     explainer = maskhooks.DiffMask(
         maskhooks.wrap(model), "edge", amortized=False, margin=0.01, recipe=maskhooks.Recipe(steps=150)
@@ -124,7 +124,7 @@ def pairs_of(data: Any) -> Tensor:
 
 
 def test_pairs_under_another_name() -> None:
-    class Asked(Links):
+    class Asked(Decoded):
         def forward(self, data: Any) -> Tensor:  # type: ignore[override]
             return super().forward(data.x, data.edge_index, pairs_of(data))
 
@@ -138,19 +138,6 @@ def test_pairs_under_another_name() -> None:
     wrong = maskhooks.wrap(Asked().eval(), pairs=lambda data: pairs_of(data).t())
     with pytest.raises(BatchError, match=r"pairs of nodes .* have shape \[3, 2\] .* give two rows"):
         clean_pass(wrong, batch, [])
-
-
-class Rates(nn.Module):
-    """Whether a user rates a film."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = HeteroConv({key: SAGEConv((3, 3), 6) for key in RELATIONS})
-
-    def forward(self, x_dict: Any, edge_index_dict: Any, edge_label_index: Tensor) -> Tensor:
-        states = self.conv(x_dict, edge_index_dict)
-        return (states["user"][edge_label_index[0]] * states["film"][edge_label_index[1]]).sum(-1)
 
 
 def rated(pairs: list[list[int]], labels: list[float]) -> HeteroData:
@@ -199,7 +186,7 @@ def test_an_encoder_and_a_decoder_that_forward_does_not_know(unchanged: Unchange
 
 
 def test_within_pyg() -> None:
-    model, data = Links().eval(), rings()
+    model, data = Decoded().eval(), rings()
     explainer = Explainer(
         model,
         MaskAlgorithm(lambda hooked: maskhooks.Random(hooked, "message")),

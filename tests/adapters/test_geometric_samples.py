@@ -22,7 +22,7 @@ import maskhooks
 from maskhooks.outputs import Positions
 from maskhooks.step import clean_pass
 from tests.adapters.geometric_loaders import around_links, around_nodes
-from tests.adapters.geometric_models import RELATIONS, Nodes, Typed, hetero, randn
+from tests.adapters.geometric_models import RELATIONS, Links, Nodes, Rates, Typed, hetero, randn
 
 
 def ring(**more: Any) -> Data:
@@ -30,18 +30,6 @@ def ring(**more: Any) -> Data:
     order = torch.tensor([7, 2, 11, 5, 0, 9, 4, 1, 10, 3, 8, 6])
     edges = torch.stack([order, (order + 1) % 12])
     return Data(x=randn(12, 3), edge_index=edges, y=torch.arange(12) % 3, **more)
-
-
-class Links(nn.Module):
-    """A number for each pair of nodes in question."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = SAGEConv(3, 6), SAGEConv(6, 6)
-
-    def forward(self, x: Tensor, edge_index: Tensor, edge_label_index: Tensor) -> Tensor:
-        states = self.second(self.first(x, edge_index).tanh(), edge_index)
-        return (states[edge_label_index[0]] * states[edge_label_index[1]]).sum(-1)
 
 
 def sent(explanation: Any, example: int | None = None) -> list[tuple[int, int, int]]:
@@ -140,6 +128,23 @@ def test_links_of_a_sampled_subgraph() -> None:
     assert sent(rows, 0) == whole(data, {2, 3, 5, 6})
     assert sent(rows, 1) == whole(data, {3, 4, 6, 7})
     assert [one["target"] for one in rows.examples.values()] == ["1", "0"]
+
+
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_links_between_types_of_nodes(disjoint: bool) -> None:
+    data, model = hetero(), Rates().eval()
+    pairs, labels = torch.tensor([[3, 0], [2, 1]]), torch.tensor([1.0, 0.0])
+    with torch.no_grad():
+        wanted = model(data.x_dict, data.edge_index_dict, pairs)
+    (sampled,) = around_links(data, (("user", "rates", "film"), pairs), labels, hops=1, disjoint=disjoint)
+    hooked = maskhooks.wrap(model)
+    found = clean_pass(hooked, sampled, []).outputs
+    assert torch.allclose(found.logits if disjoint else found.distribution.logits[0], wanted, atol=1e-6)
+    rows = maskhooks.Random(hooked, "message").explain(sampled)
+    known = {(0, 3): (3, 2), (0, 2): (3, 1), (1, 2): (2, 0), (2, 1): (1, 0)}
+    sent_ = zip(*(rows[name].tolist() for name in ("relation", "edge", "source", "target")), strict=True)
+    assert {(relation, edge): ends for relation, edge, *ends in sent_} == {key: [*ends] for key, ends in known.items()}
+    assert sorted(set(rows["example"].tolist())) == ([0, 1] if disjoint else [0])
 
 
 @pytest.mark.parametrize("disjoint", [False, True])

@@ -23,28 +23,23 @@ from torch_geometric.nn import GCN, GCNConv, GraphSAGE, SAGEConv, global_add_poo
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
-from maskhooks.errors import BatchError, NonFiniteError, SettingError, UnfiredSiteWarning, UnknownDistributionError
+from maskhooks.errors import (
+    BatchError,
+    NonFiniteError,
+    ReplacementError,
+    SettingError,
+    UnfiredSiteWarning,
+    UnknownDistributionError,
+)
 from maskhooks.outputs import Positions
 from maskhooks.step import clean_pass, examples
-from tests.adapters.geometric_models import EDGES, Nodes, Pooled, Typed, batch, graph, hetero, randn
+from tests.adapters.geometric_models import EDGES, Links, Nodes, Pooled, Typed, batch, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]
 
 
 def outputs(model: Any, data: Any, **settings: Any) -> Any:
     return clean_pass(maskhooks.wrap(model.eval(), **settings), data, []).outputs
-
-
-class Links(nn.Module):
-    """A number for each pair of nodes in question."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = SAGEConv(3, 4)
-
-    def forward(self, x: Tensor, edge_index: Tensor, edge_label_index: Tensor) -> Any:
-        states = self.conv(x, edge_index)
-        return (states[edge_label_index[0]] * states[edge_label_index[1]]).sum(-1)
 
 
 def test_a_prediction_for_each_graph() -> None:
@@ -186,6 +181,39 @@ def test_layers_with_messages_along_other_edges_are_not_tied(amortized: bool, un
     with pytest.raises(SettingError, match=r"in the same order \(7 and 11\), as where .* GraphMask\(hooked, 'edge'\)"):
         explain(models[0])
     assert len(explain(models[1])) == 7
+
+
+def test_pooling_that_goes_by_masked_values_is_told() -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = SAGEConv(3, 4), SAGEConv(4, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            x = self.first(x, edge_index)
+            return self.second(x, edge_index[:, : 3 + int(x.sum() != clean)])
+
+    model = Chosen().eval()
+    with torch.no_grad():
+        clean = model.first(graph().x, EDGES).sum()
+    masks = maskhooks.GraphMask(maskhooks.wrap(model), amortized=False, recipe=maskhooks.Recipe(steps=2))
+    with pytest.raises(ReplacementError, match=r"second.message:output: its value has shape \[4, 4\] behind masks"):
+        masks.explain(graph())
+
+
+def test_layers_called_with_the_edges_the_other_way_round() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.along, self.against = SAGEConv(3, 4), GCNConv(4, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.against(self.along(x, edge_index), edge_index.flip(0))
+
+    rows = maskhooks.Random(maskhooks.wrap(Both().eval()), "against.message:output").explain(graph())
+    for source, target, edge in zip(rows["source"], rows["target"], rows["edge"], strict=True):
+        assert source == target if edge < 0 else (target, source) == tuple(EDGES[:, edge].tolist())
+    assert sorted(rows["edge"][rows["edge"] >= 0].tolist()) == list(range(7))
 
 
 def test_searches_are_refused() -> None:
