@@ -41,7 +41,7 @@ from maskhooks.baselines import Learned
 from maskhooks.checkpoint import Measure
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.gates import HardConcrete
-from maskhooks.masking import Masking, Vote
+from maskhooks.masking import Masking
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import agreement, kl
 from maskhooks.preparation import gather
@@ -50,6 +50,7 @@ from maskhooks.seeds import generator
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store
 from maskhooks.tasks import sst
+from maskhooks.votes import Vote
 
 MASKED, DIVERGENCE = 0.6, 0.1
 

@@ -15,7 +15,7 @@ from maskhooks.baselines import Learned
 from maskhooks.epochs import Epochs
 from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masked, Masking, Masks, draw, value_at
+from maskhooks.masking import Masked, Masking, Masks, draw
 from maskhooks.outputs import Divergence, count
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
@@ -25,6 +25,7 @@ from maskhooks.seeds import generator
 from maskhooks.site import Site
 from maskhooks.step import Clean, clean_pass, onward, onward_pass, places
 from maskhooks.task import move
+from maskhooks.votes import value_at
 
 _OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
 

@@ -12,7 +12,7 @@ from maskhooks.errors import BatchError, PatternError
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.joint import Joint, together
-from maskhooks.masking import Masking, Vote
+from maskhooks.masking import Masking
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask
 from maskhooks.probes import MLP, FreeLogits
@@ -21,6 +21,7 @@ from maskhooks.replay import Replay
 from maskhooks.seeds import generator
 from maskhooks.site import Site
 from maskhooks.step import clean_pass, masked_pass
+from maskhooks.votes import Vote
 from maskhooks.wrap import wrap
 
 SITES = ["layers.0.message:output", "layers.1.message:output"]

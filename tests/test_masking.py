@@ -13,7 +13,7 @@ from torch.distributions import Categorical
 from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
-from maskhooks.masking import Masked, Masking, Vote
+from maskhooks.masking import Masked, Masking
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import kl
@@ -25,6 +25,7 @@ from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
 from maskhooks.site import Site
 from maskhooks.step import clean_pass, masked_pass
+from maskhooks.votes import Vote
 from maskhooks.wrap import wrap
 
 TOKENS = "batch token hidden -> batch token"

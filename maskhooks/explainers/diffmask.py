@@ -23,7 +23,7 @@ from maskhooks.fingerprint import fingerprint
 from maskhooks.free import Estimate, optimise, pathwise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking, Masks, Vote, needs
+from maskhooks.masking import Masking, Masks, needs
 from maskhooks.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.preparation import start
 from maskhooks.probes import FreeLogits
@@ -39,6 +39,7 @@ from maskhooks.step import Clean, clean_pass, units
 from maskhooks.storage import save
 from maskhooks.store import Store
 from maskhooks.task import device_of, move
+from maskhooks.votes import Vote
 
 _EVALUATE = 100
 

@@ -17,11 +17,12 @@ from maskhooks.free import optimise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.joint import Joint
-from maskhooks.masking import Masking, Masks, Vote
+from maskhooks.masking import Masking, Masks
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
 from maskhooks.site import Selector, Site
 from maskhooks.step import Clean, clean_pass
+from maskhooks.votes import Vote
 
 
 class GraphMask(DiffMask):
