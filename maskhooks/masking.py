@@ -292,7 +292,7 @@ class Masking(Masks):
         """
         pattern, value = self.site.gating(), masked.original
         sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
-        return _Gated(None if anew else masked.replaced, sample.to(value.dtype), baseline.to(value))
+        return _Gated(self.site, None if anew else masked.replaced, sample.to(value.dtype), baseline.to(value))
 
     def _gates_real(self, real: Tensor, like: Tensor) -> Tensor:
         """Real positions as real gates: group axes share their position's."""
@@ -329,11 +329,11 @@ class Masking(Masks):
 class _Gated(Stepwise):
     """What masking has put in place of a value, or its gates on the states that come out step by step."""
 
-    def __init__(self, replaced: Tensor | None, sample: Tensor, baseline: Tensor) -> None:
-        self._replaced, self._sample, self._baseline = replaced, sample, baseline
+    def __init__(self, site: Site, replaced: Tensor | None, sample: Tensor, baseline: Tensor) -> None:
+        self._site, self._replaced, self._sample, self._baseline = site, replaced, sample, baseline
 
     def __call__(self, value: Tensor) -> Tensor:
-        return mix(value, self._sample, self._baseline) if self._replaced is None else self._replaced
+        return self._mixed(value, self._sample) if self._replaced is None else self._replaced
 
     def at(self, step: int) -> Replacement:
         sample = self._sample[:, step : step + 1]
@@ -346,7 +346,18 @@ class _Gated(Stepwise):
 
     def rows(self, begin: int, end: int) -> Replacement:
         sample = self._sample[begin:end]
-        return lambda part: mix(part, sample, self._baseline)
+        return lambda part: self._mixed(part, sample)
+
+    def _mixed(self, value: Tensor, sample: Tensor) -> Tensor:
+        sizes = list(zip(value.shape, sample.shape, strict=True))
+        if any(gates not in (1, size) for size, gates in sizes):
+            raise ReplacementError(
+                f"site {self._site}: its value has shape {list(value.shape)} behind masks, and its gates are for "
+                f"{list(sample.shape)}, as where a model chooses by what it has computed, such as a pooling layer. "
+                "Mask sites before that place, or this one by itself",
+                site=self._site,
+            )
+        return mix(value, sample, self._baseline)
 
     @functools.cached_property
     def _split(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None], Tensor]:

@@ -136,12 +136,19 @@ class Messages:
         if given is None or not len(given) or self._renumbered(relation, sent):
             return torch.full_like(sent[:, 0], -1)
         own = torch.where(sent[:, 3:4] > 0, sent[:, :2].flip(1), sent[:, :2])
+        own = own.flip(1) if relation is None and _reversed(own, given.to(own)) else own
         types = self.graphs.get("edge_type") if relation is None else None
         if isinstance(types, Tensor) and len(types) == len(given) and bool((sent[:, 2] >= 0).all()):
             own, given = torch.cat([own, sent[:, 2:3]], 1), torch.cat([given, types.reshape(-1, 1).to(given)], 1)
         place = found_in(own, given.to(own))
         numbers = self.graphs.edge_numbers(relation, called).to(place)
         return torch.where(place < 0, -1, numbers[place.clamp(min=0)])
+
+
+def _reversed(edges: Int[Tensor, "edge 2"], given: Int[Tensor, "given 2"]) -> bool:
+    """Whether a layer was called with all given edges the other way round, in their order; self-loops aside."""
+    between, known = (part[part[:, 0] != part[:, 1]] for part in (edges, given))
+    return torch.equal(between, known.flip(1)) and not torch.equal(between, known)
 
 
 def _typed(graphs: Graphs, sent: Sent) -> Sent:
