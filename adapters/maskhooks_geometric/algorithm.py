@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from torch_geometric.explain import Explanation, HeteroExplanation
 from torch_geometric.explain.algorithm import ExplainerAlgorithm
 from torch_geometric.explain.config import ExplanationType, MaskType, ModelMode, ModelReturnType, ModelTaskLevel
@@ -15,6 +16,7 @@ from maskhooks.errors import ModelError, SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
+from maskhooks.signature import signature
 from maskhooks.wrap import wrap
 from maskhooks_geometric.masks import edge_masks
 from maskhooks_geometric.task import GraphTask
@@ -59,12 +61,12 @@ class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no type
         self, model: nn.Module, x: Any, edge_index: Any, *, target: Tensor, index: Any = None, **kwargs: Any
     ) -> Explanation | HeteroExplanation:
         hetero = isinstance(x, Mapping)
-        names = ("x_dict", "edge_index_dict") if hetero else ("x", "edge_index")
-        batch = {**dict(zip(names, (x, edge_index), strict=True)), **kwargs, "y": target}
         level = _LEVELS[self.model_config.task_level]
+        given = {**_named(model, x, edge_index), **kwargs, "y": target}
         if index is not None and level != "graph":
-            batch[f"{level}_index"] = torch.as_tensor(index).reshape(-1)
-        explainer = self._explainer(model)
+            given[f"{level}_index"] = torch.as_tensor(index).reshape(-1)
+        batch = Data(**given) if isinstance(x, Tensor) else given  # as functions of a user's task know it
+        explainer = self._explainer(model, tuple(kwargs))
         explanation = explainer.explain(batch)
         masks = edge_masks(explanation, GraphTask().serve(model).graphs(batch))
         if not hetero:
@@ -81,9 +83,9 @@ class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no type
             typed[relation].layers = list(found.sites)
         return typed
 
-    def _explainer(self, model: nn.Module) -> Explainer:
+    def _explainer(self, model: nn.Module, further: Sequence[str]) -> Explainer:
         if not isinstance(self._given, Explainer):
-            task = _Configured(self.model_config.mode, self.model_config.return_type)
+            task = _Configured(self.model_config.mode, self.model_config.return_type, further)
             settings = {"level": _LEVELS[self.model_config.task_level]}
             return self._given(wrap(model, task=task.serve(model).given(settings)))
         if self._given.hooked.model is not model:
@@ -94,12 +96,29 @@ class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no type
         return self._given
 
 
-class _Configured(GraphTask):
-    """What PyG's configuration says of outputs."""
+def _named(model: nn.Module, x: Any, edge_index: Any) -> dict[str, Any]:
+    """The first two arguments of a model by PyG's names, and by the model's own."""
+    names = ("x_dict", "edge_index_dict") if isinstance(x, Mapping) else ("x", "edge_index")
+    every = signature(model).parameters.values()
+    own = [part.name for part in every if part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)]
+    return {**dict(zip(own, (x, edge_index), strict=False)), **dict(zip(names, (x, edge_index), strict=True))}
 
-    def __init__(self, mode: ModelMode, returns: ModelReturnType) -> None:
+
+class _Configured(GraphTask):
+    """What PyG's configuration says of outputs, and how PyG calls a model: its first two arguments by their place.
+
+    Args:
+        further: the names of the other arguments.
+    """
+
+    def __init__(self, mode: ModelMode, returns: ModelReturnType, further: Sequence[str]) -> None:
         super().__init__()
-        self._mode, self._returns = mode, returns
+        self._mode, self._returns, self._further = mode, returns, further
+
+    def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        graphs = self.graphs(batch)
+        first = ("x_dict", "edge_index_dict") if graphs.hetero else ("x", "edge_index")
+        return tuple(map(graphs.get, first)), {name: graphs.get(name) for name in self._further}
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
         if isinstance(result, Tensor) and self._returns == ModelReturnType.probs:

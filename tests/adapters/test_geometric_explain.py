@@ -58,6 +58,21 @@ def test_masks_within_pyg(unchanged: Unchanged) -> None:
         assert len(fidelity(explainer, found)) == 2
 
 
+@pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+def test_arguments_of_other_names(unchanged: Unchanged) -> None:
+    class Own(Nodes):
+        def forward(self, states: Any, links: Any, scale: float = 1.0, **more: Any) -> Any:  # type: ignore[override]
+            return super().forward(states, links) * scale + (0.0 if more.get("shift") is None else more["shift"])
+
+    model, data = Own().eval(), graph()
+    unchanged(model)
+    found = explained(model, MaskAlgorithm(masks), "node")(data.x, data.edge_index, index=2, scale=2.0, shift=0.5)
+    assert bool((found.edge_mask > 0).all())
+    hooked = maskhooks.wrap(model, call=lambda model, data: model(data.states, data.edge_index))
+    again = explained(model, MaskAlgorithm(masks(hooked)), "node")(data.x, data.edge_index, index=2)
+    assert bool((again.edge_mask > 0).all())
+
+
 def test_masks_are_those_of_the_rows() -> None:
     model, data = Pooled().eval(), batch()
     rows = random(maskhooks.wrap(model)).explain(data).select(site="second.message:output")
