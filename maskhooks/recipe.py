@@ -154,7 +154,7 @@ class Recipe:
                 lowest=-5.0,
                 heat=5.0,
             ),
-            "graph": cls(name="graph", steps=500, probe="summed", stagger=0.5),
+            "graph": cls(name="graph", steps=600, learning_rate=2e-3, probe="summed", stagger=0.5),
         }
         if name not in presets:
             raise UnknownNameError(
