@@ -14,6 +14,7 @@ logits for each star instead of learned probes; random scores. Thresholds are th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -29,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from maskhooks import GraphMask, Random
+from maskhooks import GraphMask, Random, Recipe
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.tasks import stars
 
@@ -171,8 +172,11 @@ def run(seed: int, quick: bool) -> dict[str, Any]:
         weight.requires_grad_(False)
     hooked = stars.hook(model)
     begun = time.perf_counter()
-    learned = GraphMask(hooked, seed=seed)
-    learned.fit(train.batches(), validation.batches(500), steps=100 if quick else None, progress=False)
+    recipe = Recipe.named("graph")
+    learned = GraphMask(
+        hooked, seed=seed, recipe=dataclasses.replace(recipe, learning_rate=1e-2, steps=100) if quick else recipe
+    )
+    learned.fit(train.batches(), validation.batches(500), progress=False)
     seconds = time.perf_counter() - begun
     test = test[:50] if quick else test
     few = test[: 5 if quick else GNN_STARS]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from maskhooks import GraphMask
+from maskhooks import GraphMask, Recipe
 from maskhooks.explainers.random import Random
 from maskhooks.tasks import stars
 
@@ -55,8 +57,9 @@ def test_graphmask_finds_the_true_edges(data: tuple[stars.Stars, ...], model: st
     """And nothing goes around the messages: that would be a warning, which is an error here."""
     train, validation, test = data
     hooked = stars.hook(model)
-    explainer = GraphMask(hooked, margin=0.1)
-    explainer.fit(train.batches(), validation.batches(500), steps=240, progress=False)
+    quick = dataclasses.replace(Recipe.named("graph"), learning_rate=1e-2, steps=240)
+    explainer = GraphMask(hooked, margin=0.1, recipe=quick)
+    explainer.fit(train.batches(), validation.batches(500), progress=False)
     explanation = explainer.explain(test.graphs())
     found = stars.quality(stars.kept(explanation), test)
     assert min(found) > 0.95
