@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from maskhooks.pictures import Names, Node
     from maskhooks.viz.sections import Section
 
 __all__ = ["Explanation", "Scores"]
@@ -276,8 +277,8 @@ class Explanation:
         kind: str = "auto",
         ax: Axes | None = None,
         *,
-        nodes: Sequence[str] | Mapping[int, str] = (),
-        centre: int | None = None,
+        nodes: Names = (),
+        centre: Node | None = None,
     ) -> Figure:
         """A picture of one example's scores; no window is opened, and pyplot is not touched.
 
@@ -288,8 +289,9 @@ class Explanation:
                 for each depth; `"auto"`, the image for patches, the graph for edges, bars for one depth, otherwise the
                 heat map.
             ax: Axes to draw on, from any figure; None makes a figure, in which long sentences are wrapped.
-            nodes: of a graph, what the nodes are called, such as atoms; a mapping names some of them by number.
-            centre: of a graph, the number of the node asked about.
+            nodes: of a graph, what the nodes are called, such as atoms; a mapping names some of them by number, or by
+                (type, number) where there are several types.
+            centre: of a graph, the number of the node asked about, likewise.
 
         Returns:
             The figure drawn on; `figure.savefig("name.png")` writes it.
@@ -314,8 +316,8 @@ class Explanation:
         title: str = "",
         sections: Sequence[Section] = (),
         *,
-        nodes: Mapping[int, Sequence[str] | Mapping[int, str]] | None = None,
-        centres: Mapping[int, int] | None = None,
+        nodes: Mapping[int, Names] | None = None,
+        centres: Mapping[int, Node] | None = None,
     ) -> str:
         """One page that needs no network: positions or edges coloured by score, with a slider for the depth.
 

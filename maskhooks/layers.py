@@ -11,6 +11,8 @@ from maskhooks.scores import FIXED, Column, Columns
 
 Scored = npt.NDArray[np.float32]
 _ALL = slice(None)
+_TYPES = ["source_type", "target_type"]
+_ENDS = ("source", "target", "relation", *_TYPES)
 
 
 class Layers:
@@ -56,18 +58,16 @@ class Layers:
             parts.insert(0, (images.reshape(len(self), -1), self._places(chosen[patches], *images.shape[1:])))
         return np.concatenate([scores for scores, _ in parts], axis=1), [name for _, names in parts for name in names]
 
-    def edges(self, rows: Column | slice = _ALL) -> tuple[Scored, Column, list[str]]:
-        """`[layer, edge]`, the mean over further axes in some rows; source and target, `[2, edge]`; labels.
+    def edges(self, rows: Column | slice = _ALL) -> tuple[Scored, Column, Column, list[str]]:
+        """`[layer, edge]`, the mean over further axes in some rows; source and target, `[2, edge]`; of what types these
+        are, 0 where there is one; labels.
 
         Edges are told apart by their ends and relation, and by their order where several are alike, as the messages of
         one layer may be others than those of the next.
         """
-        ends = np.stack([self.columns[name][rows] for name in ("source", "target", "relation") if name in self.columns])
-        further = [
-            column[rows]
-            for name, column in self.columns.items()
-            if name not in (*FIXED, "edge", "source", "target", "relation")
-        ]
+        known = [name for name in _ENDS if name in self.columns]
+        ends = np.stack([self.columns[name][rows] for name in known])
+        further = [column[rows] for name, column in self.columns.items() if name not in (*FIXED, "edge", *_ENDS)]
         again = _again(np.stack([*ends, self.which[rows], *further]))
         keys, first, place = np.unique(
             np.concatenate([ends, again[None]]), axis=1, return_index=True, return_inverse=True
@@ -75,7 +75,8 @@ class Layers:
         cells = self.which[rows] * keys.shape[1] + place.reshape(-1)
         scores = _means(self.columns["score"][rows], cells, len(self) * keys.shape[1])
         labels = [str(label) for label in self.columns["label"][rows][first]]
-        return scores.reshape(len(self), -1), keys[:2], labels
+        kinds = keys[[known.index(name) for name in _TYPES]] if known[-2:] == _TYPES else np.zeros_like(keys[:2])
+        return scores.reshape(len(self), -1), keys[:2], kinds, labels
 
     @property
     def connected(self) -> bool:
@@ -85,7 +86,7 @@ class Layers:
     @property
     def further(self) -> list[str]:
         """The gated axes beside positions, such as heads, over which pictures show the mean."""
-        known = (*FIXED, "row", "column", "edge", "source", "target", "relation")
+        known = (*FIXED, "row", "column", "edge", *_ENDS)
         return [name for name in self.columns if name not in known]
 
     def images(self, rows: Column | slice = _ALL) -> Scored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from maskhooks.viz.page import Example
 
 
-Names = Sequence[str] | Mapping[int, str]
+Node = int | tuple[int, int]
+Names = Sequence[str] | Mapping[Node, str] | Mapping[int, str]
 _KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
-def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: int | None, ax: Axes | None) -> Figure:
+def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node | None, ax: Axes | None) -> Figure:
     """One example's layers drawn; see `Explanation.plot`."""
     if kind not in _KINDS:
         raise SettingError(f"no kind of picture {kind!r}; there are {', '.join(_KINDS)}")
@@ -61,7 +62,7 @@ def told(layers: Layers, sites: Sequence[str]) -> str:
 
 
 def example(
-    layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Names, centre: int | None
+    layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Names, centre: Node | None
 ) -> Example:
     """One example for a page.
 
@@ -75,8 +76,8 @@ def example(
     if layers.connected:
         from maskhooks.viz.graph import layout
 
-        scores, ends, labels = layers.edges(rows)
-        net = _net(ends, nodes, centre)
+        scores, ends, kinds, labels = layers.edges(rows)
+        net = _net(ends, kinds, nodes, centre)
         return Example(number, scores, labels, about, net=net, places=layout(net))
     scores, labels = layers.grid(rows)
     patches = layers.images(rows)[0].size if layers.width(rows) else 0
@@ -84,7 +85,7 @@ def example(
 
 
 def _graph(
-    layers: Layers, depths: Sequence[str], *, title: str, nodes: Names, centre: int | None, ax: Axes | None
+    layers: Layers, depths: Sequence[str], *, title: str, nodes: Names, centre: Node | None, ax: Axes | None
 ) -> Figure:
     if not layers.connected:
         raise SettingError(
@@ -93,21 +94,44 @@ def _graph(
         )
     from maskhooks.viz.graph import graphs
 
-    scores, ends, _ = layers.edges()
-    return graphs(scores, depths, _net(ends, nodes, centre), title=title, ax=ax)
+    scores, ends, kinds, _ = layers.edges()
+    return graphs(scores, depths, _net(ends, kinds, nodes, centre), title=title, ax=ax)
 
 
-def _net(ends: Column, nodes: Names, centre: int | None) -> Net:
+def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
     """The graph of edges: all nodes where all have names, else those that have a name or an edge."""
     from maskhooks.viz.graph import Net
 
+    if kinds.any():
+        return _typed(ends, kinds, nodes, centre)
+    if isinstance(centre, tuple) or (isinstance(nodes, Mapping) and any(isinstance(node, tuple) for node in nodes)):
+        raise SettingError("nodes are of one type here: name them by their numbers")
     if nodes and not isinstance(nodes, Mapping):
         count = int(ends.max(initial=-1)) + 1
         if len(nodes) < count:
             raise SettingError(f"names for {len(nodes)} nodes, and edges between {count}. Give one for each node")
         return Net(ends[0], ends[1], list(nodes), centre)
-    called = dict(nodes) if isinstance(nodes, Mapping) else {}
+    called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
     shown = np.array([*called, *([] if centre is None else [centre])], ends.dtype)
     known, places = np.unique(np.append(ends, shown), return_inverse=True)
     source, target = places[: ends.size].reshape(2, -1)
     return Net(source, target, [called.get(int(n), "") for n in known], None if centre is None else int(places[-1]))
+
+
+def _typed(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
+    """The same where nodes of several types are numbered each from 0."""
+    from maskhooks.viz.graph import Net
+
+    called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
+    named = [*called, *([] if centre is None else [centre])]
+    if (nodes and not isinstance(nodes, Mapping)) or not all(isinstance(node, tuple) for node in named):
+        raise SettingError(
+            "nodes are of several types here, and each type counts from 0: name them by (type, number), as in "
+            "nodes={(0, 2): 'Ada'} and centre=(0, 2); the columns source_type and target_type have these"
+        )
+    pairs = np.stack([kinds, ends], -1).reshape(-1, 2)
+    known, places = np.unique(np.concatenate([pairs, np.array(named, int).reshape(-1, 2)]), axis=0, return_inverse=True)
+    places = places.reshape(-1)
+    source, target = places[: ends.size].reshape(2, -1)
+    middle = None if centre is None else int(places[-1])
+    return Net(source, target, [called.get((int(k), int(n)), "") for k, n in known], middle, known[:, 0])

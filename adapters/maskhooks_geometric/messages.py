@@ -45,6 +45,8 @@ class Messages:
     def columns(self, *, called: bool = True) -> dict[str, Int[Tensor, " message"]]:
         """source, target, relation where there are several, and edge; see `GraphTask.edges`.
 
+        Where nodes are of several types, also source_type and target_type, their numbers among these; -1 is unknown.
+
         Args:
             called: edges as the batch calls them; else by their place in their graph.
         """
@@ -57,6 +59,11 @@ class Messages:
             found["relation"] = torch.full_like(self.sent[:, 2], self.graphs.relations.index(self.relation))
         elif len(self.sent) and int(self.sent[:, 2].max()) >= 0:
             found["relation"] = self.sent[:, 2]
+        kinds = self.graphs.node_types
+        if len(kinds) > 1:
+            for name, end in (("source_type", 0), ("target_type", 2)):
+                numbers = [kinds.index(relation[end]) for relation in self.graphs.relations]
+                found[name] = torch.as_tensor([*numbers, -1]).to(self.sent)[found.get("relation", self.sent[:, 2])]
         return found
 
     @functools.cached_property

@@ -16,6 +16,7 @@ from matplotlib.patches import FancyArrowPatch
 from maskhooks.errors import MissingExtraError, SettingError
 from maskhooks.viz.figure import COLOURS, Picture, figure_of, visible
 
+_SHAPES = "osD^"  # of nodes, by their type
 _SPRING = 400  # nodes above which the slower layout takes too long
 
 
@@ -28,12 +29,19 @@ class Net:
         target: likewise.
         nodes: what the nodes are called, such as atoms; empty names are drawn as dots.
         centre: the node asked about, which is ringed.
+        kinds: of each node the number of its type, where there are several: circles, squares, diamonds, triangles.
     """
 
     source: npt.NDArray[np.integer]
     target: npt.NDArray[np.integer]
     nodes: Sequence[str]
     centre: int | None = None
+    kinds: npt.NDArray[np.integer] | None = None
+
+    @property
+    def shapes(self) -> npt.NDArray[np.integer]:
+        """Of each node the number of its shape."""
+        return np.zeros(len(self.nodes), int) if self.kinds is None else self.kinds % len(_SHAPES)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -185,7 +193,10 @@ def _draw(
                 )
             )  # fmt: skip
     named = any(net.nodes)
-    ax.plot(*places.T, "o", ms=(12 if named else 5) * small, mfc="white", mec="0.45", mew=0.8 * small, zorder=2)
+    shapes = net.shapes
+    for number in np.unique(shapes).tolist():
+        own, size = places[shapes == number].T, (12 if named else 5) * small
+        ax.plot(*own, _SHAPES[number], ms=size, mfc="white", mec="0.45", mew=0.8 * small, zorder=2, ls="none")
     if net.centre is not None:
         ax.plot(*places[net.centre], "o", ms=17 * small, mfc="none", mec="0.1", mew=1.6, zorder=3)
     for text, place in zip(net.nodes, places, strict=True):

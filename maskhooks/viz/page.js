@@ -26,6 +26,9 @@ function shape(tag, parent, settings, text) {
   return node;
 }
 
+// Nodes by their type; the first are circles.
+const SHAPES = ["", "M-1 -1H1V1H-1Z", "M0 -1.3L1.3 0L0 1.3L-1.3 0Z", "M0 -1.3L1.2 .9H-1.2Z"];
+
 // A graph: its edges take the place of words, and are coloured like them.
 function network(card, { graph, columns }) {
   const size = 440, margin = 22, at = value => (margin + value * (size - 2 * margin)).toFixed(1);
@@ -50,7 +53,11 @@ function network(card, { graph, columns }) {
   const named = graph.names.some(Boolean);
   graph.nodes.forEach(([x, y], index) => {
     const own = index === graph.centre ? "node centre" : "node";
-    shape("circle", dots, { class: own, cx: at(x), cy: at(y), r: ((named ? 9 : 4) * small).toFixed(1) });
+    const size = (named ? 9 : 4) * small;
+    if (graph.shapes[index]) {
+      shape("path", dots, { class: own, d: SHAPES[graph.shapes[index]], "vector-effect": "non-scaling-stroke",
+        transform: `translate(${at(x)} ${at(y)}) scale(${size.toFixed(1)})` });
+    } else shape("circle", dots, { class: own, cx: at(x), cy: at(y), r: size.toFixed(1) });
     if (graph.names[index]) shape("text", dots, { x: at(x), y: at(y) }, visible(graph.names[index]));
   });
   return spans;

@@ -111,5 +111,6 @@ def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.flo
         "loop": [u == v for u, v in net.pairs],
         "nodes": upright.round(4).tolist(),
         "names": list(net.nodes),
+        "shapes": net.shapes.tolist(),
         "centre": net.centre,
     }

@@ -421,6 +421,8 @@ def test_a_layer_for_each_relation(made: str, unchanged: Unchanged) -> None:
         edges = data[RELATIONS[number]].edge_index
         assert list(zip(rows["source"], rows["target"], strict=True)) == pairs(edges.t())
         assert rows["edge"].tolist() == list(range(edges.shape[1]))
+        for column, kind in (("source_type", RELATIONS[number][0]), ("target_type", RELATIONS[number][2])):
+            assert set(rows[column].tolist()) == {data.node_types.index(kind)}
         seen.add(number)
     assert seen == {0, 1, 2}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +128,7 @@ def test_layers_with_other_messages_are_told_apart_by_their_ends() -> None:
         site, 1, torch.tensor([0.25, 0.5, 0.75]), torch.ones(3) > 0, None, Examples(torch.zeros(3).long(), 1), ends_
     )
     both = Explanation.concat([one, Explanation.build([scores], provenance={})])
-    grid, pairs, labels = both._layers().edges()
+    grid, pairs, _, labels = both._layers().edges()
     found = {
         (*pair, label): column.tolist() for pair, label, column in zip(pairs.T.tolist(), labels, grid.T, strict=True)
     }
@@ -134,6 +136,32 @@ def test_layers_with_other_messages_are_told_apart_by_their_ends() -> None:
     assert grid.shape == (2, 7)
     assert (np.isnan(grid[1])).sum() == 4
     assert sorted(column[1] for column in grid.T.tolist() if column[1] == column[1]) == [0.25, 0.5, 0.75]
+
+
+def typed() -> Explanation:
+    """Person 0 to film 0 and back, and person 0 to person 1."""
+    site = Site.parse("layer:output", "edge feature -> edge")
+    ends_ = {"source": [0, 0, 0], "target": [0, 0, 1], "relation": [0, 1, 2]}
+    kinds = {"source_type": [0, 1, 0], "target_type": [1, 0, 0]}
+    columns = {name: torch.tensor(numbers) for name, numbers in {**ends_, **kinds}.items()}
+    scores = Scores(site, 0, torch.rand(3), torch.ones(3) > 0, None, Examples(torch.zeros(3).long(), 1), columns)
+    return Explanation.build([scores], provenance={})
+
+
+def test_nodes_of_several_types_are_told_apart() -> None:
+    axes, _ = typed().plot(nodes={(1, 0): "film", (0, 0): "Ada"}, centre=(0, 1)).axes
+    assert [text.get_text() for text in axes.texts] == ["Ada", "", "film"]
+    assert [line.get_marker() for line in axes.lines] == ["o", "s", "o"]  # persons, films, the ring
+    text = typed().to_html(centres={0: (1, 0)})
+    graph = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[0])
+    assert graph["examples"][0]["graph"]["shapes"] == [0, 0, 1]
+    assert not any(graph["examples"][0]["graph"]["loop"])
+    assert graph["examples"][0]["graph"]["centre"] == 2
+    for names in (["Ada", "Bo", "film"], {0: "Ada"}):
+        with pytest.raises(SettingError, match="several types here, and each type counts from 0"):
+            typed().plot(nodes=names)
+    with pytest.raises(SettingError, match="nodes are of one type here"):
+        built().plot(centre=(0, 1))
 
 
 def test_the_page_draws_the_graph_and_the_slider_colours_it(tmp_path: Path) -> None:
