@@ -104,7 +104,7 @@ def graphs(
 ) -> Figure:
     """One graph for each row of scores, side by side, its edges the darker and wider the likelier they are kept.
 
-    Edges without a counterpart in the other direction end in an arrow; self-loops are rings.
+    Edges without a counterpart in the other direction in their graph end in an arrow; self-loops are rings.
 
     Args:
         scores: `[graph, edge]` in [0, 1]; NaN is left out.
@@ -177,7 +177,8 @@ def _draw(
         zorder=1,
     )
     ax.add_collection(lines)
-    pairs = set(net.pairs)
+    every = net.pairs
+    pairs = {every[edge] for edge in shown.tolist()}
     for edge in shown.tolist():
         u, v = int(net.source[edge]), int(net.target[edge])
         colour, width = lines.to_rgba(row[edge]), small * (0.7 + 2.8 * row[edge])
