@@ -24,7 +24,7 @@ class Positions:
     """One distribution per position, as in token classification; divergences are means over chosen positions.
 
     Args:
-        distribution: batch shape `(batch, position)`.
+        distribution: batch shape `(batch, position)`, or with further axes, such as labels, which add up.
         chosen: bool `(batch, position)`, the positions that count; at least one in each example.
     """
 
@@ -82,7 +82,8 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
         return torch.stack([agreement(part, masked[name]) for name, part in original.items()]).amin(0)
     if isinstance(original, Positions):
         assert isinstance(masked, Positions)
-        return _mean(_same(original.distribution, masked.distribution), original.chosen)
+        same = _same(original.distribution, masked.distribution)
+        return _mean(same.flatten(2).amin(2) if same.dim() > 2 else same, original.chosen)
     assert isinstance(masked, Distribution)
     same = _same(original, masked)
     return same.flatten(1).amin(1) if same.dim() > 1 else same
@@ -230,7 +231,8 @@ def _each(
         return torch.stack([_each(part, masked[name], compare) for name, part in original.items()]).sum(0)
     if isinstance(original, Positions):
         assert isinstance(masked, Positions)
-        return _mean(compare(original.distribution, masked.distribution), original.chosen)
+        values = compare(original.distribution, masked.distribution)
+        return _mean(values.flatten(2).sum(2) if values.dim() > 2 else values, original.chosen)
     assert isinstance(masked, Distribution)
     return _per_example(compare(original, masked))
 

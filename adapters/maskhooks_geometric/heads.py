@@ -20,8 +20,8 @@ LEVELS = ("node", "link", "graph")
 def distribution(result: Any, graphs: Graphs, level: str | None, chosen: Tensor | None) -> Any:
     """What a model's outputs say, or the outputs themselves where nothing tells.
 
-    A row of several numbers holds the logits of classes, or their log-probabilities; a single number is the logit of
-    a binary class where the batch's labels are binary classes.
+    A row of several numbers holds the logits of classes, or their log-probabilities; where labels (`y`) say yes or no
+    for each class, of each by itself. A single number is the logit of a binary class where the batch's labels are such.
 
     Args:
         level: one of `LEVELS`; None tells by the number of rows.
@@ -118,6 +118,8 @@ def _level(result: Tensor, graphs: Graphs, kind: str | None) -> str:
 
 def _classes(result: Tensor, graphs: Graphs) -> Distribution:
     if result.dim() == 2 and result.shape[1] > 1:
+        if _several(graphs.get("y"), result.shape[1]):
+            return Bernoulli(logits=result, validate_args=True)
         return Categorical(logits=result, validate_args=True)  # which torch.compile turns off everywhere
     labels = next((found for name in ("edge_label", "y") if (found := graphs.for_links(name)) is not None), None)
     if labels is None or bool(((labels != 0) & (labels != 1)).any()) or result.dim() > 2:
@@ -127,6 +129,24 @@ def _classes(result: Tensor, graphs: Graphs) -> Distribution:
             "torch.distributions.Bernoulli(logits=outputs))"
         )
     return Bernoulli(logits=result.reshape(-1), validate_args=True)
+
+
+def _several(labels: Any, width: int) -> bool:
+    """Whether labels are yes or no for each of several classes, NaN where nothing is known.
+
+    Raises:
+        UnknownDistributionError: they are other numbers, as in regression, and no probabilities of classes.
+    """
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.shape[1] != width:
+        return False
+    if bool(((labels == 0) | (labels == 1) | labels.isnan()).all()):
+        return True
+    if bool((labels >= 0).all()) and torch.allclose(labels.sum(1).float(), torch.ones_like(labels[:, 0]).float()):
+        return False
+    raise UnknownDistributionError(
+        f"the batch's labels are {width} numbers each, as of a regression, and so no logits are known to be predicted. "
+        "Say what outputs mean: wrap(model, output=lambda outputs: torch.distributions.Normal(outputs, 1.0))"
+    )
 
 
 def named(graphs: Graphs, level: str, kind: str | None = None) -> Tensor | None:

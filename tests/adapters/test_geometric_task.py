@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical
+from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 pytest.importorskip("torch_geometric")
 
@@ -31,7 +31,7 @@ from maskhooks.errors import (
     UnfiredSiteWarning,
     UnknownDistributionError,
 )
-from maskhooks.outputs import Positions
+from maskhooks.outputs import Positions, agreement, kl, prediction_loss
 from maskhooks.step import clean_pass, examples
 from tests.adapters.geometric_models import EDGES, Links, Nodes, Pooled, Typed, batch, graph, hetero, randn
 
@@ -68,6 +68,28 @@ def test_a_prediction_for_each_node() -> None:
     assert torch.allclose(found.logits, wanted)
     given = outputs(model, graph(), index=lambda data: torch.tensor([True, False, True, False, False]))
     assert given.chosen.sum().item() == 2
+
+
+def test_labels_that_do_not_exclude_each_other() -> None:
+    data = batch()
+    data.y = (randn(14, 3) > 0).float()
+    data.y[0, 0] = torch.nan  # not known
+    found = outputs(Nodes(), data)
+    assert isinstance(found, Positions)
+    assert isinstance(found.distribution, Bernoulli)
+    assert found.distribution.logits.shape == (3, 6, 3)
+    assert torch.equal(agreement(found, found), torch.ones(3))
+    assert kl(found, found).shape == prediction_loss(found, found).shape == (3,)
+    other = Positions(Bernoulli(logits=found.distribution.logits + 1), found.chosen)
+    each = kl_divergence(found.distribution, other.distribution).sum(-1)
+    assert torch.allclose(kl(found, other), torch.stack([each[0, :5].mean(), each[1, :3].mean(), each[2].mean()]))
+    masks = maskhooks.GraphMask(maskhooks.wrap(Nodes()), amortized=False, recipe=maskhooks.Recipe(steps=2))
+    assert len(masks.explain(data)) == 3 * data.num_edges
+    data.y = randn(14, 3)
+    with pytest.raises(UnknownDistributionError, match="3 numbers each, as of a regression"):
+        outputs(Nodes(), data)
+    data.y = data.y.softmax(-1)
+    assert isinstance(outputs(Nodes(), data).distribution, Categorical)
 
 
 def test_a_prediction_for_each_link() -> None:
