@@ -82,13 +82,14 @@ def compiled(module: nn.Module) -> bool:
     )
 
 
-def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module]) -> None:
+def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module], passed: set[str] | None = None) -> None:
     """Refuses a site of a module that is compiled or scripted itself, or within one that is.
 
     Args:
         site: as messages name it.
         name: of its module.
         modules: by name.
+        passed: names that were found to be neither; those found now are added.
 
     Raises:
         CompiledModelError: hooks added now would be ignored.
@@ -96,6 +97,8 @@ def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module]) ->
     steps = name.split(".") if name else []
     for end in range(len(steps) + 1):
         outer = ".".join(steps[:end])
+        if passed is not None and outer in passed:
+            continue
         module = modules.get(outer)
         if module is not None and compiled(module):
             what = f"module {outer!r}" if outer else "the model"
@@ -110,3 +113,5 @@ def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module]) ->
                 f"compiling it{way}.",
                 module=outer,
             )
+        if passed is not None:
+            passed.add(outer)

@@ -155,11 +155,12 @@ def examples(hooked: Hooked, clean: Clean, site: Site) -> Examples | None:
         return None
     sizes = site.gating().shape(value, site=site)
     rows, total = sizes[site.gating().positions[0]], count(clean.outputs)
-    if index.shape != (rows,) or (rows and not 0 <= int(index.min()) <= int(index.max()) < total):
+    low, high = (int(end) for end in index.aminmax()) if index.numel() else (0, 0)
+    if index.shape != (rows,) or (rows and not 0 <= low <= high < total):
         raise BatchError(
             f"site {site} has {rows} positions of {total} examples (as many as there are outputs), and the examples "
             f"given for them have shape {list(index.shape)}"
-            + (f" and numbers from {int(index.min())} to {int(index.max())}" if index.numel() else "")
+            + (f" and numbers from {low} to {high}" if index.numel() else "")
             + ". Give the number of each position's example, from 0: wrap(model, examples=lambda batch: ...)"
         )
     return Examples(index.to(value.device), total)

@@ -99,8 +99,9 @@ class Tap:
             self._add(site, None)
         for site, function in (replace or {}).items():
             self._add(site, function)
-        for point in self._points():
-            check_compiled(point.site, point.site.module, self._modules)
+        passed: set[str] = set()
+        for site in {point.site.module: point.site for point in self._points()}.values():
+            check_compiled(site, site.module, self._modules, passed)
 
     def __enter__(self) -> Tap:
         if self._handles:

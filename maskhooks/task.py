@@ -7,7 +7,9 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,6 +22,8 @@ from maskhooks.pattern import Pattern
 from maskhooks.signature import signature
 from maskhooks.site import Site
 from maskhooks.units import undirected
+
+_known: WeakKeyDictionary[FunctionType, int] = WeakKeyDictionary()  # arguments that functions take
 
 
 class Task:
@@ -323,6 +327,15 @@ def _within(shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _arity(function: Callable[..., Any]) -> int:
+    """How many arguments a function of the user's takes, which is asked in every pass."""
+    if not isinstance(function, FunctionType):
+        return _counted(function)
+    if function not in _known:
+        _known[function] = _counted(function)
+    return _known[function]
+
+
+def _counted(function: Callable[..., Any]) -> int:
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return 2

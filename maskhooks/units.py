@@ -14,6 +14,8 @@ from torch import Tensor
 from maskhooks.examples import Examples
 from maskhooks.pattern import Pattern
 
+_TABLE = 64  # numbers in a table for each edge; a sort takes longer up to there
+
 
 @dataclass(frozen=True)
 class Units:
@@ -46,7 +48,9 @@ class Units:
             rows, unit = rows.reshape(1, -1), unit.reshape(1, -1)
         places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
         first = places.new_full((rows.numel(),), rows.shape[1])
-        return cls(first.scatter_reduce(0, unit.flatten(), places.flatten(), "amin")[unit], tuple(numbers.shape))
+        unit = unit.flatten()
+        first = first.scatter_reduce(0, unit, places.flatten(), "amin").index_select(0, unit)
+        return cls(first.view_as(places), tuple(numbers.shape))
 
     @property
     def leads(self) -> Bool[Tensor, "batch *positions"]:
@@ -68,11 +72,14 @@ class Units:
 
     def _over(self, function: Callable[[Tensor, Tensor], Tensor], gates: Tensor, pattern: Pattern) -> Tensor:
         """A function over rows `batch place group`, with the place of each one's first as an index of that shape."""
+        index = self.first.to(gates.device)[..., None]
+        if not pattern.groups:
+            return function(gates.reshape(index.shape), index).view_as(gates)
         gated, positions = " ".join(pattern.gated), " ".join(pattern.positions)
         arrow = f"{positions} ({' '.join(pattern.groups)})"
         behind = einops.rearrange(gates, f"{gated} -> {arrow}")
         rows = behind.reshape(*self.first.shape, behind.shape[-1])
-        found = function(rows, self.first.to(gates.device)[..., None].expand_as(rows)).view_as(behind)
+        found = function(rows, index.expand_as(rows)).view_as(behind)
         groups = {axis: pattern.sizes[axis] for axis in pattern.groups}
         back: Tensor = einops.rearrange(found, f"{arrow} -> {gated}", **groups)
         return back
@@ -88,8 +95,8 @@ def _apart(numbers: Tensor, width: int, example: Tensor) -> bool:
     """Whether numbers below `width` are few, and none is in two examples, so that they can stay as they are."""
     if width > numbers.numel():
         return False
-    whose = example[:, None].expand_as(numbers).flatten()
-    return torch.equal(whose.new_zeros(width).scatter(0, numbers.flatten(), whose)[numbers.flatten()], whose)
+    whose, numbers = example[:, None].expand_as(numbers).flatten(), numbers.flatten()
+    return torch.equal(whose.new_zeros(width).scatter(0, numbers, whose).index_select(0, numbers), whose)
 
 
 def undirected(
@@ -101,7 +108,8 @@ def undirected(
         apart: what else has to be the same, such as the relation.
     """
     count = len(source)
-    pair = _numbered(torch.minimum(source, target), torch.maximum(source, target), *apart)
+    low, high = torch.minimum(source, target), torch.maximum(source, target)
+    pair = _numbered(low, high - low, *apart)  # nodes of one graph are near each other in a batch of many
     way = 2 * pair + (source > target)
     if int(torch.bincount(way, minlength=1).max()) < 2:  # no edge occurs twice, as is usual
         return pair
@@ -113,10 +121,15 @@ def _numbered(*columns: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
     number, size = torch.zeros_like(columns[0]), 1
     for column in columns if len(columns[0]) else ():
         low, high = (int(end) for end in column.aminmax())
+        if high == low:
+            continue
         if size * (high - low + 1) > 2**62:
             _, number = torch.unique(number, return_inverse=True)
             size = len(number)
         size *= high - low + 1
-        number = number * (high - low + 1) + (column - low) if high > low else number
+        number = column - low if size == high - low + 1 else number * (high - low + 1) + (column - low)
+    if size <= _TABLE * len(number):  # a table in place of a sort: each edge finds who has written there
+        places = torch.arange(len(number), device=number.device)
+        return number.new_empty(size).scatter_(0, number, places).index_select(0, number)
     found: Tensor = torch.unique(number, return_inverse=True)[1]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from maskhooks.examples import Examples
@@ -78,3 +79,15 @@ def test_edges_between_nodes_of_large_numbers() -> None:
     assert found[0] == found[1] != found[2] == found[3]
     assert int(found.max()) < 4
     assert Units.of(found, Examples(torch.tensor([0, 0, 1, 1]), 2)).first.tolist() == [[0, 0, 2, 2]]
+
+
+@pytest.mark.parametrize("nodes", [12, 90, 20_000])  # nearby nodes are found in a table, far ones by a sort
+def test_edges_of_any_graph_in_both_directions(nodes: int) -> None:
+    generator = torch.Generator().manual_seed(nodes)
+    edges = torch.randint(nodes, (2, 40), generator=generator).unique(dim=1)
+    source, target = torch.cat([edges, edges.flip(0)], 1).unique(dim=1)
+    for apart in ([], [torch.zeros_like(source)], [(source + target) % 2]):
+        columns = zip(source.tolist(), target.tolist(), *(column.tolist() for column in apart), strict=True)
+        wanted = [(min(u, v), max(u, v), *rest) for u, v, *rest in columns]
+        found = undirected(source, target, *apart).tolist()
+        assert len(set(found)) == len(set(wanted)) == len(set(zip(found, wanted, strict=True)))

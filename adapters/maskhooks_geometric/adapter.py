@@ -88,12 +88,13 @@ class GeometricAdapter(Adapter):
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
         wanted = {site.module for site in sites}
-        within = {module.rpartition(".")[0] for module in wanted}
+        ends = [site.module.rpartition(".") for site in sites]
+        within = {inner for inner, _, place in ends if place in PLACES}
         everywhere = any(join(name, place) in wanted for place in WHOLE)
         with contextlib.ExitStack() as stack:
             whole = stack.enter_context(weighing(module)) if everywhere else None
             for inner, layer in layers(name, module).items():
-                if everywhere or (inner in within and any(join(inner, place) in wanted for place in PLACES)):
+                if everywhere or inner in within:
                     stack.enter_context(sending(layer, whole))
             return _closing(stack.pop_all())
 

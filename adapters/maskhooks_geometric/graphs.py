@@ -225,7 +225,11 @@ class Graphs:
         if called and isinstance(known, Tensor) and len(known) == len(ends):
             return known
         whose = self.graph_of(relation and relation[2])
-        return torch.arange(len(ends), device=ends.device) if whose is None else counted(whose[ends], self.count)
+        return (
+            torch.arange(len(ends), device=ends.device)
+            if whose is None
+            else counted(whose.index_select(0, ends), self.count)
+        )
 
     def store(self, kind: str | Relation | None) -> Any:
         """What holds the nodes or edges of a type, or of the only one; None in a mapping."""

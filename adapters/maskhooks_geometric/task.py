@@ -229,6 +229,8 @@ def _axis(site: Site) -> str | None:
 
 def _relation(graphs: Graphs, site: Site) -> Relation | None:
     """The type of edges of a layer that serves one, by its name in the model; None where it serves all."""
+    if not graphs.relations:
+        return None
     name = _plain(f"_{site.module}_")
     found = [relation for relation in graphs.relations if _plain(f"_{'__'.join(relation)}_") in name]
     return max(found, key=lambda relation: len("_".join(relation)), default=None)
