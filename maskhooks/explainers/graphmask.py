@@ -104,14 +104,14 @@ class GraphMask(DiffMask):
         """
         first, *rest = (_along(self.hooked, clean, site) for site in self.sites)
         for site, along in zip(self.sites[1:], rest, strict=True):
-            if first is not None and along is not None and not torch.equal(first, along):
+            if first is not None and along is not None and not _alike(first, along):
                 way = "Use gates for each layer: tied=False"
                 if self.hooked.sites.tagged("edge"):
                     way += ", or mask edges in every layer at once, without self-loops: GraphMask(hooked, 'edge')"
                 raise SettingError(
                     f"tied=True is one gate for an edge in all layers, and {self.sites[0]} and {site} do not have "
-                    f"messages along the same edges in the same order ({len(first)} and {len(along)}), as where one of "
-                    f"them adds self-loops. {way}"
+                    f"messages along the same edges in the same order ({len(first[0])} and {len(along[0])}), as where "
+                    f"one of them adds self-loops. {way}"
                 )
 
     @property
@@ -151,12 +151,19 @@ class GraphMask(DiffMask):
         return {"tied": settings["tied"]}
 
 
-def _along(hooked: Hooked, clean: Clean, site: Site) -> Tensor | None:
-    """The two nodes that each message goes between, `edge node`; None where the task does not say so."""
+def _along(hooked: Hooked, clean: Clean, site: Site) -> tuple[Tensor, Tensor | None] | None:
+    """The two nodes that each message goes between, `edge node`, and its relation; None where the task is silent."""
     columns = hooked.task.edges(site, clean.batch, clean.values)
     if columns is None:
         return None
-    return torch.stack([torch.as_tensor(columns[name]) for name in ("source", "target")], 1).sort(1).values
+    ends = torch.stack([torch.as_tensor(columns[name]) for name in ("source", "target")], 1).sort(1).values
+    return ends, torch.as_tensor(columns["relation"]) if "relation" in columns else None
+
+
+def _alike(one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]) -> bool:
+    """Whether messages go along the same edges; a layer may tell relations apart or not."""
+    (ends, relation), (others, another) = one, other
+    return torch.equal(ends, others) and (relation is None or another is None or torch.equal(relation, another))
 
 
 def _parent(site: Site) -> str:

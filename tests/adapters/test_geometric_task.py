@@ -205,6 +205,15 @@ def test_layers_with_messages_along_other_edges_are_not_tied(amortized: bool, un
     assert len(explain(models[1])) == 7
 
 
+def test_types_of_edges_with_the_same_numbers_are_not_tied() -> None:
+    data = hetero()
+    for relation in data.edge_types:
+        data[relation].edge_index = torch.tensor([[0, 1], [1, 0]])
+    hooked = maskhooks.wrap(Typed(), example=data)
+    with pytest.raises(SettingError, match=r"in the same order \(2 and 2\)"):
+        maskhooks.GraphMask(hooked, tied=True, amortized=False).explain(data)
+
+
 def test_pooling_that_goes_by_masked_values_is_told() -> None:
     class Chosen(nn.Module):
         def __init__(self) -> None:
