@@ -92,7 +92,7 @@ class GeometricAdapter(Adapter):
         within = {inner for inner, _, place in ends if place in PLACES}
         everywhere = any(join(name, place) in wanted for place in WHOLE)
         with contextlib.ExitStack() as stack:
-            whole = stack.enter_context(weighing(module)) if everywhere else None
+            whole = stack.enter_context(weighing(module, layers(name, module))) if everywhere else None
             for inner, layer in layers(name, module).items():
                 if everywhere or inner in within:
                     stack.enter_context(sending(layer, whole))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,19 @@ from maskhooks.errors import BatchError
 from maskhooks_geometric.edges import counted, rows
 
 Relation = tuple[str, str, str]
+
+
+def code(name: str) -> int | None:
+    """A number below -1 for the type of edges that PyG has put into the name of a layer; None where it has put none."""
+    for part in name.split("."):
+        ends = [end for end in re.split("_{2,}", part.strip("<>")) if end]
+        if len(ends) > 2:
+            return _code(ends)
+    return None
+
+
+def _code(ends: Sequence[str]) -> int:
+    return -2 - zlib.crc32(re.sub(r"[^0-9A-Za-z]+", "_", "_".join(ends)).encode())
 
 
 class Graphs:
@@ -61,6 +76,11 @@ class Graphs:
             return []
         found = self.get("edge_types")
         return list(self.get("edge_index_dict") or () if found is None else found)
+
+    @functools.cached_property
+    def codes(self) -> dict[int, int]:
+        """The numbers of the types of edges by their `code`."""
+        return {_code(relation): number for number, relation in enumerate(self.relations)}
 
     @functools.cached_property
     def node_types(self) -> list[str]:

@@ -159,7 +159,7 @@ class _Layer(Uncopied):
             found = self._states(edges[:, side], side)
             return None if found is None else found.index_select(0, edges[:, side])
 
-        weights = whole.weights(edges, states, messages)
+        weights = whole.weights(edges, states, messages, self._module)
         if weights is None or not len(edges):
             return messages
         edge = found_in(columns[:, :3], edges[:, :3])

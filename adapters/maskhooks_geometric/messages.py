@@ -23,12 +23,13 @@ class Messages:
     Args:
         graphs: the batch.
         sent: a row of source, target, relation, whether the flow is against the edges, and how many nodes the layer
-            has; of edges in all layers also which of the lists of edges that layers were called with it is of.
+            has; of edges in all layers also which of the lists of edges that layers were called with it is of, and the
+            relation may be a `code`.
         relation: the type of edges that the layer serves; None where it serves all.
     """
 
     def __init__(self, graphs: Graphs, sent: Sent, relation: Relation | None) -> None:
-        if graphs.relations and relation is None:
+        if relation is None:
             sent = _typed(graphs, sent)
         self.graphs, self.sent, self.relation = graphs, sent, relation
         self._several = relation is None and bool(graphs.relations) and bool((sent[:, 2] >= 0).any())
@@ -159,7 +160,18 @@ def _reversed(edges: Int[Tensor, "edge 2"], given: Int[Tensor, "given 2"]) -> bo
 
 
 def _typed(graphs: Graphs, sent: Sent) -> Sent:
-    """The same with relations where layers serve one each, told by what edges they were called with."""
+    """The same with relations where layers serve one each, told by the layers' names, or by what they were called with.
+
+    Without types of edges there are none.
+    """
+    if len(sent) and int(sent[:, 2].min()) < -1:
+        numbers = sent[:, 2].clone()
+        for known in sent[:, 2].unique().tolist():
+            if known < -1:
+                numbers[sent[:, 2] == known] = graphs.codes.get(known, -1)
+        sent = torch.cat([sent[:, :2], numbers[:, None], sent[:, 3:]], 1)
+    if not graphs.relations:
+        return sent
     sent = sent.clone()
     for portion in sent[:, 5:].unique().tolist():
         mine = (sent[:, 5] == portion) & (sent[:, 2] < 0)

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from maskhooks.errors import ModelError
 from maskhooks.modules import places
 from maskhooks.port import Uncopied
+from maskhooks_geometric.graphs import code
 
 PLACES = ("edge_ends", "edge_source", "edge_target", "edge")
 
@@ -20,9 +21,14 @@ _open: WeakKeyDictionary[nn.Module, Whole] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def weighing(model: nn.Module) -> Iterator[Whole]:
-    """Inside, the edges of a model's layers pass the places of the model."""
+def weighing(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Whole]:
+    """Inside, the edges of a model's layers pass the places of the model.
+
+    Args:
+        layers: by their names.
+    """
     whole = _open.get(model) or Whole(model)
+    whole.codes = {layer: code(name) for name, layer in layers.items()}
     with whole:
         yield whole
 
@@ -53,6 +59,7 @@ class Whole(Uncopied):
         self._handles: list[RemovableHandle] = []
         self._within = False  # a pass of the model
         self.held = False  # which goes on after its forward
+        self.codes: Mapping[nn.Module, int | None] = {}  # of the types of edges that layers serve
 
     def __enter__(self) -> None:
         self._users += 1
@@ -89,13 +96,16 @@ class Whole(Uncopied):
         stand = places(self._model)
         return {name: stand[name] for name in PLACES if name in stand and stand[name]._forward_hooks}
 
-    def weights(self, edges: Tensor, states: Callable[[int], Tensor | None], like: Tensor) -> Tensor | None:
+    def weights(
+        self, edges: Tensor, states: Callable[[int], Tensor | None], like: Tensor, layer: nn.Module
+    ) -> Tensor | None:
         """A weight for each edge, the same wherever a layer is called with these edges; None where all are 1.
 
         Args:
             edges: a row of source, target, relation, whether the flow is against the edge, nodes there are.
             states: those of the nodes that send (0) or receive (1), as the first layer with these edges is given them.
             like: of the dtype of messages.
+            layer: that is called with these edges.
 
         Raises:
             ModelError: a layer runs outside of a pass of the whole model, so that it cannot be said which layers have
@@ -109,6 +119,7 @@ class Whole(Uncopied):
                 f"a layer of {type(self._model).__name__} runs by itself, and an edge in every layer at once is one of "
                 "a pass of the whole model. Wrap the part that is run, or mask the messages of its layers"
             )
+        edges = self._coded(edges, layer)
         own = _as_given(edges)
         for known, weights in self._known:
             if _same(known, own):
@@ -123,6 +134,14 @@ class Whole(Uncopied):
         self._known.append((own, weights))
         return weights
 
+    def _coded(self, edges: Tensor, layer: nn.Module) -> Tensor:
+        """The same with the type of edges that a layer serves, so that two types may hold the same numbers of nodes."""
+        known = self.codes.get(layer)
+        if known is None:
+            return edges
+        relation = torch.where(edges[:, 2:3] < 0, known, edges[:, 2:3])
+        return torch.cat([edges[:, :2], relation, edges[:, 3:]], 1)
+
 
 def _as_given(edges: Tensor) -> Tensor:
     """Source, target, number of nodes and relation as the model was given them, whatever the flow of the layer."""
@@ -134,5 +153,5 @@ def _same(known: Tensor, own: Tensor) -> bool:
     """Whether two lists hold the same edges; a layer may tell relations apart or not."""
     if known.shape != own.shape or not torch.equal(known[:, :3], own[:, :3]):
         return False
-    untold = bool((known[:, 3] < 0).all()) or bool((own[:, 3] < 0).all())
+    untold = bool((known[:, 3] == -1).all()) or bool((own[:, 3] == -1).all())
     return untold or torch.equal(known[:, 3], own[:, 3])

@@ -517,6 +517,31 @@ def test_edges_of_all_types_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize("made", ["HeteroConv", "to_hetero"])
+def test_types_with_the_same_numbers_at_once(made: str) -> None:
+    """As where each user has one film: the numbers of nodes do not say of which type an edge is."""
+    data = hetero()
+    for relation in RELATIONS:
+        data[relation].edge_index = torch.tensor([[0, 1, 2], [0, 2, 1]])
+    if made == "HeteroConv":
+        model: Any = Typed()
+    else:
+
+        class Plain(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.second = SAGEConv((-1, -1), 6), SAGEConv((-1, -1), 2)
+
+            def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+                return self.second(self.first(x, edge_index).relu(), edge_index)
+
+        model = to_hetero(Plain(), data.metadata())
+        with torch.no_grad():
+            model(data.x_dict, data.edge_index_dict)
+    rows = maskhooks.Random(maskhooks.wrap(model), "edge").explain(data)
+    assert sorted(zip(rows["relation"], rows["edge"], strict=True)) == [(n, e) for n in range(3) for e in range(3)]
+
+
 def test_a_layer_that_runs_by_itself() -> None:
     model = Pooled()
     hooked = maskhooks.wrap(model, call=lambda model, data: model.first(data.x, data.edge_index))
