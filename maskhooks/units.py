@@ -38,8 +38,8 @@ class Units:
             examples: whose each row is, where the first axis is no batch.
         """
         rows = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
-        own = rows - rows.min() if rows.numel() else rows
-        width = int(own.max()) + 1 if rows.numel() else 1
+        low, high = (int(end) for end in rows.aminmax()) if rows.numel() else (0, 0)
+        own, width = rows - low if low else rows, high - low + 1
         example = torch.arange(len(rows), device=rows.device) if examples is None else examples.index
         unit = own
         if examples is None or not _apart(own, width, example):
