@@ -369,7 +369,9 @@ class Explanation:
         return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
 
     def _layers(self) -> Layers:
-        return Layers(self.columns, self.sites)
+        made = [site for site in self.provenance.get("sites") or () if isinstance(site, Mapping)]
+        weights = bool(made) and all("weight" in site.get("tags", ()) for site in made)  # of edges in all layers
+        return Layers(self.columns, self.sites, weights or bool(self.provenance.get("tied")))
 
     def _known(self, name: str, numbers: Sequence[int]) -> Sequence[int]:
         here = np.unique(self[name])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from maskhooks.scores import FIXED, Column, Columns
 
 Scored = npt.NDArray[np.float32]
+ALL = "all layers"
 _ALL = slice(None)
 _TYPES = ["source_type", "target_type"]
 _ENDS = ("source", "target", "relation", *_TYPES)
@@ -18,15 +19,20 @@ _ENDS = ("source", "target", "relation", *_TYPES)
 class Layers:
     """The layers of rows: pairs of masked site and depth read, in order of depth.
 
+    Args:
+        columns: the rows.
+        sites: the addresses that the column `site` numbers.
+        whole: whether one score stands for all layers of a model, and is read at one of them.
+
     Attributes:
         pairs: (site, depth) of each layer.
         which: for each row the index of its layer.
     """
 
-    def __init__(self, columns: Columns, sites: Sequence[str]) -> None:
+    def __init__(self, columns: Columns, sites: Sequence[str], whole: bool = False) -> None:
         number = max(len(sites), 1)
         keys, which = np.unique(columns["depth"].astype(np.int64) * number + columns["site"], return_inverse=True)
-        self.columns = columns
+        self.columns, self.whole = columns, whole
         self.which = which
         self.pairs = [(sites[key % number], int(key // number)) for key in keys]
 
@@ -36,6 +42,8 @@ class Layers:
     @property
     def labels(self) -> list[str]:
         """What the layers are called: the depth, with the site where several share a depth."""
+        if self.whole and len(self) == 1:
+            return [ALL]
         depths = [depth for _, depth in self.pairs]
         return [str(depth) if depths.count(depth) == 1 else f"{depth} ({site})" for site, depth in self.pairs]
 

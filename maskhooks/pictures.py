@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskhooks.errors import SettingError
-from maskhooks.layers import Layers
+from maskhooks.layers import ALL, Layers
 from maskhooks.scores import Column
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node
     if kind == "auto":
         single = "bars" if len(layers) == 1 else "heatmap"
         kind = "image" if patches else "graph" if layers.connected else single
-    depths = [f"depth {row}" for row in layers.labels]
+    depths = [row if row == ALL else f"depth {row}" for row in layers.labels]
     if kind == "graph":
         return _graph(layers, depths, title=title, nodes=nodes, centre=centre, ax=ax)
     if kind == "image":

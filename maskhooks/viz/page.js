@@ -156,9 +156,12 @@ function draw(view, row) {
   pen.strokeRect(.75, (rows - 1 - row) * height + .25, cell * example.columns.length - 1.5 - gap, height - 1.5);
 }
 
+// A depth, or all of them.
+const called = name => /^\d/.test(name) ? `depth ${name}` : name;
+
 function say(event, view, row, column) {
   const score = view.example.scores[row]?.[column] ?? null;
-  tip.textContent = `${visible(view.example.columns[column])}   depth ${data.rows[row]}   `
+  tip.textContent = `${visible(view.example.columns[column])}   ${called(data.rows[row])}   `
     + (score === null ? "no score" : `${data.label} ${score.toFixed(3)}`);
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
@@ -204,7 +207,7 @@ const show = view => { colour(view, now()); draw(view, now()); };
 function update() {
   const name = data.rows[now()] ?? "";
   shown.textContent = /^\d+$/.test(name) && data.rows.length > 1 ? `${name} of ${data.rows.at(-1)}` : name;
-  slider.setAttribute("aria-valuetext", `depth ${name}`);
+  slider.setAttribute("aria-valuetext", called(name));
   near.forEach(show);
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +140,19 @@ def test_layers_with_other_messages_are_told_apart_by_their_ends() -> None:
     assert sorted(column[1] for column in grid.T.tolist() if column[1] == column[1]) == [0.25, 0.5, 0.75]
 
 
+def data(page: str) -> Any:
+    """What a page draws."""
+    return json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[0])
+
+
+def test_one_score_for_all_layers_is_called_so() -> None:
+    tied = replace(built(1), provenance={"tied": True})
+    weights = replace(built(1), provenance={"sites": [{"address": "edge:output", "tags": ["edge", "weight"]}]})
+    for one, name in ((tied, "all layers"), (weights, "all layers"), (built(1), "depth 0")):
+        assert one.plot(example=0).axes[0].get_title() == name
+        assert data(one.to_html())["rows"] == [name.removeprefix("depth ")]
+
+
 def typed() -> Explanation:
     """Person 0 to film 0 and back, and person 0 to person 1."""
     site = Site.parse("layer:output", "edge feature -> edge")
@@ -152,11 +167,10 @@ def test_nodes_of_several_types_are_told_apart() -> None:
     axes, _ = typed().plot(nodes={(1, 0): "film", (0, 0): "Ada"}, centre=(0, 1)).axes
     assert [text.get_text() for text in axes.texts] == ["Ada", "", "film"]
     assert [line.get_marker() for line in axes.lines] == ["o", "s", "o"]  # persons, films, the ring
-    text = typed().to_html(centres={0: (1, 0)})
-    graph = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[0])
-    assert graph["examples"][0]["graph"]["shapes"] == [0, 0, 1]
-    assert not any(graph["examples"][0]["graph"]["loop"])
-    assert graph["examples"][0]["graph"]["centre"] == 2
+    graph = data(typed().to_html(centres={0: (1, 0)}))["examples"][0]["graph"]
+    assert graph["shapes"] == [0, 0, 1]
+    assert not any(graph["loop"])
+    assert graph["centre"] == 2
     for names in (["Ada", "Bo", "film"], {0: "Ada"}):
         with pytest.raises(SettingError, match="several types here, and each type counts from 0"):
             typed().plot(nodes=names)
