@@ -14,13 +14,14 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from maskhooks.checkpoint import Checkpoint, Fitted, Measure, grouped
+from maskhooks.checkpoint import Checkpoint, Fitted, grouped
 from maskhooks.epochs import Epochs
 from maskhooks.errors import NonFiniteError
+from maskhooks.evaluation import Evaluation
 from maskhooks.masking import Masking, Masks, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
-from maskhooks.problem import Problem, evaluate_batch
+from maskhooks.problem import Problem
 from maskhooks.ranks import Pooled, Ranks, Share
 from maskhooks.replay import Replay
 from maskhooks.runlog import RunLog
@@ -60,6 +61,15 @@ class Loop:
         self.total, self.validation, self.store = total, validation, store
         self.interval = max(1, total // problem.recipe.validations)
         self.replay = Replay(problem.hooked.model) if problem.recipe.replay else None
+        self.evaluation = Evaluation(
+            problem.hooked,
+            problem.maskings,
+            problem.divergence,
+            self._drawn,
+            replay=self.replay,
+            ranks=ranks,
+            passes=self.interval * problem.recipe.per_step,  # several draws take no more than the steps in between
+        )
         self.checkpoints = [Checkpoint(group, problem.margin) for group in grouped(problem.maskings)]
         self.result = Fitted()
         self.done = self.stale = self.epoch = self.index = 0  # steps made; where the next batch is
@@ -213,24 +223,22 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self, batches: Epochs) -> None:
-        problem = self.problem
-        measures = [Measure(masking) for masking in problem.maskings]
+        maskings = self.problem.maskings
         with self.fabric.autocast():
-            for number, batch in batches.once():
-                on_device = move(batch, self.ranks.device)
-                evaluate_batch(problem, on_device, measures, self.replay, seeded(problem.seed, VALIDATE, number))
-        everyones = self.ranks.everyones([(measure.count, measure.sums) for measure in measures])
-        for measure, totals in zip(measures, zip(*everyones, strict=True), strict=True):
-            measure.add_up(totals)
-        rows = {id(measure.masking): {"step": self.done, **measure.row()} for measure in measures}
+            found = self.evaluation.rows((number, move(batch, self.ranks.device)) for number, batch in batches.once())
+        rows = {id(masking): {"step": self.done, **row} for masking, row in zip(maskings, found, strict=True)}
         for row in rows.values():
             self.result.validation.append(row)
             self.log.write("validation", row)
         better = [c.compare(self.done, [rows[id(masking)] for masking in c.maskings]) for c in self.checkpoints]
         self.stale = 0 if any(better) else self.stale + 1
-        patience = problem.recipe.patience
+        patience = self.problem.recipe.patience
         if patience is not None and self.stale >= patience:
             self.result.stopped = f"no better checkpoint in {patience} validations"
+
+    def _drawn(self, number: int, *others: int) -> torch.Generator:
+        """Of the samples for a validation batch; the same for all checkpoints."""
+        return generator(seeded(self.problem.seed, VALIDATE, number), *others)
 
     def finish(self) -> list[str]:
         """Puts the chosen states back; names those that do not keep within the margin."""

@@ -94,6 +94,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
         "batch": digest(loop.batch),
         **parts_of(loop.problem),
         "counts": loop.problem.penalty.counts,
+        "draws": loop.evaluation.draws,
         "objectives": [objective.state_dict() for objective in loop.problem.objectives],
         "optimizer": _optimizer_tree(loop.optimizer.state_dict()),
         "scaler": scaler.state_dict() if (scaler := _scaler(loop)) is not None else None,
@@ -107,6 +108,7 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
     loop.stale, loop.result.stopped = tree["stale"], tree["stopped"]
     put_parts(loop.problem, tree, loop.ranks.device)
     loop.problem.penalty.counts = tree["counts"]
+    loop.evaluation.draws = tree.get("draws")  # states of earlier versions have none
     for objective, state in zip(loop.problem.objectives, tree["objectives"], strict=True):
         objective.to(loop.ranks.device).load_state_dict(state)
     loop.start()

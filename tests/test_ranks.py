@@ -78,6 +78,7 @@ def test_two_processes_are_one_with_the_global_batch(strategy: str) -> None:
         {"sites": runs.SITES[0], "given": runs.SITES},
         {"gate": "bernoulli"},
         {"recipe": dataclasses.replace(QUICK, objective="paper")},
+        {"sites": runs.SITES[1], "recipe": dataclasses.replace(QUICK, validations=1)},  # several draws
     ],
 )
 def test_other_settings(settings: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 from maskhooks import Recipe, drafts
 from maskhooks.errors import ResumeError, ResumeWarning, SettingError
 from maskhooks.runlog import RunLog
+from maskhooks.runstate import load_state
 from tests import runs
 from tests.runs import QUICK, SITES, elsewhere, results, train
 
@@ -136,6 +137,16 @@ def test_every_kind_of_run_goes_on(tmp_path: Path, name: str) -> None:
         killed_at(step, folders[1], **SETTINGS[name])
     resumed(folders[1], **SETTINGS[name])
     assert results(folders[1]) == results(folders[0])
+
+
+def test_a_small_set_has_its_draws_again(tmp_path: Path) -> None:
+    settings = {"sites": SITES[1], "recipe": dataclasses.replace(QUICK, validations=2)}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(whole, **settings)
+    killed_at(14, killed, **settings)
+    assert load_state(killed / "state")["draws"] == 3  # 4 batches, in 12 steps between two validations
+    resumed(killed, **settings)
+    assert results(killed) == results(whole)
 
 
 def test_states_at_validations_alone(tmp_path: Path, whole: dict[str, bytes]) -> None:

@@ -222,11 +222,14 @@ def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) ->
     )
     if explainer.within_margin is None:
         say(f"Without validation data nothing checks the margin of {explainer.margin:g} nats.")
-    elif explainer.within_margin and max(row["divergence"] for row in rows) > explainer.margin:
+        return
+    chosen, now = _farthest(explainer, explainer.result.validation), max(row["divergence"] for row in rows)
+    if explainer.within_margin != (now <= explainer.margin):
         say(
-            f"When they were chosen, all masks kept the mean divergence within the margin of {explainer.margin:g} "
-            "nats; with the other samples of the gates above not all do. Validate on more examples, or leave room "
-            "with a smaller --margin.",
+            f"When the masks were chosen, the largest mean divergence was {chosen:.3g} nats; with the other samples of "
+            f"the gates above it is {now:.3g}. The margin of {explainer.margin:g} nats lies between: that they are "
+            f"{'within' if explainer.within_margin else 'beyond'} it is chance. Validate on more examples, or leave "
+            "room with a smaller --margin.",
             "yellow",
         )
     elif explainer.within_margin:
@@ -237,6 +240,12 @@ def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) ->
             "with more --steps, or allow a larger --margin.",
             "yellow",
         )
+
+
+def _farthest(explainer: DiffMask, rows: Iterable[Mapping[str, Any]]) -> float:
+    """The largest mean divergence of the masks when their states were chosen."""
+    chosen = {(one.label, one.depth, explainer.result.chosen[str(one)]) for one in explainer.maskings}
+    return max(float(row["divergence"]) for row in rows if (row["site"], row["depth"], row["step"]) in chosen)
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:

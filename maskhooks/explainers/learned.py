@@ -5,20 +5,21 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
 from maskhooks.board import Board
-from maskhooks.checkpoint import Measure
 from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.epochs import Epochs
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
+from maskhooks.evaluation import Evaluation
 from maskhooks.explainers.base import Explainer
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masks, needs
+from maskhooks.masking import Masks
 from maskhooks.outputs import Divergence
 from maskhooks.preparation import start
 from maskhooks.probes import FreeLogits
@@ -29,7 +30,6 @@ from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.site import Site
-from maskhooks.step import clean_pass
 from maskhooks.storage import save
 from maskhooks.store import Store
 from maskhooks.task import device_of, move
@@ -189,17 +189,21 @@ class Learned(Explainer):
 
         Returns:
             Rows with site, depth; divergence (nats), expected_l0 (fraction kept), agreement (fraction of predictions
-            unchanged) with sampled gates; rounded_divergence, rounded_kept, rounded_agreement with gates rounded at .5.
+            unchanged) with sampled gates, on average over up to 16 samples where there are fewer than 500 examples;
+            rounded_divergence, rounded_kept, rounded_agreement with gates rounded at .5.
         """
         if not self.fitted:
             raise NotFittedError(self._unlearned)
-        measures = [Measure(masking, rounded=True) for masking in self.maskings]
-        for number, batch in enumerate(track(batches, "evaluating", shown=progress)):
-            on_device = move(batch, device_of(self.hooked.model))
-            clean = clean_pass(self.hooked, on_device, *needs(self.maskings), self.replay)
-            for index, measure in enumerate(measures):
-                measure.add(self.hooked, clean, self.divergence, generator(self.seed, _EVALUATE, number, index))
-        return [measure.row() for measure in measures]
+        evaluation = Evaluation(
+            self.hooked,
+            self.maskings,
+            self.divergence,
+            partial(generator, self.seed, _EVALUATE),
+            replay=self.replay,
+            rounded=True,
+        )
+        device = device_of(self.hooked.model)
+        return evaluation.rows(enumerate(move(one, device) for one in track(batches, "evaluating", shown=progress)))
 
     def save(self, folder: str | Path) -> Path:
         """Saves to a folder of safetensors and JSON; `maskhooks.load(folder, model)` is the inverse."""

@@ -1,0 +1,116 @@
+"""Evaluation: what maskings do to a set of examples, on average over samples of the gates where the set is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Generator
+
+from maskhooks.checkpoint import Measure
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Masks, needs
+from maskhooks.outputs import Divergence
+from maskhooks.ranks import Ranks
+from maskhooks.replay import Replay
+from maskhooks.step import clean_pass
+
+ENOUGH, MOST = 500, 16  # examples times draws, and draws
+
+
+def draws_for(examples: int, most: int = MOST) -> int:
+    """How often gates are sampled for a set: so that it counts as `ENOUGH` examples, at most `MOST` times.
+
+    The mean over a few examples sways with what one sample of their gates happens to drop.
+
+    Args:
+        examples: in the set.
+        most: draws that there is time for.
+    """
+    return max(1, min(MOST, most, -(-ENOUGH // max(1, examples))))
+
+
+class Evaluation:
+    """Means over the examples of a set, and over draws of the gates: as many as the set needs when it is first seen.
+
+    Args:
+        hooked, maskings, divergence, replay: what is evaluated.
+        source: `batch number, masking's number[, draw] -> generator` of the samples; the first draw has no number.
+        ranks: processes that each have some of the batches.
+        rounded: whether gates are rounded at one half too.
+        passes: masked passes that several draws may take; None for any number.
+
+    Attributes:
+        draws: how many; None before the first set.
+    """
+
+    def __init__(
+        self,
+        hooked: Hooked,
+        maskings: Sequence[Masks],
+        divergence: Divergence,
+        source: Callable[..., Generator],
+        *,
+        replay: Replay | None = None,
+        ranks: Ranks | None = None,
+        rounded: bool = False,
+        passes: int | None = None,
+    ) -> None:
+        self.hooked, self.maskings, self.divergence, self.source = hooked, maskings, divergence, source
+        self.replay, self.ranks, self.rounded = replay, ranks or Ranks(), rounded
+        self.passes = passes
+        self.draws: int | None = None
+
+    def rows(self, batches: Iterable[tuple[int, Any]]) -> list[dict[str, Any]]:
+        """A row for each masking, the same on all ranks; see `Measure`.
+
+        Args:
+            batches: this rank's, each with its number among all, where the model is. They are gone through once; those
+                of a set that turns out to be small are held until it has had its draws.
+        """
+        draws = [self._measures(draw) for draw in range(self.draws or 1)]
+        few: list[tuple[int, Any]] = []
+        seen = 0
+        for number, batch in batches:
+            self._add(number, batch, dict(enumerate(draws)))
+            seen += 1
+            if self.draws is None:
+                few.append((number, batch))
+            if draws[0][0].count >= ENOUGH:
+                few.clear()
+        if self.draws is None:
+            self.draws = self._decided(draws[0][0].count, seen)
+            draws += [self._measures(draw) for draw in range(1, self.draws)]
+            for number, batch in few if self.draws > 1 else ():
+                self._add(number, batch, dict(list(enumerate(draws))[1:]))
+        return self._means(draws)
+
+    def _decided(self, examples: int, batches: int) -> int:
+        """The draws of a set of which this rank has these."""
+        examples, batches = map(sum, zip(*self.ranks.everyones((examples, batches)), strict=True))
+        once = max(1, batches * len(self.maskings))
+        return draws_for(examples, MOST if self.passes is None else self.passes // once)
+
+    def _measures(self, draw: int) -> list[Measure]:
+        return [Measure(masking, rounded=self.rounded and draw == 0) for masking in self.maskings]
+
+    def _add(self, number: int, batch: Any, draws: dict[int, list[Measure]]) -> None:
+        """Adds a batch: one clean pass, and for each draw a masked pass from each masked site onward."""
+        clean = clean_pass(self.hooked, batch, *needs(self.maskings), self.replay)
+        for draw, measures in draws.items():
+            for index, measure in enumerate(measures):
+                source = self.source(number, index, *([draw] if draw else []))
+                measure.add(self.hooked, clean, self.divergence, source)
+
+    def _means(self, draws: Sequence[Sequence[Measure]]) -> list[dict[str, Any]]:
+        everyones = self.ranks.everyones([[(one.count, one.sums) for one in measures] for measures in draws])
+        for measures, *totals in zip(draws, *everyones, strict=True):
+            for measure, *own in zip(measures, *totals, strict=True):
+                measure.add_up(own)
+        return [_mean([measure.row() for measure in of_one]) for of_one in zip(*draws, strict=True)]
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of the rows' numbers; what only the first has, as of rounded gates, as it is."""
+    numbers = [key for key in rows[-1] if key not in ("site", "depth")]
+    return {**rows[0], **{key: sum(row[key] for row in rows) / len(rows) for key in numbers}}

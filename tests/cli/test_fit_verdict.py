@@ -1,0 +1,31 @@
+"""What `maskhooks fit` says of the margin, and what its table shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from maskhooks.cli.fit import _tell
+from tests import runs
+
+pytestmark = pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+
+
+def test_a_verdict_that_other_samples_do_not_share(capsys: pytest.CaptureFixture[str]) -> None:
+    held = list(runs.loader(13, 4))
+    made = runs.explainer(runs.SITES[1])
+    made.fit(runs.loader(42, 8), held, steps=12, progress=False, accelerator="cpu")
+    step = made.result.chosen[str(made.maskings[0])]
+    chosen = next(row["divergence"] for row in made.result.validation if row["step"] == step)
+    now = made.evaluate(held, progress=False)[0]["divergence"]
+    assert chosen != now
+    for margin, told in (
+        (2 * max(chosen, now), "All masks keep the mean divergence within the margin"),
+        (min(chosen, now) / 2, "Not all masks keep the mean divergence within the margin"),
+        ((chosen + now) / 2, f"the largest mean divergence was {chosen:.3g} nats"),
+    ):
+        made.margin, made.result.within_margin = margin, chosen <= margin
+        _tell(made, held, trained_only=False)
+        out = " ".join(capsys.readouterr().out.split())
+        assert told in out
+        assert f"{now:.3f}" in out  # the table's
+        assert ("is chance" in out) == (min(chosen, now) < margin < max(chosen, now))
