@@ -129,6 +129,16 @@ def count(outputs: Outputs) -> int:
     return int(distribution.batch_shape[0]) if distribution.batch_shape else 1
 
 
+def parameters(outputs: Outputs) -> list[Tensor]:
+    """All that determines the distributions."""
+    if isinstance(outputs, Mapping):
+        return [number for part in outputs.values() for number in parameters(part)]
+    distribution = outputs.distribution if isinstance(outputs, Positions) else outputs
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return [getattr(distribution, name) for name in distribution.arg_constraints]
+
+
 def check(outputs: object) -> Outputs:
     """The outputs, if they are distributions.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from maskhooks.explainers.closing import Closing, whole
 from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
+from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
 from maskhooks.site import Selector
 from maskhooks.step import Clean
@@ -40,33 +40,31 @@ class Beam(Closing):
     def scores(self, clean: Clean) -> list[Scores]:
         found = []
         for site in self.sites:
-            examples = []
-            for question in self.questions(clean, site):
-                kept = self._best(question).nonzero()[:, 0].tolist()
-                examples.append((question.units, [question.units[number][0] for number in kept]))
-                question.forget()
-            found.append(self.kept_scores(clean, site, examples))
+            questions = self.questions(clean, site)
+
+            def judged(original: Outputs, masked: Outputs, any_of: Question = questions[0]) -> Tensor:
+                moved = self.divergence(original, masked).float().cpu()
+                return torch.stack([any_of.unchanged(original, masked).float().cpu(), moved], 1)
+
+            kept = self.answers(questions, self._best, judged)
+            found.append(self.spread_scores(clean, questions, kept, rest=1.0))
         return found
 
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), "width": self.width}
 
-    def _best(self, question: Question) -> Bool[Tensor, " position"]:
+    def _best(self, question: Question) -> Asking[Tensor]:
+        """1 for the positions of the best set, 0 for the others."""
         best = torch.ones(question.positions, dtype=torch.bool)
         sets = best[None]
-
-        def judged(original: Outputs, masked: Outputs) -> Tensor:
-            moved = self.divergence(original, masked).float().cpu()
-            return torch.stack([question.unchanged(original, masked).float().cpu(), moved], 1)
-
         for _ in range(question.positions):
             rows, closed = sets.nonzero(as_tuple=True)
             smaller = sets[rows].clone()
             smaller[torch.arange(len(rows)), closed] = False
             smaller = smaller.unique(dim=0)
-            unchanged, moved = question.measured(smaller, judged).unbind(1)
+            unchanged, moved = (yield smaller).unbind(1)
             order = sorted(range(len(smaller)), key=lambda one: (-unchanged[one], moved[one]))[: self.width]
             sets = smaller[order]
             if unchanged[order[0]]:
                 best = sets[0]
-        return best
+        return best.float()

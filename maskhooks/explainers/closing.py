@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
@@ -16,10 +17,15 @@ from maskhooks.hooked import Hooked
 from maskhooks.outputs import Divergence, agreement, kl
 from maskhooks.registry import registry
 from maskhooks.replay import Replay
+from maskhooks.search.asking import Asking, answered
+from maskhooks.search.panel import Member, Panel
 from maskhooks.search.question import Criterion, Question
+from maskhooks.search.repeated import Repeated
 from maskhooks.site import Selector, Site
-from maskhooks.step import Clean, clean_pass
+from maskhooks.step import Clean, clean_pass, examples
 from maskhooks.task import device_of, move
+
+T = TypeVar("T")
 
 
 class Closing(Explainer):
@@ -78,29 +84,44 @@ class Closing(Explainer):
         """A clean pass of a batch."""
         return clean_pass(self.hooked, move(batch, device_of(self.hooked.model)), self.sites)
 
-    def questions(self, clean: Clean, site: Site) -> list[Question]:
+    def questions(self, clean: Clean, site: Site) -> Sequence[Question]:
         """A question for each example."""
         baseline = registry.make("baselines", self.baseline)
+        rows = self.batch_size
+        if examples(self.hooked, clean, site) is not None:
+            return Panel(self.hooked, clean, site, baseline, self.criterion, rows=rows).members
         return [
-            Question(
-                self.hooked, clean, site, example, baseline, self.criterion, rows=self.batch_size, replay=self.replay
-            )
+            Repeated(self.hooked, clean, site, example, baseline, self.criterion, rows=rows, replay=self.replay)
             for example in range(len(clean.values[str(site)]))
         ]
 
-    def kept_scores(
-        self, clean: Clean, site: Site, examples: Sequence[tuple[Sequence[Sequence[int]], Sequence[int] | None]]
-    ) -> Scores:
-        """Scores that are 1 for kept positions and 0 for closed ones.
+    def answers(
+        self, questions: Sequence[Question], ask: Callable[[Question], Asking[T]], function: Criterion
+    ) -> list[T]:
+        """What is found out about each example of a batch at a site.
 
         Args:
-            examples: for each example the gates that are closed together, and the first gates of those that are kept;
-                None keeps all.
+            ask: what asks on behalf of an example.
+            function: of the original and the masked outputs, a row for each set.
         """
-        values = torch.ones(site.gating().mask_shape(clean.values[str(site)], site=site))
-        rows = values.view(len(values), -1)
-        for row, (units, kept) in zip(rows, examples, strict=True):
-            row[[gate for unit in units if kept is not None and unit[0] not in kept for gate in unit]] = 0
+        if questions and isinstance(questions[0], Member):
+            return questions[0].panel.answer([ask(question) for question in questions], function)
+        return [_answered(question, ask(question), function) for question in questions]
+
+    def spread_scores(
+        self, clean: Clean, questions: Sequence[Question], scores: Sequence[Tensor], rest: float
+    ) -> Scores:
+        """The scores of a site.
+
+        Args:
+            questions: of all its examples.
+            scores: a number in [0, 1] for each position of each.
+            rest: the number of gates that are no real position's.
+        """
+        site = questions[0].site
+        values = torch.full(site.gating().mask_shape(clean.values[str(site)], site=site), rest)
+        for question, numbers in zip(questions, scores, strict=True):
+            question.write(numbers, values.view(-1))
         return self.site_scores(clean, site, site.depth or 0, values)
 
     def provenance(self) -> dict[str, Any]:
@@ -114,6 +135,13 @@ class Closing(Explainer):
 
     def _within(self, original: Any, masked: Any) -> Any:
         return self.divergence(original, masked) <= (self.margin or 0.0)
+
+
+def _answered(question: Question, asking: Asking[T], function: Criterion) -> T:
+    try:
+        return answered(asking, lambda sets: question.measured(sets, function))
+    finally:
+        question.forget()
 
 
 def above_zero(**settings: int | float | None) -> None:

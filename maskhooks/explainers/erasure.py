@@ -5,27 +5,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from maskhooks.baselines import Baseline
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.closing import Closing, above_zero, whole
 from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
-from maskhooks.outputs import Divergence, kl
+from maskhooks.outputs import Divergence, kl, parameters
 from maskhooks.progress import bar
+from maskhooks.search.asking import Asking
 from maskhooks.search.exact import Found, Search, Way, outlook
 from maskhooks.search.flat import Flat
+from maskhooks.search.panel import Member
 from maskhooks.search.question import Criterion, Question
+from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
 from maskhooks.search.shared import tree
 from maskhooks.seeds import forked
 from maskhooks.site import Selector
-from maskhooks.step import Clean
+from maskhooks.step import Clean, with_beside
+
+_NO_TREE = contextlib.nullcontext(None)
 
 
 class Erasure(Closing):
@@ -105,68 +114,70 @@ class Erasure(Closing):
             SearchLimitWarning: a limit ended the search for an example.
         """
         with forked(self.hooked.model):
-            return [found for _, found in self._search(self.clean(batch), state, progress)]
+            return [one for _, found in self._search(self.clean(batch), state, progress) for one in found]
 
     def scores(self, clean: Clean) -> list[Scores]:
-        pairs = self._search(clean, None, False)
-        self._latest = [found for _, found in pairs]
-        scores = []
-        for site in self.sites:
-            own = [(question.units, found.solutions) for question, found in pairs if question.site == site]
-            scores.append(self.kept_scores(clean, site, [(units, sets[0] if sets else None) for units, sets in own]))
+        self._latest, scores = [], []
+        for questions, found in self._search(clean, None, False):
+            self._latest += found
+            kept = [_kept(question, one) for question, one in zip(questions, found, strict=True)]
+            scores.append(self.spread_scores(clean, questions, kept, rest=1.0))
         return scores
 
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), "positions": self.positions, "largest": self.largest, "subsets": self.subsets}
 
-    def _search(self, clean: Clean, state: str | Path | None, progress: bool) -> list[tuple[Question, Found]]:
-        questions = [question for site in self.sites for question in self.questions(clean, site)]
-        for question in questions:
+    def _search(
+        self, clean: Clean, state: str | Path | None, progress: bool
+    ) -> list[tuple[Sequence[Question], list[Found]]]:
+        """For each site its questions, and what was found out about them."""
+        sites = [self.questions(clean, site) for site in self.sites]
+        every = [question for questions in sites for question in questions]
+        for question in every:
             self._check_length(question)
-        searches = [Search(question.positions, question.keeps) for question in questions]
-        saved = None if state is None else Saved(Path(state), self._identity(clean, questions), searches)
+        searches = {question: Search(question.positions) for question in every}
+        saved = None if state is None else Saved(Path(state), self._identity(clean, every), [*searches.values()])
         try:
-            with _shown(len(searches), progress) as advance:
-                found = []
-                for question, search in zip(questions, searches, strict=True):
-                    found.append((question, self._run(question, search, saved, advance)))
+            with _shown(len(every), progress) as advance:
+
+                def asking(question: Question) -> Asking[Found]:
+                    return self._asking(question, searches[question], saved, advance)
+
+                found = [self.answers(questions, asking, questions[0].unchanged) for questions in sites]
         finally:
             if saved is not None:
                 saved.now()
-        return found
+        for question, one in zip(every, itertools.chain(*found), strict=True):
+            if one.stopped is not None:
+                text = f"{_of(question)}: {one}. An explanation keeps all of them; allow more to find out"
+                warnings.warn(text, SearchLimitWarning, stacklevel=4)
+        return list(zip(sites, found, strict=True))
 
-    def _run(self, question: Question, search: Search, saved: Saved | None, advance: Any) -> Found:
+    def _asking(self, question: Question, search: Search, saved: Saved | None, advance: Any) -> Asking[Found]:
         def progress(at: Search) -> None:
             advance(at, 0)
             if saved is not None:
                 saved.later()
 
         limits: dict[str, Any] = {"subsets": self.subsets, "seconds": self.seconds, "progress": progress}
-        found = search.run(Flat(question), largest=1, **limits)  # which a tree takes longer to prepare for
-        if found.stopped == "largest" and self.largest != 1:
+        found = yield from search.asking(Flat(question.positions, question.rows), largest=1, **limits)
+        if found.stopped == "largest" and self.largest != 1:  # a tree takes longer to prepare for
             with self._way(question) as way:
-                found = search.run(way, largest=self.largest, **limits)
+                found = yield from search.asking(way, largest=self.largest, **limits)
         advance(search, 1)
-        question.forget()
         numbered = tuple(tuple(question.units[unit][0] for unit in one) for one in found.solutions)
-        found = dataclasses.replace(found, solutions=numbered)
-        if found.stopped is not None:
-            warnings.warn(
-                f"{_of(question)}: {found}. An explanation keeps all of them; allow more to find out",
-                SearchLimitWarning,
-                stacklevel=5,
-            )
-        return found
+        return dataclasses.replace(found, solutions=numbered)
 
     @contextlib.contextmanager
     def _way(self, question: Question) -> Iterator[Way]:
-        with tree(question, memory=self.memory) as shared:
-            yield Flat(question) if shared is None else shared
+        """How the sets of an example are tried."""
+        with tree(question, memory=self.memory) if isinstance(question, Repeated) else _NO_TREE as shared:
+            yield Flat(question.positions, question.rows) if shared is None else shared
 
     def _check_length(self, question: Question) -> None:
         if question.positions > self.positions:
             with self._way(question) as way:
-                text, top = outlook(way, question.positions)
+                text, top = outlook(way, question.positions, question.keeps)
             raise SearchLimitError(
                 f"{_of(question)} has {question.positions} positions, and up to {self.positions} are searched: {text}. "
                 f"Leave it out, or allow more: Erasure(hooked, positions={question.positions}, largest={max(top, 1)})"
@@ -176,19 +187,32 @@ class Erasure(Closing):
         """What has to be the same for a search to go on."""
         units = hashlib.sha256(json.dumps([question.units for question in questions]).encode()).hexdigest()
         digest = hashlib.sha256()
-        for site in self.sites:
-            digest.update(clean.values[str(site)].detach().float().cpu().contiguous().numpy().tobytes())
+        for site in with_beside(self.hooked, self.sites):
+            digest.update(_bytes(clean.values[str(site)]))
+        if any(isinstance(question, Member) for question in questions):  # edges alone do not tell graphs apart
+            for numbers in parameters(clean.outputs):
+                digest.update(_bytes(numbers))
         known = self.provenance()
         same = ("fingerprint", "sites", "baseline", "criterion", "margin")
         return {"values": digest.hexdigest(), "units": units, **{key: known[key] for key in same}}
 
     def _about(self, clean: Clean) -> list[dict[str, str]]:
         """What is known of each example: what the search found too."""
-        count = len(clean.values[str(self.sites[0])])
+        count = len(self._latest) // len(self.sites)
         words: list[dict[str, str]] = super()._about(clean) or [{} for _ in range(count)]
         for number, about in enumerate(words):
             about["search"] = "; ".join(str(found) for found in self._latest[number::count])
         return words
+
+
+def _bytes(values: Tensor) -> bytes:
+    return bytes(values.detach().float().cpu().contiguous().numpy().tobytes())
+
+
+def _kept(question: Question, found: Found) -> Tensor:
+    """1 for the positions of the first solution, 0 for the others; without one all are kept."""
+    kept = [unit[0] in found.solutions[0] if found.solutions else True for unit in question.units]
+    return torch.tensor(kept, dtype=torch.float32)
 
 
 def _of(question: Question) -> str:

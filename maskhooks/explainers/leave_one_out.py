@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from maskhooks.explainers.closing import Closing
 from maskhooks.explanation import Scores
+from maskhooks.search.asking import Asking
+from maskhooks.search.question import Question
 from maskhooks.step import Clean
 
 
@@ -25,12 +28,15 @@ class LeaveOneOut(Closing):
     def scores(self, clean: Clean) -> list[Scores]:
         found = []
         for site in self.sites:
-            values = torch.zeros(site.gating().mask_shape(clean.values[str(site)], site=site))
-            for row, question in zip(values.view(len(values), -1), self.questions(clean, site), strict=True):
-                if question.positions:
-                    others = ~torch.eye(question.positions, dtype=torch.bool)
-                    moved = -torch.expm1(-question.measured(others, self.divergence).float().clamp(min=0))
-                    for unit, score in zip(question.units, moved, strict=True):
-                        row[unit] = score
-            found.append(self.site_scores(clean, site, site.depth or 0, values))
+            questions = self.questions(clean, site)
+            moved = self.answers(questions, _each, self.divergence)
+            found.append(self.spread_scores(clean, questions, moved, rest=0.0))
         return found
+
+
+def _each(question: Question) -> Asking[Tensor]:
+    """How far the output moves without each position."""
+    if not question.positions:
+        return torch.zeros(0)
+    moved = yield ~torch.eye(question.positions, dtype=torch.bool)
+    return -torch.expm1(-moved.float().clamp(min=0))

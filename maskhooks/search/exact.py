@@ -11,8 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from maskhooks.search.asking import Asking
 from maskhooks.search.subsets import total, unrank
-from maskhooks.search.tree import Block
+from maskhooks.search.tree import Block, Untried
 
 
 @runtime_checkable
@@ -22,7 +23,9 @@ class Way(Protocol):
     def base(self, size: int) -> int:
         """What places within a size depend on."""
 
-    def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Block]:
+    def blocks(
+        self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False
+    ) -> Iterator[Block] | Iterator[Untried]:
         """All sets of a size, from a place on; `last` says when no larger size will be wanted."""
 
 
@@ -69,11 +72,10 @@ class Search:
 
     Args:
         positions: how many there are.
-        check: whether sets leave the prediction unchanged in the model itself, `set position -> set`.
     """
 
-    def __init__(self, positions: int, check: Callable[[Tensor], Tensor]) -> None:
-        self.positions, self.check = positions, check
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
         self.size = self.place = self.tried = 0
         self.seconds = 0.0
         self._base = 0
@@ -81,7 +83,7 @@ class Search:
         self._candidates: set[int] = set()  # of this size
         self._solutions: tuple[tuple[int, ...], ...] = ()
 
-    def run(
+    def asking(
         self,
         way: Way,
         *,
@@ -89,8 +91,9 @@ class Search:
         subsets: int | None = None,
         seconds: float | None = None,
         progress: Callable[[Search], None] = lambda search: None,
-    ) -> Found:
-        """Goes on until all smallest sets are found, or to a limit.
+    ) -> Asking[Found]:
+        """Goes on until all smallest sets are found, or to a limit; asks whether sets leave the prediction unchanged in
+        the model itself, where its way does not know it, and of those that it takes for solutions.
 
         Args:
             way: how sets are tried.
@@ -110,7 +113,7 @@ class Search:
                 if largest is not None and self.size > largest:
                     stopped = "largest"
                     break
-                stopped = self._size(way, subsets, seconds, progress)
+                stopped = yield from self._size(way, subsets, seconds, progress)
         finally:
             self.seconds = before + time.perf_counter() - begin
         return Found(self.positions, self._solutions, self.size, self.tried, self.seconds, stopped)
@@ -141,7 +144,7 @@ class Search:
         subsets: int | None,
         seconds: float | None,
         progress: Callable[[Search], None],
-    ) -> str | None:
+    ) -> Asking[str | None]:
         """Tries the rest of a size; the limit that ended it."""
         base = way.base(self.size)
         if base != self._base:  # places would mean something else
@@ -152,12 +155,13 @@ class Search:
             stopped = _limit(self.tried + pending, subsets, self._elapsed(), seconds)
             if stopped is not None:
                 return stopped
-            self._candidates.update((block.first + block.keeps.nonzero()[:, 0]).tolist())
-            pending += len(block.keeps)
+            keeps = block.keeps if isinstance(block, Block) else (yield block.sets)
+            self._candidates.update((block.first + keeps.nonzero()[:, 0]).tolist())
+            pending += len(keeps)
             if block.place is not None:
                 self.place, self.tried, pending = block.place, self.tried + pending, 0
             progress(self)
-        self._conclude()
+        yield from self._conclude()
         return None
 
     def _elapsed(self) -> float:
@@ -167,11 +171,11 @@ class Search:
         since, *where = self._began
         return 0.0 if where == [self.size, self.place] else time.perf_counter() - since
 
-    def _conclude(self) -> None:
+    def _conclude(self) -> Asking[None]:
         """The sets of a size have all been tried."""
         if self._candidates:
             kept = unrank(torch.tensor(sorted(self._candidates)), self.positions, self.size)
-            checked = kept[self.check(kept)]
+            checked = kept[(yield kept)]
             self._solutions = tuple(sorted(tuple(one.nonzero()[:, 0].tolist()) for one in checked))
             self._candidates.clear()
         if not self._solutions:
@@ -192,13 +196,17 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
-def speed(way: Way, positions: int, seconds: float = 0.5) -> float:
-    """Sets tried in a second, from the beginning of a search."""
+def speed(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> float:
+    """Sets tried in a second, from the beginning of a search.
+
+    Args:
+        check: whether sets leave the prediction unchanged in the model itself, `set position -> set`.
+    """
     begin = time.perf_counter()
     tried, half, there = 0, 0.0, 0
     for size in range(positions + 1):
         for block in way.blocks(size):
-            tried += len(block.keeps)
+            tried += len(block.keeps if isinstance(block, Block) else check(block.sets))
             spent = time.perf_counter() - begin
             if spent >= seconds:
                 return (tried - there) / (spent - half)
@@ -207,9 +215,9 @@ def speed(way: Way, positions: int, seconds: float = 0.5) -> float:
     return tried / (time.perf_counter() - begin)
 
 
-def outlook(way: Way, positions: int, seconds: float = 0.5) -> tuple[str, int]:
+def outlook(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> tuple[str, int]:
     """How long a search would take, in words, and the size up to which it takes a minute."""
-    rate = speed(way, positions, seconds)
+    rate = speed(way, positions, check, seconds)
     counts = list(itertools.accumulate(total(positions, size) for size in range(positions + 1)))
     top = max((size for size, count in enumerate(counts) if count / rate <= 60), default=0)
     text = (

@@ -6,25 +6,28 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from maskhooks.search.question import Question
 from maskhooks.search.subsets import total, unrank
-from maskhooks.search.tree import Block
+from maskhooks.search.tree import Untried
 
 
 class Flat:
-    """The subsets of one example's positions, size by size, stacked along the batch."""
+    """The subsets of one example's positions, size by size.
 
-    def __init__(self, question: Question) -> None:
-        self.question = question
+    Args:
+        positions: how many there are.
+        rows: sets that are tried at once.
+    """
+
+    def __init__(self, positions: int, rows: int) -> None:
+        self.positions, self.rows = positions, rows
 
     def base(self, size: int) -> int:
         """See `Tree.base`."""
         return size
 
-    def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Block]:
-        """See `Tree.blocks`."""
-        positions, rows = self.question.positions, self.question.rows
-        end = total(positions, size)
-        for lo in range(place, end, rows):
-            numbers = torch.arange(lo, min(lo + rows, end))
-            yield Block(lo, self.question.keeps(unrank(numbers, positions, size)), lo + len(numbers))
+    def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Untried]:
+        """See `Tree.blocks`; the model is still to be asked about these."""
+        end = total(self.positions, size)
+        for lo in range(place, end, self.rows):
+            numbers = torch.arange(lo, min(lo + self.rows, end))
+            yield Untried(lo, unrank(numbers, self.positions, size), lo + len(numbers))

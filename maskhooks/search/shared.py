@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
 
-from maskhooks.outputs import Outputs, Positions
+from maskhooks.outputs import Outputs, parameters
 from maskhooks.recurrence import Recurrence, Walk
-from maskhooks.search.question import Question
+from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator
 from maskhooks.tap import frozen
@@ -21,7 +20,7 @@ _TRIED = 24  # random sets on which tree and model are compared
 
 
 @contextlib.contextmanager
-def tree(question: Question, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
+def tree(question: Repeated, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
     """The tree of a question, which serves while the `with` lasts; None where the model is no recurrence to it.
 
     What adapters offer is taken after a comparison with the model on random sets of positions: the module may read
@@ -42,8 +41,8 @@ def tree(question: Question, *, rows: int = 4096, memory: float = 2e9) -> Iterat
 
 
 @torch.no_grad()
-def _tree(question: Question, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
-    alone = question.repeated(1)
+def _tree(question: Repeated, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
+    alone = question.copies(1)
     inputs = []
     for kept in (True, False):
         question.masked(alone, torch.full((1, question.positions), kept))
@@ -67,7 +66,7 @@ def _tree(question: Question, recurrence: Recurrence, rows: int, memory: float) 
 class _Ending:
     """What the model makes of final states: the rest of it runs, with an example for them all, or for each row."""
 
-    def __init__(self, question: Question, recurrence: Recurrence, *, one_row: bool) -> None:
+    def __init__(self, question: Repeated, recurrence: Recurrence, *, one_row: bool) -> None:
         self.question, self.recurrence, self.one_row = question, recurrence, one_row
         self.whole: Tensor | None = None  # the final state with all positions kept
         self._batch: tuple[int, object] | None = None
@@ -89,7 +88,7 @@ class _Ending:
         return self.question.unchanged(self._original[1], self.outputs(states)).cpu()
 
 
-def _agree(question: Question, units: list[list[int]], walk: Walk, length: int, ending: _Ending) -> bool:
+def _agree(question: Repeated, units: list[list[int]], walk: Walk, length: int, ending: _Ending) -> bool:
     """Whether the final states give what the model gives, for random sets of positions, for all and for none."""
     shares = torch.rand(_TRIED, question.positions, generator=generator(0, _TRIED))
     kept = shares < torch.linspace(0, 1, _TRIED)[:, None]
@@ -103,23 +102,11 @@ def _agree(question: Question, units: list[list[int]], walk: Walk, length: int, 
         states = torch.where(chosen.to(states.device), after, states)
     ending.whole = states[-1:].clone()
     try:
-        found = _numbers(ending.outputs(states))
+        found = parameters(ending.outputs(states))
     except Exception:  # the rest of the model does not take what the module never returned
         return False
-    wanted = _numbers(question.masked(question.repeated(len(kept)), kept))
+    wanted = parameters(question.masked(question.copies(len(kept)), kept))
     return len(found) == len(wanted) and all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
         for one, other in zip(found, wanted, strict=True)
     )
-
-
-def _numbers(outputs: Outputs) -> list[Tensor]:
-    """All that determines the distributions."""
-    if isinstance(outputs, Mapping):
-        return [number for part in outputs.values() for number in _numbers(part)]
-    if isinstance(outputs, Positions):
-        return _numbers(outputs.distribution)
-    if isinstance(outputs, Independent):
-        return _numbers(outputs.base_dist)
-    assert isinstance(outputs, Distribution)
-    return [getattr(outputs, name) for name in outputs.arg_constraints]

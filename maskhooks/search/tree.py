@@ -30,6 +30,20 @@ class Block(NamedTuple):
     place: int | None
 
 
+class Untried(NamedTuple):
+    """Sets of one size that follow one another, of which nothing is known yet.
+
+    Attributes:
+        first: the number of the first set.
+        sets: bool, `set position`.
+        place: as with a `Block`.
+    """
+
+    first: int
+    sets: Tensor
+    place: int
+
+
 class Tree:
     """The subsets of one example's positions, size by size.
 

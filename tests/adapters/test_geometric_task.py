@@ -247,13 +247,6 @@ def test_layers_called_with_the_edges_the_other_way_round() -> None:
     assert sorted(rows["edge"][rows["edge"] >= 0].tolist()) == list(range(7))
 
 
-def test_searches_are_refused() -> None:
-    hooked = maskhooks.wrap(Pooled())
-    for kind in (maskhooks.LeaveOneOut, maskhooks.Erasure):
-        with pytest.raises(SettingError, match=r"rows of edge:output belong to graphs.* amortized=False"):
-            kind(hooked, "edge").explain(batch())
-
-
 def test_states_of_nodes_are_masked(unchanged: Unchanged) -> None:
     model = Pooled()
     hooked = maskhooks.wrap(unchanged(model), example=batch())

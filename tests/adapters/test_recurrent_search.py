@@ -20,7 +20,7 @@ from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.outputs import kl
 from maskhooks.search.exact import Found
-from maskhooks.search.question import Question
+from maskhooks.search.repeated import Repeated
 from maskhooks.search.shared import tree
 from maskhooks.search.tree import Tree
 from maskhooks.step import clean_pass
@@ -97,7 +97,7 @@ def both(hooked: maskhooks.Hooked, batch: Any, monkeypatch: pytest.MonkeyPatch, 
 def used(hooked: maskhooks.Hooked, batch: Any, example: int = 0) -> Tree | None:
     site = hooked.sites["embed:output"]
     clean = clean_pass(hooked, batch, [site])
-    with tree(Question(hooked, clean, site, example, Zero(), lambda one, other: kl(one, other) < 1)) as found:
+    with tree(Repeated(hooked, clean, site, example, Zero(), lambda one, other: kl(one, other) < 1)) as found:
         return found
 
 

@@ -6,12 +6,14 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.search.exact import Search, duration, outlook, speed
+from maskhooks.search.asking import answered
+from maskhooks.search.exact import Found, Search, duration, outlook, speed
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Block
 
@@ -45,9 +47,13 @@ def accepts(kept: Tensor) -> Tensor:
     return torch.ones(len(kept), dtype=torch.bool)
 
 
+def run(search: Search, way: Listed, check: Callable[[Tensor], Tensor], **limits: Any) -> Found:
+    return answered(search.asking(way, **limits), check)
+
+
 def test_all_smallest_sets_and_no_larger_one_is_tried() -> None:
     way = Listed(7, pairs)
-    found = Search(7, way.keeps).run(way)
+    found = run(Search(7), way, way.keeps)
     assert found.solutions == ((1, 4), (2, 5))
     assert (found.size, found.below, found.stopped, found.tried) == (2, 2, None, 1 + 7 + 21)
     assert max(map(len, way.asked)) == 2
@@ -57,19 +63,19 @@ def test_all_smallest_sets_and_no_larger_one_is_tried() -> None:
 @pytest.mark.parametrize("positions", [0, 3])
 def test_the_empty_set_may_be_enough(positions: int) -> None:
     way = Listed(positions, lambda kept: True)
-    found = Search(positions, way.keeps).run(way)
+    found = run(Search(positions), way, way.keeps)
     assert (found.solutions, found.size, found.tried) == (((),), 0, 1)
 
 
 def test_sets_that_the_model_itself_refuses_are_no_solutions() -> None:
     way = Listed(5, pairs)
-    found = Search(5, Listed(5, lambda kept: {0, 1, 4} <= kept).keeps).run(way)
+    found = run(Search(5), way, Listed(5, lambda kept: {0, 1, 4} <= kept).keeps)
     assert found.solutions == ((0, 1, 4),)
 
 
 def test_where_not_even_all_positions_are_enough() -> None:
     way = Listed(4, lambda kept: False)
-    found = Search(4, way.keeps).run(way)
+    found = run(Search(4), way, way.keeps)
     assert (found.solutions, found.size, found.stopped, found.tried) == ((), None, None, 16)
     assert str(found) == "no set of its 4 positions is enough"
 
@@ -77,20 +83,20 @@ def test_where_not_even_all_positions_are_enough() -> None:
 @pytest.mark.parametrize(("limit", "below"), [({"largest": 1}, 2), ({"subsets": 9}, 2), ({"seconds": 1e-9}, 1)])
 def test_a_limit_leaves_what_is_known(limit: dict[str, float], below: int) -> None:
     way = Listed(7, pairs)
-    found = Search(7, way.keeps).run(way, **limit)  # type: ignore[arg-type]
+    found = run(Search(7), way, way.keeps, **limit)
     assert (found.solutions, found.size, found.below, found.stopped) == ((), None, below, next(iter(limit)))
     assert "stopped by" in str(found)
 
 
 def test_a_stopped_search_goes_on_and_tries_nothing_twice() -> None:
     whole = Listed(7, lambda kept: len(kept) == 4 and 0 in kept)
-    wanted = Search(7, whole.keeps).run(whole)
+    wanted = run(Search(7), whole, whole.keeps)
     way, state = Listed(7, whole.one), None
     for limit in itertools.count(5, 5):
-        search = Search(7, accepts)
+        search = Search(7)
         if state is not None:
             search.restore(json.loads(state))
-        found = search.run(way, subsets=limit)
+        found = run(search, way, accepts, subsets=limit)
         state = json.dumps(search.state())
         if found.stopped is None:
             break
@@ -106,7 +112,7 @@ def test_time_before_the_first_block_does_not_count() -> None:
             yield from super().blocks(size, place, last=last)
 
     way = Slow(7, pairs)
-    found = Search(7, way.keeps).run(way, seconds=0.29)
+    found = run(Search(7), way, way.keeps, seconds=0.29)
     assert (found.stopped, found.tried) == (None, 29)
     assert found.seconds >= 0.29
 
@@ -118,12 +124,12 @@ def test_a_search_that_raised_goes_on() -> None:
         return pairs(kept)
 
     failing, way = True, Listed(7, fails)
-    search = Search(7, accepts)
+    search = Search(7)
     with pytest.raises(ZeroDivisionError):
-        search.run(way)
+        run(search, way, accepts)
     failing = False
     before = len(way.asked)
-    assert search.run(way).solutions == ((1, 4), (2, 5))
+    assert run(search, way, accepts).solutions == ((1, 4), (2, 5))
     assert len(way.asked) - before < 29
 
 
@@ -132,15 +138,15 @@ def test_places_of_another_way_begin_the_size_anew() -> None:
         def base(self, size: int) -> int:
             return 0
 
-    search = Search(7, accepts)
-    search.run(Listed(7, pairs), subsets=20)
+    search = Search(7)
+    run(search, Listed(7, pairs), accepts, subsets=20)
     assert search.place
-    assert search.run(Based(7, pairs)).solutions == ((1, 4), (2, 5))
+    assert run(search, Based(7, pairs), accepts).solutions == ((1, 4), (2, 5))
 
 
 def test_how_long_it_would_take() -> None:
-    rate = speed(Listed(40, lambda kept: False), 40, 0.05)
-    text, top = outlook(Listed(40, lambda kept: False), 40, 0.05)
+    rate = speed(Listed(40, lambda kept: False), 40, accepts, 0.05)
+    text, top = outlook(Listed(40, lambda kept: False), 40, accepts, 0.05)
     assert 100 < rate < 1e8
     assert text.startswith(f"all {2**40:,} sets of them take ")
     assert 1 <= top < 40

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from maskhooks.recurrence import Walk
-from maskhooks.search.exact import Search
+from maskhooks.search.asking import answered
+from maskhooks.search.exact import Found, Search
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Tree
 
@@ -124,14 +126,14 @@ def test_each_call_with_hardly_any_time_comes_further(memory: float) -> None:
     def tree() -> Tree:
         return Tree(walk(), units, lambda states: states[:, 0] >= enough[0], rows=3, memory=memory)
 
-    def search() -> Search:
-        return Search(7, lambda kept: torch.ones(len(kept), dtype=torch.bool))
+    def run(search: Search, **limits: Any) -> Found:
+        return answered(search.asking(tree(), **limits), lambda kept: torch.ones(len(kept), dtype=torch.bool))
 
-    wanted, calls, state = search().run(tree()), 0, search().state()
-    while (here := search()).size <= 7:
+    wanted, calls, state = run(Search(7)), 0, Search(7).state()
+    while (here := Search(7)).size <= 7:
         here.restore(json.loads(json.dumps(state)))
         before = here.size, here.place
-        found, calls = here.run(tree(), seconds=1e-9), calls + 1
+        found, calls = run(here, seconds=1e-9), calls + 1
         state = here.state()
         if found.stopped is None:
             break

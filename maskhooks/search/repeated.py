@@ -1,0 +1,126 @@
+"""Repeated: one example of a batch by itself, as often as sets of its positions are tried in a pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from maskhooks.baselines import Baseline
+from maskhooks.errors import BatchError
+from maskhooks.hooked import Hooked
+from maskhooks.masking import Places
+from maskhooks.outputs import Outputs
+from maskhooks.replay import Replay
+from maskhooks.search.question import Criterion, Question, masking_of, units_of
+from maskhooks.site import Site
+from maskhooks.step import Clean, clean_pass, onward_pass, real_positions, units
+
+
+@dataclass(frozen=True)
+class Copies:
+    """An example as often as a pass has rows.
+
+    Attributes:
+        clean: a clean pass of it.
+        real: which positions are real.
+        units: as `Question.units`, in this pass, where there may be less padding.
+    """
+
+    clean: Clean
+    real: Tensor
+    units: list[list[int]]
+
+
+class Repeated(Question):
+    """The question of an example of which copies make a batch.
+
+    Args:
+        hooked: the wrapped model.
+        clean: the clean pass of the batch, which has read the site.
+        site, example, criterion, rows: as `Question` takes them; the site's first axis is the batch.
+        baseline: what a closed position gets.
+        replay: where the model runs from the site onward only.
+    """
+
+    def __init__(
+        self,
+        hooked: Hooked,
+        clean: Clean,
+        site: Site,
+        example: int,
+        baseline: Baseline,
+        criterion: Criterion,
+        *,
+        rows: int = 64,
+        replay: Replay | None = None,
+    ) -> None:
+        super().__init__(site, example, criterion, rows)
+        self.hooked, self.clean, self.replay = hooked, clean, replay
+        self.masking = masking_of(clean, site, baseline)
+        value = clean.values[str(site)]
+        self.count = len(value)
+        self._width = math.prod(site.gating().mask_shape(value, site=site)[1:])
+        self._real = real_positions(hooked, clean, site)
+        self.units = self._units(clean, example)
+        self._copies: Copies | None = None
+
+    def forget(self) -> None:
+        self._copies = None
+
+    def number(self, gate: int) -> int:
+        return self.example * self._width + gate
+
+    def copies(self, rows: int) -> Copies:
+        """The example by itself, as often as this.
+
+        Raises:
+            BatchError: the batch does not say how to take one example out of it.
+        """
+        batch = self.hooked.task.select(self.clean.batch, [self.example] * rows, self.count)
+        clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
+        found = Copies(clean, real_positions(self.hooked, clean, self.site), self._units(clean, 0))
+        here, there = self._values(clean, found.real, -1), self._values(self.clean, self._real, self.example)
+        same = len(found.real) == rows and [len(unit) for unit in found.units] == [len(unit) for unit in self.units]
+        if not same or here.shape != there.shape or not torch.allclose(here, there, rtol=0.01, atol=0.001):
+            raise BatchError(
+                f"example {self.example} taken out of the batch gives another value at {self.site} than within it: "
+                "say how to take examples out, with wrap(model, select=lambda batch, numbers: ...)"
+            )
+        return found
+
+    @torch.no_grad()
+    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
+        width = min(self.rows, len(kept))
+        if self._copies is None or len(self._copies.real) != width:
+            self._copies = self.copies(width)
+        found = []
+        for part in kept.split(width):
+            filled = torch.cat([part, part[:1].expand(width - len(part), -1)])
+            outputs = function(self._copies.clean.outputs, self.masked(self._copies, filled))
+            found.append(outputs[: len(part)].cpu())
+        return torch.cat(found)
+
+    def masked(self, copies: Copies, kept: Bool[Tensor, "row position"]) -> Outputs:
+        """What the model says of the repeated example with these positions alone."""
+        value = copies.clean.values[str(self.site)]
+        shape = self.site.gating().mask_shape(value, site=self.site)
+        sample = value.new_ones(len(kept), math.prod(shape[1:]), dtype=torch.float32)
+        for number, unit in enumerate(copies.units):
+            sample[:, unit] = kept[:, number, None].to(sample)
+        masked = self.masking.mask(value, copies.real, sample.reshape(shape))
+        return onward_pass(self.hooked, copies.clean, self.site, self.masking.onto(masked))
+
+    def _units(self, clean: Clean, example: int) -> list[list[int]]:
+        here = Places(real_positions(self.hooked, clean, self.site), None, units(self.hooked, clean, self.site))
+        pattern = self.site.gating()
+        sizes = pattern.shape(clean.values[str(self.site)], site=self.site)
+        return units_of(pattern, sizes, here, torch.tensor([example]))
+
+    def _values(self, clean: Clean, real: Tensor, example: int) -> Tensor:
+        """The values at an example's real positions, `position feature`."""
+        value = clean.values[str(self.site)]
+        return self.site.gating().rows(value, site=self.site)[example][real[example]].float()
