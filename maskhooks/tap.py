@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
@@ -100,6 +101,8 @@ class Tap:
         for site, function in (replace or {}).items():
             self._add(site, function)
         passed: set[str] = set()
+        if isinstance(model, torch.jit.ScriptModule):  # which takes no hooks at all
+            check_compiled("any", "", self._modules)
         for site in {point.site.module: point.site for point in self._points()}.values():
             check_compiled(site, site.module, self._modules, passed)
 

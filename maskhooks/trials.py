@@ -39,7 +39,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
         For each site whether it is bypassed; None where no other input could be made, or where another input changes
         nothing even with open gates.
     """
-    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+    with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
         usual = _outputs(hooked, batch)  # before `vary`: a batch that does not fit the model is told as such
         other = hooked.task.vary(batch, generator(seed))
         if other is None or _same(usual, _outputs(hooked, other)):
@@ -82,7 +82,8 @@ def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
 def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, str]:
     """Why no gradient comes back from the outputs to a site; empty where one does, or where none can be asked for."""
     found: dict[Site, str] = {}
-    with forked(hooked.model), torch.enable_grad(), frozen(hooked.model), warnings.catch_warnings():
+    kept = hooked.opened(())  # some passes are untapped, and leave nothing behind either
+    with forked(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, of kernels that have no gradient: said here of each site
         for site in sites:
             found[site] = _no_gradient(hooked, batch, site, seed)

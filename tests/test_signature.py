@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import maskhooks
 from maskhooks.replay import forwards
@@ -97,3 +98,10 @@ def test_a_static_forward_and_one_of_other_arguments() -> None:
     module = Layer()
     vars(module)["forward"] = lambda y: y + 1
     assert list(signature(module).parameters) == ["y"]
+
+
+def test_a_module_that_passes_on_what_it_is_given() -> None:
+    assert list(signature(AveragedModel(Layer())).parameters) == ["x", "scale"]
+    assert list(signature(nn.DataParallel(AveragedModel(Layer()))).parameters) == ["x", "scale"]
+    alone = nn.Module()
+    assert list(signature(alone).parameters) == ["input"]

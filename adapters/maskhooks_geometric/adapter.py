@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import nn
 
 from maskhooks.adapter import Adapter, join
+from maskhooks.errors import CompiledModelError
 from maskhooks.modules import places
 from maskhooks.parts import Parts
 from maskhooks.pattern import Pattern
 from maskhooks.site import Site
 from maskhooks.task import Task
+from maskhooks_geometric.graphs import untyped
 from maskhooks_geometric.layer import PLACES, cached, sending
 from maskhooks_geometric.loaded import layer_types
 from maskhooks_geometric.task import GraphTask
@@ -42,7 +45,8 @@ class GeometricAdapter(Adapter):
     read, the first two `picked`; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what
     the first layer is given. A module with a child of one of these names keeps it, and has no such sites.
 
-    Depths number the layers, in the order of modules, or of their calls where an example was run.
+    Depths number the layers, in the order of modules, or of their calls where an example was run. Layers that serve one
+    type of edges each, side by side in a `HeteroConv` or by `to_hetero`, have one depth.
     """
 
     name = "geometric"
@@ -67,11 +71,11 @@ class GeometricAdapter(Adapter):
             yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
 
     def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
-        order = dict.fromkeys(_layer(site) for site in (*fired, *sites) if not _is_whole(site))
+        order = dict.fromkeys(untyped(_layer(site)) for site in (*fired, *sites) if not _is_whole(site))
         depths = {layer: depth for depth, layer in enumerate(order)}
         placed = []
         for site in sites:
-            depth = 0 if _is_whole(site) else depths[_layer(site)]
+            depth = 0 if _is_whole(site) else depths[untyped(_layer(site))]
             first = site.port == "input" and not depth
             tags = site.tags | {"input"} if first else site.tags - {"input"}
             placed.append(dataclasses.replace(site, depth=depth, tags=tags))
@@ -104,8 +108,19 @@ class GeometricAdapter(Adapter):
 
 
 def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
-    """The message passing layers in a module, itself among them, by their names in the whole model."""
+    """The message passing layers in a module, itself among them, by their names in the whole model.
+
+    Raises:
+        CompiledModelError: one of them is scripted, and shows no messages.
+    """
     kinds = layer_types()
+    for inner, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and hasattr(part, "propagate"):
+            raise CompiledModelError(
+                f"the layer {join(name, inner)!r}, a {part.original_name}, is scripted, so that its messages are not "
+                "to be seen, and masks would leave them out. Wrap the model before torch.jit.script",
+                module=join(name, inner),
+            )
     return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, kinds)}
 
 

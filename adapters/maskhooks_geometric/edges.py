@@ -14,7 +14,7 @@ Ends = tuple[Int[Tensor, " edge"], Int[Tensor, " edge"]]
 
 
 def rows(adjacency: Any) -> Ends:
-    """The two rows of an edge_index; of a sparse adjacency, which is transposed, columns come first.
+    """The two rows of an edge_index, int64; of a sparse adjacency, which is transposed, columns come first.
 
     Raises:
         BatchError: it is a sparse tensor of a layout that messages cannot be taken from.
@@ -23,14 +23,15 @@ def rows(adjacency: Any) -> Ends:
         target, source, _ = adjacency.coo()
         return source, target
     if adjacency.layout == torch.strided:
-        plain = adjacency.as_subclass(Tensor)
+        plain = adjacency.as_subclass(Tensor).long()  # layers take narrower numbers, sums by number do not
         return plain[0], plain[1]
     if adjacency.layout == torch.sparse_coo:
         target, source = adjacency._indices()
         return source, target
     if adjacency.layout == torch.sparse_csr:
         counts = adjacency.crow_indices().diff()
-        return adjacency.col_indices(), torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        numbers = torch.arange(len(counts), device=counts.device)
+        return adjacency.col_indices().long(), numbers.repeat_interleave(counts)
     raise BatchError(
         f"the adjacency has the layout {adjacency.layout}, from which a layer takes no messages apart. Give an "
         "edge_index, or the same in another layout: adj_t.to_sparse_csr()"

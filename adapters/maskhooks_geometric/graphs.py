@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,18 @@ Relation = tuple[str, str, str]
 
 def code(name: str) -> int | None:
     """A number below -1 for the type of edges that PyG has put into the name of a layer; None where it has put none."""
-    for part in name.split("."):
-        ends = [end for end in re.split("_{2,}", part.strip("<>")) if end]
-        if len(ends) > 2:
-            return _code(ends)
-    return None
+    return next((_code(ends) for part in name.split(".") if (ends := _ends(part))), None)
+
+
+def untyped(name: str) -> str:
+    """The name of a layer without the type of edges, which those that serve the other types have in common."""
+    return ".".join("*" if _ends(part) else part for part in name.split("."))
+
+
+def _ends(part: str) -> list[str]:
+    """The words of a type of edges that a part of a name is; empty for any other."""
+    found = [end for end in re.split("_{2,}", part.strip("<>")) if end]
+    return found if len(found) > 2 else []
 
 
 def _code(ends: Sequence[str]) -> int:
@@ -62,7 +70,8 @@ class Graphs:
         if isinstance(self._held, Mapping):
             return self._held.get(name)
         try:
-            return getattr(self._held, name, None)
+            found = getattr(self._held, name, None)
+            return None if inspect.ismethod(found) else found  # as `size`, which a layer takes and a graph computes
         except KeyError:  # HeteroData's, for a name that ends in _dict or weights of no type
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -108,6 +108,12 @@ class _Layer(Uncopied):
         except TypeError:  # the layer itself says so
             self._given = {}
         self._sent = 0
+        if not _fits(module, self._edges):
+            raise ModelError(
+                f"a {type(module).__name__} with cached=True holds the edges of another graph, and sends its messages "
+                "along these, whatever it is called with. Set its `cached` to False and `_cached_edge_index` and "
+                "`_cached_adj_t` to None, where it has them, before the model is wrapped"
+            )
 
     def end(self, module: nn.Module, args: object, output: object) -> None:
         self._given, self._call = {}, (None, {})
@@ -297,6 +303,20 @@ def _is_states(given: Any) -> bool:
 def _adjacencies(given: Mapping[Any, Any]) -> bool:
     """Whether a mapping is one of edges by type, which are triples."""
     return bool(given) and all(isinstance(key, tuple) and len(key) == 3 for key in given)
+
+
+def _fits(layer: Any, edges: Callable[[], Tensor | None]) -> bool:
+    """Whether what a layer has in its cache, if anything, are the edges that it is called with."""
+    for held in (getattr(layer, "_cached_edge_index", None), getattr(layer, "_cached_adj_t", None)):
+        if held is not None and (given := edges()) is not None:
+            return _alike(rows(held[0] if isinstance(held, tuple) else held), (given[:, 0], given[:, 1]))
+    return True
+
+
+def _alike(one: Ends, other: Ends) -> bool:
+    """Whether there are the same edges in any order and direction, self-loops aside."""
+    between = [torch.stack(ends, 1).sort(1).values[ends[0] != ends[1]] for ends in (one, other)]
+    return len(between[0]) == len(between[1]) and bool((found_in(*between) >= 0).all())
 
 
 def _same(one: Ends, other: Ends) -> bool:

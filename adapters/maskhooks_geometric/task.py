@@ -182,6 +182,17 @@ class GraphTask(Task):
             found = _messages[sent] = Messages(graphs, sent.detach(), _relation(graphs, site))
         return found
 
+    def picked(self, batch: Any, numbers: Sequence[int]) -> Any | None:
+        if self._select is not None or not hasattr(batch, "stores"):
+            return super().picked(batch, numbers)
+        from torch_geometric.data import Batch
+
+        try:
+            own = batch.to_data_list() if isinstance(batch, Batch) else [batch]
+        except RuntimeError:  # as of a batch that was not made of a list
+            return None
+        return Batch.from_data_list([own[number] for number in numbers]) if max(numbers) < len(own) else None
+
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """The same graphs with the features of their nodes, and of their edges, in another order."""
         if self._vary is not None or isinstance(batch, (Mapping, tuple, list, Tensor)):
