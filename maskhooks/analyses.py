@@ -205,7 +205,7 @@ def top(explanation: Explanation, group: Group = "label", *, depth: int | None =
     codes = np.full(len(explanation), -1)
     codes[inside.rows] = inside.codes
     _, first, cells = np.unique(
-        _keys(explanation, ("example", "position"))[here], return_index=True, return_inverse=True
+        _keys(explanation, ("example", "position", "relation"))[here], return_index=True, return_inverse=True
     )
     means = np.bincount(cells, explanation["score"][here]) / np.bincount(cells)
     _, owners = np.unique(explanation["example"][here][first], return_inverse=True)
@@ -291,17 +291,20 @@ def _distinct(cells: Codes, examples: Column, count: int) -> Codes:
 
 
 def _keys(explanation: Explanation, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """A number for each row that is equal where these columns are."""
+    """A number for each row that is equal where these columns are, of those that there are."""
     keys = np.zeros(len(explanation), np.int64)
     for name in names:
-        keys = keys * (int(explanation[name].max(initial=0)) + 1) + explanation[name]
+        if name in explanation.columns:
+            column = explanation[name].astype(np.int64)
+            column -= column.min(initial=0)
+            keys = keys * (int(column.max(initial=0)) + 1) + column
     return keys
 
 
 def _cluster_sums(part: Explanation, inside: Grouped) -> Floats:
     """`[group, 7]`: n, d, d_e², d_e n_e, n_e² summed over examples, examples, layers there could be."""
     rows = inside.rows
-    example, position = part["example"][rows].astype(np.int64), part["position"][rows]
+    example, position = part["example"][rows].astype(np.int64), _keys(part, ("position", "relation"))[rows]
     width = int(position.max(initial=0)) + 1
     clusters, cluster = np.unique(inside.codes * (example.max(initial=0) + 1) + example, return_inverse=True)
     places, place = np.unique(cluster * width + position, return_inverse=True)

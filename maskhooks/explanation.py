@@ -199,7 +199,7 @@ class Explanation:
         Returns:
             scores `[depth, position]`, from the lowest depth up, NaN where there is none, the mean over
             further axes such as heads; what the depths are called (with the site, where several share a
-            depth); what the positions are called.
+            depth, but for edges of types of their own); what the positions are called.
 
         Raises:
             SettingError: no such example here.
@@ -211,7 +211,7 @@ class Explanation:
 
     def mean_kept(self) -> dict[tuple[str, int], float]:
         """For each (site, depth), in order of depth, the fraction kept in expectation over real positions."""
-        layers = self._layers()
+        layers = Layers(self.columns, self.sites)
         return dict(zip(layers.pairs, map(float, layers.means()), strict=True))
 
     # Tables and files
@@ -371,7 +371,7 @@ class Explanation:
     def _layers(self) -> Layers:
         made = [site for site in self.provenance.get("sites") or () if isinstance(site, Mapping)]
         weights = bool(made) and all("weight" in site.get("tags", ()) for site in made)  # of edges in all layers
-        return Layers(self.columns, self.sites, weights or bool(self.provenance.get("tied")))
+        return Layers(self.columns, self.sites, weights or bool(self.provenance.get("tied")), joined=True)
 
     def _known(self, name: str, numbers: Sequence[int]) -> Sequence[int]:
         here = np.unique(self[name])

@@ -49,9 +49,10 @@ class Joint(Masks):
         return Joint([part.drawing([gate]) for part, gate in zip(self.parts, gates, strict=True)], tied=self.tied)
 
     def staged(self, progress: float) -> Joint:
-        """The last parts, one more after each stage, so that masks are learned from the top down."""
-        count = len(self.parts) if self.tied else min(len(self.parts), 1 + int(len(self.parts) * progress))
-        return Joint(self.parts[len(self.parts) - count :], tied=self.tied)
+        """The parts of the last depths, one more after each stage, so that masks are learned from the top down."""
+        depths = sorted({part.depth for part in self.parts})
+        count = len(depths) if self.tied else min(len(depths), 1 + int(len(depths) * progress))
+        return Joint([part for part in self.parts if part.depth >= depths[-count]], tied=self.tied)
 
     def _alike(self, part: Masking, first: Masked, value: Tensor, places: Places) -> Masked:
         shape = part.site.gating().mask_shape(value, site=part.site)

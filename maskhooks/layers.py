@@ -23,18 +23,22 @@ class Layers:
         columns: the rows.
         sites: the addresses that the column `site` numbers.
         whole: whether one score stands for all layers of a model, and is read at one of them.
+        joined: whether sites of one depth are one layer where each has edges of types of its own, as a network with a
+            module for each type of edges has them.
 
     Attributes:
-        pairs: (site, depth) of each layer.
+        pairs: (site, depth) of each layer; no site of those that are joined.
         which: for each row the index of its layer.
     """
 
-    def __init__(self, columns: Columns, sites: Sequence[str], whole: bool = False) -> None:
+    def __init__(self, columns: Columns, sites: Sequence[str], whole: bool = False, joined: bool = False) -> None:
         number = max(len(sites), 1)
         keys, which = np.unique(columns["depth"].astype(np.int64) * number + columns["site"], return_inverse=True)
         self.columns, self.whole = columns, whole
-        self.which = which
+        self.which = self._part = which
         self.pairs = [(sites[key % number], int(key // number)) for key in keys]
+        if joined and self.connected and "relation" in columns:
+            self._join()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -46,6 +50,18 @@ class Layers:
             return [ALL]
         depths = [depth for _, depth in self.pairs]
         return [str(depth) if depths.count(depth) == 1 else f"{depth} ({site})" for site, depth in self.pairs]
+
+    def _join(self) -> None:
+        """Makes sites of one depth one layer where no type of edges is that of two of them."""
+        depths = [depth for _, depth in self.pairs]
+        kinds, relations = np.unique(self.columns["relation"], return_inverse=True)
+        met = np.unique(self._part * len(kinds) + relations)  # which layer has which types
+        places = np.stack([np.array(depths, np.int64)[met // len(kinds)], kinds[met % len(kinds)]])
+        cells, times = np.unique(places, axis=1, return_counts=True)
+        apart = set(cells[0, (times > 1) | (cells[1] < 0)].tolist())
+        named = [(site if depth in apart else "", depth) for site, depth in self.pairs]
+        self.pairs = list(dict.fromkeys(named))
+        self.which = np.array([self.pairs.index(pair) for pair in named], np.int64)[self._part]
 
     def means(self) -> Scored:
         """`[layer]`, the mean score over real positions; NaN where there is none."""
@@ -143,14 +159,15 @@ class Layers:
         return scores.reshape(len(self), -1), [str(label) for label in self.columns["label"][rows][first]]
 
     def _axis(self, rows: Column) -> Column:
-        """For each row a number that layers have in common whose positions are called alike."""
+        """For each row a number that sites have in common whose positions are called alike, edges also of one type."""
         found = np.zeros(len(rows), np.int64)
-        axes: list[dict[int, str]] = []
-        for layer in np.unique(self.which[rows]):
-            own = np.flatnonzero(self.which[rows] == layer)
-            names = dict(
-                zip(self.columns["position"][rows[own]].tolist(), self.columns["label"][rows[own]], strict=True)
-            )
+        axes: list[dict[int, tuple[str, int]]] = []
+        part, position, label = self._part[rows], self.columns["position"][rows], self.columns["label"][rows]
+        kind = self.columns["relation"][rows] if "relation" in self.columns else np.zeros(len(rows), int)
+        for site in np.unique(part):
+            own = np.flatnonzero(part == site)
+            called = zip(label[own], kind[own].tolist(), strict=True)
+            names = dict(zip(position[own].tolist(), called, strict=True))
             number = next((n for n, axis in enumerate(axes) if all(axis.get(p, x) == x for p, x in names.items())), -1)
             if number < 0:
                 number = len(axes)

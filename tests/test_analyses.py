@@ -15,6 +15,7 @@ import torch
 
 from maskhooks.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
 from maskhooks.errors import SettingError
+from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.shards import Shards
 from maskhooks.site import Site
@@ -161,6 +162,26 @@ def test_top_is_where_the_largest_real_score_is() -> None:
         )
     shares = list(top(whole).values())
     assert shares == sorted(shares, reverse=True)
+
+
+def test_top_tells_types_of_edges_apart() -> None:
+    numbers, real, whose = (
+        torch.arange(2),
+        torch.ones(2, dtype=torch.bool),
+        Examples(torch.zeros(2, dtype=torch.long), 1),
+    )
+    parts = [
+        Scores(
+            Site.parse(f"conv.{relation}:output", "edge feature -> edge"),
+            0,
+            torch.tensor(values),
+            real,
+            examples=whose,
+            edges={"source": numbers, "target": numbers + 5 * relation, "relation": torch.full((2,), relation)},
+        )
+        for relation, values in enumerate(([0.1, 0.9], [0.8, 0.0]))
+    ]
+    assert top(Explanation.build(parts, provenance={})) == {"1→1": 1.0}
 
 
 def test_equal_scores_share_an_example() -> None:

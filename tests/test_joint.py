@@ -141,6 +141,9 @@ def test_layers_join_from_the_top_down(hooked, batch) -> None:
     assert joint.staged(0.5).parts == joint.parts
     assert joint.parts[0].staged(0.0) is joint.parts[0]
     assert Joint(joint.parts, tied=True).staged(0.0).parts == joint.parts
+    for part, depth in zip(joint.parts, (0, 0), strict=True):
+        part.depth = depth
+    assert joint.staged(0.0).parts == joint.parts  # of one depth, which join together
 
 
 def test_tied_gates_are_those_of_the_first_site(hooked, batch) -> None:

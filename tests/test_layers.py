@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.site import Site
 
@@ -62,6 +63,41 @@ def test_positions_of_a_decoder_stand_beside_those_of_the_encoder() -> None:
     assert np.isnan(drawn[:2, 3:]).all()
     assert np.isnan(drawn[2, :3]).all()
     assert drawn[2, 3:].tolist() == answer[0].tolist()
+
+
+def edges(depth: int, relation: int, values: list[float], name: str = "") -> Scores:
+    """Edges of a type, 0 -> 1, 1 -> 2 and so on."""
+    rows = torch.arange(len(values))
+    columns = {"source": rows, "target": rows + 1, "edge": rows, "relation": torch.full_like(rows, relation)}
+    site = Site.parse(f"{name or relation}{depth}:output", "edge feature -> edge")
+    real, whose = torch.ones(len(values), dtype=torch.bool), Examples(torch.zeros_like(rows), 1)
+    return Scores(site, depth, torch.tensor(values), real, examples=whose, edges=columns)
+
+
+def test_sites_with_types_of_edges_of_their_own_are_one_layer() -> None:
+    parts = [edges(0, 0, [0.1, 0.2]), edges(0, 1, [0.3, 0.4, 0.5]), edges(1, 1, [0.6, 0.7, 0.8])]
+    explanation = Explanation.build(parts, provenance={})
+    drawn, depths, names = explanation.matrix()
+    assert depths == ["0", "1"]
+    assert names == ["0→1", "1→2", "0→1", "1→2", "2→3"]
+    expected = [[0.1, 0.2, 0.3, 0.4, 0.5], [np.nan, np.nan, 0.6, 0.7, 0.8]]
+    assert np.allclose(drawn, expected, equal_nan=True)
+    layers = explanation._layers()
+    scores, ends, _, _ = layers.edges()
+    assert ends[0].tolist() == [0, 0, 1, 1, 2]
+    assert np.allclose(scores, [[0.1, 0.3, 0.2, 0.4, 0.5], [np.nan, 0.6, np.nan, 0.7, 0.8]], equal_nan=True)
+    assert np.allclose(layers.means(), [0.3, 0.7])
+    assert "0: 0.30, 1: 0.70" in repr(explanation)
+    assert list(explanation.mean_kept()) == [("00:output", 0), ("10:output", 0), ("11:output", 1)]
+    assert len(explanation.plot().axes) == 3  # two graphs, and the colours
+    assert '"rows":["0","1"]' in explanation.to_html()
+
+
+def test_sites_with_the_same_types_of_edges_are_several_layers() -> None:
+    parts = [edges(0, 0, [0.1]), edges(0, 0, [0.2], "other"), edges(1, 0, [0.3]), edges(1, -1, [0.4], "unknown")]
+    explanation = Explanation.build(parts, provenance={})
+    _, depths, _ = explanation.matrix()
+    assert depths == ["0 (00:output)", "0 (other0:output)", "1 (01:output)", "1 (unknown1:output)"]
 
 
 def test_a_page_says_that_heads_are_averaged() -> None:

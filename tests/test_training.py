@@ -222,6 +222,14 @@ class TestFit:
         explainer.save(tmp_path)
         assert maskhooks.load(tmp_path, hooked).explain(batches(1)[0]) == found
 
+    @pytest.mark.parametrize("product", [True, False])
+    def test_states_of_one_depth_are_read_together(self, product):
+        sites = [maskhooks.Site.parse(name, TOKENS, depth=min(i, 2)) for i, name in enumerate(SITES)]
+        explainer = fitted(wrapped(sites=sites), SITES[0], given=SITES[1:], product=product)
+        assert [masking.depth for masking in explainer.maskings] == [1, 2]
+        assert [str(site) for site in explainer.maskings[1].votes[-1].reads] == [SITES[0], *SITES[2:]]
+        assert list(explainer.explain(batches(1)[0]).mean_kept()) == [(SITES[0], 1), (SITES[0], 2)]
+
     def test_input_by_tag(self):
         sites = [
             maskhooks.Site.parse(name, TOKENS, tags=frozenset({"hidden"} | ({"input"} if not i else set())))

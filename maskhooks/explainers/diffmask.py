@@ -32,8 +32,8 @@ class DiffMask(Learned):
 
     min E[mean P(z != 0)] subject to E[D(y || y_masked)] <= margin, over probes and baselines (De Cao et al. 2020,
     eq. 2 to 4). Hidden states: each site is masked by itself, its gates read from the same state. Inputs: masked with
-    the product of votes, one for each state up to a depth, each reading input and state; so every depth has a mask, and
-    what is dropped at one depth stays dropped further up.
+    the product of votes, one for each depth up to theirs, each reading input and states; so every depth has a mask, and
+    what is dropped at one depth stays dropped further up. States of one depth are read together.
 
     Args:
         hooked: the wrapped model.
@@ -189,21 +189,21 @@ class DiffMask(Learned):
     def _conditioned(self) -> list[Masking]:
         maskings = []
         for site in self.sites:
-            states = sorted((s for s in self.given or () if _depth(s) >= _depth(site)), key=_depth)
+            states = [state for state in self.given or () if _depth(state) >= _depth(site)]
             if not states:
                 raise SettingError(
                     f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of "
                     f"it. Add {site} itself, or sites further up."
                 )
-            reads = [(site,) if state == site else (site, state) for state in states]
+            depths = sorted(set(map(_depth, states)))
+            reads = [(site, *(s for s in states if _depth(s) == depth and s != site)) for depth in depths]
             if not self.product:
-                maskings += [self._alone(site, read, _depth(state)) for state, read in zip(states, reads, strict=True)]
+                maskings += [self._alone(site, read, depth) for depth, read in zip(depths, reads, strict=True)]
                 continue
-            votes = [Vote(read, self.recipe.make_probe(number, len(states))) for number, read in enumerate(reads)]
+            votes = [Vote(read, self.recipe.make_probe(number, len(depths))) for number, read in enumerate(reads)]
             baseline = self._make_baseline()
             maskings += [
-                Masking(site, _depth(state), votes[: number + 1], self.gate, baseline)
-                for number, state in enumerate(states)
+                Masking(site, depth, votes[: number + 1], self.gate, baseline) for number, depth in enumerate(depths)
             ]
         return maskings
 

@@ -427,6 +427,51 @@ def test_a_layer_for_each_relation(made: str, unchanged: Unchanged) -> None:
     assert seen == {0, 1, 2}
 
 
+@pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+@pytest.mark.parametrize("made", ["HeteroConv", "to_hetero"])
+def test_layers_for_one_relation_each_have_one_depth(made: str) -> None:
+    data = hetero()
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            wide = ((3, 3), (6, 6))
+            self.layers = nn.ModuleList([HeteroConv({key: SAGEConv(size, 6) for key in RELATIONS}) for size in wide])
+
+        def forward(self, x_dict: dict[str, Tensor], edge_index_dict: dict[Any, Tensor]) -> Any:
+            for layer in self.layers:
+                x_dict = {kind: x.tanh() for kind, x in layer(x_dict, edge_index_dict).items()}
+            return x_dict["user"]
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = SAGEConv((-1, -1), 6), SAGEConv((-1, -1), 6)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.second(self.first(x, edge_index).tanh(), edge_index)
+
+    model: Any = Layers() if made == "HeteroConv" else to_hetero(Plain(), data.metadata())
+    with torch.no_grad():
+        model(data.x_dict, data.edge_index_dict)
+    for example in (None, data):
+        hooked = maskhooks.wrap(model, example=example)
+        assert [site.depth for site in hooked.sites.tagged("message")] == [0, 0, 0, 1, 1, 1]
+        assert [site.depth for site in hooked.sites.tagged("input")] == [0, 0, 0]
+    explanation = maskhooks.Random(hooked, "message").explain(data)
+    scores, depths, names = explanation.matrix()
+    assert scores.shape == (2, 9) == (len(depths), len(names))
+    assert depths == ["0", "1"]
+    assert not (scores != scores).any()
+    if made == "HeteroConv":  # by `to_hetero` films are predicted too, and a type alone is not asked about
+        masks = maskhooks.GraphMask(hooked, recipe=maskhooks.Recipe(steps=2, stagger=0.5))
+        with pytest.warns(UnfiredSiteWarning, match="rates"):
+            masks.fit([data], [data], progress=False)
+        assert [part.depth for part in masks.maskings[0].parts] == [0, 0, 0, 1, 1]
+        assert [part.depth for part in masks.maskings[0].staged(0.0).parts] == [1, 1]
+        assert masks.explain(data).matrix()[1] == ["0", "1"]
+
+
 @pytest.mark.parametrize("kind", [HGTConv, HANConv])
 def test_a_layer_for_all_relations(kind: Any) -> None:
     data = hetero()
