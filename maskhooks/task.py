@@ -253,6 +253,10 @@ class Task:
                 chosen = nested.put(chosen, path, tensor[torch.as_tensor(numbers, device=tensor.device)])
         return chosen
 
+    def picked(self, batch: Any, numbers: Sequence[int]) -> Any | None:
+        """As `select`, where rows are no batch; None where it is not known how."""
+        return None if self._select is None else self._select(batch, numbers)
+
     def vary(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding, for the bypass test; None where none can be made.
 

@@ -62,9 +62,9 @@ class Beam(Closing):
             smaller = sets[rows].clone()
             smaller[torch.arange(len(rows)), closed] = False
             smaller = smaller.unique(dim=0)
-            unchanged, moved = (yield smaller).unbind(1)
-            order = sorted(range(len(smaller)), key=lambda one: (-unchanged[one], moved[one]))[: self.width]
+            judged = (yield smaller).tolist()  # unchanged, moved
+            order = sorted(range(len(smaller)), key=lambda one: (-judged[one][0], judged[one][1]))[: self.width]
             sets = smaller[order]
-            if unchanged[order[0]]:
+            if judged[order[0]][0]:
                 best = sets[0]
         return best.float()

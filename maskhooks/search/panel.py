@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -14,13 +14,22 @@ from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Places
-from maskhooks.outputs import Outputs
+from maskhooks.outputs import Outputs, parameters
 from maskhooks.search.asking import Asking, abreast
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.site import Site
-from maskhooks.step import Clean, onward_pass, places
+from maskhooks.step import Clean, clean_pass, onward_pass, places
 
 T = TypeVar("T")
+_ROWS = 2**16  # of a batch that holds examples several times; one of large graphs would fill the memory
+
+
+class _Picked(NamedTuple):
+    """A panel of examples of another one: their numbers there, and how often each is among them."""
+
+    numbers: list[int]
+    times: int
+    panel: Panel
 
 
 class Panel:
@@ -31,7 +40,9 @@ class Panel:
         clean: the clean pass of the batch, which has read the site.
         site: what is closed row by row; its first axis are rows, several to an example.
         baseline: what a closed row gets.
-        criterion, rows: as `Question` takes them.
+        criterion: as `Question` takes it.
+        rows: sets in one pass, of all examples together; where it is not known how to make a batch of some of its
+            examples, as many as there are examples.
 
     Attributes:
         members: the questions, one for each example.
@@ -48,6 +59,7 @@ class Panel:
         rows: int = 64,
     ) -> None:
         self.hooked, self.clean, self.site = hooked, clean, site
+        self._baseline, self._criterion, self._rows = baseline, criterion, rows
         self.masking = masking_of(clean, site, baseline)
         self._value = clean.values[str(site)]
         self._shape = site.gating().mask_shape(self._value, site=site)
@@ -63,26 +75,79 @@ class Panel:
             first += one.positions
         self._gates = (owners >= 0).nonzero()[:, 0]
         self._owners = owners[self._gates]  # of each gate, its position among those of all examples
+        self._all = self._picked = _Picked([*range(len(self.members))], 1, self)
+        self._pickable = True
 
     def answer(self, askings: Sequence[Asking[T]], function: Criterion) -> list[T]:
         """What each example's asking finds out."""
         return abreast(askings, lambda sets: self.measured(sets, function))
 
-    @torch.no_grad()
     def measured(self, sets: Mapping[int, Bool[Tensor, "set position"]], function: Criterion) -> Mapping[int, Tensor]:
-        """A function of what the model says of examples as they are and with the first of their sets alone.
+        """A function of what the model says of examples as they are and with some of their sets alone, from the first.
 
         Args:
             sets: of some of the examples, by their numbers; the others keep all their rows.
         """
-        kept = [sets[one.example][0] if one.example in sets else one.whole for one in self.members]
+        there = self._there(sets)
+        kept: dict[int, Tensor] = {}
+        places: dict[int, list[int]] = {number: [] for number in sets}
+        for at, number in enumerate(there.numbers):
+            if number in sets and len(places[number]) < len(sets[number]):
+                kept[at] = sets[number][len(places[number])]
+                places[number].append(at)
+        found = there.panel._pass(kept, function)
+        return {number: found[at] for number, at in places.items()}
+
+    def _there(self, sets: Mapping[int, Tensor]) -> _Picked:
+        """The examples that a pass has: all, or those that are asked about, several times over where there is room."""
+        here = self._picked
+        if not sets.keys() <= set(here.numbers):
+            here = self._picked = self._all
+        times = 1
+        if max(map(len, sets.values())) > 1:
+            asked = [self.members[number] for number in sets]
+            room = _ROWS // max(1, sum(len(one.own) for one in asked))
+            times = max(1, min(self._rows // len(sets), room, max(one.positions for one in asked)))
+        fewer = 2 * len(sets) * here.times <= len(here.numbers)
+        if self._pickable and (fewer or times > here.times == 1):
+            found = self._pick([*sets] * times, times)
+            self._pickable = found is not None
+            self._picked = found or self._all
+        return self._picked
+
+    def _pick(self, numbers: list[int], times: int) -> _Picked | None:
+        """A panel of some examples; None where it is not known how to make their batch."""
+        batch = self.hooked.task.picked(self.clean.batch, numbers)
+        if batch is None:
+            return None
+        try:
+            clean = clean_pass(self.hooked, batch, [self.site])
+            panel = Panel(self.hooked, clean, self.site, self._baseline, self._criterion)
+        except Exception:  # a batch that does not hold them after all is no use
+            return None
+        given = [self.members[number] for number in numbers]
+        alike = (
+            [one.units for one in panel.members] == [one.units for one in given]
+            and _close(panel._values(panel.members), self._values(given))
+            and _are(clean.outputs, self.clean.outputs, numbers)
+        )
+        return _Picked(numbers, times, panel) if alike else None
+
+    def _values(self, members: Sequence[Member]) -> Tensor:
+        """The rows of some members, one's after another's."""
+        return self._value[[row for one in members for row in one.own]]
+
+    @torch.no_grad()
+    def _pass(self, sets: Mapping[int, Bool[Tensor, " position"]], function: Criterion) -> Tensor:
+        """The function for a set of each, and for all rows of those that have none here."""
+        kept = [sets.get(one.example, one.whole) for one in self.members]
         found = function(self.clean.outputs, self._masked(torch.cat(kept))).cpu()
         if len(found) != len(self.members):
             raise SettingError(
                 f"a row for each of {len(self.members)} examples is needed, and the criterion or divergence gives "
                 f"{len(found)}"
             )
-        return {number: found[number : number + 1] for number in sets}
+        return found
 
     def _masked(self, kept: Bool[Tensor, " position"]) -> Outputs:
         """What the model says with these positions of all examples alone."""
@@ -106,15 +171,27 @@ class Member(Question):
     def __init__(self, panel: Panel, here: Places, own: Tensor, example: int, criterion: Criterion, rows: int) -> None:
         super().__init__(panel.site, example, criterion, rows)
         self.panel = panel
-        self._own: list[int] = own.tolist()
+        self.own: list[int] = own.tolist()
         value, pattern = panel.clean.values[str(panel.site)], panel.site.gating()
         self._width = math.prod(pattern.mask_shape(value, site=panel.site)[1:])
         self.units = units_of(pattern, pattern.shape(value, site=panel.site), here, own)
         self.whole = torch.ones(self.positions, dtype=torch.bool)
 
     def number(self, gate: int) -> int:
-        return self._own[gate // self._width] * self._width + gate % self._width
+        return self.own[gate // self._width] * self._width + gate % self._width
 
     def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
-        found = [self.panel.measured({self.example: one}, function)[self.example] for one in kept.split(1)]
+        found = []
+        while len(kept):
+            found.append(self.panel.measured({self.example: kept}, function)[self.example])
+            kept = kept[len(found[-1]) :]
         return torch.cat(found)
+
+
+def _are(outputs: Outputs, others: Outputs, numbers: list[int]) -> bool:
+    """Whether outputs are those of the others with these numbers."""
+    return all(_close(one, other[numbers]) for one, other in zip(parameters(outputs), parameters(others), strict=True))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)

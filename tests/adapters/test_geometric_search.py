@@ -155,6 +155,32 @@ def test_graphs_of_any_form() -> None:
         assert found["score"].tolist() == pytest.approx(wanted.select(example=0)["score"].tolist(), abs=1e-4)
 
 
+def test_a_graph_by_itself_is_tried_in_copies() -> None:
+    model, data = pooled(Pooled()), graph(4, BONDS)
+    hooked = maskhooks.wrap(model, example=data)
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, given: sizes.append(len(given["x"])), with_kwargs=True
+    )
+    found = maskhooks.LeaveOneOut(hooked, "edge").explain(data)
+    assert sizes == [4, 28, 28]
+    del data.y
+    alone = maskhooks.LeaveOneOut(hooked, "edge", batch_size=1).explain(data)
+    assert sizes[3:] == [4] * 8
+    assert found["score"].tolist() == pytest.approx(alone["score"].tolist(), abs=1e-5)
+
+    several = three()
+    handle.remove()
+    wanted = maskhooks.LeaveOneOut(hooked, "edge", batch_size=1).explain(several)["score"].tolist()
+    made = Data(x=several.x, edge_index=several.edge_index, batch=several.batch)  # of which no list can be made
+    changed = three()
+    changed.x = changed.x.clone()
+    del changed._slice_dict
+    for form in (several, made, changed):
+        found = maskhooks.LeaveOneOut(hooked, "edge").explain(form)
+        assert found["score"].tolist() == pytest.approx(wanted, abs=1e-4)
+
+
 def test_a_graph_without_edges_among_others() -> None:
     data = Batch.from_data_list([graph(4, PATH), graph(2, PATH[:, :0]), graph(4, BONDS)])
     hooked = maskhooks.wrap(pooled(Pooled()), example=data)

@@ -32,13 +32,13 @@ class Summed(nn.Module):
         self.row = nn.Linear(3, 4)
         self.last = nn.Sequential(nn.Tanh(), nn.Linear(4, 3))
 
-    def forward(self, rows: Tensor, index: Tensor) -> Tensor:
-        logits: Tensor = 4 * self.last(torch.zeros(4, 4).index_add(0, index, self.row(rows)))
+    def forward(self, rows: Tensor, index: Tensor, examples: int) -> Tensor:
+        logits: Tensor = 4 * self.last(torch.zeros(examples, 4).index_add(0, index, self.row(rows)))
         return logits
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    return 2 * torch.randn(8, 3, generator=torch.Generator().manual_seed(3)), INDEX
+def batch() -> tuple[Tensor, Tensor, int]:
+    return 2 * torch.randn(8, 3, generator=torch.Generator().manual_seed(3)), INDEX, 4
 
 
 def wrapped(pattern: str = "row feature -> row", **more: Any) -> maskhooks.Hooked:
@@ -53,7 +53,7 @@ def wrapped(pattern: str = "row feature -> row", **more: Any) -> maskhooks.Hooke
 
 def outputs(model: Any, gates: Tensor, closed: float | Tensor = 0.0) -> Categorical:
     """By hand: gates over rows and features."""
-    rows, index = batch()
+    rows, index, _ = batch()
     values = torch.where(gates > 0, model.row(rows), torch.as_tensor(closed))
     return Categorical(logits=4 * model.last(torch.zeros(4, 4).index_add(0, index, values)))
 
@@ -124,6 +124,40 @@ def test_as_many_passes_as_the_largest_example_has_rows() -> None:
     assert len(passes) == 1 + 4
 
 
+def test_a_batch_of_those_that_are_asked_about_takes_fewer_passes() -> None:
+    def picked(batch: Any, numbers: list[int]) -> Any:
+        rows, index, _ = batch
+        own = [(index == number).nonzero()[:, 0] for number in numbers]
+        sizes = torch.tensor([*map(len, own)])
+        return rows[torch.cat(own)], torch.arange(len(own)).repeat_interleave(sizes), len(own)
+
+    def wrong(batch: Any, numbers: list[int]) -> Any:
+        rows, index, count = picked(batch, numbers)
+        return rows.flip(0), index, count
+
+    found, passes = {}, dict.fromkeys(("none", "picked", "wrong"), 0)
+    for name, select in (("none", None), ("picked", picked), ("wrong", wrong)):
+        hooked = wrapped(**({} if select is None else {"select": select}))
+        before = fingerprint(hooked.model)
+
+        def count(*_: Any, name: str = name) -> None:
+            passes[name] += 1
+
+        handle = hooked.model.register_forward_pre_hook(count)
+        found[name] = [
+            *(LeaveOneOut(hooked, "row:output", batch_size=size).explain(batch())["score"] for size in (4, 8, 64)),
+            Beam(hooked, "row:output", margin=0.1).explain(batch())["score"],
+            Erasure(hooked, "row:output", margin=0.1).explain(batch())["score"],
+        ]
+        handle.remove()
+        assert fingerprint(hooked.model) == before
+    for one, other, third in zip(*found.values(), strict=True):
+        assert one.tolist() == pytest.approx(other.tolist(), abs=1e-5)
+        assert one.tolist() == pytest.approx(third.tolist(), abs=1e-5)
+    assert passes["picked"] < 0.7 * passes["none"]
+    assert passes["none"] < passes["wrong"]
+
+
 def test_a_wide_beam_finds_the_smallest_here() -> None:
     hooked = wrapped()
     found = Erasure(hooked, "row:output", margin=0.1).search(batch(), progress=False)
@@ -189,7 +223,7 @@ def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
     found = Erasure(hooked, "row:output", margin=1e-3).search(batch(), state=state, progress=False)
     assert [(one.solutions, one.tried) for one in found] == [(one.solutions, one.tried) for one in wanted]
     assert any(0 < one < other.tried for one, other in zip(tried, wanted, strict=True))
-    other = batch()[0], INDEX.roll(1)
+    other = batch()[0], INDEX.roll(1), 4
     with pytest.raises(ResumeError, match="differ"):
         Erasure(hooked, "row:output", margin=1e-3).search(other, state=state, progress=False)
 
