@@ -202,6 +202,30 @@ def test_types_of_edges() -> None:
     assert masks[0].solutions
 
 
+@pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+def test_a_learned_baseline() -> None:
+    model, data = pooled(Nodes()), graph(4, PATH)
+    data.node_index = torch.tensor([3])
+    hooked = maskhooks.wrap(model, level="node", example=data)
+    masks = maskhooks.GraphMask(hooked, "first.message:output", recipe=maskhooks.Recipe(steps=3))
+    masks.fit([data], progress=False)
+    learned = masks.maskings[0].parts[0].baseline
+    scores = maskhooks.LeaveOneOut(hooked, "first.message:output", baseline=learned).explain(data)["score"]
+    vector = learned().detach()
+    assert vector.abs().max() > 0
+    for number in range(3):
+
+        def message(module: Any, inputs: Any, output: Tensor, number: int = number) -> Tensor:
+            return torch.cat([output[:number], vector[None], output[number + 1 :]])
+
+        with torch.no_grad():
+            clean, handle = model(data.x, data.edge_index)[3:], model.first.register_message_forward_hook(message)
+            masked = model(data.x, data.edge_index)[3:]
+        handle.remove()
+        moved = kl(*(torch.distributions.Categorical(logits=logits) for logits in (clean, masked)))
+        assert scores[number] == pytest.approx(1 - torch.exp(-moved).item(), abs=1e-4)
+
+
 def test_within_the_explainer_of_geometric() -> None:
     model = pooled(Pooled()).eval()
     data = graph(4, BONDS)

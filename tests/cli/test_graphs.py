@@ -85,6 +85,25 @@ def test_both_directions_of_an_edge_together(run: Run, graphs: str, tmp_path: Pa
         assert len({scores[pair] for pair in between}) == len(between)
 
 
+@pytest.mark.parametrize("name", ["leave-one-out", "erasure", "beam"])
+def test_what_learns_nothing(name: str, run: Run, graphs: str, tmp_path: Path) -> None:
+    given = ["explain", name, graphs, "--out", "out", "--units", "undirected", "--plots", 1, "--set", "sites=edge"]
+    explained = run(*given)
+    assert explained.exit_code == 0, explained.stderr
+    rows = Explanation.from_parquet(tmp_path / "out" / "explanation.parquet")
+    assert rows.provenance["explainer"] == name
+    assert rows.sites == ("edge:output",)
+    assert sorted(set(rows["example"].tolist())) == [0, 1, 2]
+    assert ("search" in rows.examples[0]) == (name == "erasure")
+    assert (tmp_path / "out" / "example-0.png").exists()
+
+
+def test_a_graph_of_too_many_edges(run: Run, graphs: str) -> None:
+    explained = run("explain", "erasure", graphs, "--out", "out", "--set", "sites=edge", "--set", "positions=3")
+    assert explained.exit_code == 2
+    assert re.search(r"example 0 at edge:output has \d+ positions, and up to 3 are searched", explained.stderr)
+
+
 def test_sites_and_doctor_of_a_graph_network(run: Run, graphs: str) -> None:
     listed = run("sites", graphs)
     assert re.search(r"first\.message:output +edge feature -> edge +message +0 +\[\d+, 8\]", listed.stdout)
