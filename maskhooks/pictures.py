@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskhooks.errors import SettingError
-from maskhooks.layers import ALL, Layers
+from maskhooks.layers import ALL, Layers, Scored
 from maskhooks.scores import Column
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Node = int | tuple[int, int]
 Names = Sequence[str] | Mapping[Node, str] | Mapping[int, str]
+_LARGE, _DRAWN = 3000, 1000  # edges above which these are drawn: more take minutes to lay out, and are a blur
 _KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
@@ -77,8 +78,10 @@ def example(
         from maskhooks.viz.graph import layout
 
         scores, ends, kinds, labels = layers.edges(rows)
-        net = _net(ends, kinds, nodes, centre)
-        return Example(number, scores, labels, about, net=net, places=layout(net))
+        edges, drawn = _strongest(scores)
+        net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), centre)
+        about = {**about, "drawn": drawn} if drawn else about
+        return Example(number, scores[:, edges], [labels[e] for e in edges], about, net=net, places=layout(net))
     scores, labels = layers.grid(rows)
     patches = layers.images(rows)[0].size if layers.width(rows) else 0
     return Example(number, scores, labels, about, layers.width(rows), patches)
@@ -95,7 +98,34 @@ def _graph(
     from maskhooks.viz.graph import graphs
 
     scores, ends, kinds, _ = layers.edges()
-    return graphs(scores, depths, _net(ends, kinds, nodes, centre), title=title, ax=ax)
+    edges, drawn = _strongest(scores)
+    net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), centre)
+    title = ", ".join(filter(None, [title, drawn]))
+    return graphs(scores[:, edges], depths, net, title=title, ax=ax)
+
+
+def _strongest(scores: Scored) -> tuple[Column, str]:
+    """The numbers of the edges to draw: all, or of a graph too large to be read those kept likeliest in any layer.
+
+    Returns:
+        The numbers, and what is to be said of them.
+    """
+    count = scores.shape[1]
+    if count <= _LARGE:
+        return np.arange(count), ""
+    best = np.nan_to_num(scores, nan=-1.0).max(0)
+    edges: Column = np.sort(np.argsort(-best, kind="stable")[:_DRAWN])
+    return edges, f"the {_DRAWN:,} strongest of {count:,} edges"
+
+
+def _within(nodes: Names, ends: Column, kinds: Column, edges: Column) -> Names:
+    """Names of nodes; where some edges are left out, of those alone that the others connect."""
+    if len(edges) == ends.shape[1] or not nodes:
+        return nodes
+    pairs = zip(kinds[:, edges].ravel().tolist(), ends[:, edges].ravel().tolist(), strict=True)
+    there = set(pairs) if kinds.any() else {number for _, number in pairs}
+    named = nodes if isinstance(nodes, Mapping) else dict(enumerate(nodes))
+    return {node: name for node, name in named.items() if node in there}
 
 
 def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
+from maskhooks import pictures
 from maskhooks.errors import SettingError
 from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
@@ -203,3 +204,30 @@ def test_the_page_draws_the_graph_and_the_slider_colours_it(tmp_path: Path) -> N
     assert seen["names"] == ["C", "N", "<b>"]
     assert (seen["centre"], seen["tips"], seen["articles"]) == (1, 3, 2)
     assert "1→2" in seen["tip"]
+
+
+def test_of_a_large_graph_the_strongest_edges_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_LARGE", 399)
+    monkeypatch.setattr(pictures, "_DRAWN", 100)
+    count = 400
+    values = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+    columns = {"source": torch.arange(count) // 2, "target": (torch.arange(count) * 7) % 150}
+    scores = [
+        Scores(
+            Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, row, torch.ones(count) > 0,
+            examples=Examples(torch.zeros(count, dtype=torch.long), 1), edges=columns,
+        )
+        for depth, row in enumerate(values)
+    ]  # fmt: skip
+    explanation = Explanation.build(scores, provenance={})
+    strong = values.max(0).values.topk(100).indices.sort().values
+    there = {str(node) for node in torch.cat([columns["source"][strong], columns["target"][strong]]).tolist()}
+    names = [str(node) for node in range(200)]
+    figure = explanation.plot(nodes=names, centre=3)
+    assert figure._suptitle.get_text().endswith("the 100 strongest of 400 edges")  # type: ignore[attr-defined]
+    assert len(figure.axes[0].collections[0].get_paths()) == 100
+    (shown,) = data(explanation.to_html(nodes={0: names}))["examples"]
+    assert ["drawn", "the 100 strongest of 400 edges"] in shown["about"]
+    assert len(shown["graph"]["lines"]) == len(shown["columns"]) == 100
+    assert np.allclose(shown["scores"], values[:, strong], atol=1e-3)
+    assert set(shown["graph"]["names"]) == there
