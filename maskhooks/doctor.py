@@ -16,6 +16,7 @@ from maskhooks import nested, table
 from maskhooks.errors import (
     BypassedWarning,
     GradientError,
+    MaskhooksWarning,
     SiteFiredTooOftenError,
     SiteNeverFiredError,
     UnfiredSiteWarning,
@@ -29,7 +30,7 @@ from maskhooks.seeds import forked
 from maskhooks.site import Selector, Site
 from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
-from maskhooks.trials import UNUSED, bypassed, foreign, fused, gradients, inexact, others, owners, silent
+from maskhooks.trials import UNUSED, bypassed, foreign, fused, gradients, inexact, others, owners, silent, varies
 
 _PARTS = frozenset({"head", "mlp", "message", "edge"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
@@ -183,7 +184,19 @@ def is_read(site: Site) -> bool:
 
 
 def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
-    """Warns of sites among these that information goes around, with BypassedWarning."""
+    """Warns of sites among these that information goes around, with BypassedWarning.
+
+    Of a model whose outputs differ from pass to pass it warns instead, with MaskhooksWarning.
+    """
+    if varies(hooked, batch):
+        warnings.warn(
+            "two passes of one batch give different outputs: the model draws random numbers in eval mode too, as with "
+            "dropout(training=True). What masks learn is noisy then, and where it draws edges, a gate is that of "
+            "another edge in each pass. Turn it off while masks are learned and read",
+            MaskhooksWarning,
+            stacklevel=4,
+        )
+        return
     whole = [site for site in sites if not is_part(site)]
     around = [str(site) for site, way in bypassed(hooked, batch, whole, seed).items() if way]
     if around:

@@ -353,8 +353,8 @@ class _Gated(Stepwise):
         if any(gates not in (1, size) for size, gates in sizes):
             raise ReplacementError(
                 f"site {self._site}: its value has shape {list(value.shape)} behind masks, and its gates are for "
-                f"{list(sample.shape)}, as where a model chooses by what it has computed, such as a pooling layer. "
-                "Mask sites before that place, or this one by itself",
+                f"{list(sample.shape)}, as where a model chooses by what it has computed, such as a pooling layer, "
+                "or draws edges at random. Mask sites before that place or this one by itself, or draw none",
                 site=self._site,
             )
         return mix(value, sample, self._baseline)

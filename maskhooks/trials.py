@@ -26,6 +26,7 @@ from maskhooks.seeds import forked, generator
 from maskhooks.site import Site
 from maskhooks.tap import frozen
 
+_NOISE = 0.02  # of half precision, where sums are taken in another order each time
 UNUSED = "nothing that the model returns depends on it, so there is no mask to learn"
 
 
@@ -49,6 +50,16 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
             with hooked.tap(replace={site: _zeros}):
                 found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
         return found
+
+
+def varies(hooked: Hooked, batch: Any) -> bool:
+    """Whether two passes of one batch differ by more than sums in another order do, as with dropout in eval mode."""
+    with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
+        first, second = _outputs(hooked, batch), _outputs(hooked, batch)
+    pairs = list(zip(first, second, strict=True))
+    return any(
+        a.shape != b.shape or not torch.allclose(a.float(), b.float(), _NOISE, _NOISE, equal_nan=True) for a, b in pairs
+    )
 
 
 def _zeros(value: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ pytest.importorskip("torch_geometric")
 
 from torch_geometric.data import Data
 from torch_geometric.nn import APPNP, GCNConv, SAGEConv, SGConv
+from torch_geometric.utils import dropout_edge
 
 import maskhooks
 from maskhooks import GraphMask, Recipe
-from maskhooks.errors import CompiledModelError, ModelError
+from maskhooks.errors import CompiledModelError, MaskhooksWarning, ModelError, ReplacementError
 from tests.adapters.geometric_models import EDGES, Pooled, batch, graph, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]
@@ -110,3 +111,17 @@ def test_narrower_numbers_of_nodes(settings: dict[str, Any], unchanged: Unchange
     one, other = (masks.explain(data).to_pandas() for data in (wide, narrow))
     assert one["edge"].tolist() == other["edge"].tolist() == list(range(EDGES.shape[1]))
     assert one.equals(other)
+
+
+def test_edges_that_are_drawn_in_eval_mode() -> None:
+    class Drops(Pooled):
+        def forward(self, x: Tensor, edge_index: Any, batch: Tensor | None = None) -> Tensor:
+            return super().forward(x, dropout_edge(edge_index, training=True)[0], batch)
+
+    torch.manual_seed(0)
+    data = batch()
+    with (
+        pytest.warns(MaskhooksWarning, match="draws random numbers in eval mode"),
+        pytest.raises(ReplacementError, match="or draws edges at random"),
+    ):
+        trained(Drops(), data)
