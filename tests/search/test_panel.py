@@ -228,6 +228,29 @@ def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
         Erasure(hooked, "row:output", margin=1e-3).search(other, state=state, progress=False)
 
 
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    hooked, state = wrapped(), tmp_path / "state.json"
+    wanted = Erasure(hooked, "row:output", margin=1e-3).search(batch(), progress=False)
+    before, left = fingerprint(hooked.model), 9
+
+    def criterion(original: Any, masked: Any) -> Tensor:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        return kl(original, masked) <= 1e-3
+
+    erasure = Erasure(hooked, "row:output", criterion=criterion, batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        erasure.search(batch(), state=state, progress=False)
+    assert fingerprint(hooked.model) == before
+    searches = json.loads(state.read_text())["searches"]
+    assert any(one["tried"] and not one["solutions"] for one in searches)
+    assert all(one["seconds"] > 0 for one in searches)
+    found = erasure.search(batch(), state=state, progress=False)
+    assert [(one.solutions, one.tried) for one in found] == [(one.solutions, one.tried) for one in wanted]
+
+
 def test_limits_and_bars(capsys: pytest.CaptureFixture[str]) -> None:
     hooked = wrapped()
     with pytest.raises(SearchLimitError, match=r"example 1 at row:output has 4 positions, .* all 16 sets of them take"):
