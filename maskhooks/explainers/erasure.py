@@ -44,14 +44,16 @@ class Erasure(Closing):
     3.2). Of each example all smallest sets are found; its rows show the first of them in the order of its positions,
     1 for what is kept and 0 for what is erased. Where a recurrent module reads the positions and its last state
     decides, sets with a common beginning share its states (see `Adapter.recurrence`); any other model runs for each
-    set, from the site onward. A search that a limit ends says so with a warning, and its rows keep every position.
+    set, from the site onward. Where examples have rows of their own, as graphs have edges, one pass tries a set of
+    each of them. A search that a limit ends says so with a warning, and its rows keep every position.
 
     Args:
         hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `Closing` takes them.
         positions: the longest example that is searched.
         largest: positions that a set may have; None searches on.
         subsets: sets tried for an example; None without end.
-        seconds: spent on trying sets of an example in one call, each of which comes further; None without end.
+        seconds: spent on trying sets of an example in one call, each of which comes further; None without end. Of
+            examples whose sets are tried in the same passes, on all of them.
         memory: bytes for the states of a recurrence; with less it computes some of them again.
 
     Raises:
