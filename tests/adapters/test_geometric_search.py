@@ -20,6 +20,7 @@ from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
 from maskhooks.outputs import kl
+from tests.adapters.geometric_loaders import around_nodes
 from tests.adapters.geometric_models import Nodes, Pooled, Typed, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]
@@ -189,6 +190,25 @@ def test_a_graph_without_edges_among_others() -> None:
     assert rows.examples[1]["search"] == "0 of 0 positions: {}"
     assert len(maskhooks.LeaveOneOut(hooked, "edge").explain(data)) == 10
     assert len(maskhooks.Beam(hooked, "edge", margin=0.1).explain(data)) == 10
+
+
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_sampled_batches(disjoint: bool) -> None:
+    edges = torch.randint(9, (2, 14), generator=torch.Generator().manual_seed(2))
+    (data, *_) = around_nodes(Data(x=randn(9, 3), edge_index=edges), torch.arange(4), disjoint=disjoint)
+    model = pooled(Nodes())
+    hooked = maskhooks.wrap(model, level="node", example=data)
+    rows = maskhooks.LeaveOneOut(hooked, "edge").explain(data)
+    assert len(rows) == data.num_edges
+    clean, asked = without(model, lambda: model(data.x, data.edge_index), ()), data.batch_size
+    for number, edge in enumerate(edges_of(data)):
+        if edges_of(data).count(edge) > 1:
+            continue
+        masked = without(model, lambda: model(data.x, data.edge_index), [edge])
+        moved = kl(clean, masked)[:asked]
+        score = 1 - torch.exp(-moved if disjoint else -moved.mean()).numpy()
+        mine = score[int(data.batch[edge[1]])] if disjoint else score
+        assert rows["score"][number] == pytest.approx(float(mine), abs=1e-4)
 
 
 def test_types_of_edges() -> None:
