@@ -14,7 +14,7 @@ import numpy.typing as npt
 from maskhooks import rowfiles
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError, near
 from maskhooks.layers import Layers
-from maskhooks.scores import Column, Columns, Scores, stack
+from maskhooks.scores import Column, Columns, Scores, repeated, stack
 from maskhooks.site import Site
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Explanation:
         if not found:
             raise SettingError("nothing to put together: give at least one explanation")
         columns, sites = stack([(part.columns, part.sites) for part in found])
-        if _repeated(columns, [len(part) for part in found]):
+        if repeated(columns, [len(part) for part in found]):
             raise SettingError(
                 "two of the explanations hold the same site of the same example at the same depth. Number "
                 "the examples of later batches on: Explanation.build(scores, first=32, ...)"
@@ -369,9 +369,7 @@ class Explanation:
         return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
 
     def _layers(self) -> Layers:
-        made = [site for site in self.provenance.get("sites") or () if isinstance(site, Mapping)]
-        weights = bool(made) and all("weight" in site.get("tags", ()) for site in made)  # of edges in all layers
-        return Layers(self.columns, self.sites, weights or bool(self.provenance.get("tied")), joined=True)
+        return Layers.shown(self.columns, self.sites, self.provenance)
 
     def _known(self, name: str, numbers: Sequence[int]) -> Sequence[int]:
         here = np.unique(self[name])
@@ -382,15 +380,6 @@ class Explanation:
                     + (", ..." if len(here) > 20 else "")
                 )
         return numbers
-
-
-def _repeated(columns: Columns, lengths: Sequence[int]) -> bool:
-    """Whether two parts, of these lengths, hold the same (example, site, depth)."""
-    keys = np.zeros(len(columns["score"]), np.int64)
-    for name in ("example", "site", "depth"):
-        keys = keys * (int(columns[name].max(initial=0)) + 1) + columns[name]
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    return len(np.unique(keys)) != len(np.unique(keys * len(lengths) + owners))
 
 
 def _as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:

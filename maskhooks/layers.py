@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,13 @@ class Layers:
         self.pairs = [(sites[key % number], int(key // number)) for key in keys]
         if joined and self.connected and "relation" in columns:
             self._join()
+
+    @classmethod
+    def shown(cls, columns: Columns, sites: Sequence[str], provenance: Mapping[str, Any]) -> Layers:
+        """As pictures have them, given what made the rows."""
+        made = [site for site in provenance.get("sites") or () if isinstance(site, Mapping)]
+        weights = bool(made) and all("weight" in site.get("tags", ()) for site in made)  # of edges in all layers
+        return cls(columns, sites, weights or bool(provenance.get("tied")), joined=True)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -205,3 +205,12 @@ def stack(parts: Sequence[tuple[Columns, Sequence[str]]]) -> tuple[Columns, tupl
         [number[columns["site"]] for number, (columns, _) in zip(numbers, parts, strict=True)]
     )
     return stacked, sites
+
+
+def repeated(columns: Columns, lengths: Sequence[int]) -> bool:
+    """Whether two parts, of these lengths, hold the same (example, site, depth)."""
+    keys = np.zeros(len(columns["score"]), np.int64)
+    for name in ("example", "site", "depth"):
+        keys = keys * (int(columns[name].max(initial=0)) + 1) + columns[name]
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    return len(np.unique(keys)) != len(np.unique(keys * len(lengths) + owners))
