@@ -442,15 +442,15 @@ def run(problem: Problem, seed: int, effort: Effort) -> dict[str, Any]:
     return row
 
 
-def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over seeds, number by number; what is no number is that of the first, or any of them."""
+def medians(rows: Sequence[dict[str, Any]], whether: Callable[..., bool] = all) -> dict[str, Any]:
+    """Over seeds, number by number; whether any has changed something, whether all have held to something."""
     found: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row[key] for row in rows if key in row]
         if isinstance(value, dict):
-            found[key] = medians([one for one in values if one] or [{}])
+            found[key] = medians([one for one in values if one] or [{}], any if "changed" in key else all)
         elif isinstance(value, bool):
-            found[key] = any(values) if "changed" in key or not value else all(values)
+            found[key] = any(values) if "changed" in key else whether(values)
         elif isinstance(value, (int, float)):
             found[key] = statistics.median(values)
         else:
