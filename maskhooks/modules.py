@@ -86,7 +86,7 @@ def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module], pa
     """Refuses a site of a module that is compiled or scripted itself, or within one that is.
 
     Args:
-        site: as messages name it.
+        site: as messages name it; None where it is no matter which.
         name: of its module.
         modules: by name.
         passed: names that were found to be neither; those found now are added.
@@ -108,8 +108,9 @@ def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module], pa
                 if in_place
                 else ": torch.compile keeps it as `compiled._orig_mod`"
             )
+            where = "" if site is None else f"site {site}: "
             raise CompiledModelError(
-                f"site {site}: {what} is compiled or scripted; hooks added now would be ignored. Wrap the model before "
+                f"{where}{what} is compiled or scripted; hooks added now would be ignored. Wrap the model before "
                 f"compiling it{way}.",
                 module=outer,
             )

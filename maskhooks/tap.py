@@ -102,7 +102,7 @@ class Tap:
             self._add(site, function)
         passed: set[str] = set()
         if isinstance(model, torch.jit.ScriptModule):  # which takes no hooks at all
-            check_compiled("any", "", self._modules)
+            check_compiled(None, "", self._modules)
         for site in {point.site.module: point.site for point in self._points()}.values():
             check_compiled(site, site.module, self._modules, passed)
 
