@@ -220,6 +220,13 @@ def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) ->
         "nats: mean divergence of predictions; kept: fraction of positions; same: fraction of predictions "
         "that stay; rounded: with gates that are open above one half."
     )
+    if empty := [row["site"] for row in rows if not row["rounded_kept"]]:
+        say(
+            f"No gate is open above one half at {'; '.join(empty)}: the baseline alone gives nearly the same "
+            "predictions, or the margin allows others. Look whether the predictions differ between examples, give "
+            "--baseline zero, or a smaller --margin.",
+            "yellow",
+        )
     if explainer.within_margin is None:
         say(f"Without validation data nothing checks the margin of {explainer.margin:g} nats.")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from maskhooks.cli.fit import _tell
 from tests import runs
@@ -29,3 +30,16 @@ def test_a_verdict_that_other_samples_do_not_share(capsys: pytest.CaptureFixture
         assert told in out
         assert f"{now:.3f}" in out  # the table's
         assert ("is chance" in out) == (min(chosen, now) < margin < max(chosen, now))
+
+
+def test_masks_that_keep_nothing_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    held = list(runs.loader(13, 4))
+    made = runs.explainer(runs.SITES[1])
+    made.fit(runs.loader(42, 8), held, steps=2, progress=False, accelerator="cpu")
+    told = f"No gate is open above one half at {made.maskings[0].label}"
+    _tell(made, held, trained_only=False)
+    assert told not in " ".join(capsys.readouterr().out.split())
+    with torch.no_grad():
+        made.maskings[0].parts[0].votes[0].probe.bias.fill_(-20.0)
+    _tell(made, held, trained_only=False)
+    assert told in " ".join(capsys.readouterr().out.split())
