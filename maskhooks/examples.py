@@ -43,7 +43,5 @@ class Examples:
         """The place of each row among those of its example."""
         sizes = torch.bincount(self.index, minlength=self.count)
         begins = sizes.cumsum(0) - sizes
-        order = self.index.argsort(stable=True)
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=order.device) - begins[self.index[order]]
-        return places
+        rows = self.in_order(self.index)
+        return self.back(torch.arange(len(rows), device=rows.device) - begins.index_select(0, rows))

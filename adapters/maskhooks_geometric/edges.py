@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
+from maskhooks.examples import Examples
 
 Ends = tuple[Int[Tensor, " edge"], Int[Tensor, " edge"]]
 
@@ -66,24 +67,12 @@ def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column
         return torch.full_like(edges[:, 0], -1)
     _, kinds = torch.unique(_numbered(torch.cat([known, edges])), return_inverse=True)
     times = len(kinds) + 1
-    here, there = (_occurrences(part) for part in (kinds[count:], kinds[:count]))
+    here, there = (Examples(part, times).places() for part in (kinds[count:], kinds[:count]))
     often = torch.bincount(kinds[:count], minlength=len(kinds))[kinds[count:]].clamp(min=1)
     here = kinds[count:] * times + torch.where(looped, here, here % often)
     ordered, order = (kinds[:count] * times + there).sort()
     place = torch.searchsorted(ordered, here).clamp(max=count - 1)
     return torch.where(ordered[place] == here, order[place], -1)
-
-
-def counted(graph: Int[Tensor, " entry"], count: int) -> Int[Tensor, " entry"]:
-    """The place of each entry among those of its graph."""
-    sizes = torch.bincount(graph, minlength=count)
-    begins, numbers = sizes.cumsum(0) - sizes, torch.arange(len(graph), device=graph.device)
-    if bool((graph[1:] >= graph[:-1]).all()):  # as batches are made
-        return numbers - begins.index_select(0, graph)
-    order = graph.argsort(stable=True)
-    places = torch.empty_like(order)
-    places[order] = numbers - begins[graph[order]]
-    return places
 
 
 def _numbered(edges: Int[Tensor, "edge column"]) -> Int[Tensor, " edge"]:
@@ -94,12 +83,3 @@ def _numbered(edges: Int[Tensor, "edge column"]) -> Int[Tensor, " edge"]:
     for column in range(edges.shape[1]):
         number = number * sizes[column] + edges[:, column] - low[column]
     return number
-
-
-def _occurrences(kinds: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
-    """How often each one's kind has come before."""
-    order = torch.argsort(kinds, stable=True)
-    sizes = torch.bincount(kinds)
-    result = torch.empty_like(order)
-    result[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[kinds[order]]
-    return result

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks_geometric.edges import counted, rows
+from maskhooks.examples import Examples
+from maskhooks_geometric.edges import rows
 
 Relation = tuple[str, str, str]
 
@@ -239,8 +240,7 @@ class Graphs:
         if graph is None:
             adjacency = self.adjacency() if kind is None else None
             return torch.arange(self.nodes(kind), device=None if adjacency is None else rows(adjacency)[0].device)
-        sizes = torch.bincount(graph, minlength=self.count)
-        return torch.arange(len(graph), device=graph.device) - (sizes.cumsum(0) - sizes).index_select(0, graph)
+        return Examples(graph, self.count).places()
 
     def edge_numbers(self, relation: Relation | None = None, called: bool = True) -> Int[Tensor, " edge"]:
         """What each edge is called: its number in the graph that it was sampled from, or its place in its own graph.
@@ -257,7 +257,7 @@ class Graphs:
         return (
             torch.arange(len(ends), device=ends.device)
             if whose is None
-            else counted(whose.index_select(0, ends), self.count)
+            else Examples(whose.index_select(0, ends), self.count).places()
         )
 
     def store(self, kind: str | Relation | None) -> Any:
