@@ -36,10 +36,11 @@ from torch_geometric.nn import conv as convolutions
 from torch_geometric.nn.conv import MessagePassing
 
 import maskhooks
-from maskhooks import Hooked, Site, nested
+from maskhooks import Hooked, Site
 from maskhooks.baselines import Zero
 from maskhooks.gates import HardConcrete
 from maskhooks.masking import Masking
+from maskhooks.sites import nested
 from maskhooks.tap import frozen
 
 NODES, WIDTH, RELATIONS, FILTER = 6, 8, 3, 3

@@ -13,12 +13,12 @@ from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
 from maskhooks.hookspecs import hookimpl
 from maskhooks.outputs import Positions
-from maskhooks.pattern import Pattern
 from maskhooks.recipe import Recipe
 from maskhooks.registry import register, unregister
 from maskhooks.report import report
 from maskhooks.shards import Shards
-from maskhooks.site import Site
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 from maskhooks.storage import load
 from maskhooks.task import Task
 from maskhooks.wrap import wrap

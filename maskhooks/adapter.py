@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from maskhooks.errors import AdapterConflictError
-from maskhooks.modules import places
 from maskhooks.recurrence import Recurrence
-from maskhooks.site import Site
+from maskhooks.sites.modules import places
+from maskhooks.sites.site import Site
 from maskhooks.task import Task
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
-from maskhooks import nested, table
 from maskhooks.errors import (
     BypassedWarning,
     GradientError,
@@ -23,11 +22,13 @@ from maskhooks.errors import (
     UnknownDistributionError,
 )
 from maskhooks.hooked import Hooked
-from maskhooks.modules import Modules
 from maskhooks.outputs import Positions
 from maskhooks.parts import Parts
 from maskhooks.seeds import forked
-from maskhooks.site import Selector, Site
+from maskhooks.sites import nested
+from maskhooks.sites import text_table as table
+from maskhooks.sites.modules import Modules
+from maskhooks.sites.site import Selector, Site
 from maskhooks.steps import Steps
 from maskhooks.tap import Tap, frozen
 from maskhooks.trials import UNUSED, bypassed, foreign, fused, gradients, inexact, others, owners, silent, varies

@@ -15,7 +15,7 @@ from maskhooks import rowfiles
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError, near
 from maskhooks.layers import Layers
 from maskhooks.scores import Column, Columns, Scores, repeated, stack
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 if TYPE_CHECKING:
     import pandas as pd

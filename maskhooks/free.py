@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 
 from maskhooks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
-from maskhooks.examples import Examples
 from maskhooks.joint import together
 from maskhooks.masking import Masked, Masks
 from maskhooks.objectives import Objective
@@ -20,6 +19,7 @@ from maskhooks.preparation import closed_divergence, sizes, start
 from maskhooks.probes import FreeLogits
 from maskhooks.problem import Problem
 from maskhooks.seeds import generator
+from maskhooks.sites.example_index import Examples
 from maskhooks.step import Clean, masked_pass, onward, places
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104

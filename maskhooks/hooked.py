@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskhooks import nested
 from maskhooks.adapter import Claim
 from maskhooks.errors import MaskhooksError, ModelError, NonFiniteError, SettingError, SiteConflictError
-from maskhooks.modules import Modules
 from maskhooks.outputs import Outputs
 from maskhooks.port import Replacement
-from maskhooks.site import Selector, Site, SiteTable, resolve
+from maskhooks.sites import nested
+from maskhooks.sites.modules import Modules
+from maskhooks.sites.site import Selector, Site, SiteTable, resolve
 from maskhooks.steps import Steps, one_step
 from maskhooks.tap import Tap
 from maskhooks.task import Task

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from maskhooks.errors import PatternError
 from maskhooks.gates import Gate
 from maskhooks.masking import Masked, Masking, Masks, Places, in_a_row
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 
 class Joint(Masks):

@@ -16,13 +16,13 @@ from torch import Generator, Tensor, nn
 
 from maskhooks.baselines import Baseline
 from maskhooks.errors import PatternError, ReplacementError
-from maskhooks.examples import Examples
 from maskhooks.gates import Gate
 from maskhooks.mix import mix
 from maskhooks.port import Replacement
-from maskhooks.site import Site
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.site import Site
+from maskhooks.sites.units import Units
 from maskhooks.steps import Stepwise
-from maskhooks.units import Units
 from maskhooks.votes import Vote
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks import nested
 from maskhooks.errors import (
     ModelError,
     NotATensorError,
@@ -19,8 +18,9 @@ from maskhooks.errors import (
     TappedModelError,
 )
 from maskhooks.recompute import Pass, recomputing
-from maskhooks.signature import signature
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.signature import signature
+from maskhooks.sites.site import Site
 
 Replacement = Callable[[Tensor], Tensor]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from maskhooks import nested
 from maskhooks.errors import BatchError, ResumeError, SettingError
+from maskhooks.sites import nested
 
 
 class Portions:

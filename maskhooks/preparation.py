@@ -22,7 +22,7 @@ from maskhooks.progress import track
 from maskhooks.ranks import Ranks, Share
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward, onward_pass, places
 from maskhooks.task import move
 from maskhooks.votes import value_at

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskhooks.errors import GradientError
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 _OFF = "switch checkpointing off, for example with model.gradient_checkpointing_disable()"
 

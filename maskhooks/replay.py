@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks import nested
 from maskhooks.errors import UnknownSiteError, near
-from maskhooks.modules import Modules
 from maskhooks.port import Uncopied
 from maskhooks.recompute import recomputing
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.modules import Modules
+from maskhooks.sites.site import Site
 from maskhooks.tap import frozen
 from maskhooks.trace import Span, Tracer, plain
 

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError, PatternError
-from maskhooks.examples import Examples
-from maskhooks.pattern import Pattern
-from maskhooks.site import Site
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 
 Column = npt.NDArray[Any]
 Columns = dict[str, Column]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskhooks import nested
 from maskhooks.epochs import Epochs
 from maskhooks.errors import ResumeError
 from maskhooks.loop import Loop
 from maskhooks.preparation import start
 from maskhooks.problem import Problem
 from maskhooks.runstate import drop_states, folder_of, load_state, save_state
+from maskhooks.sites import nested
 
 
 class Snapshots:

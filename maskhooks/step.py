@@ -11,15 +11,15 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.examples import Examples
 from maskhooks.hooked import Hooked
 from maskhooks.joint import together
 from maskhooks.masking import Masked, Masks, Places
 from maskhooks.outputs import Outputs, count
 from maskhooks.port import Replacement
 from maskhooks.replay import Recording, Replay
-from maskhooks.site import Site
-from maskhooks.units import Units
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.site import Site
+from maskhooks.sites.units import Units
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.pattern import Pattern
 from maskhooks.port import OutputPort, Point, Replacement, copied
-from maskhooks.site import Site
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 
 
 class Steps(nn.Module):

@@ -27,7 +27,7 @@ from maskhooks.fingerprint import differences, fingerprint
 from maskhooks.hooked import Hooked
 from maskhooks.registry import registry
 from maskhooks.seeds import forked
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap
 
 FORMAT = 1

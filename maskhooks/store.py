@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskhooks import nested
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.hooked import Hooked
-from maskhooks.nested import Path as Steps
 from maskhooks.replay import Recording
 from maskhooks.seeds import generator, seeded
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.nested import Path as Steps
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean, with_beside
 
 _ORDER = 300

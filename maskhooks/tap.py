@@ -15,7 +15,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks import nested
 from maskhooks.errors import (
     GradientError,
     ModelError,
@@ -26,11 +25,12 @@ from maskhooks.errors import (
     UnknownSiteError,
     near,
 )
-from maskhooks.modules import Modules, check_compiled, compiled, running
 from maskhooks.parts import Parts, PartsPort, PicksPort
 from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
 from maskhooks.recompute import Pass, Watch, recomputing
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.modules import Modules, check_compiled, compiled, running
+from maskhooks.sites.site import Site
 from maskhooks.steps import Steps, StepsPort
 
 

@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks import nested, outputs
+from maskhooks import outputs
 from maskhooks.errors import BatchError
 from maskhooks.outputs import Outputs
-from maskhooks.pattern import Pattern
-from maskhooks.signature import signature
-from maskhooks.site import Site
-from maskhooks.units import undirected
+from maskhooks.sites import nested
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.signature import signature
+from maskhooks.sites.site import Site
+from maskhooks.sites.units import undirected
 
 _known: WeakKeyDictionary[FunctionType, int] = WeakKeyDictionary()  # arguments that functions take
 

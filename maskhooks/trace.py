@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks import nested
 from maskhooks.port import Uncopied
+from maskhooks.sites import nested
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _OF_TORCH = set(vars(nn.Module())) - {"_parameters", "_buffers"}

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
-from maskhooks import nested
 from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooked import Hooked
-from maskhooks.modules import Modules, running
 from maskhooks.outputs import Positions
 from maskhooks.port import Uncopied
 from maskhooks.recompute import reentrant
 from maskhooks.replay import forwards
 from maskhooks.seeds import forked, generator
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.modules import Modules, running
+from maskhooks.sites.site import Site
 from maskhooks.tap import frozen
 
 _NOISE = 0.02  # of half precision, where sums are taken in another order each time

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maskhooks.probes import Picked, Probe
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 
 @dataclass(frozen=True)

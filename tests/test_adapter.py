@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 
 from maskhooks.adapter import Adapter, claimed_sites, claims, join, stacks
 from maskhooks.errors import AdapterConflictError
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.task import Task
 from maskhooks.wrap import wrap
 

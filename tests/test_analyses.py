@@ -15,10 +15,10 @@ import torch
 
 from maskhooks.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
 from maskhooks.errors import SettingError
-from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.shards import Shards
-from maskhooks.site import Site
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.site import Site
 
 PATTERN = "batch token hidden -> batch token"
 WORDS = [["[CLS]", "un", "##happy", "film", ".", "[SEP]"], ["[CLS]", "good", "[SEP]"], ["[CLS]", "7", "films", "[SEP]"]]

@@ -6,7 +6,7 @@ import pytest
 
 from maskhooks.devices import connect, ranks_of, starts_processes
 from maskhooks.errors import SettingError
-from tests import runs
+from tests import tiny_runs as runs
 
 
 def test_one_process() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError
 from maskhooks.explanation import Explanation, Scores
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 TOKENS = [["[CLS]", "not", "bad", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
 REAL = torch.tensor([[True] * 4, [True] * 3 + [False]])
@@ -225,7 +225,7 @@ def test_import_and_plot_leave_pyplot_alone() -> None:
     code = (
         "import sys, torch\n"
         "from maskhooks.explanation import Explanation, Scores\n"
-        "from maskhooks.site import Site\n"
+        "from maskhooks.sites.site import Site\n"
         "heavy = {'pandas', 'pyarrow', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "site = Site.parse('a:output', 'batch token hidden -> batch token')\n"

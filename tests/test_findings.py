@@ -8,7 +8,7 @@ import torch
 from maskhooks.analyses import kept_by
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.viz.sections import Bars, Grid, Section
 
 WORDS = [["[CLS]", "good", "film", "!"], ["[CLS]", "bad"]]

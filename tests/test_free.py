@@ -15,12 +15,12 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe, Reinforce
 from maskhooks.errors import SettingError
-from maskhooks.examples import Examples
 from maskhooks.explainers.base import Explainer
 from maskhooks.free import Chosen, ScoreFunction, begin
 from maskhooks.outputs import kl, lost_lead
 from maskhooks.probes import FreeLogits
 from maskhooks.seeds import generator
+from maskhooks.sites.example_index import Examples
 from maskhooks.step import Clean, clean_pass
 
 SMALLEST = {0: [{2}], 1: [{0, 1}], 2: [{0}]}

@@ -17,7 +17,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.outputs import prediction_loss
 from maskhooks.probes import MLP, Picked, Probe, SummedMLP
 from maskhooks.seeds import generator
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap
 
 pytestmark = pytest.mark.usefixtures("unchecked")

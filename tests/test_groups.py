@@ -9,7 +9,7 @@ import torch
 from maskhooks.errors import SettingError
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.groups import Grouped, grouped
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 WORDS = [["[CLS]", "not", "bad", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
 REAL = torch.tensor([[True] * 4, [True] * 3 + [False]])

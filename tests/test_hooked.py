@@ -14,7 +14,7 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks.adapter import Adapter
 from maskhooks.errors import SiteConflictError, SiteNeverFiredError, UnfiredSiteWarning, UnknownSiteError
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from tests.models import MLP, Stack
 
 TOKENS = torch.randint(0, 10, (2, 3))

@@ -20,9 +20,9 @@ from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
 from maskhooks.interrupts import Interrupts, as_exception
 from maskhooks.runlog import RunLog
 from maskhooks.runstate import load_state
-from tests import runs
+from tests import tiny_runs as runs
 from tests.conftest import fingerprint
-from tests.runs import elsewhere, results, train
+from tests.tiny_runs import elsewhere, results, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::maskhooks.errors.MarginWarning", "ignore:.*multi-threaded.*fork.*:DeprecationWarning"

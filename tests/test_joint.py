@@ -19,7 +19,7 @@ from maskhooks.probes import MLP, FreeLogits
 from maskhooks.ranks import Share
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.votes import Vote
 from maskhooks.wrap import wrap

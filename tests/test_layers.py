@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
-from maskhooks.site import Site
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.site import Site
 
 MAP = "batch channel height width -> batch height width"
 STATE = "batch patch hidden -> batch patch"

@@ -23,7 +23,7 @@ from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.votes import Vote
 from maskhooks.wrap import wrap

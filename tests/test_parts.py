@@ -18,11 +18,11 @@ from maskhooks.errors import NotATensorError, ReplacementError
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
-from maskhooks.modules import places
 from maskhooks.parts import Parts, PartsPort, PicksPort
-from maskhooks.pattern import Pattern
 from maskhooks.port import Point
-from maskhooks.site import Site
+from maskhooks.sites.modules import places
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 from tests.conftest import same_bits
 
 

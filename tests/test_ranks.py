@@ -25,8 +25,8 @@ from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.ranks import Ranks, Share, _Shared
 from maskhooks.runlog import RunLog
 from maskhooks.seeds import generator
-from tests import runs
-from tests.runs import QUICK, results, train
+from tests import tiny_runs as runs
+from tests.tiny_runs import QUICK, results, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::maskhooks.errors.MarginWarning", "ignore:.*multi-threaded.*fork.*:DeprecationWarning"
@@ -171,7 +171,7 @@ def test_what_cannot_be_sent_is_named() -> None:
 SCRIPT = """
     import sys, warnings
     import torch.distributed as dist
-    from tests import runs
+    from tests import tiny_runs as runs
 
     warnings.simplefilter("ignore")
     made = runs.explainer()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from maskhooks.errors import GradientError
 from maskhooks.mix import mix
 from maskhooks.recompute import recomputing
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap, frozen
 from tests.conftest import same_bits
 

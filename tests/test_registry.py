@@ -21,7 +21,7 @@ from maskhooks.adapter import Adapter
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.registry import Registry
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.task import Task
 
 EXAMPLE = Path(__file__).parent / "plugins" / "example"

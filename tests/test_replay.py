@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskhooks.errors import UnknownSiteError
 from maskhooks.replay import Recording, Replay
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap, frozen
 from tests.conftest import fingerprint, same_bits
 from tests.models import MLP, Cell, Nested, Noisy, Stack, Tiny

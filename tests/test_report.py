@@ -19,11 +19,11 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks.analyses import kept_by
 from maskhooks.errors import CorruptFileError, SettingError, StorageError
-from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.report import Rows, is_run, report, rows_at
 from maskhooks.shards import Shards
-from maskhooks.site import Site
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.site import Site
 from tests.viz.browser import seen_in_browser
 
 ATTACKS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script>", "<!--", "&lt;b&gt;"]

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from maskhooks import rowfiles
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explanation import Explanation, Scores
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 
 @pytest.fixture

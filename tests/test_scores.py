@@ -6,7 +6,7 @@ import torch
 
 from maskhooks.errors import BatchError, PatternError
 from maskhooks.scores import FIXED, Scores, stack
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 
 def scores(pattern: str, values: torch.Tensor, real: torch.Tensor | None = None, **settings: object) -> Scores:

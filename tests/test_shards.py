@@ -13,7 +13,7 @@ import torch
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.explanation import Explanation, Scores
 from maskhooks.shards import MANIFEST, Shards
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 
 MADE = {"explainer": {"name": "random", "sites": ["a:output"]}, "batch_size": 3}
 

@@ -18,8 +18,8 @@ from maskhooks import Recipe, drafts
 from maskhooks.errors import ResumeError, ResumeWarning, SettingError
 from maskhooks.runlog import RunLog
 from maskhooks.runstate import load_state
-from tests import runs
-from tests.runs import QUICK, SITES, elsewhere, results, train
+from tests import tiny_runs as runs
+from tests.tiny_runs import QUICK, SITES, elsewhere, results, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::maskhooks.errors.MarginWarning", "ignore:.*multi-threaded.*fork.*:DeprecationWarning"

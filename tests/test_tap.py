@@ -21,7 +21,7 @@ from maskhooks.errors import (
     UnfiredSiteWarning,
     UnknownSiteError,
 )
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap
 from tests.conftest import same_bits
 from tests.models import MLP, Broken, Cell, KeywordOnly, Nested, Stack, Tiny

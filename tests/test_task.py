@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Categorical
 
 from maskhooks.errors import BatchError, UnknownDistributionError
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.task import Task, device_of, move
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -181,7 +181,7 @@ class Box:
     "batch", [X, (X, "s"), [X], {"x": [X]}, Pair(X, None), Box(X), UserDict(x=X), defaultdict(list, x=X)]
 )
 def test_move(batch: Any) -> None:
-    from maskhooks import nested
+    from maskhooks.sites import nested
 
     moved = move(batch, torch.device("meta"))
     assert type(moved) is type(batch)

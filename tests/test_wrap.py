@@ -20,7 +20,7 @@ from maskhooks.errors import (
     SiteNeverFiredError,
     UnknownSiteError,
 )
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from tests.conftest import fingerprint
 from tests.models import MLP, Nested, Noisy, Stack
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from maskhooks.adapter import Adapter, join
 from maskhooks.errors import CompiledModelError
-from maskhooks.modules import places
 from maskhooks.parts import Parts
-from maskhooks.pattern import Pattern
-from maskhooks.site import Site
+from maskhooks.sites.modules import places
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 from maskhooks.task import Task
 from maskhooks_geometric.graphs import untyped
 from maskhooks_geometric.layer import PLACES, cached, sending

@@ -16,7 +16,7 @@ from maskhooks.errors import ModelError, SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
-from maskhooks.signature import signature
+from maskhooks.sites.signature import signature
 from maskhooks.wrap import wrap
 from maskhooks_geometric.masks import edge_masks
 from maskhooks_geometric.task import GraphTask

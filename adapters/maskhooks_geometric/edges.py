@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.examples import Examples
+from maskhooks.sites.example_index import Examples
 
 Ends = tuple[Int[Tensor, " edge"], Int[Tensor, " edge"]]
 

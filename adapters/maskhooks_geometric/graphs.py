@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.examples import Examples
+from maskhooks.sites.example_index import Examples
 from maskhooks_geometric.edges import rows
 
 Relation = tuple[str, str, str]

@@ -15,9 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import BatchError, ModelError
 from maskhooks.mix import mix
-from maskhooks.modules import places
 from maskhooks.port import Uncopied, copied
-from maskhooks.signature import signature
+from maskhooks.sites.modules import places
+from maskhooks.sites.signature import signature
 from maskhooks_geometric.edges import Ends, ends, found_in, rows, weighted
 from maskhooks_geometric.whole import Whole
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from maskhooks.units import undirected
+from maskhooks.sites.units import undirected
 from maskhooks_geometric.edges import found_in, rows
 from maskhooks_geometric.graphs import Graphs, Relation
 

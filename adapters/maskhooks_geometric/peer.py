@@ -19,8 +19,8 @@ from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs, Positions
 from maskhooks.seeds import seeded
-from maskhooks.signature import signature
-from maskhooks.site import Site
+from maskhooks.sites.signature import signature
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass
 from maskhooks.task import device_of, move
 from maskhooks_geometric.heads import level_of

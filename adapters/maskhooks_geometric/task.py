@@ -16,8 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from maskhooks.adapter import join
 from maskhooks.errors import BatchError, SettingError
 from maskhooks.outputs import Outputs, Positions
-from maskhooks.signature import signature
-from maskhooks.site import Site
+from maskhooks.sites.signature import signature
+from maskhooks.sites.site import Site
 from maskhooks.task import Task, device_of
 from maskhooks_geometric.checks import check
 from maskhooks_geometric.graphs import Graphs, Relation

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import ModelError
-from maskhooks.modules import places
 from maskhooks.port import Uncopied
+from maskhooks.sites.modules import places
 from maskhooks_geometric.graphs import code
 
 PLACES = ("edge_ends", "edge_source", "edge_target", "edge")

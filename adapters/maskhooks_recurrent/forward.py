@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from maskhooks.modules import places
 from maskhooks.replay import Standin
+from maskhooks.sites.modules import places
 from maskhooks_recurrent.cells import cell
 from maskhooks_recurrent.layout import Layout, State
 from maskhooks_recurrent.weights import Weights, suffixes, weights

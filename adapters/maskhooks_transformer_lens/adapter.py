@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from maskhooks.adapter import Adapter, join
-from maskhooks.pattern import Pattern
-from maskhooks.site import Site
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 from maskhooks_transformer_lens.loaded import bridge_types
 
 _DECODER = "decoder_blocks"  # as TransformerLens names the layers beside an encoder's

@@ -16,8 +16,8 @@ from torch import nn
 from torch.autograd import Function
 
 from maskhooks.adapter import Adapter, join, stacks
-from maskhooks.pattern import Pattern
-from maskhooks.site import Site
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 from maskhooks_transformers import axes, flow, reversible
 from maskhooks_transformers.chains import Chain, Step, chains
 from maskhooks_transformers.flow import Call, Pass, State

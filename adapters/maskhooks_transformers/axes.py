@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskhooks.pattern import Pattern
+from maskhooks.sites.pattern import Pattern
 from maskhooks_transformers.marks import RADIX
 from maskhooks_transformers.samples import BATCH, DECODED, TOKENS
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskhooks import nested
+from maskhooks.sites import nested
 from maskhooks_transformers import samples
 from maskhooks_transformers.marks import Marks
 from maskhooks_transformers.samples import BATCH

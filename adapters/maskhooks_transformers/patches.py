@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks_transformers import axes, flow
 from maskhooks_transformers.flow import State
 

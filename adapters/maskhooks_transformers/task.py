@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks import nested, outputs
+from maskhooks import outputs
 from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
 from maskhooks.outputs import Outputs
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.site import Site
 from maskhooks.task import Task
 from maskhooks_transformers import decoding
 from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of

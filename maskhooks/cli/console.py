@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskhooks.errors import MaskhooksError, MaskhooksWarning
-from maskhooks.table import Rows
+from maskhooks.sites.text_table import Rows
 
 _WIDE = 400  # columns where no terminal says how many: files and pipes get whole lines
 FAILED = 2

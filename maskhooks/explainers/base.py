@@ -23,7 +23,7 @@ from maskhooks.progress import counting, track
 from maskhooks.replay import Replay
 from maskhooks.seeds import forked, seeded
 from maskhooks.shards import Shards
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, examples, real_positions
 from maskhooks.task import device_of, move
 

@@ -13,7 +13,7 @@ from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
 from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
-from maskhooks.site import Selector
+from maskhooks.sites.site import Selector
 from maskhooks.step import Clean
 
 

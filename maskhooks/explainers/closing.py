@@ -21,7 +21,7 @@ from maskhooks.search.asking import Asking, answered
 from maskhooks.search.panel import Member, Panel
 from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
-from maskhooks.site import Selector, Site
+from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, clean_pass, examples
 from maskhooks.task import device_of, move
 

@@ -22,7 +22,7 @@ from maskhooks.problem import Problem
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
 from maskhooks.replay import Replay
-from maskhooks.site import Selector, Site
+from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, units
 from maskhooks.votes import Vote
 

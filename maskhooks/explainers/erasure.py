@@ -31,7 +31,7 @@ from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
 from maskhooks.search.shared import tree
 from maskhooks.seeds import forked
-from maskhooks.site import Selector
+from maskhooks.sites.site import Selector
 from maskhooks.step import Clean, with_beside
 
 _NO_TREE = contextlib.nullcontext(None)

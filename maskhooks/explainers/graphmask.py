@@ -20,7 +20,7 @@ from maskhooks.joint import Joint
 from maskhooks.masking import Masking, Masks
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
-from maskhooks.site import Selector, Site
+from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, clean_pass
 from maskhooks.votes import Vote
 

@@ -29,7 +29,7 @@ from maskhooks.ranks import first_rank
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
 from maskhooks.seeds import forked, generator, seeded
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.storage import save
 from maskhooks.store import Store
 from maskhooks.task import device_of, move

@@ -10,7 +10,7 @@ from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.seeds import generator
-from maskhooks.site import Selector, Site
+from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, units
 
 

@@ -13,7 +13,7 @@ from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
-from maskhooks.site import Selector
+from maskhooks.sites.site import Selector
 
 
 class Reinforce(DiffMask):

@@ -17,7 +17,7 @@ from maskhooks.masking import Places
 from maskhooks.outputs import Outputs, parameters
 from maskhooks.search.asking import Asking, abreast
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward_pass, places
 
 T = TypeVar("T")

@@ -15,9 +15,9 @@ from maskhooks.errors import SettingError
 from maskhooks.gates import HardConcrete
 from maskhooks.masking import Masking, Places
 from maskhooks.outputs import Outputs
-from maskhooks.pattern import Pattern
 from maskhooks.preparation import sizes, start
-from maskhooks.site import Site
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean
 
 Criterion = Callable[[Outputs, Outputs], Tensor]

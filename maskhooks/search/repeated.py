@@ -16,7 +16,7 @@ from maskhooks.masking import Places
 from maskhooks.outputs import Outputs
 from maskhooks.replay import Replay
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward_pass, real_positions, units
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from maskhooks import metrics
 from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap
 
 LENGTH = 10

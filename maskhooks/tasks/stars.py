@@ -19,7 +19,7 @@ from torch.distributions import Bernoulli
 
 from maskhooks.explanation import Explanation
 from maskhooks.hooked import Hooked
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap
 
 COLOURS, FEWEST, MOST = 6, 6, 12

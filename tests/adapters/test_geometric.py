@@ -60,7 +60,7 @@ from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.masking import Masking
 from maskhooks.replay import Replay
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
 from maskhooks.tap import frozen
 from tests.adapters.geometric_models import (

@@ -21,7 +21,7 @@ from maskhooks.gates import HardConcrete
 from maskhooks.masking import Masking
 from maskhooks.mix import mix
 from maskhooks.replay import Replay
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
 from maskhooks.steps import Stepwise
 from maskhooks.tap import frozen

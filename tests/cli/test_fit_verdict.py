@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskhooks.cli.fit import _tell
-from tests import runs
+from tests import tiny_runs as runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
 

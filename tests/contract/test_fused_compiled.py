@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import maskhooks
 from maskhooks.errors import CompiledModelError, NotATensorError, SiteNeverFiredError, TappedModelError
 from maskhooks.mix import mix
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap, frozen
 from tests.conftest import fingerprint, same_bits
 from tests.models import MLP

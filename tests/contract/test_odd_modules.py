@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from maskhooks import nested
 from maskhooks.errors import SiteFiredTooOftenError, SiteNeverFiredError
 from maskhooks.mix import mix
 from maskhooks.replay import Replay
-from maskhooks.site import Site
+from maskhooks.sites import nested
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap, frozen
 from tests.conftest import fingerprint, same_bits
 from tests.models import Broken

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskhooks.mix import mix
 from maskhooks.replay import Replay
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap, frozen
 from tests.conftest import same_bits
 from tests.models import MLP, Cell, KeywordOnly, Nested, Noisy, Stack, Tiny

@@ -16,7 +16,7 @@ import maskhooks
 from maskhooks.errors import ReplacementError, SiteNeverFiredError, TappedModelError, UnknownSiteError
 from maskhooks.port import Replacement
 from maskhooks.replay import Replay
-from maskhooks.site import Site
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap, frozen
 from tests.conftest import fingerprint, same_bits
 from tests.models import Broken, Cell, Noisy, Stack, Tiny

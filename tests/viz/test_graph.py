@@ -15,9 +15,9 @@ from matplotlib.collections import LineCollection
 
 from maskhooks import pictures
 from maskhooks.errors import SettingError
-from maskhooks.examples import Examples
 from maskhooks.explanation import Explanation, Scores
-from maskhooks.site import Site
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.site import Site
 from maskhooks.viz.graph import Net, ends, graphs, layout
 from tests.viz.browser import seen_in_browser
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from maskhooks.adapter import Adapter, join
-from maskhooks.pattern import Pattern
-from maskhooks.site import Site
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.site import Site
 
 _PATTERN = Pattern("batch feature -> batch feature")
 

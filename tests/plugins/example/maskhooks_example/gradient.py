@@ -13,7 +13,7 @@ from maskhooks import Hooked, Site
 from maskhooks.errors import UnknownDistributionError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanation import Scores
-from maskhooks.site import Selector
+from maskhooks.sites.site import Selector
 from maskhooks.step import Clean
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskhooks.examples import Examples
-from maskhooks.pattern import Pattern
-from maskhooks.units import Units, undirected
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.units import Units, undirected
 
 TOKENS = Pattern("batch token hidden -> batch token")
 NUMBERS = torch.tensor([[7, 7, 3, 7, 1], [0, 1, 2, 2, 2]])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from maskhooks.errors import PatternError, UnknownSiteError
-from maskhooks.site import Site, SiteTable, is_glob, resolve
+from maskhooks.sites.site import Site, SiteTable, is_glob, resolve
 
 names = st.text("abz_019", min_size=1, max_size=4)
 settings = st.builds(

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
-from maskhooks import nested
-from maskhooks.nested import PathError
+from maskhooks.sites import nested
+from maskhooks.sites.nested import PathError
 
 Pair = namedtuple("Pair", ["left", "right"])
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from maskhooks import nested, table
 from maskhooks.errors import PatternError, UnknownSiteError, near
-from maskhooks.modules import check_compiled
-from maskhooks.pattern import Pattern
+from maskhooks.sites import nested
+from maskhooks.sites import text_table as table
+from maskhooks.sites.modules import check_compiled
+from maskhooks.sites.pattern import Pattern
 
 _ADDRESS = re.compile(
     r"(?P<module>[^:@\[\]]*)(?:@(?P<call>\d+|\*))?:(?P<port>input|output)(?P<path>(?:\.[^.\[\]]+|\[-?\d+\])*)"

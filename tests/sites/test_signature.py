@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import maskhooks
 from maskhooks.replay import forwards
-from maskhooks.signature import signature
-from maskhooks.site import Site
+from maskhooks.sites.signature import signature
+from maskhooks.sites.site import Site
 from maskhooks.tap import Tap
 
 

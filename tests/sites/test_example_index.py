@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from maskhooks.examples import Examples
+from maskhooks.sites.example_index import Examples
 
 
 def test_sums_are_per_example_and_zero_without_rows() -> None:

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from maskhooks.errors import PatternError
-from maskhooks.pattern import Pattern, suggestion
+from maskhooks.sites.pattern import Pattern, suggestion
 
 names = st.from_regex(r"[a-z]([a-z0-9_]{0,2}[a-z0-9])?", fullmatch=True).filter(
     lambda name: not keyword.iskeyword(name)

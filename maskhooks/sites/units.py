@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskhooks.examples import Examples
-from maskhooks.pattern import Pattern
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.pattern import Pattern
 
 _TABLE = 64  # numbers in a table for each edge; a sort takes longer up to there
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks.errors import UnknownSiteError
-from maskhooks.modules import Modules, running
+from maskhooks.sites.modules import Modules, running
 from maskhooks.tap import frozen
 from tests.conftest import fingerprint, same_bits
 
