@@ -24,7 +24,7 @@ from maskhooks.outputs import agreement
 from maskhooks.problem import Problem
 from maskhooks.ranks import Pooled, Ranks, Share
 from maskhooks.replay import Replay
-from maskhooks.runlog import RunLog
+from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import Clean, clean_pass, masked_pass
 from maskhooks.store import Numbered, Store

@@ -15,9 +15,9 @@ from maskhooks.drafts import draft
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explanation import Explanation
 from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
-from maskhooks.history import LOG, Course, courses, section
 from maskhooks.rowfiles import ABOUT, parquet_files, pieces
-from maskhooks.runstate import folder_of, load_state
+from maskhooks.runs.history import LOG, Course, courses, section
+from maskhooks.runs.run_state import folder_of, load_state
 from maskhooks.storage import SETTINGS, settings_of
 from maskhooks.viz.page import page
 from maskhooks.viz.sections import Facts, Section

@@ -16,7 +16,7 @@ from maskhooks.errors import ResumeError
 from maskhooks.loop import Loop
 from maskhooks.preparation import start
 from maskhooks.problem import Problem
-from maskhooks.runstate import drop_states, folder_of, load_state, save_state
+from maskhooks.runs.run_state import drop_states, folder_of, load_state, save_state
 from maskhooks.sites import nested
 
 

@@ -20,7 +20,6 @@ from lightning.fabric import Fabric
 from torch.multiprocessing.spawn import ProcessException
 
 from maskhooks import errors
-from maskhooks.board import Board
 from maskhooks.checkpoint import Fitted
 from maskhooks.devices import connect, ranks_of, starts_processes
 from maskhooks.epochs import Epochs
@@ -33,7 +32,6 @@ from maskhooks.errors import (
     SettingError,
     StorageError,
 )
-from maskhooks.interrupts import Interrupts, as_exception
 from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
 from maskhooks.placement import placed
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
@@ -41,8 +39,10 @@ from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks
 from maskhooks.replay import Replay
-from maskhooks.runlog import RunLog
-from maskhooks.runstate import decode, encode
+from maskhooks.runs.interrupts import Interrupts, as_exception
+from maskhooks.runs.run_log import RunLog
+from maskhooks.runs.run_state import decode, encode
+from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, seeded
 from maskhooks.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
 from maskhooks.stepbar import StepBar

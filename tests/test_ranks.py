@@ -23,7 +23,7 @@ from maskhooks import DiffMask
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
 from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.ranks import Ranks, Share, _Shared
-from maskhooks.runlog import RunLog
+from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator
 from tests import tiny_runs as runs
 from tests.tiny_runs import QUICK, results, train

@@ -16,8 +16,8 @@ import torch
 
 from maskhooks import Recipe, drafts
 from maskhooks.errors import ResumeError, ResumeWarning, SettingError
-from maskhooks.runlog import RunLog
-from maskhooks.runstate import load_state
+from maskhooks.runs.run_log import RunLog
+from maskhooks.runs.run_state import load_state
 from tests import tiny_runs as runs
 from tests.tiny_runs import QUICK, SITES, elsewhere, results, train
 

@@ -30,7 +30,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.records import Columns
 from maskhooks.registry import registry
-from maskhooks.runstate import folder_of, has_state
+from maskhooks.runs.run_state import folder_of, has_state
 from maskhooks.store import Store
 from maskhooks.task import device_of
 

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from maskhooks.board import Board
 from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.epochs import Epochs
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
@@ -28,6 +27,7 @@ from maskhooks.progress import track
 from maskhooks.ranks import first_rank
 from maskhooks.recipe import Recipe
 from maskhooks.replay import Replay
+from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.storage import save

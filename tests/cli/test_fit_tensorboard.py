@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from tests.test_board import scalars
+from tests.runs.test_tensorboard import scalars
 
 Run = Callable[..., Result]
 

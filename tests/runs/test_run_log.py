@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskhooks.errors import CorruptFileError, StorageError
-from maskhooks.runlog import RunLog
+from maskhooks.runs.run_log import RunLog
 
 ROWS = [
     {"step": step, "site": "a.0:output[0]" if step % 2 else '7,"x"', "divergence": 0.1 * step, "none": None}

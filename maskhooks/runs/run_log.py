@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from maskhooks.board import Board
 from maskhooks.errors import CorruptFileError, StorageError
+from maskhooks.runs.tensorboard import Board
 
 
 class RunLog:

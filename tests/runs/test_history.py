@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskhooks.errors import CorruptFileError
-from maskhooks.history import courses, section
+from maskhooks.runs.history import courses, section
 from maskhooks.viz.sections import ChartRow, Charts
 
 LOG = """step,epoch,site,depth,multiplier,divergence,expected_l0,agreement

@@ -17,9 +17,9 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks import drafts
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
-from maskhooks.interrupts import Interrupts, as_exception
-from maskhooks.runlog import RunLog
-from maskhooks.runstate import load_state
+from maskhooks.runs.interrupts import Interrupts, as_exception
+from maskhooks.runs.run_log import RunLog
+from maskhooks.runs.run_state import load_state
 from tests import tiny_runs as runs
 from tests.conftest import fingerprint
 from tests.tiny_runs import elsewhere, results, train

@@ -11,8 +11,8 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks import DiffMask
-from maskhooks.board import Board
 from maskhooks.errors import MissingExtraError, SettingError, StorageError
+from maskhooks.runs.tensorboard import Board
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -13,7 +13,7 @@ import torch
 
 from maskhooks import drafts
 from maskhooks.errors import CorruptFileError, ResumeWarning, StorageError
-from maskhooks.runstate import decode, drop_states, encode, has_state, load_state, save_state
+from maskhooks.runs.run_state import decode, drop_states, encode, has_state, load_state, save_state
 from tests.conftest import same_bits
 
 
@@ -88,7 +88,7 @@ def test_every_flipped_byte_is_noticed() -> None:
 
 
 def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskhooks.runstate.FORMAT", 99)
+    monkeypatch.setattr("maskhooks.runs.run_state.FORMAT", 99)
     data = encode({})
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 99"):
