@@ -43,7 +43,7 @@ import torch
 
 import maskhooks
 from maskhooks.cli.material import Material
-from maskhooks.portions import Portions
+from maskhooks.explanations.chunks import Portions
 from maskhooks.records import Record, read
 from maskhooks.task import Task
 

@@ -30,8 +30,9 @@ import transformers
 from torch import Tensor
 
 import maskhooks
-from maskhooks import DiffMask, Explanation, Recipe, analyses
+from maskhooks import DiffMask, Explanation, Recipe
 from maskhooks.errors import MaskhooksWarning
+from maskhooks.explanations import analyses
 from maskhooks.outputs import kl
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store

@@ -9,14 +9,14 @@ from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.shards import Shards
 from maskhooks.hooked import Hooked
 from maskhooks.hookspecs import hookimpl
 from maskhooks.outputs import Positions
 from maskhooks.recipe import Recipe
 from maskhooks.registry import register, unregister
 from maskhooks.report import report
-from maskhooks.shards import Shards
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks.storage import load

@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from maskhooks.analyses import DepthsKept, Kept, depths_kept, kept_by
-from maskhooks.explanation import Explanation
-from maskhooks.tokens import KINDS, token_kind
+from maskhooks.explanations.analyses import DepthsKept, Kept, depths_kept, kept_by
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.tokens import KINDS, token_kind
 from maskhooks.viz.sections import Bar, Bars, Cell, Grid, Section
 
 Layer = tuple[str, int]

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 import maskhooks
 from maskhooks.errors import BatchError, EmptyLoaderError, NotFittedError, ResumeError, SettingError, StorageError
 from maskhooks.explainers.base import Explainer
-from maskhooks.explanation import Explanation
-from maskhooks.shards import Shards
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.shards import Shards
 
 
 class Network(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskhooks.analyses import kept_by
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations.analyses import kept_by
+from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.sites.site import Site
 from maskhooks.viz.sections import Bars, Grid, Section

@@ -17,11 +17,11 @@ from torch import nn
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.analyses import kept_by
 from maskhooks.errors import CorruptFileError, SettingError, StorageError
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations.analyses import kept_by
+from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.shards import Shards
 from maskhooks.report import Rows, is_run, report, rows_at
-from maskhooks.shards import Shards
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from tests.viz.browser import seen_in_browser

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks_geometric.graphs import Graphs, Relation
 
 

@@ -15,7 +15,7 @@ from torch_geometric.explain.config import ExplanationType
 
 from maskhooks.errors import BatchError, ModelError
 from maskhooks.explainers.base import Explainer
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs, Positions
 from maskhooks.seeds import seeded

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskhooks.errors import SettingError
-from maskhooks.tokens import words
+from maskhooks.explanations.tokens import words
 
 
 class Words:

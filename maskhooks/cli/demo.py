@@ -19,7 +19,7 @@ from maskhooks.cli.folder import make_folder
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.random import Random
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.progress import bar
 from maskhooks.tasks import digits as task
 from maskhooks.tasks.digits import Digits, DigitsModel

@@ -25,10 +25,10 @@ from maskhooks.cli.options import (
 )
 from maskhooks.cli.workers import devices_of, share
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.shards import MANIFEST, Shards, remove
 from maskhooks.progress import counting
 from maskhooks.records import Columns
-from maskhooks.shards import MANIFEST, Shards, remove
 
 _MUCH = "Much data"
 _INTERRUPTED = 130  # what shells make of Ctrl-C

@@ -11,10 +11,10 @@ from typing import Any
 from maskhooks.cli.material import Material, count
 from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.explainers.base import Explainer
+from maskhooks.explanations.shards import Shards
 from maskhooks.hooked import Hooked
 from maskhooks.records import Columns
 from maskhooks.registry import registry
-from maskhooks.shards import Shards
 from maskhooks.storage import load, settings_of
 
 

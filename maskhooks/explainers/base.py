@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from maskhooks.errors import EmptyLoaderError
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations.chunks import Portions
+from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.shards import Shards
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
-from maskhooks.portions import Portions
 from maskhooks.progress import counting, track
 from maskhooks.replay import Replay
 from maskhooks.seeds import forked, seeded
-from maskhooks.shards import Shards
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, examples, real_positions
 from maskhooks.task import device_of, move

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskhooks.explainers.closing import Closing, whole
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Outputs
 from maskhooks.search.asking import Asking

@@ -12,7 +12,7 @@ from torch import Tensor
 from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Divergence, agreement, kl
 from maskhooks.registry import registry

@@ -18,7 +18,7 @@ from torch import Tensor
 from maskhooks.baselines import Baseline
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.closing import Closing, above_zero, whole
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.outputs import Divergence, kl, parameters
 from maskhooks.progress import bar

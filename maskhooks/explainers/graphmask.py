@@ -12,7 +12,7 @@ from torch import Tensor
 from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.free import optimise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked

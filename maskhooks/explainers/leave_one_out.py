@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maskhooks.explainers.closing import Closing
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
 from maskhooks.step import Clean

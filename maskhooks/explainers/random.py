@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from maskhooks.explainers.base import Explainer
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Selector, Site

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from maskhooks import metrics
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.hooked import Hooked
 from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskhooks.errors import CorruptFileError
-from maskhooks.tokens import spread
+from maskhooks.explanations.tokens import spread
 
 SENTIMENTS = ("very negative", "negative", "neutral", "positive", "very positive")
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.distributions import Bernoulli
 
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.hooked import Hooked
 from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import Result
 
 from maskhooks.cli import demo as command
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.recipe import Recipe
 from maskhooks.tasks import digits
 

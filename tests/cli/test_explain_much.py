@@ -19,8 +19,8 @@ from typer.testing import Result
 import maskhooks
 from maskhooks.cli.workers import devices_of
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation
-from maskhooks.shards import MANIFEST, Shards
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.shards import MANIFEST, Shards
 from maskhooks.source import Factory
 
 Run = Callable[..., Result]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.records import Record
 from maskhooks.source import Factory
 

@@ -12,7 +12,7 @@ from typer.testing import Result
 
 pytest.importorskip("torch_geometric")
 
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 
 Run = Callable[..., Result]
 

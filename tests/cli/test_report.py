@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 
 Run = Callable[..., Result]
 

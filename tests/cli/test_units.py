@@ -12,7 +12,7 @@ from typer.testing import Result
 
 import maskhooks
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.registry import registry
 from maskhooks.source import choose
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
-from maskhooks import pictures
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations import pictures
+from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from maskhooks.viz.graph import Net, ends, graphs, layout

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from maskhooks import Hooked, Site
 from maskhooks.errors import UnknownDistributionError
 from maskhooks.explainers.base import Explainer
-from maskhooks.explanation import Scores
+from maskhooks.explanations.explanation import Scores
 from maskhooks.sites.site import Selector
 from maskhooks.step import Clean
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskhooks.errors import SettingError
-from maskhooks.tokens import KINDS, spread, token_kind, words
+from maskhooks.explanations.tokens import KINDS, spread, token_kind, words
 
 
 @pytest.mark.parametrize(

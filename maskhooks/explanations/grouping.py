@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from maskhooks.errors import SettingError, near
-from maskhooks.explanation import Explanation
-from maskhooks.scores import Column
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.scores import Column
 
 Codes = npt.NDArray[np.intp]
 Group: TypeAlias = str | Callable[[str], object] | Mapping[str, object] | Sequence[Sequence[object]] | npt.NDArray[Any]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.sites.site import Site
 
 TOKENS = [["[CLS]", "not", "bad", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
@@ -224,7 +224,7 @@ def test_plot_draws_on_axes_that_are_given() -> None:
 def test_import_and_plot_leave_pyplot_alone() -> None:
     code = (
         "import sys, torch\n"
-        "from maskhooks.explanation import Explanation, Scores\n"
+        "from maskhooks.explanations.explanation import Explanation, Scores\n"
         "from maskhooks.sites.site import Site\n"
         "heavy = {'pandas', 'pyarrow', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
-from maskhooks.explanation import Explanation, Scores
-from maskhooks.shards import MANIFEST, Shards
+from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.shards import MANIFEST, Shards
 from maskhooks.sites.site import Site
 
 MADE = {"explainer": {"name": "random", "sites": ["a:output"]}, "batch_size": 3}

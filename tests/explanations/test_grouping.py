@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation, Scores
-from maskhooks.groups import Grouped, grouped
+from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.grouping import Grouped, grouped
 from maskhooks.sites.site import Site
 
 WORDS = [["[CLS]", "not", "bad", "[SEP]"], ["[CLS]", "good", "[SEP]"]]

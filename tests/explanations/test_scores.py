@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maskhooks.errors import BatchError, PatternError
-from maskhooks.scores import FIXED, Scores, stack
+from maskhooks.explanations.scores import FIXED, Scores, stack
 from maskhooks.sites.site import Site
 
 

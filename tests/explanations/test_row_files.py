@@ -14,9 +14,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from maskhooks import rowfiles
 from maskhooks.errors import CorruptFileError, SettingError
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations import row_files as rowfiles
+from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.sites.site import Site
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation
-from maskhooks.groups import Codes, Group, Grouped, grouped
-from maskhooks.layers import Layers
-from maskhooks.scores import FIXED, INTEGERS, Column
-from maskhooks.tokens import spread, token_kind
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.grouping import Codes, Group, Grouped, grouped
+from maskhooks.explanations.layers import Layers
+from maskhooks.explanations.scores import FIXED, INTEGERS, Column
+from maskhooks.explanations.tokens import spread, token_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

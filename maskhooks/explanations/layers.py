@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks.scores import FIXED, Column, Columns
+from maskhooks.explanations.scores import FIXED, Column, Columns
 
 Scored = npt.NDArray[np.float32]
 ALL = "all layers"

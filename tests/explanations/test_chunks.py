@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskhooks.errors import BatchError, ResumeError, SettingError
-from maskhooks.portions import Portions
+from maskhooks.explanations.chunks import Portions
 
 
 def portions(data: Any, collate: Any = list, **given: Any) -> Portions:

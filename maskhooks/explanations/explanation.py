@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks import rowfiles
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError, near
-from maskhooks.layers import Layers
-from maskhooks.scores import Column, Columns, Scores, repeated, stack
+from maskhooks.explanations import row_files as rowfiles
+from maskhooks.explanations.layers import Layers
+from maskhooks.explanations.scores import Column, Columns, Scores, repeated, stack
 from maskhooks.sites.site import Site
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from maskhooks.pictures import Names, Node
+    from maskhooks.explanations.pictures import Names, Node
     from maskhooks.viz.sections import Section
 
 __all__ = ["Explanation", "Scores"]
@@ -306,7 +306,7 @@ class Explanation:
         title = " · ".join(
             [f"example {number}", *(f"{key}: {text}" for key, text in self.examples.get(number, {}).items())]
         )
-        from maskhooks.pictures import picture
+        from maskhooks.explanations.pictures import picture
 
         return picture(part._layers(), kind, title=title, nodes=nodes, centre=centre, ax=ax)
 
@@ -328,7 +328,7 @@ class Explanation:
             nodes: of graphs, for an example's number what its nodes are called, as `plot` takes it.
             centres: of graphs, for an example's number the node asked about.
         """
-        from maskhooks.pictures import example, told
+        from maskhooks.explanations.pictures import example, told
         from maskhooks.viz.page import page
 
         layers = self._layers()

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskhooks.drafts import draft
 from maskhooks.errors import CorruptFileError
-from maskhooks.scores import FIXED, Column, Columns
+from maskhooks.explanations.scores import FIXED, Column, Columns
 
 FORMAT = 1
 _ARRAYS, ABOUT = "explanation.safetensors", "explanation.json"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskhooks.errors import SettingError
-from maskhooks.layers import ALL, Layers, Scored
-from maskhooks.scores import Column
+from maskhooks.explanations.layers import ALL, Layers, Scored
+from maskhooks.explanations.scores import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from maskhooks.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
 from maskhooks.errors import SettingError
-from maskhooks.explanation import Explanation, Scores
-from maskhooks.shards import Shards
+from maskhooks.explanations.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
+from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.shards import Shards
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskhooks.explanation import Explanation, Scores
+from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks import rowfiles
 from maskhooks.drafts import clear, draft
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
-from maskhooks.explanation import Explanation
-from maskhooks.layers import Layers
+from maskhooks.explanations import row_files as rowfiles
+from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.layers import Layers
 
 FORMAT = 1
 MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that begin with _
