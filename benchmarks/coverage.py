@@ -41,6 +41,7 @@ from transformers.models.auto import modeling_auto
 
 import maskhooks
 from maskhooks import DiffMask, Hooked, Site
+from maskhooks.hooks.tap import frozen
 from maskhooks.masking import Masking
 from maskhooks.mix import mix
 from maskhooks.outputs import kl
@@ -48,7 +49,6 @@ from maskhooks.preparation import closed_divergence, gather
 from maskhooks.seeds import generator
 from maskhooks.sites import nested
 from maskhooks.step import Clean, clean_pass, masked_pass, real_positions
-from maskhooks.tap import frozen
 from maskhooks.trials import bypassed
 from maskhooks.wrap import with_shapes
 

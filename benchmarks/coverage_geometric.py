@@ -39,9 +39,9 @@ import maskhooks
 from maskhooks import Hooked, Site
 from maskhooks.baselines import Zero
 from maskhooks.gates import HardConcrete
+from maskhooks.hooks.tap import frozen
 from maskhooks.masking import Masking
 from maskhooks.sites import nested
-from maskhooks.tap import frozen
 
 NODES, WIDTH, RELATIONS, FILTER = 6, 8, 3, 3
 EDGES = torch.tensor([[0, 1, 2, 3, 3, 4, 5, 0, 2, 1, 1, 4], [1, 2, 0, 3, 4, 5, 0, 2, 1, 0, 0, 3]])

@@ -28,8 +28,8 @@ import maskhooks
 from maskhooks.baselines import Learned
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.port import Replacement
 from maskhooks.masking import Masking
-from maskhooks.port import Replacement
 
 BATCH, LENGTH = 32, 25
 

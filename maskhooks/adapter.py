@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from maskhooks.errors import AdapterConflictError
-from maskhooks.recurrence import Recurrence
+from maskhooks.hooks.recurrence import Recurrence
 from maskhooks.sites.modules import places
 from maskhooks.sites.site import Site
 from maskhooks.task import Task

@@ -22,15 +22,15 @@ from maskhooks.errors import (
     UnknownDistributionError,
 )
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.several_parts import Parts
+from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.time_steps import Steps
 from maskhooks.outputs import Positions
-from maskhooks.parts import Parts
 from maskhooks.seeds import forked
 from maskhooks.sites import nested
 from maskhooks.sites import text_table as table
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site
-from maskhooks.steps import Steps
-from maskhooks.tap import Tap, frozen
 from maskhooks.trials import UNUSED, bypassed, foreign, fused, gradients, inexact, others, owners, silent, varies
 
 _PARTS = frozenset({"head", "mlp", "message", "edge"})

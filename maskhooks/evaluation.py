@@ -9,10 +9,10 @@ from torch import Generator
 
 from maskhooks.checkpoint import Measure
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Masks, needs
 from maskhooks.outputs import Divergence
 from maskhooks.ranks import Ranks
-from maskhooks.replay import Replay
 from maskhooks.step import clean_pass
 
 ENOUGH, MOST = 500, 16  # examples times draws, and draws

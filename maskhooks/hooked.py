@@ -12,13 +12,13 @@ from torch import nn
 
 from maskhooks.adapter import Claim
 from maskhooks.errors import MaskhooksError, ModelError, NonFiniteError, SettingError, SiteConflictError
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.tap import Tap
+from maskhooks.hooks.time_steps import Steps, one_step
 from maskhooks.outputs import Outputs
-from maskhooks.port import Replacement
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site, SiteTable, resolve
-from maskhooks.steps import Steps, one_step
-from maskhooks.tap import Tap
 from maskhooks.task import Task
 
 

@@ -18,12 +18,12 @@ from maskhooks.checkpoint import Checkpoint, Fitted, grouped
 from maskhooks.epochs import Epochs
 from maskhooks.errors import NonFiniteError
 from maskhooks.evaluation import Evaluation
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Masking, Masks, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
 from maskhooks.problem import Problem
 from maskhooks.ranks import Pooled, Ranks, Share
-from maskhooks.replay import Replay
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import Clean, clean_pass, masked_pass

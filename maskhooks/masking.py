@@ -17,12 +17,12 @@ from torch import Generator, Tensor, nn
 from maskhooks.baselines import Baseline
 from maskhooks.errors import PatternError, ReplacementError
 from maskhooks.gates import Gate
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.time_steps import Stepwise
 from maskhooks.mix import mix
-from maskhooks.port import Replacement
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
-from maskhooks.steps import Stepwise
 from maskhooks.votes import Vote
 
 

@@ -15,12 +15,12 @@ from maskhooks.baselines import Learned
 from maskhooks.epochs import Epochs
 from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Masked, Masking, Masks, draw
 from maskhooks.outputs import Divergence, count
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks, Share
-from maskhooks.replay import Replay
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward, onward_pass, places

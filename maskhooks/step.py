@@ -12,11 +12,11 @@ from torch import Generator, Tensor
 
 from maskhooks.errors import BatchError
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.replay import Recording, Replay
 from maskhooks.joint import together
 from maskhooks.masking import Masked, Masks, Places
 from maskhooks.outputs import Outputs, count
-from maskhooks.port import Replacement
-from maskhooks.replay import Recording, Replay
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.hooked import Hooked
-from maskhooks.replay import Recording
+from maskhooks.hooks.replay import Recording
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites import nested
 from maskhooks.sites.nested import Path as Steps

@@ -32,13 +32,14 @@ from maskhooks.errors import (
     SettingError,
     StorageError,
 )
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import frozen
 from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
 from maskhooks.placement import placed
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks
-from maskhooks.replay import Replay
 from maskhooks.runs.interrupts import Interrupts, as_exception
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
@@ -47,7 +48,6 @@ from maskhooks.seeds import forked, seeded
 from maskhooks.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
 from maskhooks.stepbar import StepBar
 from maskhooks.store import Store, Stored
-from maskhooks.tap import frozen
 from maskhooks.task import device_of
 
 

@@ -16,15 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.port import Uncopied
+from maskhooks.hooks.recompute import reentrant
+from maskhooks.hooks.replay import forwards
+from maskhooks.hooks.tap import frozen
 from maskhooks.outputs import Positions
-from maskhooks.port import Uncopied
-from maskhooks.recompute import reentrant
-from maskhooks.replay import forwards
 from maskhooks.seeds import forked, generator
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, running
 from maskhooks.sites.site import Site
-from maskhooks.tap import frozen
 
 _NOISE = 0.02  # of half precision, where sums are taken in another order each time
 UNUSED = "nothing that the model returns depends on it, so there is no mask to learn"

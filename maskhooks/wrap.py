@@ -14,14 +14,14 @@ from torch import Generator, Tensor, nn
 from maskhooks.adapter import Adapter, Claim, arranged, claimed_sites, claims
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.tap import Tap
+from maskhooks.hooks.time_steps import Steps
 from maskhooks.outputs import Outputs
 from maskhooks.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site, SiteTable
-from maskhooks.steps import Steps
-from maskhooks.tap import Tap
 from maskhooks.task import Task
 
 

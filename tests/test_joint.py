@@ -11,13 +11,13 @@ from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import BatchError, PatternError
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.joint import Joint, together
 from maskhooks.masking import Masking
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask
 from maskhooks.probes import MLP, FreeLogits
 from maskhooks.ranks import Share
-from maskhooks.replay import Replay
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass

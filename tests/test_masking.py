@@ -13,6 +13,7 @@ from torch.distributions import Categorical
 from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
 from maskhooks.gates import Bernoulli, HardConcrete
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Masked, Masking
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
@@ -21,7 +22,6 @@ from maskhooks.preparation import closed_divergence, gather, random_mask, sizes,
 from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe
 from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
-from maskhooks.replay import Replay
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass

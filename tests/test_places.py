@@ -13,9 +13,9 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.errors import GradientError, ModelError
+from maskhooks.hooks.tap import Tap
 from maskhooks.mix import mix
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap
 from maskhooks.trials import owners
 from tests.conftest import same_bits
 

@@ -16,8 +16,8 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks.doctor import Report, check_gradients, examine, warn_bypassed
 from maskhooks.errors import BatchError, GradientError, TappedModelError, UnfiredSiteWarning
+from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap
 from maskhooks.trials import owners
 from tests.models import Cell, Tiny
 

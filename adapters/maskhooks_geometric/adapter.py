@@ -11,7 +11,7 @@ from torch import nn
 
 from maskhooks.adapter import Adapter, join
 from maskhooks.errors import CompiledModelError
-from maskhooks.parts import Parts
+from maskhooks.hooks.several_parts import Parts
 from maskhooks.sites.modules import places
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import BatchError, ModelError
+from maskhooks.hooks.port import Uncopied, copied
 from maskhooks.mix import mix
-from maskhooks.port import Uncopied, copied
 from maskhooks.sites.modules import places
 from maskhooks.sites.signature import signature
 from maskhooks_geometric.edges import Ends, ends, found_in, rows, weighted

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import ModelError
-from maskhooks.port import Uncopied
+from maskhooks.hooks.port import Uncopied
 from maskhooks.sites.modules import places
 from maskhooks_geometric.graphs import code
 

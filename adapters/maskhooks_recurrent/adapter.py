@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from maskhooks.adapter import Adapter, join
-from maskhooks.replay import stand_in
+from maskhooks.hooks.replay import stand_in
+from maskhooks.hooks.time_steps import Steps
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
-from maskhooks.steps import Steps
 from maskhooks_recurrent.forward import Tapped
 from maskhooks_recurrent.layout import named_empty
 from maskhooks_recurrent.recurrence import Recurrent

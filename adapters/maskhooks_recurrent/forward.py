@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from maskhooks.replay import Standin
+from maskhooks.hooks.replay import Standin
 from maskhooks.sites.modules import places
 from maskhooks_recurrent.cells import cell
 from maskhooks_recurrent.layout import Layout, State

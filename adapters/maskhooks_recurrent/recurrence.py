@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from maskhooks.recurrence import Recurrence
-from maskhooks.replay import Standin, stand_in
+from maskhooks.hooks.recurrence import Recurrence
+from maskhooks.hooks.replay import Standin, stand_in
 from maskhooks_recurrent.forward import initial
 from maskhooks_recurrent.layout import Layout, State
 from maskhooks_recurrent.walk import GRULayer, Layers, walk

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskhooks.recurrence import Walk
+from maskhooks.hooks.recurrence import Walk
 from maskhooks_recurrent.cells import cell
 from maskhooks_recurrent.weights import suffixes, weights
 

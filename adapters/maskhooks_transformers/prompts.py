@@ -16,8 +16,8 @@ from torch import Tensor
 
 from maskhooks.errors import BatchError, SettingError
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.tap import frozen
 from maskhooks.seeds import forked
-from maskhooks.tap import frozen
 from maskhooks.task import device_of, move
 from maskhooks_transformers.decoding import start_token
 from maskhooks_transformers.heads import Translation

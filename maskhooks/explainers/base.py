@@ -20,8 +20,8 @@ from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.progress import counting, track
-from maskhooks.replay import Replay
 from maskhooks.seeds import forked, seeded
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, examples, real_positions

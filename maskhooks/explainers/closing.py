@@ -14,9 +14,9 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.outputs import Divergence, agreement, kl
 from maskhooks.registry import registry
-from maskhooks.replay import Replay
 from maskhooks.search.asking import Asking, answered
 from maskhooks.search.panel import Member, Panel
 from maskhooks.search.question import Criterion, Question

@@ -16,12 +16,12 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.free import Estimate, optimise, pathwise
 from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Masking, Masks
 from maskhooks.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.problem import Problem
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
-from maskhooks.replay import Replay
 from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, units
 from maskhooks.votes import Vote

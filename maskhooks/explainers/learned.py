@@ -18,6 +18,7 @@ from maskhooks.evaluation import Evaluation
 from maskhooks.explainers.base import Explainer
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Masks
 from maskhooks.outputs import Divergence
 from maskhooks.preparation import start
@@ -26,7 +27,6 @@ from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.ranks import first_rank
 from maskhooks.recipe import Recipe
-from maskhooks.replay import Replay
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.sites.site import Site

@@ -12,9 +12,9 @@ from torch import Tensor
 from maskhooks.baselines import Baseline
 from maskhooks.errors import BatchError
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
 from maskhooks.masking import Places
 from maskhooks.outputs import Outputs
-from maskhooks.replay import Replay
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward_pass, real_positions, units

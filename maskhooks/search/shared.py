@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from maskhooks.hooks.recurrence import Recurrence, Walk
+from maskhooks.hooks.tap import frozen
 from maskhooks.outputs import Outputs, parameters
-from maskhooks.recurrence import Recurrence, Walk
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator
-from maskhooks.tap import frozen
 
 _TRIED = 24  # random sets on which tree and model are compared
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskhooks.recurrence import Walk
+from maskhooks.hooks.recurrence import Walk
 
 
 class Block(NamedTuple):

@@ -58,11 +58,11 @@ from maskhooks.errors import (
 )
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import frozen
 from maskhooks.masking import Masking
-from maskhooks.replay import Replay
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
-from maskhooks.tap import frozen
 from tests.adapters.geometric_models import (
     EDGES,
     RELATIONS,

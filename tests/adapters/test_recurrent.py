@@ -18,13 +18,13 @@ from maskhooks.baselines import Learned
 from maskhooks.doctor import examine
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
 from maskhooks.gates import HardConcrete
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.time_steps import Stepwise
 from maskhooks.masking import Masking
 from maskhooks.mix import mix
-from maskhooks.replay import Replay
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
-from maskhooks.steps import Stepwise
-from maskhooks.tap import frozen
 from tests.conftest import fingerprint, same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

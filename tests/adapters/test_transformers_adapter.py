@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 import maskhooks
 from maskhooks import Hooked, Site
 from maskhooks.doctor import examine
-from maskhooks.replay import Replay
-from maskhooks.tap import frozen
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import frozen
 from tests.adapters.transformers_models import (
     FAMILIES,
     HIDDEN,

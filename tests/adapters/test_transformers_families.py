@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
+from maskhooks.hooks.tap import frozen
 from maskhooks.mix import mix
-from maskhooks.tap import frozen
 from maskhooks.trials import bypassed
 from tests.conftest import same_bits
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 import maskhooks
 from maskhooks import Hooked, Recipe
 from maskhooks.errors import BatchError, ReplacementError, SettingError
+from maskhooks.hooks.replay import Replay
 from maskhooks.outputs import Positions, kl
-from maskhooks.replay import Replay
 from maskhooks.step import clean_pass, onward_pass
 from tests.adapters.test_transformers_task import categorical, positions, predict, tokenizer
 from tests.adapters.transformers_models import CLS, FIRST, HIDDEN, PAD, SEP, WORDS, make

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import maskhooks
-from maskhooks.replay import Replay
+from maskhooks.hooks.replay import Replay
 from tests.conftest import same_bits
 
 DATA = Path(os.environ.get("MASKHOOKS_DATA", Path(__file__).parents[3] / "shared"))

@@ -21,11 +21,11 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from maskhooks.errors import SiteFiredTooOftenError, SiteNeverFiredError
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import Tap, frozen
 from maskhooks.mix import mix
-from maskhooks.replay import Replay
 from maskhooks.sites import nested
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap, frozen
 from tests.conftest import fingerprint, same_bits
 from tests.models import Broken
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import Tap, frozen
 from maskhooks.mix import mix
-from maskhooks.replay import Replay
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap, frozen
 from tests.conftest import same_bits
 from tests.models import MLP, Cell, KeywordOnly, Nested, Noisy, Stack, Tiny
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks.errors import ReplacementError, SiteNeverFiredError, TappedModelError, UnknownSiteError
-from maskhooks.port import Replacement
-from maskhooks.replay import Replay
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import Tap, frozen
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap, frozen
 from tests.conftest import fingerprint, same_bits
 from tests.models import Broken, Cell, Noisy, Stack, Tiny
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.recurrence import Walk
+from maskhooks.hooks.recurrence import Walk
 from maskhooks.search.asking import answered
 from maskhooks.search.exact import Found, Search
 from maskhooks.search.subsets import total, unrank

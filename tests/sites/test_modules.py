@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks.errors import UnknownSiteError
+from maskhooks.hooks.tap import frozen
 from maskhooks.sites.modules import Modules, running
-from maskhooks.tap import frozen
 from tests.conftest import fingerprint, same_bits
 
 

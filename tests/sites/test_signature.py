@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import maskhooks
-from maskhooks.replay import forwards
+from maskhooks.hooks.replay import forwards
+from maskhooks.hooks.tap import Tap
 from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap
 
 
 class Layer(nn.Module):

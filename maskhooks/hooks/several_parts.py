@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import NotATensorError, ReplacementError
-from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, copied
-from maskhooks.recompute import recomputing
-from maskhooks.steps import Stepwise
+from maskhooks.hooks.port import InputPort, OutputPort, Point, Port, Replacement, copied
+from maskhooks.hooks.recompute import recomputing
+from maskhooks.hooks.time_steps import Stepwise
 
 
 class Parts(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.port import OutputPort, Point, Replacement, copied
+from maskhooks.hooks.port import OutputPort, Point, Replacement, copied
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 

@@ -25,13 +25,13 @@ from maskhooks.errors import (
     UnknownSiteError,
     near,
 )
-from maskhooks.parts import Parts, PartsPort, PicksPort
-from maskhooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
-from maskhooks.recompute import Pass, Watch, recomputing
+from maskhooks.hooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
+from maskhooks.hooks.recompute import Pass, Watch, recomputing
+from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
+from maskhooks.hooks.time_steps import Steps, StepsPort
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, check_compiled, compiled, running
 from maskhooks.sites.site import Site
-from maskhooks.steps import Steps, StepsPort
 
 
 class Values(dict[str, Tensor]):

@@ -10,10 +10,10 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskhooks.errors import GradientError
+from maskhooks.hooks.recompute import recomputing
+from maskhooks.hooks.tap import Tap, frozen
 from maskhooks.mix import mix
-from maskhooks.recompute import recomputing
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap, frozen
 from tests.conftest import same_bits
 
 X = torch.randn(4, 4, generator=Generator().manual_seed(3))  # square: PyTorch's own check of shapes would not notice

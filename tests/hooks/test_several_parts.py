@@ -17,9 +17,9 @@ from maskhooks.baselines import Zero
 from maskhooks.errors import NotATensorError, ReplacementError
 from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
+from maskhooks.hooks.port import Point
+from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
 from maskhooks.masking import Masking
-from maskhooks.parts import Parts, PartsPort, PicksPort
-from maskhooks.port import Point
 from maskhooks.sites.modules import places
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site

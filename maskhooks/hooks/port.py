@@ -17,7 +17,7 @@ from maskhooks.errors import (
     SiteFiredTooOftenError,
     TappedModelError,
 )
-from maskhooks.recompute import Pass, recomputing
+from maskhooks.hooks.recompute import Pass, recomputing
 from maskhooks.sites import nested
 from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site

@@ -20,13 +20,13 @@ from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import UnknownSiteError, near
-from maskhooks.port import Uncopied
-from maskhooks.recompute import recomputing
+from maskhooks.hooks.port import Uncopied
+from maskhooks.hooks.recompute import recomputing
+from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.trace import Span, Tracer, plain
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Site
-from maskhooks.tap import frozen
-from maskhooks.trace import Span, Tracer, plain
 
 _MISSING = object()
 

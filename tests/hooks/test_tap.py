@@ -21,8 +21,8 @@ from maskhooks.errors import (
     UnfiredSiteWarning,
     UnknownSiteError,
 )
+from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
-from maskhooks.tap import Tap
 from tests.conftest import same_bits
 from tests.models import MLP, Broken, Cell, KeywordOnly, Nested, Stack, Tiny
 
