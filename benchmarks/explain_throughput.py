@@ -43,8 +43,8 @@ import torch
 
 import maskhooks
 from maskhooks.cli.material import Material
+from maskhooks.data.records import Record, read
 from maskhooks.explanations.chunks import Portions
-from maskhooks.records import Record, read
 from maskhooks.task import Task
 
 BATCH, BATCHES = 32, 32

@@ -31,12 +31,12 @@ from torch import Tensor
 
 import maskhooks
 from maskhooks import DiffMask, Explanation, Recipe
+from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.explanations import analyses
 from maskhooks.outputs import kl
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store
-from maskhooks.tasks import sst
 
 HELD_OUT = 0.1
 LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=8)

@@ -38,11 +38,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 import maskhooks
 from maskhooks import DiffMask, Explanation, Random, Recipe, Reinforce
+from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.outputs import lost_lead
 from maskhooks.progress import track
-from maskhooks.tasks import sst
 
 TRAINED: dict[str, Any] = {
     "hidden": 64,

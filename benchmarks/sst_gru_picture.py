@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from sst_gru import SITE, TRAINED, Batch, Data, Truth, loaded, say, search, train
 
 from maskhooks import DiffMask, Recipe
+from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
-from maskhooks.tasks import sst
 from maskhooks.viz.figure import COLOURS
 
 MARGIN = 0.1

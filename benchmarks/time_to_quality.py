@@ -39,6 +39,7 @@ import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe
 from maskhooks.baselines import Learned
 from maskhooks.checkpoint import Measure
+from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.gates import HardConcrete
 from maskhooks.masking import Masking
@@ -49,7 +50,6 @@ from maskhooks.probes import PaperMLP
 from maskhooks.seeds import generator
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store
-from maskhooks.tasks import sst
 from maskhooks.votes import Vote
 
 MASKED, DIVERGENCE = 0.6, 0.1

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from maskhooks.checkpoint import Checkpoint, Fitted, grouped
-from maskhooks.epochs import Epochs
+from maskhooks.data.epochs import Epochs
 from maskhooks.errors import NonFiniteError
 from maskhooks.evaluation import Evaluation
 from maskhooks.hooks.replay import Replay

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.baselines import Learned
-from maskhooks.epochs import Epochs
+from maskhooks.data.epochs import Epochs
 from maskhooks.errors import PatternError
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay

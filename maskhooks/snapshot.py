@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskhooks.epochs import Epochs
+from maskhooks.data.epochs import Epochs
 from maskhooks.errors import ResumeError
 from maskhooks.loop import Loop
 from maskhooks.preparation import start

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from maskhooks.data.records import Record
 from maskhooks.errors import ModelError, PluginError, near
 from maskhooks.hooked import Hooked
-from maskhooks.records import Record
 from maskhooks.wrap import wrap
 
 

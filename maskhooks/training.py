@@ -21,8 +21,8 @@ from torch.multiprocessing.spawn import ProcessException
 
 from maskhooks import errors
 from maskhooks.checkpoint import Fitted
+from maskhooks.data.epochs import Epochs
 from maskhooks.devices import connect, ranks_of, starts_processes
-from maskhooks.epochs import Epochs
 from maskhooks.errors import (
     EmptyLoaderError,
     MarginWarning,

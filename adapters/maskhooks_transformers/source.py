@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from maskhooks.data.records import Label, Record
 from maskhooks.errors import (
     BatchError,
     CorruptFileError,
@@ -19,7 +20,6 @@ from maskhooks.errors import (
     StorageError,
     near,
 )
-from maskhooks.records import Label, Record
 from maskhooks.source import Opened, Source
 from maskhooks.wrap import wrap
 from maskhooks_transformers.prompts import Prompts

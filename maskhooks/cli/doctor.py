@@ -7,9 +7,9 @@ import typer
 from maskhooks.cli.console import say, say_table
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
+from maskhooks.data.records import Columns
 from maskhooks.doctor import examine
 from maskhooks.errors import SettingError
-from maskhooks.records import Columns
 from maskhooks.task import device_of, move
 
 

@@ -24,11 +24,11 @@ from maskhooks.cli.options import (
     Units,
 )
 from maskhooks.cli.workers import devices_of, share
+from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import MANIFEST, Shards, remove
 from maskhooks.progress import counting
-from maskhooks.records import Columns
 
 _MUCH = "Much data"
 _INTERRUPTED = 130  # what shells make of Ctrl-C

@@ -26,9 +26,9 @@ from maskhooks.cli.options import (
     TextColumn,
     Units,
 )
+from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
-from maskhooks.records import Columns
 from maskhooks.registry import registry
 from maskhooks.runs.run_state import folder_of, has_state
 from maskhooks.store import Store

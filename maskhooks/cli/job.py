@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from maskhooks.cli.material import Material, count
+from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.shards import Shards
 from maskhooks.hooked import Hooked
-from maskhooks.records import Columns
 from maskhooks.registry import registry
 from maskhooks.storage import load, settings_of
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from maskhooks.data.records import Columns, Record, identity, stream
 from maskhooks.errors import EmptyLoaderError, SettingError
 from maskhooks.hooked import Hooked
-from maskhooks.records import Columns, Record, identity, stream
 from maskhooks.registry import registry
 from maskhooks.seeds import generator
 from maskhooks.source import Opened, choose

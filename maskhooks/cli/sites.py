@@ -5,7 +5,7 @@ from __future__ import annotations
 from maskhooks.cli.console import say, say_table
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
-from maskhooks.records import Columns
+from maskhooks.data.records import Columns
 from maskhooks.task import device_of, move
 from maskhooks.wrap import with_shapes
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from maskhooks.data.epochs import Epochs
 from maskhooks.doctor import check_gradients, warn_bypassed
-from maskhooks.epochs import Epochs
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.evaluation import Evaluation
 from maskhooks.explainers.base import Explainer

@@ -11,8 +11,8 @@ from maskhooks_transformers.source import TransformersSource
 from typer.testing import Result
 
 from maskhooks import Explanation
+from maskhooks.data.records import Record
 from maskhooks.errors import BatchError
-from maskhooks.records import Record
 
 
 @pytest.fixture

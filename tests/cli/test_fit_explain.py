@@ -18,8 +18,8 @@ import pytest
 import torch
 from typer.testing import Result
 
+from maskhooks.data.records import Record
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.records import Record
 from maskhooks.source import Factory
 
 Run = Callable[..., Result]

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from maskhooks.data.records import Columns, Record, identity, read, stream
 from maskhooks.errors import CorruptFileError, PluginError, SettingError
-from maskhooks.records import Columns, Record, identity, read, stream
 
 TREES = """(3 (2 It) (4 (4 (2 's) (4 good)) (2 .)))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from maskhooks_transformers.source import TransformersSource
 
+from maskhooks.data.records import Record
 from maskhooks.errors import (
     BatchError,
     MissingExtraError,
@@ -19,7 +20,6 @@ from maskhooks.errors import (
     StorageError,
 )
 from maskhooks.hooked import Hooked
-from maskhooks.records import Record
 from maskhooks.registry import registry
 from maskhooks.source import Factory, Opened, Source, choose
 

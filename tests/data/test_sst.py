@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from maskhooks.data.sst import SENTIMENTS, Sentence, piece_sentiments, read
 from maskhooks.errors import CorruptFileError
-from maskhooks.tasks.sst import SENTIMENTS, Sentence, piece_sentiments, read
 
 TREE = r"(1 (2 (2 A) (1 (0 bad) (2 8\/10))) (2 (2 -LRB-) (2 (3 (2 x) (4 don't)) (2 (2 \*) (2 -RRB-)))))"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from maskhooks.epochs import Epochs
+from maskhooks.data.epochs import Epochs
 from maskhooks.errors import EmptyLoaderError
 from maskhooks.store import Store, Stored
 
