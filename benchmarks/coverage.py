@@ -42,8 +42,8 @@ from transformers.models.auto import modeling_auto
 import maskhooks
 from maskhooks import DiffMask, Hooked, Site
 from maskhooks.hooks.tap import frozen
-from maskhooks.masking import Masking
-from maskhooks.mix import mix
+from maskhooks.masks.masking import Masking
+from maskhooks.masks.mix import mix
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather
 from maskhooks.seeds import generator

@@ -37,10 +37,10 @@ from torch_geometric.nn.conv import MessagePassing
 
 import maskhooks
 from maskhooks import Hooked, Site
-from maskhooks.baselines import Zero
-from maskhooks.gates import HardConcrete
 from maskhooks.hooks.tap import frozen
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Zero
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
 from maskhooks.sites import nested
 
 NODES, WIDTH, RELATIONS, FILTER = 6, 8, 3, 3

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import maskhooks
-from maskhooks.baselines import Learned
-from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Replacement
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Learned
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
 
 BATCH, LENGTH = 32, 25
 

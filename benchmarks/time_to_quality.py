@@ -37,20 +37,20 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe
-from maskhooks.baselines import Learned
 from maskhooks.checkpoint import Measure
 from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
-from maskhooks.gates import HardConcrete
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Learned
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
+from maskhooks.masks.probes import PaperMLP
+from maskhooks.masks.votes import Vote
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import agreement, kl
 from maskhooks.preparation import gather
-from maskhooks.probes import PaperMLP
 from maskhooks.seeds import generator
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store
-from maskhooks.votes import Vote
 
 MASKED, DIVERGENCE = 0.6, 0.1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from maskhooks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
@@ -13,8 +12,9 @@ from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
-from maskhooks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.hookspecs import hookimpl
+from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
+from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.source import Factory, Source
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masks
+from maskhooks.masks.masking import Masks
 from maskhooks.outputs import Divergence, agreement
 from maskhooks.step import Clean, masked_pass
 

@@ -10,7 +10,7 @@ from torch import Generator
 from maskhooks.checkpoint import Measure
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
-from maskhooks.masking import Masks, needs
+from maskhooks.masks.masking import Masks, needs
 from maskhooks.outputs import Divergence
 from maskhooks.ranks import Ranks
 from maskhooks.step import clean_pass

@@ -12,11 +12,11 @@ from torch import Generator, Tensor
 
 from maskhooks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
-from maskhooks.joint import together
-from maskhooks.masking import Masked, Masks
+from maskhooks.masks.group import together
+from maskhooks.masks.masking import Masked, Masks
+from maskhooks.masks.probes import FreeLogits
 from maskhooks.objectives import Objective
 from maskhooks.preparation import closed_divergence, sizes, start
-from maskhooks.probes import FreeLogits
 from maskhooks.problem import Problem
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples

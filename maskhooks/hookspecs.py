@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from maskhooks.adapter import Adapter
-from maskhooks.baselines import Baseline
-from maskhooks.gates import Gate
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import Gate
 from maskhooks.task import Task
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from maskhooks.data.epochs import Epochs
 from maskhooks.errors import NonFiniteError
 from maskhooks.evaluation import Evaluation
 from maskhooks.hooks.replay import Replay
-from maskhooks.masking import Masking, Masks, needs
+from maskhooks.masks.masking import Masking, Masks, needs
 from maskhooks.objectives import Objective
 from maskhooks.outputs import agreement
 from maskhooks.problem import Problem

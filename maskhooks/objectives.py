@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
-from maskhooks.masking import Masked
+from maskhooks.masks.masking import Masked
 
 
 class Objective(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masks
+from maskhooks.masks.masking import Masks
 from maskhooks.objectives import Objective
 from maskhooks.outputs import Divergence
 from maskhooks.penalty import Penalty

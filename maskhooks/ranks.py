@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from maskhooks.gates import Gate
-from maskhooks.masking import Masked, in_a_row
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.masking import Masked, in_a_row
 from maskhooks.sites.example_index import Examples
 
 Shape = tuple[int, ...]

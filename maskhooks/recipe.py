@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from maskhooks.errors import SettingError, UnknownNameError, near
+from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe, SummedMLP
 from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.penalty import Penalty
-from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe, SummedMLP
 
 _KINDS = {
     "optimizer": ["adam", "lookahead"],

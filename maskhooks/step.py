@@ -14,8 +14,8 @@ from maskhooks.errors import BatchError
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.replay import Recording, Replay
-from maskhooks.joint import together
-from maskhooks.masking import Masked, Masks, Places
+from maskhooks.masks.group import together
+from maskhooks.masks.masking import Masked, Masks, Places
 from maskhooks.outputs import Outputs, count
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site

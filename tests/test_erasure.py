@@ -73,7 +73,7 @@ def test_a_margin_and_a_criterion_decide(hooked: maskhooks.Hooked) -> None:
 
 
 def _two() -> Any:
-    from maskhooks.baselines import Token
+    from maskhooks.masks.baselines import Token
 
     return Token(torch.tensor([2.0]))
 

@@ -12,20 +12,20 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from maskhooks import evaluation
-from maskhooks.baselines import Learned
 from maskhooks.checkpoint import Measure
 from maskhooks.evaluation import Evaluation, draws_for
-from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Learned
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
+from maskhooks.masks.probes import MLP
+from maskhooks.masks.votes import Vote
 from maskhooks.outputs import kl
 from maskhooks.preparation import gather
-from maskhooks.probes import MLP
 from maskhooks.seeds import generator
 from maskhooks.step import clean_pass
-from maskhooks.votes import Vote
 from maskhooks.wrap import wrap
-from tests.test_masking import TOKENS, Tagger
+from tests.masks.test_masking import TOKENS, Tagger
 
 Batch = tuple[Tensor, Tensor]
 source = partial(generator, 7)

@@ -17,8 +17,8 @@ from maskhooks import DiffMask, Hooked, Recipe, Reinforce
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.free import Chosen, ScoreFunction, begin
+from maskhooks.masks.probes import FreeLogits
 from maskhooks.outputs import kl, lost_lead
-from maskhooks.probes import FreeLogits
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples
 from maskhooks.step import Clean, clean_pass

@@ -14,8 +14,8 @@ import maskhooks
 from maskhooks import GraphMask, Recipe
 from maskhooks.errors import UnknownSiteError
 from maskhooks.hooked import Hooked
+from maskhooks.masks.probes import MLP, Picked, Probe, SummedMLP
 from maskhooks.outputs import prediction_loss
-from maskhooks.probes import MLP, Picked, Probe, SummedMLP
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.wrap import wrap

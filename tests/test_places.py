@@ -14,7 +14,7 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks.errors import GradientError, ModelError
 from maskhooks.hooks.tap import Tap
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from maskhooks.trials import owners
 from tests.conftest import same_bits

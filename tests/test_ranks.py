@@ -21,7 +21,7 @@ from torch.distributions import Categorical
 
 from maskhooks import DiffMask
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
-from maskhooks.gates import Bernoulli, HardConcrete
+from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.ranks import Ranks, Share, _Shared
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator

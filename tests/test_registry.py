@@ -19,7 +19,7 @@ import maskhooks
 from maskhooks import hookimpl
 from maskhooks.adapter import Adapter
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError
-from maskhooks.gates import Bernoulli, HardConcrete
+from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.registry import Registry
 from maskhooks.sites.site import Site
 from maskhooks.task import Task

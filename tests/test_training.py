@@ -38,7 +38,7 @@ from maskhooks.errors import (
 from maskhooks.fingerprint import differences, fingerprint
 from maskhooks.seeds import generator
 from tests.conftest import fingerprint as state
-from tests.test_masking import TOKENS, Tagger
+from tests.masks.test_masking import TOKENS, Tagger
 
 QUICK = dataclasses.replace(Recipe(), steps=30, baseline_steps=5, warmup=5, validations=3)
 SITES = ["embedding:output", "layers.0:output", "layers.1:output", "layers.2:output"]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import maskhooks
 from maskhooks import DiffMask, Recipe
-from tests.test_masking import TOKENS, Tagger
+from tests.masks.test_masking import TOKENS, Tagger
 
 SITES = ["embedding:output", "layers.0:output", "layers.1:output"]
 QUICK = dataclasses.replace(Recipe(), steps=12, baseline_steps=4, warmup=5, validations=4)

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import BatchError, ModelError
 from maskhooks.hooks.port import Uncopied, copied
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.sites.modules import places
 from maskhooks.sites.signature import signature
 from maskhooks_geometric.edges import Ends, ends, found_in, rows, weighted

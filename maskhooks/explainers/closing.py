@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
+from maskhooks.masks.baselines import Baseline
 from maskhooks.outputs import Divergence, agreement, kl
 from maskhooks.registry import registry
 from maskhooks.search.asking import Asking, answered

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.explainers.learned import Learned
 from maskhooks.explanations.explanation import Scores
 from maskhooks.free import Estimate, optimise, pathwise
-from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
-from maskhooks.masking import Masking, Masks
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.masking import Masking, Masks
+from maskhooks.masks.votes import Vote
 from maskhooks.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.problem import Problem
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry
 from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, units
-from maskhooks.votes import Vote
 
 
 class DiffMask(Learned):

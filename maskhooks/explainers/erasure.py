@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.closing import Closing, above_zero, whole
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooked import Hooked
+from maskhooks.masks.baselines import Baseline
 from maskhooks.outputs import Divergence, kl, parameters
 from maskhooks.progress import bar
 from maskhooks.search.asking import Asking

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explanations.explanation import Scores
 from maskhooks.free import optimise
-from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
-from maskhooks.joint import Joint
-from maskhooks.masking import Masking, Masks
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.group import Joint
+from maskhooks.masks.masking import Masking, Masks
+from maskhooks.masks.votes import Vote
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, clean_pass
-from maskhooks.votes import Vote
 
 
 class GraphMask(DiffMask):

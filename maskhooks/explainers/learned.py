@@ -19,10 +19,10 @@ from maskhooks.explainers.base import Explainer
 from maskhooks.fingerprint import fingerprint
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
-from maskhooks.masking import Masks
+from maskhooks.masks.masking import Masks
+from maskhooks.masks.probes import FreeLogits
 from maskhooks.outputs import Divergence
 from maskhooks.preparation import start
-from maskhooks.probes import FreeLogits
 from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.ranks import first_rank

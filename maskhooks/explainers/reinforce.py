@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.free import Estimate, ScoreFunction
-from maskhooks.gates import Gate
 from maskhooks.hooked import Hooked
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import Gate
 from maskhooks.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector

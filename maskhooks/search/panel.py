@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
 from maskhooks.hooked import Hooked
-from maskhooks.masking import Places
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.masking import Places
 from maskhooks.outputs import Outputs, parameters
 from maskhooks.search.asking import Asking, abreast
 from maskhooks.search.question import Criterion, Question, masking_of, units_of

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
-from maskhooks.gates import HardConcrete
-from maskhooks.masking import Masking, Places
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking, Places
 from maskhooks.outputs import Outputs
 from maskhooks.preparation import sizes, start
 from maskhooks.sites.pattern import Pattern

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import BatchError
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
-from maskhooks.masking import Places
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.masking import Places
 from maskhooks.outputs import Outputs
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.site import Site

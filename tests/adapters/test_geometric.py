@@ -43,7 +43,6 @@ from torch_geometric.nn import (
 )
 
 import maskhooks
-from maskhooks.baselines import Learned
 from maskhooks.doctor import examine
 from maskhooks.errors import (
     BatchError,
@@ -56,11 +55,12 @@ from maskhooks.errors import (
     TappedModelError,
     UnfiredSiteWarning,
 )
-from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Learned
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
 from tests.adapters.geometric_models import (

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import maskhooks
-from maskhooks.baselines import Learned
 from maskhooks.doctor import examine
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
-from maskhooks.gates import HardConcrete
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
 from maskhooks.hooks.time_steps import Stepwise
-from maskhooks.masking import Masking
-from maskhooks.mix import mix
+from maskhooks.masks.baselines import Learned
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
+from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
 from tests.conftest import fingerprint, same_bits

@@ -15,9 +15,9 @@ from torch.distributions import Categorical
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import maskhooks
-from maskhooks.baselines import Zero
 from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.erasure import Erasure
+from maskhooks.masks.baselines import Zero
 from maskhooks.outputs import kl
 from maskhooks.search.exact import Found
 from maskhooks.search.repeated import Repeated

@@ -14,7 +14,7 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.hooks.tap import frozen
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.trials import bypassed
 from tests.conftest import same_bits
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import maskhooks
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 
 TEXT = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}

@@ -11,7 +11,7 @@ import transformers
 
 import maskhooks
 from maskhooks import DiffMask, Recipe
-from maskhooks.masking import Masked, Masking
+from maskhooks.masks.masking import Masked, Masking
 
 QUICK = dataclasses.replace(Recipe(), steps=15, validations=3, warmup=5)
 

@@ -12,7 +12,7 @@ import maskhooks
 from maskhooks import DiffMask, Hooked
 from maskhooks.errors import BypassedWarning
 from maskhooks.hooks.tap import frozen
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from tests.conftest import same_bits
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "attention_head_size": 8, "num_attention_heads": 2}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import maskhooks
 from maskhooks.errors import CompiledModelError, NotATensorError, SiteNeverFiredError, TappedModelError
 from maskhooks.hooks.tap import Tap, frozen
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from tests.conftest import fingerprint, same_bits
 from tests.models import MLP

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from maskhooks.errors import SiteFiredTooOftenError, SiteNeverFiredError
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import Tap, frozen
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.sites import nested
 from maskhooks.sites.site import Site
 from tests.conftest import fingerprint, same_bits

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import Tap, frozen
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits
 from tests.models import MLP, Cell, KeywordOnly, Nested, Noisy, Stack, Tiny

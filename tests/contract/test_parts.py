@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import SettingError
-from maskhooks.gates import Gate
-from maskhooks.mix import mix
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.mix import mix
 from maskhooks.registry import registry
 from tests.conftest import same_bits
 from tests.contract.conftest import registered

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from maskhooks.errors import GradientError
 from maskhooks.hooks.recompute import recomputing
 from maskhooks.hooks.tap import Tap, frozen
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits
 

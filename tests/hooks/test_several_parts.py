@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 import maskhooks
 from maskhooks.adapter import Adapter, join
-from maskhooks.baselines import Zero
 from maskhooks.errors import NotATensorError, ReplacementError
-from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Point
 from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Zero
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.masking import Masking
 from maskhooks.sites.modules import places
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site

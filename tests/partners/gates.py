@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 
 from maskhooks import DiffMask, Recipe
 from maskhooks.hooked import Hooked
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from tests.conftest import same_bits
 
 PATTERN = "batch token hidden -> batch token"

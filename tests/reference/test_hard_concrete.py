@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator
 
-from maskhooks.gates import HardConcrete
+from maskhooks.masks.gates import HardConcrete
 
 GATES = [HardConcrete(), HardConcrete.louizos(), HardConcrete(0.5, -0.4, 1.3)]
 LOGITS = [-4.0, -1.0, 0.0, 0.7, 3.0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 
 
 def reference(value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:

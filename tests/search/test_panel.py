@@ -14,8 +14,8 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks import Beam, Erasure, LeaveOneOut
-from maskhooks.baselines import Mean, Token
 from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning, SettingError
+from maskhooks.masks.baselines import Mean, Token
 from maskhooks.outputs import kl
 from tests.conftest import fingerprint
 

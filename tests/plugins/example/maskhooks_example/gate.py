@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from maskhooks.gates import Gate
+from maskhooks.masks.gates import Gate
 
 
 @dataclass(frozen=True)

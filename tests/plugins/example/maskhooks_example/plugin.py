@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from maskhooks import hookimpl
 from maskhooks.adapter import Adapter
 from maskhooks.explainers.base import Explainer
-from maskhooks.gates import Gate
+from maskhooks.masks.gates import Gate
 from maskhooks_example.adapter import PyramidAdapter
 from maskhooks_example.gate import Step
 from maskhooks_example.gradient import GradientNorm

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from maskhooks.errors import SettingError
-from maskhooks.moments import update_moments
+from maskhooks.masks.running_stats import update_moments
 
 _PORTION = 2048  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
 

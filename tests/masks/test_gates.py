@@ -9,7 +9,7 @@ import torch
 from torch import Generator
 
 from maskhooks.errors import SettingError
-from maskhooks.gates import Bernoulli, Gate, HardConcrete
+from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 
 GATES: list[Gate] = [HardConcrete(), HardConcrete.louizos(), HardConcrete(0.5, -0.4, 1.3), Bernoulli()]
 LOGITS = [-4.0, -1.0, 0.0, 0.7, 3.0]

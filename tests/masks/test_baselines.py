@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskhooks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.errors import SettingError
-from maskhooks.mix import mix
+from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
+from maskhooks.masks.mix import mix
 
 
 def fitted(baseline: Baseline, *batches: torch.Tensor) -> torch.Tensor:

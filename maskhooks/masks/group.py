@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Generator, Tensor
 
 from maskhooks.errors import PatternError
-from maskhooks.gates import Gate
-from maskhooks.masking import Masked, Masking, Masks, Places, in_a_row
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.masking import Masked, Masking, Masks, Places, in_a_row
 from maskhooks.sites.site import Site
 
 

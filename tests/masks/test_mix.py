@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskhooks.mix import mix
+from maskhooks.masks.mix import mix
 from tests.conftest import bits, same_bits
 
 ODD = torch.tensor([-0.0, 0.0, math.nan, math.inf, -math.inf, 1e-45, -1.5, 3e38])

@@ -10,22 +10,22 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
-from maskhooks.gates import Bernoulli, HardConcrete
 from maskhooks.hooks.replay import Replay
-from maskhooks.masking import Masked, Masking
+from maskhooks.masks.baselines import Learned, Zero
+from maskhooks.masks.gates import Bernoulli, HardConcrete
+from maskhooks.masks.masking import Masked, Masking
+from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe
+from maskhooks.masks.votes import Vote
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
-from maskhooks.probes import MLP, FreeLogits, PaperMLP, Probe
 from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass
-from maskhooks.votes import Vote
 from maskhooks.wrap import wrap
 
 TOKENS = "batch token hidden -> batch token"

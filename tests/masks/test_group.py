@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from maskhooks.baselines import Learned, Zero
 from maskhooks.errors import BatchError, PatternError
-from maskhooks.gates import HardConcrete
 from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
-from maskhooks.joint import Joint, together
-from maskhooks.masking import Masking
+from maskhooks.masks.baselines import Learned, Zero
+from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.group import Joint, together
+from maskhooks.masks.masking import Masking
+from maskhooks.masks.probes import MLP, FreeLogits
+from maskhooks.masks.votes import Vote
 from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask
-from maskhooks.probes import MLP, FreeLogits
 from maskhooks.ranks import Share
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass
-from maskhooks.votes import Vote
 from maskhooks.wrap import wrap
 
 SITES = ["layers.0.message:output", "layers.1.message:output"]

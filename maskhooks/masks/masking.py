@@ -14,16 +14,16 @@ import einops
 import torch
 from torch import Generator, Tensor, nn
 
-from maskhooks.baselines import Baseline
 from maskhooks.errors import PatternError, ReplacementError
-from maskhooks.gates import Gate
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.time_steps import Stepwise
-from maskhooks.mix import mix
+from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.mix import mix
+from maskhooks.masks.votes import Vote
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
-from maskhooks.votes import Vote
 
 
 @dataclass(frozen=True)

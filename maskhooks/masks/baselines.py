@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
-from maskhooks.moments import update_moments
+from maskhooks.masks.running_stats import update_moments
 
 
 class Baseline(nn.Module):

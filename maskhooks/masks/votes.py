@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maskhooks.probes import Picked, Probe
+from maskhooks.masks.probes import Picked, Probe
 from maskhooks.sites.site import Site
 
 
