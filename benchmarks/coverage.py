@@ -44,13 +44,13 @@ from maskhooks import DiffMask, Hooked, Site
 from maskhooks.hooks.tap import frozen
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
+from maskhooks.model.wrapping import with_shapes
 from maskhooks.preparation import closed_divergence, gather
 from maskhooks.seeds import generator
 from maskhooks.sites import nested
 from maskhooks.step import Clean, clean_pass, masked_pass, real_positions
 from maskhooks.trials import bypassed
-from maskhooks.wrap import with_shapes
 
 TASKS = {
     "sequence-classification": "SEQUENCE_CLASSIFICATION",

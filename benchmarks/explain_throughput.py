@@ -45,7 +45,7 @@ import maskhooks
 from maskhooks.cli.material import Material
 from maskhooks.data.records import Record, read
 from maskhooks.explanations.chunks import Portions
-from maskhooks.task import Task
+from maskhooks.model.task import Task
 
 BATCH, BATCHES = 32, 32
 PORTION = BATCH * BATCHES

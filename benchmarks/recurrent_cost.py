@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import maskhooks
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Replacement
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
+from maskhooks.model.hooked import Hooked
 
 BATCH, LENGTH = 32, 25
 

@@ -29,7 +29,7 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.explainers.erasure import Erasure
-from maskhooks.outputs import Outputs, agreement
+from maskhooks.model.outputs import Outputs, agreement
 from maskhooks.search.subsets import total, unrank
 
 HIDDEN, POSITIONS, CLASSES, VOCABULARY = 64, 20, 5, 100

@@ -34,7 +34,7 @@ from maskhooks import DiffMask, Explanation, Recipe
 from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.explanations import analyses
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
 from maskhooks.step import clean_pass, masked_pass
 from maskhooks.store import Store
 

@@ -41,7 +41,7 @@ from maskhooks import DiffMask, Explanation, Random, Recipe, Reinforce
 from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.explainers.erasure import Erasure
-from maskhooks.outputs import lost_lead
+from maskhooks.model.outputs import lost_lead
 from maskhooks.progress import track
 
 TRAINED: dict[str, Any] = {

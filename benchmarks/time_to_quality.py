@@ -45,8 +45,8 @@ from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import PaperMLP
 from maskhooks.masks.votes import Vote
+from maskhooks.model.outputs import agreement, kl
 from maskhooks.optimizers import Lookahead
-from maskhooks.outputs import agreement, kl
 from maskhooks.preparation import gather
 from maskhooks.seeds import generator
 from maskhooks.step import clean_pass, masked_pass

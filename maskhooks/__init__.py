@@ -1,6 +1,5 @@
 """Hook any PyTorch model and learn which inputs, hidden states or graph edges its predictions need."""
 
-from maskhooks.adapter import Adapter
 from maskhooks.doctor import examine
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
@@ -11,17 +10,18 @@ from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import Shards
-from maskhooks.hooked import Hooked
 from maskhooks.hookspecs import hookimpl
-from maskhooks.outputs import Positions
+from maskhooks.model.adapter import Adapter
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Positions
+from maskhooks.model.task import Task
+from maskhooks.model.wrapping import wrap
 from maskhooks.recipe import Recipe
 from maskhooks.registry import register, unregister
 from maskhooks.report import report
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks.storage import load
-from maskhooks.task import Task
-from maskhooks.wrap import wrap
 
 __all__ = [
     "Adapter",

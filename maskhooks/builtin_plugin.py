@@ -15,7 +15,7 @@ from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.hookspecs import hookimpl
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
-from maskhooks.source import Factory, Source
+from maskhooks.model.source import Factory, Source
 
 
 @hookimpl

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from maskhooks.hooked import Hooked
 from maskhooks.masks.masking import Masks
-from maskhooks.outputs import Divergence, agreement
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence, agreement
 from maskhooks.step import Clean, masked_pass
 
 

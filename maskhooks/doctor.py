@@ -21,11 +21,11 @@ from maskhooks.errors import (
     UnfiredSiteWarning,
     UnknownDistributionError,
 )
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.several_parts import Parts
 from maskhooks.hooks.tap import Tap, frozen
 from maskhooks.hooks.time_steps import Steps
-from maskhooks.outputs import Positions
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Positions
 from maskhooks.seeds import forked
 from maskhooks.sites import nested
 from maskhooks.sites import text_table as table

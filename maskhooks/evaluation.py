@@ -8,10 +8,10 @@ from typing import Any
 from torch import Generator
 
 from maskhooks.checkpoint import Measure
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks, needs
-from maskhooks.outputs import Divergence
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence
 from maskhooks.ranks import Ranks
 from maskhooks.step import clean_pass
 

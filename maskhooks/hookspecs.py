@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from maskhooks.adapter import Adapter
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
-from maskhooks.task import Task
+from maskhooks.model.adapter import Adapter
+from maskhooks.model.task import Task
 
 if TYPE_CHECKING:
-    from maskhooks.source import Source
+    from maskhooks.model.source import Source
 
 hookspec = pluggy.HookspecMarker("maskhooks")
 hookimpl = pluggy.HookimplMarker("maskhooks")

@@ -20,15 +20,15 @@ from maskhooks.errors import NonFiniteError
 from maskhooks.evaluation import Evaluation
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masking, Masks, needs
+from maskhooks.model.outputs import agreement
+from maskhooks.model.task import move
 from maskhooks.objectives import Objective
-from maskhooks.outputs import agreement
 from maskhooks.problem import Problem
 from maskhooks.ranks import Pooled, Ranks, Share
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import Clean, clean_pass, masked_pass
 from maskhooks.store import Numbered, Store
-from maskhooks.task import move
 
 SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of random numbers
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from maskhooks.outputs import Outputs, overtaken, predicted
+from maskhooks.model.outputs import Outputs, overtaken, predicted
 
 _HEAVIEST = 10.0  # no class weighs more than so many examples, however rare
 

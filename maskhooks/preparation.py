@@ -13,19 +13,19 @@ from torch import Generator, Tensor
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.errors import PatternError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.masking import Masked, Masking, Masks, draw
 from maskhooks.masks.votes import value_at
-from maskhooks.outputs import Divergence, count
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence, count
+from maskhooks.model.task import move
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
 from maskhooks.ranks import Ranks, Share
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward, onward_pass, places
-from maskhooks.task import move
 
 _OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
 

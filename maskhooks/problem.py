@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from maskhooks.hooked import Hooked
 from maskhooks.masks.masking import Masks
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence
 from maskhooks.objectives import Objective
-from maskhooks.outputs import Divergence
 from maskhooks.penalty import Penalty
 from maskhooks.recipe import Recipe
 

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import pluggy
 
 from maskhooks import hookspecs
-from maskhooks.adapter import Adapter
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError, near
-from maskhooks.task import Task
+from maskhooks.model.adapter import Adapter
+from maskhooks.model.task import Task
 
 FAMILIES = ("gates", "baselines", "explainers", "sources")
 _OURS = "maskhooks"

@@ -11,12 +11,12 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.replay import Recording, Replay
 from maskhooks.masks.group import together
 from maskhooks.masks.masking import Masked, Masks, Places
-from maskhooks.outputs import Outputs, count
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs, count
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units

@@ -23,12 +23,12 @@ from maskhooks.errors import (
     NotFittedError,
     SettingError,
 )
-from maskhooks.fingerprint import differences, fingerprint
-from maskhooks.hooked import Hooked
+from maskhooks.model.fingerprint import differences, fingerprint
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.wrapping import wrap
 from maskhooks.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Site
-from maskhooks.wrap import wrap
 
 FORMAT = 1
 SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"

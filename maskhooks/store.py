@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskhooks.errors import CorruptFileError, SettingError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Recording
+from maskhooks.model.hooked import Hooked
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites import nested
 from maskhooks.sites.nested import Path as Steps

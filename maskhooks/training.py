@@ -35,6 +35,7 @@ from maskhooks.errors import (
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
 from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
+from maskhooks.model.task import device_of
 from maskhooks.placement import placed
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.problem import Problem
@@ -48,7 +49,6 @@ from maskhooks.seeds import forked, seeded
 from maskhooks.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
 from maskhooks.stepbar import StepBar
 from maskhooks.store import Store, Stored
-from maskhooks.task import device_of
 
 
 @dataclass(frozen=True)

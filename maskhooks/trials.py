@@ -15,12 +15,12 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from maskhooks.errors import GradientError, UnknownDistributionError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Uncopied
 from maskhooks.hooks.recompute import reentrant
 from maskhooks.hooks.replay import forwards
 from maskhooks.hooks.tap import frozen
-from maskhooks.outputs import Positions
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Positions
 from maskhooks.seeds import forked, generator
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, running

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Normal
 import maskhooks
 from maskhooks import Beam, Erasure, LeaveOneOut
 from maskhooks.errors import BatchError, CorruptFileError, MaskhooksError, SettingError, StorageError
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
 
 TOKENS = "batch token hidden -> batch token"
 

@@ -14,17 +14,17 @@ from torch.distributions import Categorical
 from maskhooks import evaluation
 from maskhooks.checkpoint import Measure
 from maskhooks.evaluation import Evaluation, draws_for
-from maskhooks.hooked import Hooked
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP
 from maskhooks.masks.votes import Vote
-from maskhooks.outputs import kl
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import kl
+from maskhooks.model.wrapping import wrap
 from maskhooks.preparation import gather
 from maskhooks.seeds import generator
 from maskhooks.step import clean_pass
-from maskhooks.wrap import wrap
 from tests.masks.test_masking import TOKENS, Tagger
 
 Batch = tuple[Tensor, Tensor]

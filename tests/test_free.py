@@ -18,7 +18,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.free import Chosen, ScoreFunction, begin
 from maskhooks.masks.probes import FreeLogits
-from maskhooks.outputs import kl, lost_lead
+from maskhooks.model.outputs import kl, lost_lead
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples
 from maskhooks.step import Clean, clean_pass

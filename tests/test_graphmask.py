@@ -13,12 +13,12 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks import GraphMask, Recipe
 from maskhooks.errors import UnknownSiteError
-from maskhooks.hooked import Hooked
 from maskhooks.masks.probes import MLP, Picked, Probe, SummedMLP
-from maskhooks.outputs import prediction_loss
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import prediction_loss
+from maskhooks.model.wrapping import wrap
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
-from maskhooks.wrap import wrap
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Categorical, Normal
 
-from maskhooks.outputs import kl, overtaken
+from maskhooks.model.outputs import kl, overtaken
 from maskhooks.penalty import Penalty
 
 

@@ -17,12 +17,12 @@ from torch import nn
 
 import maskhooks
 from maskhooks import hookimpl
-from maskhooks.adapter import Adapter
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError
 from maskhooks.masks.gates import Bernoulli, HardConcrete
+from maskhooks.model.adapter import Adapter
+from maskhooks.model.task import Task
 from maskhooks.registry import Registry
 from maskhooks.sites.site import Site
-from maskhooks.task import Task
 
 EXAMPLE = Path(__file__).parent / "plugins" / "example"
 

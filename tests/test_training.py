@@ -35,7 +35,7 @@ from maskhooks.errors import (
     UnknownNameError,
     UnknownSiteError,
 )
-from maskhooks.fingerprint import differences, fingerprint
+from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.seeds import generator
 from tests.conftest import fingerprint as state
 from tests.masks.test_masking import TOKENS, Tagger

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from maskhooks.adapter import Adapter, join
 from maskhooks.errors import CompiledModelError
 from maskhooks.hooks.several_parts import Parts
+from maskhooks.model.adapter import Adapter, join
+from maskhooks.model.task import Task
 from maskhooks.sites.modules import places
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
-from maskhooks.task import Task
 from maskhooks_geometric.graphs import untyped
 from maskhooks_geometric.layer import PLACES, cached, sending
 from maskhooks_geometric.loaded import layer_types

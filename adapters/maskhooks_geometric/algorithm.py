@@ -14,10 +14,10 @@ from torch_geometric.explain.config import ExplanationType, MaskType, ModelMode,
 
 from maskhooks.errors import ModelError, SettingError
 from maskhooks.explainers.base import Explainer
-from maskhooks.hooked import Hooked
-from maskhooks.outputs import Outputs
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs
+from maskhooks.model.wrapping import wrap
 from maskhooks.sites.signature import signature
-from maskhooks.wrap import wrap
 from maskhooks_geometric.masks import edge_masks
 from maskhooks_geometric.task import GraphTask
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from maskhooks.errors import BatchError, UnknownDistributionError
-from maskhooks.outputs import Outputs, Positions
+from maskhooks.model.outputs import Outputs, Positions
 from maskhooks.sites.example_index import Examples
 from maskhooks_geometric.graphs import Graphs
 

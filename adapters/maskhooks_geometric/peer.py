@@ -16,13 +16,13 @@ from torch_geometric.explain.config import ExplanationType
 from maskhooks.errors import BatchError, ModelError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
-from maskhooks.hooked import Hooked
-from maskhooks.outputs import Outputs, Positions
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs, Positions
+from maskhooks.model.task import device_of, move
 from maskhooks.seeds import seeded
 from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass
-from maskhooks.task import device_of, move
 from maskhooks_geometric.heads import level_of
 from maskhooks_geometric.restored import restored
 from maskhooks_geometric.task import GraphTask

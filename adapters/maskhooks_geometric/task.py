@@ -13,12 +13,12 @@ from jaxtyping import Int
 from torch import Generator, Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from maskhooks.adapter import join
 from maskhooks.errors import BatchError, SettingError
-from maskhooks.outputs import Outputs, Positions
+from maskhooks.model.adapter import join
+from maskhooks.model.outputs import Outputs, Positions
+from maskhooks.model.task import Task, device_of
 from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
-from maskhooks.task import Task, device_of
 from maskhooks_geometric.checks import check
 from maskhooks_geometric.graphs import Graphs, Relation
 from maskhooks_geometric.heads import LEVELS, distribution, named

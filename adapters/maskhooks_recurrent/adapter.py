@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from maskhooks.adapter import Adapter, join
 from maskhooks.hooks.replay import stand_in
 from maskhooks.hooks.time_steps import Steps
+from maskhooks.model.adapter import Adapter, join
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks_recurrent.forward import Tapped

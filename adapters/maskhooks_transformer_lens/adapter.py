@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from maskhooks.adapter import Adapter, join
+from maskhooks.model.adapter import Adapter, join
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks_transformer_lens.loaded import bridge_types

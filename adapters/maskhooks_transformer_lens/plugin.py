@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from maskhooks.adapter import Adapter
 from maskhooks.hookspecs import hookimpl
-from maskhooks.task import Task
+from maskhooks.model.adapter import Adapter
+from maskhooks.model.task import Task
 from maskhooks_transformer_lens.adapter import LensAdapter
 from maskhooks_transformer_lens.task import LensTask
 

@@ -10,7 +10,7 @@ from maskhooks_transformers.task import TransformersTask
 from maskhooks_transformers.words import Words
 from torch import Tensor, nn
 
-from maskhooks.outputs import Outputs
+from maskhooks.model.outputs import Outputs
 from maskhooks_transformer_lens.loaded import bridge_types
 
 _INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")

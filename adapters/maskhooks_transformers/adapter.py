@@ -15,7 +15,7 @@ from itertools import pairwise
 from torch import nn
 from torch.autograd import Function
 
-from maskhooks.adapter import Adapter, join, stacks
+from maskhooks.model.adapter import Adapter, join, stacks
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks_transformers import axes, flow, reversible

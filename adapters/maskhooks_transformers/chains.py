@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from maskhooks.adapter import join
+from maskhooks.model.adapter import join
 from maskhooks_transformers.flow import Call, Pass
 
 LEAST = 0.1  # of the calls in the longest chain; shorter ones are heads and the like

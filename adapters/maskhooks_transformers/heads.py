@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from maskhooks import outputs as distributions
 from maskhooks.errors import BatchError, UnknownDistributionError
-from maskhooks.outputs import Outputs, Positions
+from maskhooks.model import outputs as distributions
+from maskhooks.model.outputs import Outputs, Positions
 from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, real_targets, token_ids
 from maskhooks_transformers.words import Words
 

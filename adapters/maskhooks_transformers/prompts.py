@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from maskhooks.errors import BatchError, SettingError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.tap import frozen
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.task import device_of, move
 from maskhooks.seeds import forked
-from maskhooks.task import device_of, move
 from maskhooks_transformers.decoding import start_token
 from maskhooks_transformers.heads import Translation
 from maskhooks_transformers.inputs import IGNORED

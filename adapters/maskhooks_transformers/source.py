@@ -20,8 +20,8 @@ from maskhooks.errors import (
     StorageError,
     near,
 )
-from maskhooks.source import Opened, Source
-from maskhooks.wrap import wrap
+from maskhooks.model.source import Opened, Source
+from maskhooks.model.wrapping import wrap
 from maskhooks_transformers.prompts import Prompts
 from maskhooks_transformers.task import TransformersTask
 

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks import outputs
 from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
-from maskhooks.outputs import Outputs
+from maskhooks.model import outputs
+from maskhooks.model.outputs import Outputs
+from maskhooks.model.task import Task
 from maskhooks.sites import nested
 from maskhooks.sites.site import Site
-from maskhooks.task import Task
 from maskhooks_transformers import decoding
 from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of
 from maskhooks_transformers.inputs import as_mapping, labels, real_targets, real_tokens, token_ids

@@ -10,7 +10,7 @@ from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, S
 from maskhooks.data.records import Columns
 from maskhooks.doctor import examine
 from maskhooks.errors import SettingError
-from maskhooks.task import device_of, move
+from maskhooks.model.task import device_of, move
 
 
 def doctor(

@@ -29,10 +29,10 @@ from maskhooks.cli.options import (
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.model.task import device_of
 from maskhooks.registry import registry
 from maskhooks.runs.run_state import folder_of, has_state
 from maskhooks.store import Store
-from maskhooks.task import device_of
 
 _MASKS = "Masks"
 

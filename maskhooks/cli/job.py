@@ -13,7 +13,7 @@ from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.shards import Shards
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
 from maskhooks.registry import registry
 from maskhooks.storage import load, settings_of
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from maskhooks.data.records import Columns, Record, identity, stream
 from maskhooks.errors import EmptyLoaderError, SettingError
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.source import Opened, choose
 from maskhooks.registry import registry
 from maskhooks.seeds import generator
-from maskhooks.source import Opened, choose
 
 _SAMPLE, _SHUFFLE = 200, 201
 _HELD_OUT = 0.1

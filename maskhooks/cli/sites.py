@@ -6,8 +6,8 @@ from maskhooks.cli.console import say, say_table
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
 from maskhooks.data.records import Columns
-from maskhooks.task import device_of, move
-from maskhooks.wrap import with_shapes
+from maskhooks.model.task import device_of, move
+from maskhooks.model.wrapping import with_shapes
 
 
 def sites(

@@ -18,14 +18,14 @@ from maskhooks.errors import EmptyLoaderError
 from maskhooks.explanations.chunks import Portions
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
-from maskhooks.fingerprint import fingerprint
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
+from maskhooks.model.fingerprint import fingerprint
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.task import device_of, move
 from maskhooks.progress import counting, track
 from maskhooks.seeds import forked, seeded
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, examples, real_positions
-from maskhooks.task import device_of, move
 
 _STREAM = 102  # the purpose of the seed of a shuffling loader's order
 

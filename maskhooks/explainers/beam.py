@@ -9,8 +9,8 @@ from torch import Tensor
 
 from maskhooks.explainers.closing import Closing, whole
 from maskhooks.explanations.explanation import Scores
-from maskhooks.hooked import Hooked
-from maskhooks.outputs import Outputs
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs
 from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
 from maskhooks.sites.site import Selector

@@ -12,10 +12,11 @@ from torch import Tensor
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
-from maskhooks.outputs import Divergence, agreement, kl
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence, agreement, kl
+from maskhooks.model.task import device_of, move
 from maskhooks.registry import registry
 from maskhooks.search.asking import Asking, answered
 from maskhooks.search.panel import Member, Panel
@@ -23,7 +24,6 @@ from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, clean_pass, examples
-from maskhooks.task import device_of, move
 
 T = TypeVar("T")
 

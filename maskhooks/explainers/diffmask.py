@@ -13,13 +13,13 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.learned import Learned
 from maskhooks.explanations.explanation import Scores
 from maskhooks.free import Estimate, optimise, pathwise
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.masking import Masking, Masks
 from maskhooks.masks.votes import Vote
-from maskhooks.outputs import DIVERGENCES, Divergence, kl
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.problem import Problem
 from maskhooks.recipe import Recipe
 from maskhooks.registry import registry

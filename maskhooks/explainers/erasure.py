@@ -18,9 +18,9 @@ from torch import Tensor
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.closing import Closing, above_zero, whole
 from maskhooks.explanations.explanation import Scores
-from maskhooks.hooked import Hooked
 from maskhooks.masks.baselines import Baseline
-from maskhooks.outputs import Divergence, kl, parameters
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence, kl, parameters
 from maskhooks.progress import bar
 from maskhooks.search.asking import Asking
 from maskhooks.search.exact import Found, Search, Way, outlook

@@ -13,13 +13,13 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explanations.explanation import Scores
 from maskhooks.free import optimise
-from maskhooks.hooked import Hooked
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.group import Joint
 from maskhooks.masks.masking import Masking, Masks
 from maskhooks.masks.votes import Vote
-from maskhooks.outputs import Divergence, kl
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence, kl
 from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, clean_pass

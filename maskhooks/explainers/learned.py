@@ -16,12 +16,13 @@ from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.evaluation import Evaluation
 from maskhooks.explainers.base import Explainer
-from maskhooks.fingerprint import fingerprint
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks
 from maskhooks.masks.probes import FreeLogits
-from maskhooks.outputs import Divergence
+from maskhooks.model.fingerprint import fingerprint
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Divergence
+from maskhooks.model.task import device_of, move
 from maskhooks.preparation import start
 from maskhooks.problem import Problem
 from maskhooks.progress import track
@@ -32,7 +33,6 @@ from maskhooks.seeds import forked, generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.storage import save
 from maskhooks.store import Store
-from maskhooks.task import device_of, move
 
 _EVALUATE = 100
 _Itself = TypeVar("_Itself", bound="Learned")

@@ -8,7 +8,7 @@ import torch
 
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Selector, Site
 from maskhooks.step import Clean, units

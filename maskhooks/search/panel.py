@@ -11,10 +11,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from maskhooks.errors import SettingError
-from maskhooks.hooked import Hooked
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.masking import Places
-from maskhooks.outputs import Outputs, parameters
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.search.asking import Asking, abreast
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.site import Site

@@ -14,7 +14,7 @@ from maskhooks.errors import SettingError
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking, Places
-from maskhooks.outputs import Outputs
+from maskhooks.model.outputs import Outputs
 from maskhooks.preparation import sizes, start
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site

@@ -10,11 +10,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.masking import Places
-from maskhooks.outputs import Outputs
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward_pass, real_positions, units

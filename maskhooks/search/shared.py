@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskhooks.hooks.recurrence import Recurrence, Walk
 from maskhooks.hooks.tap import frozen
-from maskhooks.outputs import Outputs, parameters
+from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator

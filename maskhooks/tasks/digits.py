@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from maskhooks import metrics
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.wrapping import wrap
 from maskhooks.sites.site import Site
-from maskhooks.wrap import wrap
 
 LENGTH = 10
 INPUT, HIDDEN = "embedding:output", "bottleneck:output"

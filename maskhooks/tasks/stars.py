@@ -18,9 +18,9 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Bernoulli
 
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.wrapping import wrap
 from maskhooks.sites.site import Site
-from maskhooks.wrap import wrap
 
 COLOURS, FEWEST, MOST = 6, 6, 12
 MESSAGE = "layer.message:output"

@@ -55,12 +55,12 @@ from maskhooks.errors import (
     TappedModelError,
     UnfiredSiteWarning,
 )
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
+from maskhooks.model.hooked import Hooked
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, onward_pass
 from tests.adapters.geometric_models import (

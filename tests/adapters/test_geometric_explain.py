@@ -20,7 +20,7 @@ from torch_geometric.explain.metric import fidelity, unfaithfulness
 
 import maskhooks
 from maskhooks.errors import ModelError, SettingError
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
 from tests.adapters.geometric_models import RELATIONS, Nodes, Pooled, Typed, batch, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]

@@ -21,7 +21,7 @@ from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
 from maskhooks.errors import BatchError
-from maskhooks.outputs import Positions
+from maskhooks.model.outputs import Positions
 from maskhooks.step import clean_pass
 from tests.adapters.geometric_models import Rates, graph, hetero, randn
 

@@ -19,7 +19,7 @@ from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import trim_to_layer
 
 import maskhooks
-from maskhooks.outputs import Positions
+from maskhooks.model.outputs import Positions
 from maskhooks.step import clean_pass
 from tests.adapters.geometric_loaders import around_links, around_nodes
 from tests.adapters.geometric_models import RELATIONS, Links, Nodes, Rates, Typed, hetero, randn

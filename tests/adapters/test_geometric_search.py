@@ -19,7 +19,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
 from tests.adapters.geometric_loaders import around_nodes
 from tests.adapters.geometric_models import Nodes, Pooled, Typed, graph, hetero, randn
 

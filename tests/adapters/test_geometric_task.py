@@ -31,7 +31,7 @@ from maskhooks.errors import (
     UnfiredSiteWarning,
     UnknownDistributionError,
 )
-from maskhooks.outputs import Positions, agreement, kl, prediction_loss
+from maskhooks.model.outputs import Positions, agreement, kl, prediction_loss
 from maskhooks.step import clean_pass, examples
 from tests.adapters.geometric_models import EDGES, Links, Nodes, Pooled, Typed, batch, graph, hetero, randn
 

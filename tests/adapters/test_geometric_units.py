@@ -20,7 +20,7 @@ from torch_geometric.nn import TAGConv, global_add_pool
 import maskhooks
 from maskhooks.errors import BatchError, SettingError
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
 from maskhooks.seeds import generator
 from maskhooks.step import clean_pass, masked_pass, places
 from tests.adapters.geometric_models import Nodes, Pooled, Relational, Typed, graph, hetero, randn

@@ -18,7 +18,7 @@ import maskhooks
 from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.masks.baselines import Zero
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
 from maskhooks.search.exact import Found
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.shared import tree

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 import maskhooks
 from maskhooks import Hooked
 from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
-from maskhooks.outputs import Outputs, Positions, kl
+from maskhooks.model.outputs import Outputs, Positions, kl
 from tests.adapters.transformers_models import (
     CLS,
     DECODERS,

@@ -100,7 +100,7 @@ def of_texts():
         width = max(map(len, rows))
         return (torch.tensor([row + [0] * (width - len(row)) for row in rows]),)
 
-    from maskhooks.source import Opened
+    from maskhooks.model.source import Opened
 
     return Opened(wrapped(), batch=batch)
 

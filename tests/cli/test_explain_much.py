@@ -21,7 +21,7 @@ from maskhooks.cli.workers import devices_of
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import MANIFEST, Shards
-from maskhooks.source import Factory
+from maskhooks.model.source import Factory
 
 Run = Callable[..., Result]
 
@@ -34,7 +34,7 @@ def with_faults():
     import time
 
     from maskhooks.errors import BatchError
-    from maskhooks.source import Opened
+    from maskhooks.model.source import Opened
 
     opened = of_texts()
 

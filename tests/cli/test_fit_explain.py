@@ -20,7 +20,7 @@ from typer.testing import Result
 
 from maskhooks.data.records import Record
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.source import Factory
+from maskhooks.model.source import Factory
 
 Run = Callable[..., Result]
 

@@ -19,9 +19,9 @@ from maskhooks.errors import (
     SettingError,
     StorageError,
 )
-from maskhooks.hooked import Hooked
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.source import Factory, Opened, Source, choose
 from maskhooks.registry import registry
-from maskhooks.source import Factory, Opened, Source, choose
 
 
 class Zoo(Source):

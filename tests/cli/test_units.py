@@ -13,8 +13,8 @@ from typer.testing import Result
 import maskhooks
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
+from maskhooks.model.source import choose
 from maskhooks.registry import registry
-from maskhooks.source import choose
 
 Run = Callable[..., Result]
 

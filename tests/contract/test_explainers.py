@@ -21,7 +21,7 @@ import maskhooks
 from maskhooks import Explanation, Hooked, Recipe
 from maskhooks.errors import BatchError, MaskhooksError, NotFittedError, UnknownSiteError
 from maskhooks.explainers.base import Explainer
-from maskhooks.fingerprint import fingerprint as digest
+from maskhooks.model.fingerprint import fingerprint as digest
 from maskhooks.registry import registry
 from tests.conftest import fingerprint
 from tests.contract.conftest import registered

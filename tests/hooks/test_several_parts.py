@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import maskhooks
-from maskhooks.adapter import Adapter, join
 from maskhooks.errors import NotATensorError, ReplacementError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.port import Point
 from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
 from maskhooks.masks.baselines import Zero
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
+from maskhooks.model.adapter import Adapter, join
+from maskhooks.model.hooked import Hooked
 from maskhooks.sites.modules import places
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from maskhooks.errors import BatchError, PatternError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import HardConcrete
@@ -16,13 +15,14 @@ from maskhooks.masks.group import Joint, together
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP, FreeLogits
 from maskhooks.masks.votes import Vote
-from maskhooks.outputs import kl
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import kl
+from maskhooks.model.wrapping import wrap
 from maskhooks.preparation import closed_divergence, gather, random_mask
 from maskhooks.ranks import Share
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass
-from maskhooks.wrap import wrap
 
 SITES = ["layers.0.message:output", "layers.1.message:output"]
 # Two graphs side by side, of three edges and one; a third without any.

@@ -17,16 +17,16 @@ from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.masks.masking import Masked, Masking
 from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe
 from maskhooks.masks.votes import Vote
+from maskhooks.model.outputs import kl
+from maskhooks.model.wrapping import wrap
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
-from maskhooks.outputs import kl
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
 from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass
-from maskhooks.wrap import wrap
 
 TOKENS = "batch token hidden -> batch token"
 

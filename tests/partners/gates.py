@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from maskhooks import DiffMask, Recipe
-from maskhooks.hooked import Hooked
 from maskhooks.masks.mix import mix
+from maskhooks.model.hooked import Hooked
 from tests.conftest import same_bits
 
 PATTERN = "batch token hidden -> batch token"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import maskhooks
 from maskhooks.errors import BatchError, SiteNeverFiredError
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
 from tests.conftest import fingerprint, same_bits
 from tests.partners.gates import PATTERN, act, last_token, trained
 

@@ -16,7 +16,7 @@ import maskhooks
 from maskhooks import Beam, Erasure, LeaveOneOut
 from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning, SettingError
 from maskhooks.masks.baselines import Mean, Token
-from maskhooks.outputs import kl
+from maskhooks.model.outputs import kl
 from tests.conftest import fingerprint
 
 INDEX = torch.tensor([1, 0, 3, 1, 0, 1, 3, 1])  # of four examples, the third of which has no row

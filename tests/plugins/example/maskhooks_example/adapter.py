@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from maskhooks.adapter import Adapter, join
+from maskhooks.model.adapter import Adapter, join
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from maskhooks import hookimpl
-from maskhooks.adapter import Adapter
 from maskhooks.explainers.base import Explainer
 from maskhooks.masks.gates import Gate
+from maskhooks.model.adapter import Adapter
 from maskhooks_example.adapter import PyramidAdapter
 from maskhooks_example.gate import Step
 from maskhooks_example.gradient import GradientNorm

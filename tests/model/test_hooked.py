@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.adapter import Adapter
 from maskhooks.errors import SiteConflictError, SiteNeverFiredError, UnfiredSiteWarning, UnknownSiteError
+from maskhooks.model.adapter import Adapter
 from maskhooks.sites.site import Site
 from tests.models import MLP, Stack
 

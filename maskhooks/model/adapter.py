@@ -11,9 +11,9 @@ from torch import nn
 
 from maskhooks.errors import AdapterConflictError
 from maskhooks.hooks.recurrence import Recurrence
+from maskhooks.model.task import Task
 from maskhooks.sites.modules import places
 from maskhooks.sites.site import Site
-from maskhooks.task import Task
 
 
 class Adapter(ABC):

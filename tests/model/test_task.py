@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Categorical
 
 from maskhooks.errors import BatchError, UnknownDistributionError
+from maskhooks.model.task import Task, device_of, move
 from maskhooks.sites.site import Site
-from maskhooks.task import Task, device_of, move
 
 X = torch.arange(6.0).reshape(2, 3)
 SITE = Site.parse("x:output", "batch token -> batch token")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, VonMises
 
 from maskhooks.errors import UnknownDistributionError
-from maskhooks.outputs import Positions, agreement, check, count, kl, overtaken, prediction_loss, predictions
+from maskhooks.model.outputs import Positions, agreement, check, count, kl, overtaken, prediction_loss, predictions
 
 
 def categorical(logits: Tensor) -> Categorical:

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from maskhooks.adapter import Adapter, Claim, arranged, claimed_sites, claims
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
-from maskhooks.hooked import Hooked
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
-from maskhooks.outputs import Outputs
+from maskhooks.model.adapter import Adapter, Claim, arranged, claimed_sites, claims
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs
+from maskhooks.model.task import Task
 from maskhooks.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site, SiteTable
-from maskhooks.task import Task
 
 
 def wrap(

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskhooks.adapter import Claim
 from maskhooks.errors import MaskhooksError, ModelError, NonFiniteError, SettingError, SiteConflictError
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps, one_step
-from maskhooks.outputs import Outputs
+from maskhooks.model.adapter import Claim
+from maskhooks.model.outputs import Outputs
+from maskhooks.model.task import Task
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site, SiteTable, resolve
-from maskhooks.task import Task
 
 
 class Hooked:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from maskhooks.data.records import Record
 from maskhooks.errors import ModelError, PluginError, near
-from maskhooks.hooked import Hooked
-from maskhooks.wrap import wrap
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.wrapping import wrap
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks import outputs
 from maskhooks.errors import BatchError
-from maskhooks.outputs import Outputs
+from maskhooks.model import outputs
+from maskhooks.model.outputs import Outputs
 from maskhooks.sites import nested
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.signature import signature

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-from maskhooks.adapter import Adapter, claimed_sites, claims, join, stacks
 from maskhooks.errors import AdapterConflictError
+from maskhooks.model.adapter import Adapter, claimed_sites, claims, join, stacks
+from maskhooks.model.task import Task
+from maskhooks.model.wrapping import wrap
 from maskhooks.sites.site import Site
-from maskhooks.task import Task
-from maskhooks.wrap import wrap
 
 
 class Encoder(nn.Module):
