@@ -10,14 +10,14 @@ from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import Shards
-from maskhooks.hookspecs import hookimpl
 from maskhooks.model.adapter import Adapter
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions
 from maskhooks.model.task import Task
 from maskhooks.model.wrapping import wrap
+from maskhooks.plugins.hookspecs import hookimpl
+from maskhooks.plugins.registry import register, unregister
 from maskhooks.recipe import Recipe
-from maskhooks.registry import register, unregister
 from maskhooks.report import report
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site

@@ -12,10 +12,10 @@ from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
-from maskhooks.hookspecs import hookimpl
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.model.source import Factory, Source
+from maskhooks.plugins.hookspecs import hookimpl
 
 
 @hookimpl

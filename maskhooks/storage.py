@@ -26,7 +26,7 @@ from maskhooks.errors import (
 from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Site
 

@@ -26,8 +26,8 @@ import pytest
 import typer.main
 
 import maskhooks
-from maskhooks import hookspecs
 from maskhooks.cli.app import app
+from maskhooks.plugins import hookspecs
 
 ROOT = Path(__file__).parent.parent
 ALL = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from maskhooks.hookspecs import hookimpl
 from maskhooks.model.adapter import Adapter
+from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks_recurrent.adapter import RecurrentAdapter
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from maskhooks.hookspecs import hookimpl
 from maskhooks.model.adapter import Adapter
 from maskhooks.model.task import Task
+from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks_transformer_lens.adapter import LensAdapter
 from maskhooks_transformer_lens.task import LensTask
 

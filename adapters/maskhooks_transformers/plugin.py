@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from maskhooks.hookspecs import hookimpl
 from maskhooks.model.adapter import Adapter
 from maskhooks.model.source import Source
 from maskhooks.model.task import Task
+from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks_transformers.adapter import TransformersAdapter
 from maskhooks_transformers.source import TransformersSource
 from maskhooks_transformers.task import TransformersTask

@@ -14,7 +14,7 @@ from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.shards import Shards
 from maskhooks.model.hooked import Hooked
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from maskhooks.storage import load, settings_of
 
 

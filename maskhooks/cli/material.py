@@ -14,7 +14,7 @@ from maskhooks.data.records import Columns, Record, identity, stream
 from maskhooks.errors import EmptyLoaderError, SettingError
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.source import Opened, choose
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from maskhooks.seeds import generator
 
 _SAMPLE, _SHUFFLE = 200, 201

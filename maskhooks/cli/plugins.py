@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from maskhooks.cli.console import say, say_table
 from maskhooks.errors import PluginWarning
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 
 
 def plugins() -> None:

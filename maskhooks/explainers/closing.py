@@ -17,7 +17,7 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, agreement, kl
 from maskhooks.model.task import device_of, move
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from maskhooks.search.asking import Asking, answered
 from maskhooks.search.panel import Member, Panel
 from maskhooks.search.question import Criterion, Question

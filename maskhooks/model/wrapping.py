@@ -18,7 +18,7 @@ from maskhooks.model.adapter import Adapter, Claim, arranged, claimed_sites, cla
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import Task
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern

@@ -133,7 +133,7 @@ def test_plugins(run: Run) -> None:
 
 
 def test_plugins_that_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskhooks.registry import PluginReport, registry
+    from maskhooks.plugins.registry import PluginReport, registry
 
     registry.load()
     broken = PluginReport("broken", "stranger", "2.0", [], "ImportError: no module named 'nothing'")

@@ -21,7 +21,7 @@ from maskhooks.errors import (
 )
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.source import Factory, Opened, Source, choose
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 
 
 class Zoo(Source):
@@ -202,7 +202,7 @@ def test_transformers_is_not_installed(bert: Path, monkeypatch: pytest.MonkeyPat
 
 def test_source_of_a_plugin_is_found() -> None:
     class Plugin:
-        from maskhooks.hookspecs import hookimpl
+        from maskhooks.plugins.hookspecs import hookimpl
 
         @hookimpl
         def maskhooks_sources(self) -> Any:

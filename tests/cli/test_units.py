@@ -14,7 +14,7 @@ import maskhooks
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.model.source import choose
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 
 Run = Callable[..., Result]
 

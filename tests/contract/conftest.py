@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import maskhooks
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 
 _EXAMPLE = Path(__file__).parents[1] / "plugins" / "example"
 

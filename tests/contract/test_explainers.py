@@ -22,7 +22,7 @@ from maskhooks import Explanation, Hooked, Recipe
 from maskhooks.errors import BatchError, MaskhooksError, NotFittedError, UnknownSiteError
 from maskhooks.explainers.base import Explainer
 from maskhooks.model.fingerprint import fingerprint as digest
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from tests.conftest import fingerprint
 from tests.contract.conftest import registered
 from tests.models import Broken

@@ -14,7 +14,7 @@ from maskhooks.errors import SettingError
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.mix import mix
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 from tests.conftest import same_bits
 from tests.contract.conftest import registered
 

@@ -21,7 +21,7 @@ from maskhooks.errors import NameTakenError, PluginError, PluginWarning, Unknown
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.model.adapter import Adapter
 from maskhooks.model.task import Task
-from maskhooks.registry import Registry
+from maskhooks.plugins.registry import Registry
 from maskhooks.sites.site import Site
 
 EXAMPLE = Path(__file__).parent / "plugins" / "example"
@@ -320,7 +320,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 USE = """
 import sys, torch, maskhooks
-from maskhooks.registry import registry
+from maskhooks.plugins.registry import registry
 maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8)))
 assert "maskhooks_example.pyramid" not in sys.modules  # the plugin did not load its library
 

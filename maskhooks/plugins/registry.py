@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from maskhooks import hookspecs
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError, near
 from maskhooks.model.adapter import Adapter
 from maskhooks.model.task import Task
+from maskhooks.plugins import hookspecs
 
 FAMILIES = ("gates", "baselines", "explainers", "sources")
 _OURS = "maskhooks"
