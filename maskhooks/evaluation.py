@@ -8,11 +8,11 @@ from typing import Any
 from torch import Generator
 
 from maskhooks.checkpoint import Measure
+from maskhooks.distributed.ranks import Ranks
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks, needs
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
-from maskhooks.ranks import Ranks
 from maskhooks.step import clean_pass
 
 ENOUGH, MOST = 500, 16  # examples times draws, and draws

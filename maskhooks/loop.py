@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskhooks.checkpoint import Checkpoint, Fitted, grouped
 from maskhooks.data.epochs import Epochs
+from maskhooks.distributed.ranks import Pooled, Ranks, Share
 from maskhooks.errors import NonFiniteError
 from maskhooks.evaluation import Evaluation
 from maskhooks.hooks.replay import Replay
@@ -24,7 +25,6 @@ from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
 from maskhooks.objectives import Objective
 from maskhooks.problem import Problem
-from maskhooks.ranks import Pooled, Ranks, Share
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.step import Clean, clean_pass, masked_pass

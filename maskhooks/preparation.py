@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.data.epochs import Epochs
+from maskhooks.distributed.ranks import Ranks, Share
 from maskhooks.errors import PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
@@ -22,7 +23,6 @@ from maskhooks.model.outputs import Divergence, count
 from maskhooks.model.task import move
 from maskhooks.penalty import Penalty
 from maskhooks.progress import track
-from maskhooks.ranks import Ranks, Share
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import Clean, clean_pass, onward, onward_pass, places

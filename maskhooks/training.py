@@ -22,7 +22,9 @@ from torch.multiprocessing.spawn import ProcessException
 from maskhooks import errors
 from maskhooks.checkpoint import Fitted
 from maskhooks.data.epochs import Epochs
-from maskhooks.devices import connect, ranks_of, starts_processes
+from maskhooks.distributed.devices import connect, ranks_of, starts_processes
+from maskhooks.distributed.placement import placed
+from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import (
     EmptyLoaderError,
     MarginWarning,
@@ -36,11 +38,9 @@ from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
 from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
 from maskhooks.model.task import device_of
-from maskhooks.placement import placed
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.problem import Problem
 from maskhooks.progress import track
-from maskhooks.ranks import Ranks
 from maskhooks.runs.interrupts import Interrupts, as_exception
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from maskhooks.data.epochs import Epochs
+from maskhooks.distributed.ranks import first_rank
 from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.evaluation import Evaluation
@@ -26,7 +27,6 @@ from maskhooks.model.task import device_of, move
 from maskhooks.preparation import start
 from maskhooks.problem import Problem
 from maskhooks.progress import track
-from maskhooks.ranks import first_rank
 from maskhooks.recipe import Recipe
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded

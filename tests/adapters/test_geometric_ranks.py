@@ -18,7 +18,7 @@ from torch_geometric.nn import GCNConv, GraphConv, SAGEConv, global_add_pool
 import maskhooks
 from maskhooks import DiffMask, GraphMask, Recipe
 from tests.adapters.geometric_models import EDGES, randn
-from tests.test_ranks import TWO, same
+from tests.distributed.test_ranks import TWO, same
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::maskhooks.errors.MarginWarning", "ignore:.*multi-threaded.*fork.*:DeprecationWarning"

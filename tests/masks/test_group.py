@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from maskhooks.distributed.ranks import Share
 from maskhooks.errors import BatchError, PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
@@ -19,7 +20,6 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
 from maskhooks.preparation import closed_divergence, gather, random_mask
-from maskhooks.ranks import Share
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.step import clean_pass, masked_pass

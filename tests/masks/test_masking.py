@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
+from maskhooks.distributed.ranks import Share
 from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
@@ -22,7 +23,6 @@ from maskhooks.model.wrapping import wrap
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
-from maskhooks.ranks import Share
 from maskhooks.recipe import Recipe
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site

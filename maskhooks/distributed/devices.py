@@ -11,8 +11,8 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import SettingError, near
-from maskhooks.ranks import Ranks
 
 _SETTINGS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 

@@ -20,9 +20,9 @@ import torch
 from torch.distributions import Categorical
 
 from maskhooks import DiffMask
+from maskhooks.distributed.ranks import Ranks, Share, _Shared
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
 from maskhooks.masks.gates import Bernoulli, HardConcrete
-from maskhooks.ranks import Ranks, Share, _Shared
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator
 from tests import tiny_runs as runs

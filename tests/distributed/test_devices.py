@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskhooks.devices import connect, ranks_of, starts_processes
+from maskhooks.distributed.devices import connect, ranks_of, starts_processes
 from maskhooks.errors import SettingError
 from tests import tiny_runs as runs
 
