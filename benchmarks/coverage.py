@@ -46,10 +46,10 @@ from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import with_shapes
+from maskhooks.passes.forward import Clean, clean_pass, masked_pass, real_positions
 from maskhooks.preparation import closed_divergence, gather
 from maskhooks.seeds import generator
 from maskhooks.sites import nested
-from maskhooks.step import Clean, clean_pass, masked_pass, real_positions
 from maskhooks.trials import bypassed
 
 TASKS = {

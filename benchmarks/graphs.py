@@ -48,8 +48,8 @@ from torch_geometric.utils import k_hop_subgraph
 import maskhooks
 from maskhooks import GraphMask, Recipe
 from maskhooks.errors import MaskhooksWarning
+from maskhooks.passes.forward import clean_pass
 from maskhooks.sites.units import undirected
-from maskhooks.step import clean_pass
 
 DATA = Path(os.environ.get("MASKHOOKS_DATA", "../shared")) / "data" / "graphs"
 NODES = ("ba_shapes", "ba_community", "tree_cycles", "tree_grid")

@@ -35,8 +35,8 @@ from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.explanations import analyses
 from maskhooks.model.outputs import kl
-from maskhooks.step import clean_pass, masked_pass
-from maskhooks.store import Store
+from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.forward import clean_pass, masked_pass
 
 HELD_OUT = 0.1
 LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=8)

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 import maskhooks
-from maskhooks.store import Store
+from maskhooks.passes.clean_cache import Store
 
 BATCH, LENGTH = 32, 64
 

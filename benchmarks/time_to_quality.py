@@ -47,10 +47,10 @@ from maskhooks.masks.probes import PaperMLP
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import agreement, kl
 from maskhooks.optimizers import Lookahead
+from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.forward import clean_pass, masked_pass
 from maskhooks.preparation import gather
 from maskhooks.seeds import generator
-from maskhooks.step import clean_pass, masked_pass
-from maskhooks.store import Store
 
 MASKED, DIVERGENCE = 0.6, 0.1
 

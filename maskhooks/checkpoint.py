@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from maskhooks.masks.masking import Masks
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, agreement
-from maskhooks.step import Clean, masked_pass
+from maskhooks.passes.forward import Clean, masked_pass
 
 
 @dataclass

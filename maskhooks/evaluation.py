@@ -13,7 +13,7 @@ from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks, needs
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
-from maskhooks.step import clean_pass
+from maskhooks.passes.forward import clean_pass
 
 ENOUGH, MOST = 500, 16  # examples times draws, and draws
 

@@ -16,11 +16,11 @@ from maskhooks.masks.group import together
 from maskhooks.masks.masking import Masked, Masks
 from maskhooks.masks.probes import FreeLogits
 from maskhooks.objectives import Objective
+from maskhooks.passes.forward import Clean, masked_pass, onward, places
 from maskhooks.preparation import closed_divergence, sizes, start
 from maskhooks.problem import Problem
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples
-from maskhooks.step import Clean, masked_pass, onward, places
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104
 _DRAWS = 16  # samples of what a start has come to

@@ -24,11 +24,11 @@ from maskhooks.masks.masking import Masking, Masks, needs
 from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
 from maskhooks.objectives import Objective
+from maskhooks.passes.clean_cache import Numbered, Store
+from maskhooks.passes.forward import Clean, clean_pass, masked_pass
 from maskhooks.problem import Problem
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
-from maskhooks.step import Clean, clean_pass, masked_pass
-from maskhooks.store import Numbered, Store
 
 SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of random numbers
 

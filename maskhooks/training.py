@@ -38,6 +38,7 @@ from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
 from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
 from maskhooks.model.task import device_of
+from maskhooks.passes.clean_cache import Store, Stored
 from maskhooks.preparation import closed_divergences, fit_baselines, gather
 from maskhooks.problem import Problem
 from maskhooks.progress import track
@@ -48,7 +49,6 @@ from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, seeded
 from maskhooks.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
 from maskhooks.stepbar import StepBar
-from maskhooks.store import Store, Stored
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
+from maskhooks.passes.forward import clean_pass
 from maskhooks.preparation import gather
 from maskhooks.seeds import generator
-from maskhooks.step import clean_pass
 from tests.masks.test_masking import TOKENS, Tagger
 
 Batch = tuple[Tensor, Tensor]

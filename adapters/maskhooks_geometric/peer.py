@@ -19,10 +19,10 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, Positions
 from maskhooks.model.task import device_of, move
+from maskhooks.passes.forward import Clean, clean_pass
 from maskhooks.seeds import seeded
 from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
-from maskhooks.step import Clean, clean_pass
 from maskhooks_geometric.heads import level_of
 from maskhooks_geometric.restored import restored
 from maskhooks_geometric.task import GraphTask

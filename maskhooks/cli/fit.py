@@ -30,9 +30,9 @@ from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.model.task import device_of
+from maskhooks.passes.clean_cache import Store
 from maskhooks.plugins.registry import registry
 from maskhooks.runs.run_state import folder_of, has_state
-from maskhooks.store import Store
 
 _MASKS = "Masks"
 

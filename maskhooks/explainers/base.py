@@ -22,10 +22,10 @@ from maskhooks.hooks.replay import Replay
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
+from maskhooks.passes.forward import Clean, clean_pass, examples, real_positions
 from maskhooks.progress import counting, track
 from maskhooks.seeds import forked, seeded
 from maskhooks.sites.site import Site
-from maskhooks.step import Clean, clean_pass, examples, real_positions
 
 _STREAM = 102  # the purpose of the seed of a shuffling loader's order
 

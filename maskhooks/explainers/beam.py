@@ -11,10 +11,10 @@ from maskhooks.explainers.closing import Closing, whole
 from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
+from maskhooks.passes.forward import Clean
 from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
 from maskhooks.sites.site import Selector
-from maskhooks.step import Clean
 
 
 class Beam(Closing):

@@ -17,13 +17,13 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, agreement, kl
 from maskhooks.model.task import device_of, move
+from maskhooks.passes.forward import Clean, clean_pass, examples
 from maskhooks.plugins.registry import registry
 from maskhooks.search.asking import Asking, answered
 from maskhooks.search.panel import Member, Panel
 from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.sites.site import Selector, Site
-from maskhooks.step import Clean, clean_pass, examples
 
 T = TypeVar("T")
 

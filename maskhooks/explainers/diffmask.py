@@ -20,11 +20,11 @@ from maskhooks.masks.masking import Masking, Masks
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DIVERGENCES, Divergence, kl
+from maskhooks.passes.forward import Clean, units
 from maskhooks.plugins.registry import registry
 from maskhooks.problem import Problem
 from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector, Site
-from maskhooks.step import Clean, units
 
 
 class DiffMask(Learned):

@@ -21,6 +21,7 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.masks.baselines import Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl, parameters
+from maskhooks.passes.forward import Clean, with_beside
 from maskhooks.progress import bar
 from maskhooks.search.asking import Asking
 from maskhooks.search.exact import Found, Search, Way, outlook
@@ -32,7 +33,6 @@ from maskhooks.search.saved import Saved
 from maskhooks.search.shared import tree
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Selector
-from maskhooks.step import Clean, with_beside
 
 _NO_TREE = contextlib.nullcontext(None)
 

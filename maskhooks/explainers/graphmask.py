@@ -20,9 +20,9 @@ from maskhooks.masks.masking import Masking, Masks
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl
+from maskhooks.passes.forward import Clean, clean_pass
 from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector, Site
-from maskhooks.step import Clean, clean_pass
 
 
 class GraphMask(DiffMask):

@@ -24,6 +24,7 @@ from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
 from maskhooks.model.task import device_of, move
+from maskhooks.passes.clean_cache import Store
 from maskhooks.preparation import start
 from maskhooks.problem import Problem
 from maskhooks.progress import track
@@ -32,7 +33,6 @@ from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.storage import save
-from maskhooks.store import Store
 
 _EVALUATE = 100
 _Itself = TypeVar("_Itself", bound="Learned")

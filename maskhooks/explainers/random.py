@@ -9,9 +9,9 @@ import torch
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
+from maskhooks.passes.forward import Clean, units
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Selector, Site
-from maskhooks.step import Clean, units
 
 
 class Random(Explainer):

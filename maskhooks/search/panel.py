@@ -15,10 +15,10 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.masking import Places
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, parameters
+from maskhooks.passes.forward import Clean, clean_pass, onward_pass, places
 from maskhooks.search.asking import Asking, abreast
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.site import Site
-from maskhooks.step import Clean, clean_pass, onward_pass, places
 
 T = TypeVar("T")
 _ROWS = 2**16  # of a batch that holds examples several times; one of large graphs would fill the memory

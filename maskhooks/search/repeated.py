@@ -15,9 +15,9 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.masking import Places
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
+from maskhooks.passes.forward import Clean, clean_pass, onward_pass, real_positions, units
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.site import Site
-from maskhooks.step import Clean, clean_pass, onward_pass, real_positions, units
 
 
 @dataclass(frozen=True)

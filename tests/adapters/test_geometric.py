@@ -61,8 +61,8 @@ from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.model.hooked import Hooked
+from maskhooks.passes.forward import clean_pass, onward_pass
 from maskhooks.sites.site import Site
-from maskhooks.step import clean_pass, onward_pass
 from tests.adapters.geometric_models import (
     EDGES,
     RELATIONS,

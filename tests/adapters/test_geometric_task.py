@@ -32,7 +32,7 @@ from maskhooks.errors import (
     UnknownDistributionError,
 )
 from maskhooks.model.outputs import Positions, agreement, kl, prediction_loss
-from maskhooks.step import clean_pass, examples
+from maskhooks.passes.forward import clean_pass, examples
 from tests.adapters.geometric_models import EDGES, Links, Nodes, Pooled, Typed, batch, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]

@@ -21,8 +21,8 @@ import maskhooks
 from maskhooks.errors import BatchError, SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.model.hooked import Hooked
+from maskhooks.passes.forward import clean_pass, masked_pass, places
 from maskhooks.seeds import generator
-from maskhooks.step import clean_pass, masked_pass, places
 from tests.adapters.geometric_models import Nodes, Pooled, Relational, Typed, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]

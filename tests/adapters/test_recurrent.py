@@ -23,8 +23,8 @@ from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
+from maskhooks.passes.forward import clean_pass, onward_pass
 from maskhooks.sites.site import Site
-from maskhooks.step import clean_pass, onward_pass
 from tests.conftest import fingerprint, same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

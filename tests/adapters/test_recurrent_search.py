@@ -19,11 +19,11 @@ from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.masks.baselines import Zero
 from maskhooks.model.outputs import kl
+from maskhooks.passes.forward import clean_pass
 from maskhooks.search.exact import Found
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.shared import tree
 from maskhooks.search.tree import Tree
-from maskhooks.step import clean_pass
 from tests.conftest import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -19,7 +19,7 @@ from maskhooks import Hooked, Recipe
 from maskhooks.errors import BatchError, ReplacementError, SettingError
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.outputs import Positions, kl
-from maskhooks.step import clean_pass, onward_pass
+from maskhooks.passes.forward import clean_pass, onward_pass
 from tests.adapters.test_transformers_task import categorical, positions, predict, tokenizer
 from tests.adapters.transformers_models import CLS, FIRST, HIDDEN, PAD, SEP, WORDS, make
 from tests.conftest import same_bits

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, Weighte
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.errors import EmptyLoaderError
-from maskhooks.store import Store, Stored
+from maskhooks.passes.clean_cache import Store, Stored
 
 
 class Noisy(torch.utils.data.Dataset[Any]):

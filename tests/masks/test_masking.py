@@ -22,11 +22,11 @@ from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
 from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.optimizers import Lookahead
+from maskhooks.passes.forward import clean_pass, masked_pass
 from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
 from maskhooks.recipe import Recipe
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
-from maskhooks.step import clean_pass, masked_pass
 
 TOKENS = "batch token hidden -> batch token"
 

@@ -9,11 +9,12 @@ import torch
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks import DiffMask, store
+from maskhooks import DiffMask
 from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.passes import clean_cache as store
+from maskhooks.passes.clean_cache import Numbered, Store, Stored
+from maskhooks.passes.forward import clean_pass, masked_pass
 from maskhooks.seeds import generator
-from maskhooks.step import clean_pass, masked_pass
-from maskhooks.store import Numbered, Store, Stored
 from tests.models import Stack
 from tests.test_training import QUICK, batches, wrapped
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import maskhooks
 from maskhooks import DiffMask, Recipe
 from maskhooks.errors import GradientError
-from maskhooks.store import Store
+from maskhooks.passes.clean_cache import Store
 from tests.conftest import fingerprint, same_bits
 
 # PyTorch's own, of a pass without gradients, as clean ones are

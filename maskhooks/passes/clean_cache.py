@@ -17,11 +17,11 @@ from torch import Tensor
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.hooks.replay import Recording
 from maskhooks.model.hooked import Hooked
+from maskhooks.passes.forward import Clean, with_beside
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites import nested
 from maskhooks.sites.nested import Path as Steps
 from maskhooks.sites.site import Site
-from maskhooks.step import Clean, with_beside
 
 _ORDER = 300
 
