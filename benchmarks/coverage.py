@@ -41,6 +41,7 @@ from transformers.models.auto import modeling_auto
 
 import maskhooks
 from maskhooks import DiffMask, Hooked, Site
+from maskhooks.checks.site_checks import bypassed
 from maskhooks.hooks.tap import frozen
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
@@ -50,7 +51,6 @@ from maskhooks.passes.forward import Clean, clean_pass, masked_pass, real_positi
 from maskhooks.preparation import closed_divergence, gather
 from maskhooks.seeds import generator
 from maskhooks.sites import nested
-from maskhooks.trials import bypassed
 
 TASKS = {
     "sequence-classification": "SEQUENCE_CLASSIFICATION",

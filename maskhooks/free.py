@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from maskhooks.doctor import check_gradients
+from maskhooks.checks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
 from maskhooks.masks.group import together
 from maskhooks.masks.masking import Masked, Masks

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
+from maskhooks.checks.site_checks import owners
 from maskhooks.errors import GradientError, ModelError
 from maskhooks.hooks.tap import Tap
 from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
-from maskhooks.trials import owners
 from tests.conftest import same_bits
 
 

@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Categorical, Normal
 import maskhooks
 from maskhooks import DiffMask, Random, Recipe
 from maskhooks.checkpoint import Checkpoint, grouped
-from maskhooks.doctor import bypassed, examine
+from maskhooks.checks.doctor import bypassed, examine
 from maskhooks.errors import (
     BatchError,
     BypassedWarning,

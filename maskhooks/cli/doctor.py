@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from maskhooks.checks.doctor import examine
 from maskhooks.cli.console import say, say_table
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
 from maskhooks.data.records import Columns
-from maskhooks.doctor import examine
 from maskhooks.errors import SettingError
 from maskhooks.model.task import device_of, move
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from maskhooks.checks.doctor import check_gradients, warn_bypassed
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import first_rank
-from maskhooks.doctor import check_gradients, warn_bypassed
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.evaluation import Evaluation
 from maskhooks.explainers.base import Explainer

@@ -43,7 +43,7 @@ from torch_geometric.nn import (
 )
 
 import maskhooks
-from maskhooks.doctor import examine
+from maskhooks.checks.doctor import examine
 from maskhooks.errors import (
     BatchError,
     CompiledModelError,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import maskhooks
-from maskhooks.doctor import examine
+from maskhooks.checks.doctor import examine
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import maskhooks
 from maskhooks import Hooked, Site
-from maskhooks.doctor import examine
+from maskhooks.checks.doctor import examine
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
 from tests.adapters.transformers_models import (

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
+from maskhooks.checks.site_checks import bypassed
 from maskhooks.hooks.tap import frozen
 from maskhooks.masks.mix import mix
-from maskhooks.trials import bypassed
 from tests.conftest import same_bits
 
 TEXT = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

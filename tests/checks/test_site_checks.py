@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.doctor import Report, check_gradients, examine, warn_bypassed
+from maskhooks.checks.doctor import Report, check_gradients, examine, warn_bypassed
+from maskhooks.checks.site_checks import owners
 from maskhooks.errors import BatchError, GradientError, TappedModelError, UnfiredSiteWarning
 from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
-from maskhooks.trials import owners
 from tests.models import Cell, Tiny
 
 LAYOUTS = {"strided": torch.strided, "jagged": torch.jagged}

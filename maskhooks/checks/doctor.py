@@ -12,6 +12,18 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
+from maskhooks.checks.site_checks import (
+    UNUSED,
+    bypassed,
+    foreign,
+    fused,
+    gradients,
+    inexact,
+    others,
+    owners,
+    silent,
+    varies,
+)
 from maskhooks.errors import (
     BypassedWarning,
     GradientError,
@@ -31,7 +43,6 @@ from maskhooks.sites import nested
 from maskhooks.sites import text_table as table
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site
-from maskhooks.trials import UNUSED, bypassed, foreign, fused, gradients, inexact, others, owners, silent, varies
 
 _PARTS = frozenset({"head", "mlp", "message", "edge"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
