@@ -18,8 +18,8 @@ from torch.distributions import Bernoulli
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
-from maskhooks import metrics
 from maskhooks.explanations.explanation import Explanation
+from maskhooks.metrics import truth as metrics
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
 from maskhooks.sites.site import Site
