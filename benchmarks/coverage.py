@@ -48,9 +48,9 @@ from maskhooks.masks.mix import mix
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import with_shapes
 from maskhooks.passes.forward import Clean, clean_pass, masked_pass, real_positions
-from maskhooks.preparation import closed_divergence, gather
 from maskhooks.seeds import generator
 from maskhooks.sites import nested
+from maskhooks.training.preparation import closed_divergence, gather
 
 TASKS = {
     "sequence-classification": "SEQUENCE_CLASSIFICATION",

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe
-from maskhooks.checkpoint import Measure
 from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.masks.baselines import Learned
@@ -46,11 +45,12 @@ from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import PaperMLP
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import agreement, kl
-from maskhooks.optimizers import Lookahead
 from maskhooks.passes.clean_cache import Store
 from maskhooks.passes.forward import clean_pass, masked_pass
-from maskhooks.preparation import gather
 from maskhooks.seeds import generator
+from maskhooks.training.checkpoint import Measure
+from maskhooks.training.optimizers import Lookahead
+from maskhooks.training.preparation import gather
 
 MASKED, DIVERGENCE = 0.6, 0.1
 

@@ -17,11 +17,11 @@ from maskhooks.model.task import Task
 from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks.plugins.registry import register, unregister
-from maskhooks.recipe import Recipe
 from maskhooks.report import report
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks.storage import load
+from maskhooks.training.recipe import Recipe
 
 __all__ = [
     "Adapter",

@@ -14,7 +14,6 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from maskhooks.checkpoint import Fitted
 from maskhooks.drafts import draft
 from maskhooks.errors import (
     CorruptFileError,
@@ -29,6 +28,7 @@ from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Site
+from maskhooks.training.checkpoint import Fitted
 
 FORMAT = 1
 SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"

@@ -12,7 +12,6 @@ from torch import Tensor
 from maskhooks.errors import SettingError
 from maskhooks.explainers.learned import Learned
 from maskhooks.explanations.explanation import Scores
-from maskhooks.free import Estimate, optimise, pathwise
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
@@ -22,9 +21,10 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DIVERGENCES, Divergence, kl
 from maskhooks.passes.forward import Clean, units
 from maskhooks.plugins.registry import registry
-from maskhooks.problem import Problem
-from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector, Site
+from maskhooks.training.per_example import Estimate, optimise, pathwise
+from maskhooks.training.problem import Problem
+from maskhooks.training.recipe import Recipe
 
 
 class DiffMask(Learned):

@@ -12,7 +12,6 @@ from torch import Tensor
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explanations.explanation import Scores
-from maskhooks.free import optimise
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.group import Joint
@@ -21,8 +20,9 @@ from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl
 from maskhooks.passes.forward import Clean, clean_pass
-from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector, Site
+from maskhooks.training.per_example import optimise
+from maskhooks.training.recipe import Recipe
 
 
 class GraphMask(DiffMask):

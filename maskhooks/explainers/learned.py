@@ -15,7 +15,6 @@ from maskhooks.checks.doctor import check_gradients, warn_bypassed
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import first_rank
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
-from maskhooks.evaluation import Evaluation
 from maskhooks.explainers.base import Explainer
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks
@@ -25,14 +24,15 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean_cache import Store
-from maskhooks.preparation import start
-from maskhooks.problem import Problem
 from maskhooks.progress import track
-from maskhooks.recipe import Recipe
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.storage import save
+from maskhooks.training.evaluation import Evaluation
+from maskhooks.training.preparation import start
+from maskhooks.training.problem import Problem
+from maskhooks.training.recipe import Recipe
 
 _EVALUATE = 100
 _Itself = TypeVar("_Itself", bound="Learned")
@@ -112,7 +112,7 @@ class Learned(Explainer):
             MarginWarning: no state kept the divergence within the margin; the nearest was kept.
             UnfiredSiteWarning: no output depends on a site, which is left out.
         """
-        from maskhooks import training
+        from maskhooks.training import fit as training
 
         for name, value in {"steps": steps, "epochs": epochs}.items():
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -7,13 +7,13 @@ from typing import Any
 
 from maskhooks.errors import SettingError
 from maskhooks.explainers.diffmask import DiffMask
-from maskhooks.free import Estimate, ScoreFunction
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl
-from maskhooks.recipe import Recipe
 from maskhooks.sites.site import Selector
+from maskhooks.training.per_example import Estimate, ScoreFunction
+from maskhooks.training.recipe import Recipe
 
 
 class Reinforce(DiffMask):

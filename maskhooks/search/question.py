@@ -16,9 +16,9 @@ from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking, Places
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.forward import Clean
-from maskhooks.preparation import sizes, start
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
+from maskhooks.training.preparation import sizes, start
 
 Criterion = Callable[[Outputs, Outputs], Tensor]
 

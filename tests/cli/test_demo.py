@@ -12,8 +12,8 @@ from typer.testing import Result
 
 from maskhooks.cli import demo as command
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.recipe import Recipe
 from maskhooks.tasks import digits
+from maskhooks.training.recipe import Recipe
 
 Run = Callable[..., Result]
 

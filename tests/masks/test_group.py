@@ -20,9 +20,9 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
 from maskhooks.passes.forward import clean_pass, masked_pass
-from maskhooks.preparation import closed_divergence, gather, random_mask
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
+from maskhooks.training.preparation import closed_divergence, gather, random_mask
 
 SITES = ["layers.0.message:output", "layers.1.message:output"]
 # Two graphs side by side, of three edges and one; a third without any.

@@ -20,13 +20,13 @@ from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
-from maskhooks.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
-from maskhooks.optimizers import Lookahead
 from maskhooks.passes.forward import clean_pass, masked_pass
-from maskhooks.preparation import closed_divergence, gather, random_mask, sizes, start
-from maskhooks.recipe import Recipe
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
+from maskhooks.training.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
+from maskhooks.training.optimizers import Lookahead
+from maskhooks.training.preparation import closed_divergence, gather, random_mask, sizes, start
+from maskhooks.training.recipe import Recipe
 
 TOKENS = "batch token hidden -> batch token"
 

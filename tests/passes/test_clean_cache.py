@@ -16,7 +16,7 @@ from maskhooks.passes.clean_cache import Numbered, Store, Stored
 from maskhooks.passes.forward import clean_pass, masked_pass
 from maskhooks.seeds import generator
 from tests.models import Stack
-from tests.test_training import QUICK, batches, wrapped
+from tests.training.test_fit import QUICK, batches, wrapped
 
 
 def stacked():

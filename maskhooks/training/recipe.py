@@ -12,9 +12,9 @@ from torch import nn
 
 from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe, SummedMLP
-from maskhooks.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
-from maskhooks.optimizers import Lookahead
-from maskhooks.penalty import Penalty
+from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
+from maskhooks.training.optimizers import Lookahead
+from maskhooks.training.penalty import Penalty
 
 _KINDS = {
     "optimizer": ["adam", "lookahead"],

@@ -22,10 +22,10 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, count
 from maskhooks.model.task import move
 from maskhooks.passes.forward import Clean, clean_pass, onward, onward_pass, places
-from maskhooks.penalty import Penalty
 from maskhooks.progress import track
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
+from maskhooks.training.penalty import Penalty
 
 _OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
 

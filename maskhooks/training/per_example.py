@@ -15,12 +15,12 @@ from maskhooks.errors import MarginWarning
 from maskhooks.masks.group import together
 from maskhooks.masks.masking import Masked, Masks
 from maskhooks.masks.probes import FreeLogits
-from maskhooks.objectives import Objective
 from maskhooks.passes.forward import Clean, masked_pass, onward, places
-from maskhooks.preparation import closed_divergence, sizes, start
-from maskhooks.problem import Problem
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples
+from maskhooks.training.objectives import Objective
+from maskhooks.training.preparation import closed_divergence, sizes, start
+from maskhooks.training.problem import Problem
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104
 _DRAWS = 16  # samples of what a start has come to

@@ -10,9 +10,9 @@ from torch import nn
 from maskhooks.masks.masking import Masks
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
-from maskhooks.objectives import Objective
-from maskhooks.penalty import Penalty
-from maskhooks.recipe import Recipe
+from maskhooks.training.objectives import Objective
+from maskhooks.training.penalty import Penalty
+from maskhooks.training.recipe import Recipe
 
 
 @dataclass

@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Categorical, Normal
 
 from maskhooks.model.outputs import kl, overtaken
-from maskhooks.penalty import Penalty
+from maskhooks.training.penalty import Penalty
 
 
 def classes(*labels: int) -> Categorical:

@@ -13,11 +13,11 @@ from torch import nn
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.errors import ResumeError
-from maskhooks.loop import Loop
-from maskhooks.preparation import start
-from maskhooks.problem import Problem
 from maskhooks.runs.run_state import drop_states, folder_of, load_state, save_state
 from maskhooks.sites import nested
+from maskhooks.training.loop import Loop
+from maskhooks.training.preparation import start
+from maskhooks.training.problem import Problem
 
 
 class Snapshots:

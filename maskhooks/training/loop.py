@@ -14,21 +14,21 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from maskhooks.checkpoint import Checkpoint, Fitted, grouped
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import Pooled, Ranks, Share
 from maskhooks.errors import NonFiniteError
-from maskhooks.evaluation import Evaluation
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masking, Masks, needs
 from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
-from maskhooks.objectives import Objective
 from maskhooks.passes.clean_cache import Numbered, Store
 from maskhooks.passes.forward import Clean, clean_pass, masked_pass
-from maskhooks.problem import Problem
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
+from maskhooks.training.checkpoint import Checkpoint, Fitted, grouped
+from maskhooks.training.evaluation import Evaluation
+from maskhooks.training.objectives import Objective
+from maskhooks.training.problem import Problem
 
 SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of random numbers
 

@@ -16,12 +16,12 @@ import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe, Reinforce
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
-from maskhooks.free import Chosen, ScoreFunction, begin
 from maskhooks.masks.probes import FreeLogits
 from maskhooks.model.outputs import kl, lost_lead
 from maskhooks.passes.forward import Clean, clean_pass
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples
+from maskhooks.training.per_example import Chosen, ScoreFunction, begin
 
 SMALLEST = {0: [{2}], 1: [{0, 1}], 2: [{0}]}
 SUBSET = dataclasses.replace(Recipe.named("subset"), starts=8, steps=60, free_rate=0.5)

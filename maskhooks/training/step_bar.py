@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from maskhooks.loop import Loop
 from maskhooks.progress import bar
+from maskhooks.training.loop import Loop
 
 _LATEST = 50  # steps whose means it shows
 

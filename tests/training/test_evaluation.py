@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from maskhooks import evaluation
-from maskhooks.checkpoint import Measure
-from maskhooks.evaluation import Evaluation, draws_for
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
@@ -23,8 +20,11 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
 from maskhooks.passes.forward import clean_pass
-from maskhooks.preparation import gather
 from maskhooks.seeds import generator
+from maskhooks.training import evaluation
+from maskhooks.training.checkpoint import Measure
+from maskhooks.training.evaluation import Evaluation, draws_for
+from maskhooks.training.preparation import gather
 from tests.masks.test_masking import TOKENS, Tagger
 
 Batch = tuple[Tensor, Tensor]

@@ -20,7 +20,6 @@ from lightning.fabric import Fabric
 from torch.multiprocessing.spawn import ProcessException
 
 from maskhooks import errors
-from maskhooks.checkpoint import Fitted
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.devices import connect, ranks_of, starts_processes
 from maskhooks.distributed.placement import placed
@@ -36,19 +35,20 @@ from maskhooks.errors import (
 )
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import frozen
-from maskhooks.loop import BASELINE, EPOCH, VALIDATE, Loop
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import Store, Stored
-from maskhooks.preparation import closed_divergences, fit_baselines, gather
-from maskhooks.problem import Problem
 from maskhooks.progress import track
 from maskhooks.runs.interrupts import Interrupts, as_exception
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, seeded
-from maskhooks.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
-from maskhooks.stepbar import StepBar
+from maskhooks.training.checkpoint import Fitted
+from maskhooks.training.loop import BASELINE, EPOCH, VALIDATE, Loop
+from maskhooks.training.preparation import closed_divergences, fit_baselines, gather
+from maskhooks.training.problem import Problem
+from maskhooks.training.snapshot import Snapshots, check_batch, parts_of, put_parts, restore, snapshot
+from maskhooks.training.step_bar import StepBar
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Generator
 
-from maskhooks.checkpoint import Measure
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks, needs
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
 from maskhooks.passes.forward import clean_pass
+from maskhooks.training.checkpoint import Measure
 
 ENOUGH, MOST = 500, 16  # examples times draws, and draws
 

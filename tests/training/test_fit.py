@@ -15,7 +15,6 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 import maskhooks
 from maskhooks import DiffMask, Random, Recipe
-from maskhooks.checkpoint import Checkpoint, grouped
 from maskhooks.checks.doctor import bypassed, examine
 from maskhooks.errors import (
     BatchError,
@@ -37,6 +36,7 @@ from maskhooks.errors import (
 )
 from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.seeds import generator
+from maskhooks.training.checkpoint import Checkpoint, grouped
 from tests.conftest import fingerprint as state
 from tests.masks.test_masking import TOKENS, Tagger
 
