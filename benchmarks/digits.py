@@ -22,7 +22,7 @@ import torch
 
 from maskhooks import DiffMask, Random
 from maskhooks.errors import MaskhooksWarning
-from maskhooks.tasks import digits
+from maskhooks.toy_tasks import digits
 
 HIDDEN, RIGHT, LEFT = "hidden", "input_given_hidden", "input_given_embedding"
 SETTINGS = dict(zip((HIDDEN, RIGHT), digits.SETTINGS.values(), strict=True)) | {

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from maskhooks import Erasure, GraphMask, LeaveOneOut, Random, Recipe
 from maskhooks.errors import MaskhooksWarning
-from maskhooks.tasks import stars
+from maskhooks.toy_tasks import stars
 
 GNN_STARS, GNN_EPOCHS = 50, 200
 

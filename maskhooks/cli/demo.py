@@ -21,8 +21,8 @@ from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.random import Random
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.progress import bar
-from maskhooks.tasks import digits as task
-from maskhooks.tasks.digits import Digits, DigitsModel
+from maskhooks.toy_tasks import digits as task
+from maskhooks.toy_tasks.digits import Digits, DigitsModel
 
 _EPOCHS = 20
 _BATCH = 1000

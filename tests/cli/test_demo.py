@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from maskhooks.cli import demo as command
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.tasks import digits
+from maskhooks.toy_tasks import digits
 from maskhooks.training.recipe import Recipe
 
 Run = Callable[..., Result]

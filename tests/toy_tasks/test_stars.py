@@ -9,7 +9,7 @@ import torch
 
 from maskhooks import GraphMask, Recipe
 from maskhooks.explainers.random import Random
-from maskhooks.tasks import stars
+from maskhooks.toy_tasks import stars
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
