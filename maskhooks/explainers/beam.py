@@ -12,8 +12,8 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.forward import Clean
-from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
+from maskhooks.search.scheduler import Asking
 from maskhooks.sites.site import Selector
 
 

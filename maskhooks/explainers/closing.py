@@ -19,10 +19,10 @@ from maskhooks.model.outputs import Divergence, agreement, kl
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.forward import Clean, clean_pass, examples
 from maskhooks.plugins.registry import registry
-from maskhooks.search.asking import Asking, answered
-from maskhooks.search.panel import Member, Panel
+from maskhooks.search.batched import Member, Panel
 from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
+from maskhooks.search.scheduler import Asking, answered
 from maskhooks.sites.site import Selector, Site
 
 T = TypeVar("T")

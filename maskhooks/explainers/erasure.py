@@ -23,13 +23,13 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl, parameters
 from maskhooks.passes.forward import Clean, with_beside
 from maskhooks.progress import bar
-from maskhooks.search.asking import Asking
+from maskhooks.search.batched import Member
 from maskhooks.search.exact import Found, Search, Way, outlook
 from maskhooks.search.flat import Flat
-from maskhooks.search.panel import Member
 from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
+from maskhooks.search.scheduler import Asking
 from maskhooks.search.shared import tree
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Selector

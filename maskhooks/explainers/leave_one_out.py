@@ -8,8 +8,8 @@ from torch import Tensor
 from maskhooks.explainers.closing import Closing
 from maskhooks.explanations.explanation import Scores
 from maskhooks.passes.forward import Clean
-from maskhooks.search.asking import Asking
 from maskhooks.search.question import Question
+from maskhooks.search.scheduler import Asking
 
 
 class LeaveOneOut(Closing):

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from maskhooks.search.asking import Asking
+from maskhooks.search.scheduler import Asking
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Block, Untried
 

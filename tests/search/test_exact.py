@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.search.asking import answered
 from maskhooks.search.exact import Found, Search, duration, outlook, speed
+from maskhooks.search.scheduler import answered
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Block
 

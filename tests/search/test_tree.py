@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from maskhooks.hooks.recurrence import Walk
-from maskhooks.search.asking import answered
 from maskhooks.search.exact import Found, Search
+from maskhooks.search.scheduler import answered
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Tree
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.search.asking import Asking, abreast, answered
+from maskhooks.search.scheduler import Asking, abreast, answered
 
 
 def counts(rounds: int, closed: list[int]) -> Asking[list[int]]:

@@ -16,8 +16,8 @@ from maskhooks.masks.masking import Places
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.passes.forward import Clean, clean_pass, onward_pass, places
-from maskhooks.search.asking import Asking, abreast
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
+from maskhooks.search.scheduler import Asking, abreast
 from maskhooks.sites.site import Site
 
 T = TypeVar("T")
