@@ -8,6 +8,7 @@ from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
+from maskhooks.explainers.saving import load
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import Shards
 from maskhooks.model.adapter import Adapter
@@ -20,7 +21,6 @@ from maskhooks.plugins.registry import register, unregister
 from maskhooks.report import report
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
-from maskhooks.storage import load
 from maskhooks.training.recipe import Recipe
 
 __all__ = [

@@ -12,13 +12,13 @@ import numpy as np
 
 from maskhooks.drafts import draft
 from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.row_files import ABOUT, parquet_files, pieces
 from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.runs.history import LOG, Course, courses, section
 from maskhooks.runs.run_state import folder_of, load_state
-from maskhooks.storage import SETTINGS, settings_of
 from maskhooks.viz.page import page
 from maskhooks.viz.sections import Facts, Section
 

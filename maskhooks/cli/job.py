@@ -12,10 +12,10 @@ from maskhooks.cli.material import Material, count
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError, UnknownNameError, near
 from maskhooks.explainers.base import Explainer
+from maskhooks.explainers.saving import load, settings_of
 from maskhooks.explanations.shards import Shards
 from maskhooks.model.hooked import Hooked
 from maskhooks.plugins.registry import registry
-from maskhooks.storage import load, settings_of
 
 
 @dataclass(frozen=True)

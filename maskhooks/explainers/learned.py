@@ -16,6 +16,7 @@ from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import first_rank
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.explainers.base import Explainer
+from maskhooks.explainers.saving import save
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.masking import Masks
 from maskhooks.masks.probes import FreeLogits
@@ -28,7 +29,6 @@ from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
 from maskhooks.sites.site import Site
-from maskhooks.storage import save
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.preparation import start
 from maskhooks.training.problem import Problem
