@@ -18,7 +18,7 @@ from maskhooks.model.task import Task
 from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks.plugins.registry import register, unregister
-from maskhooks.report import report
+from maskhooks.reports.run_page import report
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks.training.recipe import Recipe

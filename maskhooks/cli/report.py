@@ -10,8 +10,8 @@ import typer
 from maskhooks.cli.console import say
 from maskhooks.cli.folder import make_folder
 from maskhooks.errors import SettingError, StorageError
-from maskhooks.report import is_run, rows_at
-from maskhooks.report import report as write
+from maskhooks.reports.run_page import is_run, rows_at
+from maskhooks.reports.run_page import report as write
 
 
 def report(

@@ -21,7 +21,7 @@ from maskhooks.errors import CorruptFileError, SettingError, StorageError
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
-from maskhooks.report import Rows, is_run, report, rows_at
+from maskhooks.reports.run_page import Rows, is_run, report, rows_at
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
 from tests.viz.browser import seen_in_browser
@@ -234,7 +234,7 @@ def test_a_long_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     whole = explanation(9)
     whole.to_parquet(tmp_path / "whole.parquet")
     expected = report(None, whole, least=1, shown=4)
-    monkeypatch.setattr(sys.modules["maskhooks.report"], "_ROWS", 20)
+    monkeypatch.setattr(sys.modules["maskhooks.reports.run_page"], "_ROWS", 20)
     sizes = [len(part) for part in Rows(tmp_path / "whole.parquet")]
     assert sizes == [24, 16, 16, 16]
     assert report(None, tmp_path / "whole.parquet", least=1, shown=4) == expected

@@ -16,7 +16,7 @@ from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.row_files import ABOUT, parquet_files, pieces
-from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
+from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.runs.history import LOG, Course, courses, section
 from maskhooks.runs.run_state import folder_of, load_state
 from maskhooks.viz.page import page

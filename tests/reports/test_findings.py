@@ -7,7 +7,7 @@ import torch
 
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation, Scores
-from maskhooks.findings import by_depth, by_group, by_kind, by_label, kind_of
+from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.sites.site import Site
 from maskhooks.viz.sections import Bars, Grid, Section
 
