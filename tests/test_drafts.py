@@ -8,7 +8,7 @@ from typing import IO
 
 import pytest
 
-from maskhooks.drafts import clear, draft
+from maskhooks.atomic_write import clear, draft
 from maskhooks.errors import StorageError
 
 

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from maskhooks.drafts import draft
+from maskhooks.atomic_write import draft
 from maskhooks.errors import (
     CorruptFileError,
     FingerprintError,

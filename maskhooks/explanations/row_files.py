@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks.drafts import draft
+from maskhooks.atomic_write import draft
 from maskhooks.errors import CorruptFileError
 from maskhooks.explanations.scores import FIXED, Column, Columns
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks.drafts import clear, draft
+from maskhooks.atomic_write import clear, draft
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.explanation import Explanation

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskhooks.drafts import draft
+from maskhooks.atomic_write import draft
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from maskhooks.drafts import clear, draft
+from maskhooks.atomic_write import clear, draft
 from maskhooks.errors import CorruptFileError, ResumeWarning
 
 FORMAT = 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskhooks.drafts import draft
+from maskhooks.atomic_write import draft
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.search.exact import Search
 

@@ -15,7 +15,7 @@ import torch
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks import drafts
+from maskhooks import atomic_write as drafts
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
 from maskhooks.runs.interrupts import Interrupts, as_exception
 from maskhooks.runs.run_log import RunLog

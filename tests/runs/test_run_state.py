@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskhooks import drafts
+from maskhooks import atomic_write as drafts
 from maskhooks.errors import CorruptFileError, ResumeWarning, StorageError
 from maskhooks.runs.run_state import decode, drop_states, encode, has_state, load_state, save_state
 from tests.conftest import same_bits

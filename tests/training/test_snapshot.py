@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from maskhooks import Recipe, drafts
+from maskhooks import Recipe
+from maskhooks import atomic_write as drafts
 from maskhooks.errors import ResumeError, ResumeWarning, SettingError
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import load_state
