@@ -31,7 +31,7 @@ from tests.tiny_runs import QUICK, results, train
 pytestmark = pytest.mark.filterwarnings(
     "ignore::maskhooks.errors.MarginWarning", "ignore:.*multi-threaded.*fork.*:DeprecationWarning"
 )
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TWO = {"devices": 2, "strategy": "ddp_fork"}
 
 

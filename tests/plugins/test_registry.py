@@ -24,7 +24,7 @@ from maskhooks.model.task import Task
 from maskhooks.plugins.registry import Registry
 from maskhooks.sites.site import Site
 
-EXAMPLE = Path(__file__).parent / "plugins" / "example"
+EXAMPLE = Path(__file__).parent / "example"
 
 
 class Probe(nn.Module):

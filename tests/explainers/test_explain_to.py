@@ -291,7 +291,7 @@ print(json.dumps({"files": files, "complete": shards.complete}))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments_no_row_is_lost_or_doubled(tmp_path: Path, seed: int) -> None:
     words = [sys.executable, "-c", KILLED, str(tmp_path), str(seed)]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     ran = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["complete"]
@@ -323,7 +323,7 @@ except StorageError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of file sizes")
 def test_a_file_that_cannot_grow_leaves_the_others(tmp_path: Path) -> None:
     """The system refuses to write, in a process of its own."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     words = [sys.executable, "-c", FULL, str(tmp_path)]
     ran = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
     assert "part-000001.parquet cannot be written (File too large)" in ran.stdout

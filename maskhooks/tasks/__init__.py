@@ -1,1 +1,0 @@
-"""Synthetic tasks whose true explanation is known."""
