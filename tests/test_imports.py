@@ -44,12 +44,13 @@ def test_import_loads_nothing_heavy() -> None:
 def test_plugin_discovery_loads_nothing_heavy() -> None:
     """Not even where models are wrapped and parts made: a plugin touches its library only if the user did."""
     run(
+        "from maskhooks.masks.gates import GATES\n"
         "from maskhooks.plugins.registry import registry\n"
         "registry.load()\n"
         "assert not [report.error for report in registry.reports if report.error], registry.reports\n"
         "hooked = maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(2, 2)), sites=['0:output'])\n"
         "with hooked.tap(read='0:output'): hooked(torch.zeros(1, 2))\n"
-        "registry.make('gates', 'hard-concrete')\n"
+        "registry.make(GATES, 'hard-concrete')\n"
     )
 
 

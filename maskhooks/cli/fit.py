@@ -28,6 +28,7 @@ from maskhooks.cli.options import (
 )
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
+from maskhooks.explainers.base import EXPLAINERS
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import Store
@@ -270,9 +271,9 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _kind(name: str) -> Callable[..., DiffMask]:
     """The explainer of a name, one that is trained."""
-    kind = registry.part("explainers", name)
+    kind = registry.part(EXPLAINERS, name)
     if not _trained(kind):
-        trained = [key for key, part in registry.family("explainers").items() if _trained(part)]
+        trained = [key for key, part in registry.parts(EXPLAINERS).items() if _trained(part)]
         raise SettingError(f"--explainer {name} is not trained. Give one of {', '.join(sorted(trained))}.")
     return kind  # type: ignore[no-any-return] # as checked
 

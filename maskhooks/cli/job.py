@@ -11,7 +11,7 @@ from typing import Any
 from maskhooks.cli.material import Material, count
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError, UnknownNameError, near
-from maskhooks.explainers.base import Explainer
+from maskhooks.explainers.base import EXPLAINERS, Explainer
 from maskhooks.explainers.saving import load, settings_of
 from maskhooks.explanations.shards import Shards
 from maskhooks.model.hooked import Hooked
@@ -100,7 +100,7 @@ class Job:
         """
         if self.run.exists():
             return False
-        name, known = str(self.run), registry.family("explainers")
+        name, known = str(self.run), registry.parts(EXPLAINERS)
         if name not in known:
             raise UnknownNameError(
                 f"{name!r} is neither the folder of a run nor the name of an explainer. There are: "
@@ -129,7 +129,7 @@ class Job:
             return load(self.run, hooked)
         _check_settings(name, self.settings)
         try:
-            explainer: Explainer = registry.make("explainers", name, hooked=hooked, **self.settings)
+            explainer: Explainer = registry.make(EXPLAINERS, name, hooked=hooked, **self.settings)
         except TypeError as error:
             raise SettingError(f"{name} does not take these settings: {error}") from error
         explainer.check_ready()
@@ -138,7 +138,7 @@ class Job:
 
 def _check_settings(explainer: str, settings: Iterable[str]) -> None:
     """Raises UnknownNameError for a setting that the explainer of this name does not have."""
-    parameters = inspect.signature(registry.part("explainers", explainer)).parameters
+    parameters = inspect.signature(registry.part(EXPLAINERS, explainer)).parameters
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return
     known = [name for name in parameters if name != "hooked"]

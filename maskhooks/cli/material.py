@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from maskhooks.data.records import Columns, Record, identity, stream
 from maskhooks.errors import EmptyLoaderError, SettingError
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.source import Opened, choose
+from maskhooks.model.source import SOURCES, Opened, choose
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import generator
 
@@ -77,7 +77,7 @@ class Material:
         Raises:
             MaskhooksError: it cannot be opened, or there is no such device; or no such units are known.
         """
-        opened = choose(model, registry.family("sources")).open(model, max_length=max_length)
+        opened = choose(model, registry.parts(SOURCES)).open(model, max_length=max_length)
         if units is not None:
             opened = replace(opened, hooked=_together(opened.hooked, units))
         opened.hooked.model.to(_device(device))

@@ -23,6 +23,7 @@ from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.forward import Clean, clean_pass, examples, real_positions
+from maskhooks.plugins.kind import declare
 from maskhooks.progress import counting, track
 from maskhooks.seeds import forked, seeded
 from maskhooks.sites.site import Site
@@ -256,3 +257,6 @@ class Explainer(ABC):
 def _next(part: Explanation, first: int) -> int:
     """The number after a batch's last example; a graph without edges has no row, and may be known all the same."""
     return int(max(part.columns["example"].max(initial=first), max(part.examples, default=first))) + 1
+
+
+EXPLAINERS = declare("explainer", Explainer)

@@ -13,7 +13,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, agreement, kl
 from maskhooks.model.task import device_of, move
@@ -86,7 +86,7 @@ class Closing(Explainer):
 
     def questions(self, clean: Clean, site: Site) -> Sequence[Question]:
         """A question for each example."""
-        baseline = registry.make("baselines", self.baseline)
+        baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
         if examples(self.hooked, clean, site) is not None:
             return Panel(self.hooked, clean, site, baseline, self.criterion, rows=rows).members
@@ -168,7 +168,7 @@ def whole(**settings: int | None) -> None:
 
 def _check_baseline(baseline: str | Baseline) -> None:
     """Refuses a baseline that knows nothing without training data, and would be zero in silence."""
-    made = registry.make("baselines", baseline)
+    made = registry.make(BASELINES, baseline)
     if not made.started and type(made).fit is not Baseline.fit:
         raise SettingError(
             f"the baseline {baseline if isinstance(baseline, str) else type(baseline).__name__!r} comes from training "

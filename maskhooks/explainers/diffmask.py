@@ -13,8 +13,8 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.learned import Learned
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.gates import Gate
+from maskhooks.masks.baselines import BASELINES, Baseline
+from maskhooks.masks.gates import GATES, Gate
 from maskhooks.masks.masking import Masking, Masks
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
@@ -83,7 +83,7 @@ class DiffMask(Learned):
         self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
         self.objective = self.recipe.make_objective(margin)  # checks the margin
         self.margin, self.divergence, self.amortized, self.product = margin, divergence, amortized, product
-        self.gate: Gate = registry.make("gates", gate)
+        self.gate: Gate = registry.make(GATES, gate)
         self.sites = self._asked = hooked.needed(sites)
         weights = [site for site in self.sites if "weight" in site.tags]
         self._baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
@@ -140,7 +140,7 @@ class DiffMask(Learned):
                 )
         gate = settings["gate"]
         made = {
-            "gate": gate and registry.make("gates", gate["name"], **gate["settings"]),
+            "gate": gate and registry.make(GATES, gate["name"], **gate["settings"]),
             "baseline": settings["baseline"],
             "divergence": DIVERGENCES.get(settings["divergence"]),
         }
@@ -168,7 +168,7 @@ class DiffMask(Learned):
             "given": None if self.given is None else [site.to_dict() for site in self.given],
             "product": self.product,
             "margin": self.margin,
-            "gate": registry.spell("gates", self.gate),
+            "gate": registry.spell(GATES, self.gate),
             "baseline": self._baseline if isinstance(self._baseline, str) else None,
             "divergence": next((name for name, known in DIVERGENCES.items() if known is self.divergence), None),
             "amortized": self.amortized,
@@ -215,7 +215,7 @@ class DiffMask(Learned):
     def _make_baseline(self) -> Baseline:
         if not isinstance(self._baseline, str) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
-        baseline: Baseline = registry.make("baselines", self._baseline)
+        baseline: Baseline = registry.make(BASELINES, self._baseline)
         baseline.started = False
         return baseline
 

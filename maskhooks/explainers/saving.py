@@ -22,6 +22,7 @@ from maskhooks.errors import (
     NotFittedError,
     SettingError,
 )
+from maskhooks.explainers.base import EXPLAINERS
 from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
@@ -125,7 +126,7 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
     hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
     _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
-    kind: type[Saveable] = registry.part("explainers", saved["explainer"])
+    kind: type[Saveable] = registry.part(EXPLAINERS, saved["explainer"])
     explainer = kind.restored(hooked, saved["settings"], **own)
     with forked(hooked.model):  # parts are drawn at random before their weights are read
         explainer.restart(saved["shapes"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
 from maskhooks.masks.running_stats import update_moments
+from maskhooks.plugins.kind import declare
 
 
 class Baseline(nn.Module):
@@ -125,3 +126,6 @@ class Token(Baseline):
 def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(given.shape) != tuple(shape):
         raise SettingError(f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}")
+
+
+BASELINES = declare("baseline", Baseline)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from maskhooks.errors import SettingError
+from maskhooks.plugins.kind import declare
 
 _EDGE = 1e-6  # samples this near to 1 are taken as 1: in float32 there is little between
 
@@ -140,3 +141,6 @@ class Bernoulli(Gate):
 
 def _device(logits: Tensor, generator: Generator | None) -> torch.device:
     return generator.device if generator is not None else logits.device
+
+
+GATES = declare("gate", Gate)

@@ -12,6 +12,7 @@ from torch import nn
 from maskhooks.errors import AdapterConflictError
 from maskhooks.hooks.recurrence import Recurrence
 from maskhooks.model.task import Task
+from maskhooks.plugins.kind import declare
 from maskhooks.sites.modules import places
 from maskhooks.sites.site import Site
 
@@ -192,3 +193,6 @@ def stacks(module: nn.Module) -> list[list[str]]:
 
 def _alike(part: nn.Sequential) -> bool:
     return len(part) > 1 and len({type(child) for child in part}) == 1
+
+
+ADAPTERS = declare("adapter", Adapter, listed=True)

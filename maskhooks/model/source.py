@@ -18,6 +18,7 @@ from maskhooks.data.records import Record
 from maskhooks.errors import ModelError, PluginError, near
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
+from maskhooks.plugins.kind import declare
 
 
 @dataclass(frozen=True)
@@ -152,3 +153,6 @@ class Factory(Source):
         if not callable(found):
             raise ModelError(f"{model} is no function. Give one that returns the model: def {attribute}(): ...")
         return found  # type: ignore[no-any-return] # callable, as checked
+
+
+SOURCES = declare("source", Source)

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from maskhooks.errors import BatchError
 from maskhooks.model import outputs
 from maskhooks.model.outputs import Outputs
+from maskhooks.plugins.kind import declare
 from maskhooks.sites import nested
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.signature import signature
@@ -350,3 +351,6 @@ def _counted(function: Callable[..., Any]) -> int:
 def _apply(function: Callable[..., Any] | None, first: Any, second: Any) -> Any:
     assert function is not None
     return function(first, second) if _arity(function) >= 2 else function(first)
+
+
+TASKS = declare("task", Task, listed=True)

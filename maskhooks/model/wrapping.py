@@ -14,10 +14,10 @@ from torch import Generator, Tensor, nn
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
-from maskhooks.model.adapter import Adapter, Claim, arranged, claimed_sites, claims
+from maskhooks.model.adapter import ADAPTERS, Adapter, Claim, arranged, claimed_sites, claims
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
-from maskhooks.model.task import Task
+from maskhooks.model.task import TASKS, Task
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.modules import Modules
@@ -68,7 +68,7 @@ def wrap(
         raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}{load}")
     given = _adapters(adapter)
     found = claims(model, given) if given else []
-    found = found or claims(model, registry.adapters())
+    found = found or claims(model, registry.listed(ADAPTERS))
     if sites is None:
         chosen = claimed_sites(found)
     elif isinstance(sites, Mapping):
@@ -157,7 +157,7 @@ def _task(model: nn.Module, found: Sequence[Claim]) -> Task:
     ancestry = type(model).__mro__
     ranked = [
         (ancestry.index(t), order, task)
-        for order, task in enumerate(registry.tasks())
+        for order, task in enumerate(registry.listed(TASKS))
         for t in task.types()
         if t in ancestry
     ]

@@ -10,47 +10,38 @@ def maskhooks_gates():
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import pluggy
-
-from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.gates import Gate
-from maskhooks.model.adapter import Adapter
-from maskhooks.model.task import Task
-
-if TYPE_CHECKING:
-    from maskhooks.model.source import Source
 
 hookspec = pluggy.HookspecMarker("maskhooks")
 hookimpl = pluggy.HookimplMarker("maskhooks")
 
 
 @hookspec
-def maskhooks_adapters() -> Sequence[Adapter]:  # type: ignore[empty-body]
+def maskhooks_adapters() -> Sequence[object]:  # type: ignore[empty-body]
     """Adapters, which find sites in modules of the types they claim."""
 
 
 @hookspec
-def maskhooks_tasks() -> Sequence[Task]:  # type: ignore[empty-body]
+def maskhooks_tasks() -> Sequence[object]:  # type: ignore[empty-body]
     """Tasks, which say how models of the types they claim are called and what their outputs mean."""
 
 
 @hookspec
-def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:  # type: ignore[empty-body]
+def maskhooks_gates() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
     """Gates by name, each a callable that makes one."""
 
 
 @hookspec
-def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:  # type: ignore[empty-body]
+def maskhooks_baselines() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
     """Baselines by name, each a callable that makes one."""
 
 
 @hookspec
-def maskhooks_explainers() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+def maskhooks_explainers() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
     """Explainers by name, each a class made with a `Hooked` and settings."""
 
 
 @hookspec
-def maskhooks_sources() -> Mapping[str, Source]:  # type: ignore[empty-body]
+def maskhooks_sources() -> Mapping[str, object]:  # type: ignore[empty-body]
     """Sources by name, which open a model and its data from words on the command line."""

@@ -10,19 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import pluggy
 
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError, near
-from maskhooks.model.adapter import Adapter
-from maskhooks.model.task import Task
 from maskhooks.plugins import hookspecs
+from maskhooks.plugins.kind import Kind, declared
 
-FAMILIES = ("gates", "baselines", "explainers", "sources")
 _OURS = "maskhooks"
 
 T = TypeVar("T")
@@ -94,7 +91,8 @@ class Registry:
         part = plugin() if inspect.isclass(plugin) else plugin
         if name is None:
             name = getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__
-        holder = _Single(part) if isinstance(part, (Adapter, Task)) else part
+        kind = next((kind for kind in declared.values() if kind.listed and kind.is_one(part)), None)
+        holder = part if kind is None else _alone(kind, part)
         self._check_free(name)
         offers = self._add(holder, name)
         self.reports.append(PluginReport(name, "(registered by hand)", "", offers))
@@ -112,46 +110,43 @@ class Registry:
         self.manager.unregister(name=name)
         self.reports = [report for report in self.reports if report.name != name]
 
-    def adapters(self) -> list[Adapter]:
-        self.load()
-        return [adapter for found in self.manager.hook.maskhooks_adapters() for adapter in found]
+    def listed(self, kind: Kind[T]) -> list[T]:
+        """All parts of a kind that is offered in lists, such as adapters."""
+        return [part for parts in self._offers(kind) for part in parts]
 
-    def tasks(self) -> list[Task]:
-        self.load()
-        return [task for found in self.manager.hook.maskhooks_tasks() for task in found]
+    def parts(self, kind: Kind[Any]) -> dict[str, Any]:
+        """All parts of a kind by name, such as gates: each a callable that makes one, or the part itself."""
+        return {name: part for parts in reversed(self._offers(kind)) for name, part in parts.items()}
 
-    def family(self, family: str) -> dict[str, Any]:
-        """All parts of one family (`gates`, `baselines`, `explainers`, `sources`) by name."""
-        self.load()
-        found: list[Mapping[str, Any]] = getattr(self.manager.hook, f"maskhooks_{family}")()
-        return {name: part for parts in reversed(found) for name, part in parts.items()}
-
-    def make(self, family: str, wanted: str | T, **settings: Any) -> T:
+    def make(self, kind: Kind[T], wanted: str | T, **settings: Any) -> T:
         """A part by name; a part that is given comes back as it is.
 
         Raises:
             UnknownNameError: no part of this name; near names are listed.
         """
-        return self.part(family, wanted)(**settings) if isinstance(wanted, str) else wanted
+        if not isinstance(wanted, str):
+            return wanted
+        made: T = self.part(kind, wanted)(**settings)
+        return made
 
-    def part(self, family: str, wanted: str) -> Any:
+    def part(self, kind: Kind[Any], wanted: str) -> Any:
         """What is registered under a name: a callable that makes the part, such as its class.
 
         Raises:
             UnknownNameError: no part of this name; near names are listed.
         """
-        parts = self.family(family)
+        parts = self.parts(kind)
         if wanted not in parts:
             raise UnknownNameError(
-                f"no {family[:-1]} is named {wanted!r}. There are: {', '.join(sorted(parts))}.",
+                f"no {kind.name} is named {wanted!r}. There are: {', '.join(sorted(parts))}.",
                 near=near(wanted, parts),
             )
         return parts[wanted]
 
-    def spell(self, family: str, part: Any) -> dict[str, Any] | None:
+    def spell(self, kind: Kind[Any], part: Any) -> dict[str, Any] | None:
         """A part as a registered name and the settings that make it again; None where there is none."""
         settings = part.settings() if hasattr(part, "settings") else {}
-        for name, make in self.family(family).items():
+        for name, make in self.parts(kind).items():
             if make is type(part):
                 return {"name": name, "settings": settings}
         return None
@@ -161,7 +156,7 @@ class Registry:
         known = self.manager.get_name(plugin)
         if known is not None:
             raise NameTakenError(f"plugin {name!r} is registered already, as {known!r}; once is enough.", plugin=name)
-        taken = {family: set(self._names(family)) for family in FAMILIES}
+        taken = {hook: self._names(kind) for hook, kind in declared.items() if not kind.listed}
         try:
             self._register(plugin, name)
             self._check(name)
@@ -169,32 +164,31 @@ class Registry:
             for hook in self.manager.get_hookcallers(plugin) or []:
                 if not hook.has_spec():
                     continue  # marked optional: meant for another version of maskhooks
-                kind, parts = self._offered(hook, plugin, name)
-                clash = taken.get(kind, set()) & set(parts)
+                kind = declared[hook.name]
+                parts = self._offered(kind, hook, plugin, name)
+                clash = taken.get(hook.name, set()) & set(parts)
                 if clash:
                     raise NameTakenError(
-                        f"plugin {name!r} offers the {kind[:-1]} {sorted(clash)[0]!r}, and that name is "
+                        f"plugin {name!r} offers the {kind.name} {sorted(clash)[0]!r}, and that name is "
                         "taken. Choose another name.",
                         plugin=name,
                     )
-                offers += [f"{kind[:-1]} {part}" for part in parts]
+                offers += [f"{kind.name} {part}" for part in parts]
         except Exception:
             if self.manager.get_name(plugin) is not None:
                 self.manager.unregister(plugin)
             raise
         return sorted(offers)
 
-    def _offered(self, hook: pluggy.HookCaller, plugin: Any, name: str) -> tuple[str, list[str]]:
-        """What one hook of a plugin returns: the kind of part, and the parts' names."""
-        kind = hook.name.removeprefix("maskhooks_")
-        (found,) = [part.function() for part in hook.get_hookimpls() if part.plugin is plugin]
-        if kind in FAMILIES and isinstance(found, Mapping):
-            return kind, list(found)
-        base = {"adapters": Adapter, "tasks": Task}.get(kind)
-        if base is not None and isinstance(found, (list, tuple)) and all(isinstance(part, base) for part in found):
-            return kind, [part.name for part in found]
-        wanted = f"a list of {base.__name__} objects" if base else f"a mapping from name to {kind[:-1]}"
-        raise PluginError(f"plugin {name!r}: {hook.name} returned {found!r}; it returns {wanted}.", plugin=name)
+    def _offered(self, kind: Kind[Any], hook: pluggy.HookCaller, plugin: Any, name: str) -> list[str]:
+        """The names of what one hook of a plugin returns."""
+        (returned,) = [part.function() for part in hook.get_hookimpls() if part.plugin is plugin]
+        names = kind.names(returned)
+        if names is None:
+            raise PluginError(
+                f"plugin {name!r}: {hook.name} returned {returned!r}; it returns {kind.returns}.", plugin=name
+            )
+        return names
 
     def _check_free(self, name: str) -> None:
         if self.manager.has_plugin(name):
@@ -211,9 +205,13 @@ class Registry:
         except pluggy.PluginValidationError as error:
             raise PluginError(f"plugin {name!r} has a hook with wrong arguments: {error}", plugin=name) from error
 
-    def _names(self, family: str) -> list[str]:
-        found: list[Mapping[str, Any]] = getattr(self.manager.hook, f"maskhooks_{family}")()
-        return [name for parts in found for name in parts]
+    def _offers(self, kind: Kind[Any]) -> list[Any]:
+        """What each plugin offers of a kind, the one registered last first."""
+        self.load()
+        return list(getattr(self.manager.hook, kind.hook)())
+
+    def _names(self, kind: Kind[Any]) -> set[str]:
+        return {name for parts in getattr(self.manager.hook, kind.hook)() for name in parts}
 
     def _check(self, name: str) -> None:
         plugin = self.manager.get_plugin(name)
@@ -237,19 +235,9 @@ class Registry:
             )
 
 
-class _Single:
-    """A plugin that offers one adapter or one task."""
-
-    def __init__(self, part: Adapter | Task) -> None:
-        self._part = part
-
-    @hookspecs.hookimpl
-    def maskhooks_adapters(self) -> list[Adapter]:
-        return [self._part] if isinstance(self._part, Adapter) else []
-
-    @hookspecs.hookimpl
-    def maskhooks_tasks(self) -> list[Task]:
-        return [self._part] if isinstance(self._part, Task) else []
+def _alone(kind: Kind[Any], part: object) -> object:
+    """A plugin that offers one part of a kind that is offered in lists."""
+    return SimpleNamespace(**{kind.hook: hookspecs.hookimpl(lambda: [part])})
 
 
 registry = Registry()

@@ -20,7 +20,7 @@ from maskhooks.errors import (
     StorageError,
 )
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.source import Factory, Opened, Source, choose
+from maskhooks.model.source import SOURCES, Factory, Opened, Source, choose
 from maskhooks.plugins.registry import registry
 
 
@@ -35,7 +35,7 @@ class Zoo(Source):
 
 
 def test_choose_by_what_is_written(bert: Path, network: str) -> None:
-    sources = registry.family("sources")
+    sources = registry.parts(SOURCES)
     assert isinstance(choose(f"{network}:bare", sources), Factory)
     assert isinstance(choose("package.inner.module:Class.make", sources), Factory)
     for model in (str(bert), "gpt2", "owner/model-name_1.0"):
@@ -45,12 +45,12 @@ def test_choose_by_what_is_written(bert: Path, network: str) -> None:
 @pytest.mark.parametrize("model", ["./no_such_folder", "a/b/c", "module:", ":factory", "mod-ule:factory", ""])
 def test_nobody_claims(model: str) -> None:
     with pytest.raises(PluginError, match=r"no source knows .* package\.module:factory, .* hub id"):
-        choose(model, registry.family("sources"))
+        choose(model, registry.parts(SOURCES))
 
 
 def test_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="no source knows"):
-        choose(str(tmp_path), registry.family("sources"))
+        choose(str(tmp_path), registry.parts(SOURCES))
 
 
 def test_two_claim_one_model() -> None:
@@ -210,6 +210,6 @@ def test_source_of_a_plugin_is_found() -> None:
 
     registry.register(Plugin(), "zoo-plugin")
     try:
-        assert isinstance(registry.family("sources")["zoo"], Zoo)
+        assert isinstance(registry.parts(SOURCES)["zoo"], Zoo)
     finally:
         registry.unregister("zoo-plugin")

@@ -13,7 +13,7 @@ from typer.testing import Result
 import maskhooks
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.model.source import choose
+from maskhooks.model.source import SOURCES, choose
 from maskhooks.plugins.registry import registry
 
 Run = Callable[..., Result]
@@ -60,7 +60,7 @@ def test_masks_are_explained_with_the_units_they_were_trained_with(
     assert other.exit_code == 2
     told = " ".join(other.stderr.split())
     assert "was trained with each position by itself, and the model is wrapped with units='words'" in told
-    hooked = choose(str(pieces), registry.family("sources")).open(str(pieces)).hooked
+    hooked = choose(str(pieces), registry.parts(SOURCES)).open(str(pieces)).hooked
     assert maskhooks.load(words, hooked.model).hooked.task.together == "words"
     with pytest.raises(SettingError, match="trained with units='words', and the model is wrapped with each position"):
         maskhooks.load(words, hooked)

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import maskhooks
+from maskhooks.plugins.kind import Kind
 from maskhooks.plugins.registry import registry
 
 _EXAMPLE = Path(__file__).parents[1] / "plugins" / "example"
@@ -32,7 +34,7 @@ def strangers() -> Iterator[None]:
     maskhooks.unregister("contract-example")
 
 
-def registered(family: str) -> list[str]:
-    """The names of all parts of a family, the example plugin's among them."""
-    theirs = getattr(_example(), f"maskhooks_{family}", dict)()
-    return sorted({*registry.family(family), *theirs})
+def registered(kind: Kind[Any]) -> list[str]:
+    """The names of all parts of a kind, the example plugin's among them."""
+    theirs = getattr(_example(), kind.hook, dict)()
+    return sorted({*registry.parts(kind), *theirs})

@@ -20,7 +20,7 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks import Explanation, Hooked, Recipe
 from maskhooks.errors import BatchError, MaskhooksError, NotFittedError, UnknownSiteError
-from maskhooks.explainers.base import Explainer
+from maskhooks.explainers.base import EXPLAINERS, Explainer
 from maskhooks.model.fingerprint import fingerprint as digest
 from maskhooks.plugins.registry import registry
 from tests.conftest import fingerprint
@@ -45,7 +45,7 @@ class Case:
     label: str = ""
 
     def make(self, hooked: Hooked, seed: int = 3, **settings: Any) -> Explainer:
-        made: Explainer = registry.make("explainers", self.name, hooked=hooked, seed=seed, **self.settings, **settings)
+        made: Explainer = registry.make(EXPLAINERS, self.name, hooked=hooked, seed=seed, **self.settings, **settings)
         return made
 
 
@@ -70,7 +70,7 @@ TUNED = {
         Case("graphmask", {"sites": SITES[1:], **DIFFMASK, "tied": True, "amortized": False}, FIT, "tied, free"),
     ],
 }
-CASES = [case for name in registered("explainers") for case in TUNED.get(name, [Case(name)])]
+CASES = [case for name in registered(EXPLAINERS) for case in TUNED.get(name, [Case(name)])]
 
 
 class Net(nn.Module):
@@ -300,7 +300,7 @@ class TestProvenance:
         assert Explanation.load(tmp_path) == explanation
 
 
-SAVED = [case for case in CASES if hasattr(registry.family("explainers").get(case.name), "save")]
+SAVED = [case for case in CASES if hasattr(registry.parts(EXPLAINERS).get(case.name), "save")]
 
 
 @pytest.mark.parametrize("case", SAVED, ids=lambda case: f"{case.name} {case.label}".strip(), indirect=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from maskhooks.errors import SettingError
-from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.gates import Gate
+from maskhooks.masks.baselines import BASELINES, Baseline
+from maskhooks.masks.gates import GATES, Gate
 from maskhooks.masks.mix import mix
 from maskhooks.plugins.registry import registry
 from tests.conftest import same_bits
@@ -33,9 +33,9 @@ def _global_state_stays() -> Iterator[None]:
 
 
 class TestGates:
-    @pytest.fixture(params=registered("gates"))
+    @pytest.fixture(params=registered(GATES))
     def gate(self, request: pytest.FixtureRequest) -> Gate:
-        found: Gate = registry.make("gates", request.param)
+        found: Gate = registry.make(GATES, request.param)
         return found
 
     @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
@@ -90,9 +90,9 @@ class TestGates:
         assert same_bits(gate.sample(logits, source()), gate.sample(logits, source()))
 
     def test_it_is_spelt_and_made_again(self, gate: Gate) -> None:
-        spelt = registry.spell("gates", gate)
+        spelt = registry.spell(GATES, gate)
         assert spelt is not None
-        again: Gate = registry.make("gates", spelt["name"], **spelt["settings"])
+        again: Gate = registry.make(GATES, spelt["name"], **spelt["settings"])
         assert type(again) is type(gate)
         assert again.settings() == gate.settings()
         logits = torch.linspace(-2, 2, 100)
@@ -102,7 +102,7 @@ class TestGates:
 class TestBaselines:
     SETTINGS: dict[str, Any] = {"token": lambda shape: {"value": torch.full(shape, 0.25)}}  # noqa: RUF012
 
-    @pytest.fixture(params=registered("baselines"))
+    @pytest.fixture(params=registered(BASELINES))
     def name(self, request: pytest.FixtureRequest) -> str:
         found: str = request.param
         return found
@@ -113,7 +113,7 @@ class TestBaselines:
         return found
 
     def started(self, name: str, shape: tuple[int, ...]) -> Baseline:
-        made: Baseline = registry.make("baselines", name, **self.SETTINGS.get(name, lambda shape: {})(shape))
+        made: Baseline = registry.make(BASELINES, name, **self.SETTINGS.get(name, lambda shape: {})(shape))
         made.start(shape)
         return made
 
@@ -180,7 +180,7 @@ class TestBaselines:
 
 def test_a_token_without_its_vector() -> None:
     with pytest.raises(SettingError, match="needs the token's vector"):
-        registry.make("baselines", "token").start((3,))
+        registry.make(BASELINES, "token").start((3,))
 
 
 def source() -> Generator:

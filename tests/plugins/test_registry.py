@@ -18,9 +18,12 @@ from torch import nn
 import maskhooks
 from maskhooks import hookimpl
 from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError
-from maskhooks.masks.gates import Bernoulli, HardConcrete
-from maskhooks.model.adapter import Adapter
-from maskhooks.model.task import Task
+from maskhooks.masks.baselines import BASELINES, Zero
+from maskhooks.masks.gates import GATES, Bernoulli, HardConcrete
+from maskhooks.model.adapter import ADAPTERS, Adapter
+from maskhooks.model.task import TASKS, Task
+from maskhooks.plugins import hookspecs
+from maskhooks.plugins.kind import declared
 from maskhooks.plugins.registry import Registry
 from maskhooks.sites.site import Site
 
@@ -99,7 +102,7 @@ GOOD = plugin(maskhooks_gates={"good": Bernoulli})
 def test_register_and_unregister() -> None:
     registry = Registry()
     assert registry.register(ProbeAdapter) is ProbeAdapter
-    assert "probe" in [adapter.name for adapter in registry.adapters()]
+    assert "probe" in [adapter.name for adapter in registry.listed(ADAPTERS)]
     report = registry.reports[-1]
     assert (report.name, report.distribution, report.offers) == (
         "probe",
@@ -107,7 +110,7 @@ def test_register_and_unregister() -> None:
         ["adapter probe"],
     )
     registry.unregister("probe")
-    assert "probe" not in [adapter.name for adapter in registry.adapters()]
+    assert "probe" not in [adapter.name for adapter in registry.listed(ADAPTERS)]
     assert "probe" not in [report.name for report in registry.reports]
     registry.register(ProbeAdapter())
 
@@ -138,8 +141,8 @@ def test_register_a_task_and_a_module() -> None:
 
     registry.register(Mine())
     registry.register(plugin(maskhooks_gates={"always": Bernoulli}), name="gates")
-    assert [task.name for task in registry.tasks() if task.name == "mine"] == ["mine"]
-    assert registry.family("gates")["always"] is Bernoulli
+    assert [task.name for task in registry.listed(TASKS) if task.name == "mine"] == ["mine"]
+    assert registry.parts(GATES)["always"] is Bernoulli
 
 
 def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,26 +150,32 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     (report,) = registry.reports
     assert (report.name, report.distribution, report.version) == ("good", "stranger", "9.9")
     assert report.offers == ["gate good"]
-    assert registry.family("gates") == {"good": Bernoulli}
+    assert registry.parts(GATES) == {"good": Bernoulli}
 
 
 def test_built_ins_come_through_the_same_door() -> None:
     registry = Registry()
-    assert {"hard-concrete", "hard-concrete-louizos", "bernoulli"} <= set(registry.family("gates"))
-    assert {"learned", "zero", "mean", "token"} <= set(registry.family("baselines"))
+    assert {"hard-concrete", "hard-concrete-louizos", "bernoulli"} <= set(registry.parts(GATES))
+    assert {"learned", "zero", "mean", "token"} <= set(registry.parts(BASELINES))
     report = next(report for report in registry.reports if report.name == "builtin")
     assert report.distribution == "maskhooks"
     assert "gate hard-concrete" in report.offers
 
 
+def test_every_hook_has_a_kind_that_the_registry_knows() -> None:
+    specs = {name for name in vars(hookspecs) if name.startswith("maskhooks_")}
+    assert set(declared) == specs
+    assert all(kind.hook == hook for hook, kind in declared.items())
+
+
 def test_make() -> None:
     registry = Registry()
-    assert registry.make("gates", "hard-concrete", temperature=0.5) == HardConcrete(0.5)
-    assert registry.make("gates", "hard-concrete-louizos") == HardConcrete.louizos()
+    assert registry.make(GATES, "hard-concrete", temperature=0.5) == HardConcrete(0.5)
+    assert registry.make(GATES, "hard-concrete-louizos") == HardConcrete.louizos()
     gate = Bernoulli()
-    assert registry.make("gates", gate) is gate
+    assert registry.make(GATES, gate) is gate
     with pytest.raises(UnknownNameError, match=r"no gate is named 'hard-concret'\. There are: bernoulli.*Did you mean"):
-        registry.make("gates", "hard-concret")
+        registry.make(GATES, "hard-concret")
 
 
 # What is broken is reported, and ends nothing
@@ -181,6 +190,8 @@ BROKEN = {
     ),
     "empty": (ModuleType("empty"), "implements no hook of maskhooks"),
     "list": (plugin(maskhooks_gates=[Bernoulli]), "it returns a mapping from name to gate"),
+    "others": (plugin(maskhooks_gates={"x": Zero}), "it returns a mapping from name to gate"),
+    "neither": (plugin(maskhooks_sources={"x": 1}), "it returns a mapping from name to source"),
     "classes": (plugin(maskhooks_adapters=[ProbeAdapter]), "it returns a list of Adapter objects"),
     "nothing": (plugin(maskhooks_tasks=None), "it returns a list of Task objects"),
     "clash": (plugin(maskhooks_gates={"good": Bernoulli}), "offers the gate 'good', and that name is taken"),
@@ -201,7 +212,7 @@ def test_a_broken_plugin_of_a_stranger(name: str, monkeypatch: pytest.MonkeyPatc
     assert message in str(warned[0].message)
     assert [report.error != "" for report in registry.reports] == [False, True, False]
     assert message in registry.reports[1].error
-    assert set(registry.family("gates")) == {"good", "fine"}
+    assert set(registry.parts(GATES)) == {"good", "fine"}
     assert not registry.manager.has_plugin(name)
     registry.register(ProbeAdapter)  # a misspelt hook left behind would fail this
 
@@ -222,7 +233,7 @@ def test_two_packages_with_one_plugin_name(monkeypatch: pytest.MonkeyPatch) -> N
     other = plugin(maskhooks_gates={"other": Bernoulli})
     with pytest.warns(PluginWarning, match="plugin 'good' of second 9.9 was not loaded: NameTakenError"):
         registry = loaded(monkeypatch, Package("first", good=GOOD), Package("second", good=other))
-    assert set(registry.family("gates")) == {"good"}
+    assert set(registry.parts(GATES)) == {"good"}
 
 
 def test_one_package_found_twice_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +251,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     registry = loaded(monkeypatch)
     registry.register(plugin(maskhooks_gates={"good": Bernoulli}), name="first")
     yield registry
-    assert set(registry.family("gates")) == {"good"}  # nothing half registered is left
+    assert set(registry.parts(GATES)) == {"good"}  # nothing half registered is left
     assert [report.name for report in registry.reports] == ["first"]
 
 
@@ -325,6 +336,7 @@ maskhooks.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8)))
 assert "maskhooks_example.pyramid" not in sys.modules  # the plugin did not load its library
 
 from maskhooks_example.pyramid import Pyramid
+from maskhooks.explainers.base import EXPLAINERS
 torch.manual_seed(0)
 batch = torch.randn(2, 8)
 model = torch.nn.Sequential(torch.nn.Linear(8, 8), Pyramid())
@@ -332,7 +344,7 @@ output = lambda logits: torch.distributions.Bernoulli(logits=logits[:, 0])
 hooked = maskhooks.wrap(model, example=batch, output=output)
 print([str(site) for site in hooked.sites], hooked.sites[0].shape)
 
-explainer = registry.make("explainers", "gradient-norm", hooked=hooked)
+explainer = registry.make(EXPLAINERS, "gradient-norm", hooked=hooked)
 rows = explainer.fit([batch]).explain(batch)
 print(rows.provenance["explainer"], len(rows), rows.select(depth=2)["score"].tolist())
 mask = maskhooks.DiffMask(hooked, gate="step", amortized=False, recipe=maskhooks.Recipe(steps=2))
