@@ -47,9 +47,11 @@ from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import with_shapes
-from maskhooks.passes.forward import Clean, clean_pass, masked_pass, real_positions
+from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
 from maskhooks.sites import nested
+from maskhooks.sites.places import Places
 from maskhooks.training.preparation import closed_divergence, gather
 
 TASKS = {
@@ -203,38 +205,38 @@ def positions(site: Site) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def masks_learn(explainer: DiffMask, batch: Any) -> None:
-    hooked, maskings = explainer.hooked, explainer.maskings
+    hooked = explainer.hooked
     with torch.random.fork_rng():
         torch.manual_seed(0)
         penalty = explainer.recipe.make_penalty()
-        gather(hooked, maskings, [batch], torch.device("cpu"), penalty)
-    reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
-    clean = clean_pass(hooked, batch, reads)
-    for masking in maskings:
+        gather(hooked, explainer.maskings, [batch], torch.device("cpu"), penalty)
+    clean = clean_pass(hooked, batch, explainer.reads)
+    for group in explainer.groups:
+        (masking,) = group.maskings
         objective = explainer.recipe.make_objective(explainer.margin)
-        objective.start(closed_divergence(hooked, clean, masking, kl).mean())
+        objective.start(closed_divergence(clean, group, kl).mean())
         for vote in masking.votes:
             vote.probe.zero_grad()  # maskings of deeper states share the votes of those before
-        masked, outputs = masked_pass(hooked, clean, masking, generator(0, 1))
+        samples, outputs = masked_pass(clean, group, generator(0, 1))
         divergence = kl(clean.outputs, outputs)
-        objective(masked, divergence, penalty(clean.outputs, outputs, divergence)).backward()
+        objective(samples, divergence, penalty(clean.outputs, outputs, divergence)).backward()
         for vote in masking.votes:
             slopes = [weight.grad for weight in vote.probe.parameters() if weight.grad is not None]
             if not slopes or not all(bool(slope.isfinite().all()) for slope in slopes):
                 raise CheckError(f"a probe of {masking} has no finite gradient")
             if not any(bool(slope.count_nonzero()) for slope in slopes):
                 raise CheckError(f"a probe of {masking} has a zero gradient")
-    for masking in maskings:  # after all gradients, since this moves probes
-        if not sparsity_falls(hooked, clean, masking):
+    for masking in explainer.maskings:  # after all gradients, since this moves probes
+        if not sparsity_falls(clean, masking):
             raise CheckError(f"the expected L0 of {masking} does not fall")
 
 
-def sparsity_falls(hooked: Hooked, clean: Clean, masking: Masking) -> bool:
+def sparsity_falls(clean: Clean, masking: Masking) -> bool:
     weights = [weight for vote in masking.votes for weight in vote.probe.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-2)
-    real, course = real_positions(hooked, clean, masking.site), []
+    places, course = {masking.site: Places(clean.places[masking.site].real)}, []
     for step in range(11):
-        kept = masking(clean.values, real, generator(0, 2, step)).expected_l0.mean()
+        kept = masking.sample(clean.values, places, generator(0, 2, step)).expected_l0.mean()
         course.append(float(kept))
         optimizer.zero_grad()
         kept.backward()

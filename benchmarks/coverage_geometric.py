@@ -42,6 +42,7 @@ from maskhooks.masks.baselines import Zero
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.sites import nested
+from maskhooks.sites.places import Places
 
 NODES, WIDTH, RELATIONS, FILTER = 6, 8, 3, 3
 EDGES = torch.tensor([[0, 1, 2, 3, 3, 4, 5, 0, 2, 1, 1, 4], [1, 2, 0, 3, 4, 5, 0, 2, 1, 0, 0, 3]])
@@ -249,7 +250,7 @@ def check_site(hooked: Hooked, batch: Any, site: Site, truth: list[tuple[int, in
         def gated(part: Tensor, gate: float = gate, leaves: list[Tensor] = leaves) -> Tensor:
             leaves.append(part.detach().clone().requires_grad_())
             sample = torch.full((len(part),), gate)
-            return masking.mask(leaves[-1], torch.ones(len(part), dtype=torch.bool), sample).replaced
+            return masking.mask(leaves[-1], Places(torch.ones(len(part), dtype=torch.bool)), sample).replaced
 
         with frozen(hooked.model), hooked.tap(replace={site: gated}):
             output = hooked(batch)

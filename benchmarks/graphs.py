@@ -48,7 +48,7 @@ from torch_geometric.utils import k_hop_subgraph
 import maskhooks
 from maskhooks import GraphMask, Recipe
 from maskhooks.errors import MaskhooksWarning
-from maskhooks.passes.forward import clean_pass
+from maskhooks.passes.clean import clean_pass
 from maskhooks.sites.units import undirected
 
 DATA = Path(os.environ.get("MASKHOOKS_DATA", "../shared")) / "data" / "graphs"

@@ -30,6 +30,7 @@ from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.model.hooked import Hooked
+from maskhooks.sites.places import Places
 
 BATCH, LENGTH = 32, 25
 
@@ -70,7 +71,7 @@ def forward(size: int, repeats: int, *, within: bool = False) -> float:
     masking, value, sample = gated(hooked, "h_l0:output", x)
     real = torch.ones(value.shape[:2], dtype=torch.bool)
     with torch.no_grad():
-        onto = masking.onto(masking.mask(value, real, sample))
+        onto = masking.replacement(masking.mask(value, Places(real), sample))
 
         def fused() -> None:
             with torch.no_grad():
@@ -103,7 +104,7 @@ def backward(size: int, repeats: int) -> float:
 
         def run() -> None:
             leaf = sample.clone().requires_grad_()
-            onto = masking.onto(masking.mask(value, real, leaf))
+            onto = masking.replacement(masking.mask(value, Places(real), leaf))
             with hooked.tap(replace={address: onto}):
                 hooked(x)[0].square().mean().backward()
 

@@ -35,8 +35,9 @@ from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.explanations import analyses
 from maskhooks.model.outputs import kl
+from maskhooks.passes.clean import clean_pass
 from maskhooks.passes.clean_cache import Store
-from maskhooks.passes.forward import clean_pass, masked_pass
+from maskhooks.passes.masked import masked_pass
 
 HELD_OUT = 0.1
 LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=8)
@@ -95,14 +96,14 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> float:
 def measure(explainer: DiffMask, batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
     """For each masked site and depth what gates rounded at one half do to the predictions for these batches."""
     hooked, onward = explainer.hooked, list(dict.fromkeys(masking.site for masking in explainer.maskings))
-    seen: list[list[list[Tensor]]] = [[] for _ in explainer.maskings]
+    seen: list[list[list[Tensor]]] = [[] for _ in explainer.groups]
     for batch in batches:
         clean = clean_pass(hooked, batch, explainer.reads, onward, explainer.replay)
-        for found, masking in zip(seen, explainer.maskings, strict=True):
-            masked, outputs = masked_pass(hooked, clean, masking, rounded=0.5)
+        for found, group in zip(seen, explainer.groups, strict=True):
+            samples, outputs = masked_pass(clean, group, rounded=0.5)
             found.append(
                 [
-                    masked.per_example(1 - masked.sample),
+                    samples.per_example(1 - samples.sample),
                     kl(clean.outputs, outputs),
                     clean.outputs.logits.argmax(-1),
                     outputs.logits.argmax(-1),

@@ -41,14 +41,16 @@ from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.group import MaskingGroup, sites_of
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import PaperMLP
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import agreement, kl
+from maskhooks.passes.clean import clean_pass
 from maskhooks.passes.clean_cache import Store
-from maskhooks.passes.forward import clean_pass, masked_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
-from maskhooks.training.checkpoint import Measure
+from maskhooks.training.evaluation import Measure
 from maskhooks.training.optimizers import Lookahead
 from maskhooks.training.preparation import gather
 
@@ -109,13 +111,13 @@ def batches(path: Path, tokenizer: Any, count: int, size: int) -> list[dict[str,
 
 
 @torch.no_grad()
-def quality(hooked: Hooked, maskings: Sequence[Masking], held: Sequence[dict[str, Tensor]]) -> tuple[float, float]:
+def quality(hooked: Hooked, groups: Sequence[MaskingGroup], held: Sequence[dict[str, Tensor]]) -> tuple[float, float]:
     """The fraction masked and the divergence, means over sites."""
-    measures = [Measure(masking) for masking in maskings]
+    measures = [Measure(group) for group in groups]
     for number, batch in enumerate(held):
-        clean = clean_pass(hooked, batch, [m.site for m in maskings])
+        clean = clean_pass(hooked, batch, sites_of(groups))
         for index, measure in enumerate(measures):
-            measure.add(hooked, clean, kl, generator(2, number, index))
+            measure.add(clean, kl, generator(2, number, index))
     rows = [measure.row() for measure in measures]
     return 1 - statistics.mean(r["expected_l0"] for r in rows), statistics.mean(r["divergence"] for r in rows)
 
@@ -172,6 +174,7 @@ class Authors:
         self.maskings = [
             Masking(site, site.depth or 0, [Vote((site,), PaperMLP())], HardConcrete(), Learned()) for site in sites
         ]
+        self.groups = [MaskingGroup([masking]) for masking in self.maskings]
         gather(hooked, self.maskings, train[:1], torch.device("cpu"))
         for masking in self.maskings:
             assert isinstance(masking.baseline, Learned)
@@ -193,11 +196,11 @@ class Authors:
         for turn in range(2):
             source = generator(self.seed, number, turn)
             chosen = self._choose(source)
-            masking, multiplier = self.maskings[chosen], self.multipliers[chosen]
-            clean = clean_pass(self.hooked, batch, [m.site for m in self.maskings])
-            masked, outputs = masked_pass(self.hooked, clean, masking, source)
+            group, multiplier = self.groups[chosen], self.multipliers[chosen]
+            clean = clean_pass(self.hooked, batch, sites_of(self.groups))
+            samples, outputs = masked_pass(clean, group, source)
             divergence = kl(clean.outputs, outputs).mean()
-            loss = multiplier * (divergence - DIVERGENCE) + masked.per_example(masked.log_open).mean()
+            loss = multiplier * (divergence - DIVERGENCE) + samples.per_example(samples.log_open).mean()
             self.gates.zero_grad()
             self.ascent.zero_grad()
             loss.backward()
@@ -213,7 +216,7 @@ class Authors:
             running = self.running[chosen]
             same = agreement(clean.outputs, outputs).mean().item()
             running["agreement"] = 0.9 * running["agreement"] + 0.1 * same
-            running["kept"] = 0.9 * running["kept"] + 0.1 * masked.expected_l0.mean().item()
+            running["kept"] = 0.9 * running["kept"] + 0.1 * samples.expected_l0.mean().item()
             running["steps"] += 1
 
     def _choose(self, source: torch.Generator) -> int:
@@ -278,7 +281,7 @@ def main() -> None:
                     authors.step(number)
                     number += 1
                 clock.stop()
-                theirs.append((clock.compute, *quality(hooked, authors.maskings, held)))
+                theirs.append((clock.compute, *quality(hooked, authors.groups, held)))
                 say("authors: {:.0f} U, masked {:.3f}, divergence {:.3f}".format(*theirs[-1]))
         own, other = reached(mine), reached(theirs)
         runs.append(

@@ -19,7 +19,7 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, Positions
 from maskhooks.model.task import device_of, move
-from maskhooks.passes.forward import Clean, clean_pass
+from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.seeds import seeded
 from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site

@@ -160,7 +160,7 @@ def fit(
     settings |= {"baseline": baseline, "recipe": recipe}
     masks = _kind(explainer)(material.hooked, **_given(settings), seed=seed)
     train, held = material.for_training(data, validation, limit)
-    count = len(masks.maskings)
+    count = len(masks.groups)
     say(f"Training {count} mask{'s' * (count > 1)} of {model}, within {masks.margin:g} nats of its predictions.")
     where = device_of(material.hooked.model)
     with _stoppable(masks, out):
@@ -252,7 +252,7 @@ def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) ->
 
 def _farthest(explainer: DiffMask, rows: Iterable[Mapping[str, Any]]) -> float:
     """The largest mean divergence of the masks when their states were chosen."""
-    chosen = {(one.label, one.depth, explainer.result.chosen[str(one)]) for one in explainer.maskings}
+    chosen = {(one.label, one.depth, explainer.result.chosen[str(one)]) for one in explainer.groups}
     return max(float(row["divergence"]) for row in rows if (row["site"], row["depth"], row["step"]) in chosen)
 
 

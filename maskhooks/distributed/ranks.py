@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from maskhooks.masks.gates import Gate
-from maskhooks.masks.masking import Masked, in_a_row
+from maskhooks.masks.masked import GateSamples
 from maskhooks.sites.example_index import Examples
 
 Shape = tuple[int, ...]
@@ -25,17 +26,17 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """What a masking did to the global batch; gradients reach this rank's examples only.
+    """What a masked pass did to the global batch; gradients reach this rank's examples only.
 
     Attributes:
-        masked: its gates cover all examples, in a row; `original` and `replaced` are this rank's.
+        samples: the gates of all examples; in a row, where there are several ranks.
         divergence, penalty, agreement: per example of all.
     """
 
-    masked: Masked
-    divergence: Tensor
-    penalty: Tensor
-    agreement: Tensor
+    samples: GateSamples
+    divergence: Float[Tensor, " batch"]
+    penalty: Float[Tensor, " batch"]
+    agreement: Float[Tensor, " batch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +133,17 @@ class Ranks:
         """Stands for what this rank cannot compute."""
         gates = torch.full((1,), torch.nan, device=self.device)
         first = Examples(torch.zeros(1, dtype=torch.long, device=self.device), 1)
-        masked = Masked(gates, gates, gates, gates, gates, torch.ones_like(gates, dtype=torch.bool), first)
-        return Pooled(masked, gates, gates, gates)
+        samples = GateSamples(gates, gates, torch.ones_like(gates, dtype=torch.bool), first)
+        return Pooled(samples, gates, gates, gates)
 
-    def pool(self, own: Pooled | None, baseline: Tensor) -> Pooled:
+    def pool(self, own: Pooled | None) -> Pooled:
         """All ranks' examples together, in the order of ranks; their gates in one row, each with its example.
 
         Args:
             own: this rank's, None for one without a batch.
         """
-        held = None if own is None else dataclasses.replace(own, masked=in_a_row(own.masked))
-        sizes = self.shapes(None if held is None else (len(held.masked.sample), len(held.divergence)), 2)
+        held = None if own is None else dataclasses.replace(own, samples=own.samples.flat)
+        sizes = self.shapes(None if held is None else (len(held.samples.sample), len(held.divergence)), 2)
         packed = _pack(held, _longest(sizes), self.device)
         gathered = [torch.empty_like(packed) for _ in range(self.world)]
         dist.all_gather(gathered, packed.detach())
@@ -151,10 +152,8 @@ class Ranks:
         rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
         parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
         sample, log_open, real, index, divergence, penalty, agreement = parts
-        known = Masked(sample, sample, sample, baseline, log_open, real > 0) if held is None else held.masked
-        examples = Examples(index.long(), len(divergence))
-        masked = dataclasses.replace(known, sample=sample, log_open=log_open, real=real > 0, examples=examples)
-        return Pooled(masked, divergence, penalty, agreement)
+        samples = GateSamples(sample, log_open, real > 0, Examples(index.long(), len(divergence)))
+        return Pooled(samples, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """Adds up the ranks' gradients; a weight without one on any rank is left without."""
@@ -192,9 +191,9 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Tensor:
     gates, examples = longest
     if own is None:
         return torch.zeros(4 * gates + 3 * examples, device=device)
-    masked = own.masked
-    assert masked.examples is not None
-    by_gate = (masked.sample, masked.log_open, masked.real, masked.examples.index)
+    samples = own.samples
+    assert samples.examples is not None
+    by_gate = (samples.sample, samples.log_open, samples.real, samples.examples.index)
     by_example = (own.divergence, own.penalty, own.agreement)
     rows = [_padded(part.float(), (gates,)) for part in by_gate] + [_padded(p.float(), (examples,)) for p in by_example]
     return torch.cat(rows)

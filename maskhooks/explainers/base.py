@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskhooks.errors import EmptyLoaderError
@@ -22,7 +23,7 @@ from maskhooks.hooks.replay import Replay
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
-from maskhooks.passes.forward import Clean, clean_pass, examples, real_positions
+from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.kind import declare
 from maskhooks.progress import counting, track
 from maskhooks.seeds import forked, seeded
@@ -154,7 +155,7 @@ class Explainer(ABC):
             self._fill(shards, portions, there, provenance, progress if callable(progress) else advance)
         return shards
 
-    def site_scores(self, clean: Clean, site: Site, depth: int, values: Tensor) -> Scores:
+    def site_scores(self, clean: Clean, site: Site, depth: int, values: Float[Tensor, "*gated"]) -> Scores:
         """The `Scores` of a site that was read, with the batch's real positions and their names.
 
         Args:
@@ -163,15 +164,9 @@ class Explainer(ABC):
             depth: the place of the site that was read, such as `site.depth`.
             values: in [0, 1], axes `site.pattern.gated`.
         """
-        return Scores(
-            site,
-            depth,
-            values,
-            real_positions(self.hooked, clean, site),
-            self.hooked.task.names(site, clean.batch),
-            examples(self.hooked, clean, site),
-            self.hooked.task.edges(site, clean.batch, clean.values),
-        )
+        task, here = self.hooked.task, clean.places[site]
+        names, edges = task.names(site, clean.batch), task.edges(site, clean.batch, clean.values)
+        return Scores(site, depth, values, here.real, names, here.examples, edges)
 
     def provenance(self) -> dict[str, Any]:
         """What made an explanation, as JSON has it."""

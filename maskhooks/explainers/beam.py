@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskhooks.explainers.closing import Closing, whole
+from maskhooks.explainers.closing import whole
+from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
-from maskhooks.passes.forward import Clean
+from maskhooks.passes.clean import Clean
 from maskhooks.search.question import Question
 from maskhooks.search.scheduler import Asking
 from maskhooks.sites.site import Selector
 
 
-class Beam(Closing):
+class Beam(SmallestSets):
     """The smallest set found that leaves the prediction unchanged, by closing one position after another.
 
     From all positions down to none: each set in the beam loses each of its positions in turn, and of the new sets those
@@ -26,7 +27,7 @@ class Beam(Closing):
     equal ones that which moves the output least. It need not be minimal; `Erasure` says what is.
 
     Args:
-        hooked, sites, and settings: as `Closing` takes them.
+        hooked, sites, and settings: as `SmallestSets` takes them.
         width: sets in the beam.
     """
 

@@ -17,7 +17,7 @@ from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, agreement, kl
 from maskhooks.model.task import device_of, move
-from maskhooks.passes.forward import Clean, clean_pass, examples
+from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.registry import registry
 from maskhooks.search.batched import Member, Panel
 from maskhooks.search.question import Criterion, Question
@@ -35,18 +35,17 @@ class Closing(Explainer):
         hooked: the wrapped model.
         sites: where positions are closed: a tag, an address, a glob, a Site, or several of these, each by itself.
         baseline: what a closed position gets: a registered name, or a `Baseline` for a single site.
-        criterion: `(original, masked) -> row`, True where the prediction counts as unchanged. Default: the most
-            probable class stays, at all positions and heads; see `maskhooks.outputs.agreement`.
-        margin: instead of a criterion, the divergence allowed, in nats.
         divergence: of original and masked outputs, in nats per example.
         batch_size: sets of positions in one pass of the model.
         replay: run the model from the site onward only, where it can be.
-        seed: unused, as nothing is random.
+        seed: of the order in which a shuffling loader gives batches to `explain_to`; nothing else is random.
 
     Raises:
-        SettingError: a number is out of range, or both a criterion and a margin are given.
+        SettingError: a number is out of range.
         UnknownSiteError: no site is meant.
     """
+
+    criterion: Criterion = staticmethod(agreement)  # whether a prediction counts as unchanged
 
     def __init__(
         self,
@@ -54,26 +53,18 @@ class Closing(Explainer):
         sites: Selector = "input",
         *,
         baseline: str | Baseline = "zero",
-        criterion: Criterion | None = None,
-        margin: float | None = None,
         divergence: Divergence = kl,
         batch_size: int = 64,
         replay: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(hooked, seed=seed)
-        if criterion is not None and margin is not None:
-            raise SettingError("a prediction is unchanged by a criterion or within a margin: give one of them")
-        above_zero(margin=margin)
         whole(batch_size=batch_size)
-        if criterion is not None and not callable(criterion):
-            raise SettingError(f"a criterion is a function of the original and the masked outputs, got {criterion!r}")
         self.sites = hooked.needed(sites)
         if not isinstance(baseline, str) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
         _check_baseline(baseline)
-        self.baseline, self.margin, self.divergence, self.batch_size = baseline, margin, divergence, batch_size
-        self.criterion: Criterion = criterion or (agreement if margin is None else self._within)
+        self.baseline, self.divergence, self.batch_size = baseline, divergence, batch_size
         self.replay = Replay(hooked.model) if replay else None
 
     @property
@@ -88,11 +79,11 @@ class Closing(Explainer):
         """A question for each example."""
         baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
-        if examples(self.hooked, clean, site) is not None:
+        if clean.places[site].examples is not None:
             return Panel(self.hooked, clean, site, baseline, self.criterion, rows=rows).members
         return [
             Repeated(self.hooked, clean, site, example, baseline, self.criterion, rows=rows, replay=self.replay)
-            for example in range(len(clean.values[str(site)]))
+            for example in range(len(clean.values[site]))
         ]
 
     def answers(
@@ -119,7 +110,7 @@ class Closing(Explainer):
             rest: the number of gates that are no real position's.
         """
         site = questions[0].site
-        values = torch.full(site.gating().mask_shape(clean.values[str(site)], site=site), rest)
+        values = torch.full(site.gating().mask_shape(clean.values[site], site=site), rest)
         for question, numbers in zip(questions, scores, strict=True):
             question.write(numbers, values.view(-1))
         return self.site_scores(clean, site, site.depth or 0, values)
@@ -129,12 +120,7 @@ class Closing(Explainer):
             **super().provenance(),
             "sites": [site.to_dict() for site in self.sites],
             "baseline": self.baseline if isinstance(self.baseline, str) else type(self.baseline).__name__,
-            "criterion": "margin" if self.margin is not None else getattr(self.criterion, "__name__", "criterion"),
-            "margin": self.margin,
         }
-
-    def _within(self, original: Any, masked: Any) -> Any:
-        return self.divergence(original, masked) <= (self.margin or 0.0)
 
 
 def _answered(question: Question, asking: Asking[T], function: Criterion) -> T:

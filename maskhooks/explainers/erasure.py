@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
-from maskhooks.explainers.closing import Closing, above_zero, whole
+from maskhooks.explainers.closing import above_zero, whole
+from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
 from maskhooks.masks.baselines import Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl, parameters
-from maskhooks.passes.forward import Clean, with_beside
+from maskhooks.passes.clean import Clean, with_beside
 from maskhooks.progress import bar
 from maskhooks.search.batched import Member
 from maskhooks.search.exact import Found, Search, Way, outlook
@@ -37,7 +38,7 @@ from maskhooks.sites.site import Selector
 _NO_TREE = contextlib.nullcontext(None)
 
 
-class Erasure(Closing):
+class Erasure(SmallestSets):
     """The smallest sets of positions that leave the prediction unchanged when all others are erased.
 
     min |S| subject to criterion(y, y_S), by trying all sets of 0, 1, 2, ... positions (De Cao et al. 2020, section
@@ -48,7 +49,8 @@ class Erasure(Closing):
     each of them. A search that a limit ends says so with a warning, and its rows keep every position.
 
     Args:
-        hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `Closing` takes them.
+        hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `SmallestSets` takes
+            them.
         positions: the longest example that is searched.
         largest: positions that a set may have; None searches on.
         subsets: sets tried for an example; None without end.
@@ -190,7 +192,7 @@ class Erasure(Closing):
         units = hashlib.sha256(json.dumps([question.units for question in questions]).encode()).hexdigest()
         digest = hashlib.sha256()
         for site in with_beside(self.hooked, self.sites):
-            digest.update(_bytes(clean.values[str(site)]))
+            digest.update(_bytes(clean.values[site]))
         if any(isinstance(question, Member) for question in questions):  # edges alone do not tell graphs apart
             for numbers in parameters(clean.outputs):
                 digest.update(_bytes(numbers))

@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskhooks.errors import SettingError
-from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.learned import Learned
 from maskhooks.explanations.explanation import Scores
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
-from maskhooks.masks.group import Joint
-from maskhooks.masks.masking import Masking, Masks
+from maskhooks.masks.group import MaskingGroup
+from maskhooks.masks.masking import Masking
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, kl
-from maskhooks.passes.forward import Clean, clean_pass
+from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.sites.site import Selector, Site
-from maskhooks.training.per_example import optimise
 from maskhooks.training.recipe import Recipe
 
 
-class GraphMask(DiffMask):
+class GraphMask(Learned):
     """Gates on the messages of all layers at once, which drop as many as possible within a margin.
 
     min E[mean P(z != 0)] over all layers' messages, subject to E[D(y || y_masked)] <= margin. A gate reads the message
     m and the states h_u and h_v at its ends, as they are without masks; what takes a message's place is a learned
     vector for each layer. Layers join from the top down (Schlichtkrull et al. 2021, section 3).
 
-    Trained, validated and saved as `DiffMask`, whose arguments and attributes these are beside the following.
-
     Args:
-        hooked: the wrapped model.
-        sites: the messages: a tag, an address, a glob, a Site, or several of these.
-        margin: the divergence allowed on average, in nats.
+        hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed: as `Learned` takes them; sites are
+            messages, the divergence may be `prediction_loss` for the loss against the model's own prediction, and the
+            recipe "graph" is made for this.
         tied: one gate for an edge in all layers, read at the last one, instead of one in each layer; an explanation
             then has the last one's rows.
-        divergence: default KL(original || masked); `prediction_loss` for the loss against the model's own prediction.
-        amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
-        recipe: a `Recipe`, or the name of one; "graph" is made for this.
 
     Raises:
-        SettingError, UnknownSiteError, PatternError: as with `DiffMask`.
+        SettingError, UnknownSiteError, PatternError: as with `Learned`.
     """
 
     name = "graphmask"
+    own_settings = ("amortized", "tied")
 
     def __init__(
         self,
@@ -64,32 +59,22 @@ class GraphMask(DiffMask):
         recipe: str | Recipe = "graph",
         seed: int = 0,
     ) -> None:
+        super().__init__(hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed)
         self.tied = tied
-        super().__init__(
-            hooked,
-            sites,
-            margin=margin,
-            gate=gate,
-            baseline=baseline,
-            divergence=divergence,
-            amortized=amortized,
-            recipe=recipe,
-            seed=seed,
-        )
+        self.groups = self._make_groups()
 
     @property
     def reads(self) -> list[Site]:
-        return self._last.reads if self.tied and self.amortized else super().reads
+        return self.maskings[-1].reads if self.tied and self.amortized else super().reads
 
     def scores(self, clean: Clean) -> list[Scores]:
-        if not self.tied:
-            return super().scores(clean)
-        if not self.amortized:
+        if self.tied and not self.amortized:
             self._check_tied(clean)
-            optimise(self._problem(), clean)
-        with torch.no_grad():
-            values = self._log_open(clean, self._last).exp()
-        return [self.site_scores(clean, self._last.site, self._last.depth, values)]
+        return super().scores(clean)
+
+    @property
+    def _scored(self) -> Sequence[Masking]:
+        return self.maskings[-1:] if self.tied else self.maskings
 
     def _check_sites(self, batch: Any) -> None:
         super()._check_sites(batch)
@@ -102,7 +87,7 @@ class GraphMask(DiffMask):
         Raises:
             SettingError: layers have messages along other edges, or in another order.
         """
-        first, *rest = (_along(self.hooked, clean, site) for site in self.sites)
+        first, *rest = (_along(clean, site) for site in self.sites)
         for site, along in zip(self.sites[1:], rest, strict=True):
             if first is not None and along is not None and not _alike(first, along):
                 way = "Use gates for each layer: tied=False"
@@ -114,26 +99,22 @@ class GraphMask(DiffMask):
                     f"one of them adds self-loops. {way}"
                 )
 
-    @property
-    def _last(self) -> Masking:
-        return self.maskings[0].parts[-1]
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "tied": self.tied}
 
-    def _make_maskings(self) -> Sequence[Masks]:
+    def _make_groups(self) -> Sequence[MaskingGroup]:
         """One mask of all layers."""
         sites = sorted(self.sites, key=lambda site: site.depth or 0)
         if not self.tied:
-            return [Joint([self._messages(site, self._vote(site)) for site in sites])]
+            return [MaskingGroup([self._masking(site, self._vote(site)) for site in sites])]
         vote = self._vote(sites[-1])
-        return [Joint([self._messages(site, vote) for site in sites], tied=True)]
+        return [MaskingGroup([self._masking(site, vote) for site in sites], tied=True)]
 
     def _vote(self, site: Site) -> Vote:
         """What a layer's gates are read from: states of the sources, messages, states of the targets."""
         if not self.amortized:
             return Vote((), self.recipe.make_free())
         return Vote((*self._ends(site, "source"), site, *self._ends(site, "target")), self.recipe.make_probe())
-
-    def _messages(self, site: Site, vote: Vote) -> Masking:
-        return Masking(site, site.depth or 0, [vote], self.gate, self._make_baseline())
 
     def _ends(self, site: Site, tag: str) -> list[Site]:
         """The states at one end of a layer's messages: a site of the same depth and call, beside it in the tree."""
@@ -143,17 +124,10 @@ class GraphMask(DiffMask):
             if (other.depth, other.call, _parent(other)) == (site.depth, site.call, _parent(site))
         ][:1]
 
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "tied": self.tied}
 
-    @classmethod
-    def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"tied": settings["tied"]}
-
-
-def _along(hooked: Hooked, clean: Clean, site: Site) -> tuple[Tensor, Tensor | None] | None:
+def _along(clean: Clean, site: Site) -> tuple[Tensor, Tensor | None] | None:
     """The two nodes that each message goes between, `edge node`, and its relation; None where the task is silent."""
-    columns = hooked.task.edges(site, clean.batch, clean.values)
+    columns = clean.hooked.task.edges(site, clean.batch, clean.values)
     if columns is None:
         return None
     ends = torch.stack([torch.as_tensor(columns[name]) for name in ("source", "target")], 1).sort(1).values

@@ -1,14 +1,16 @@
-"""What explainers share whose masks are trained: fitting, evaluating, saving."""
+"""What explainers share whose masks are trained: their settings, fitting, scoring, evaluating, saving."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
 
 from maskhooks.checks.doctor import check_gradients, warn_bypassed
@@ -17,22 +19,32 @@ from maskhooks.distributed.ranks import first_rank
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.saving import save
+from maskhooks.explanations.explanation import Scores
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.masking import Masks
+from maskhooks.masks.baselines import BASELINES, Baseline
+from maskhooks.masks.gates import GATES, Gate
+from maskhooks.masks.group import MaskingGroup, modules_of, reads_of
+from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import FreeLogits
+from maskhooks.masks.votes import Vote
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Divergence
+from maskhooks.model.outputs import DIVERGENCES, Divergence
 from maskhooks.model.task import device_of, move
+from maskhooks.passes.clean import Clean
 from maskhooks.passes.clean_cache import Store
+from maskhooks.plugins.registry import registry
 from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
-from maskhooks.sites.site import Site
+from maskhooks.sites.site import Selector, Site
 from maskhooks.training.evaluation import Evaluation
-from maskhooks.training.preparation import start
+from maskhooks.training.per_example import Estimate, optimise, pathwise
 from maskhooks.training.problem import Problem
 from maskhooks.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from maskhooks.training.run import Run
 
 _EVALUATE = 100
 _Itself = TypeVar("_Itself", bound="Learned")
@@ -41,25 +53,75 @@ _Itself = TypeVar("_Itself", bound="Learned")
 class Learned(Explainer):
     """An explainer with maskings whose probes and baselines `fit` learns.
 
+    Args:
+        hooked: the wrapped model.
+        sites: what to mask: a tag ("hidden", "input", "message"), an address, a glob, a Site, or several of these.
+        margin: the divergence allowed on average, in nats.
+        gate: a registered name or a `Gate`.
+        baseline: what a closed gate lets through: a registered name, or a `Baseline` for a single masked site. Default
+            "learned", without amortisation "zero".
+        divergence: of original and masked outputs, in nats per example; default KL(original || masked).
+        amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
+        recipe: a `Recipe`, or the name of one ("stable", "language", "graph", "subset", "paper").
+        seed: of all random numbers.
+
     Attributes:
         sites: what is masked.
-        maskings: what is trained, each with an objective of its own.
+        groups: what is trained, each in masked passes of its own and with an objective of its own.
         result: what the last fit left: log, validation, within_margin, chosen steps.
+
+    Raises:
+        SettingError: the margin is not positive, or another setting is out of range.
+        UnknownSiteError: no site is meant; near names are listed.
+        PatternError: a site has no pattern.
     """
 
-    _asked: list[Site]  # the sites that it was made for
-    sites: list[Site]
-    maskings: Sequence[Masks]
-    recipe: Recipe
-    divergence: Divergence
-    amortized: bool
-    replay: Replay | None
+    own_settings: tuple[str, ...] = ()  # the arguments of a class beside those of all
+    groups: Sequence[MaskingGroup]
     fitted = False
     result: Any = None
 
+    def __init__(
+        self,
+        hooked: Hooked,
+        sites: Selector,
+        margin: float,
+        gate: str | Gate,
+        baseline: str | Baseline | None,
+        divergence: Divergence,
+        amortized: bool,
+        recipe: str | Recipe,
+        seed: int,
+    ) -> None:
+        super().__init__(hooked, seed=seed)
+        self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
+        self.recipe.make_objective(margin)  # checks the margin
+        self.margin, self.divergence, self.amortized = margin, divergence, amortized
+        self.gate = registry.make(GATES, gate)
+        self.sites = self._asked = hooked.needed(sites)
+        weights = [site for site in self.sites if "weight" in site.tags]
+        self._baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
+        if weights and self._baseline != "zero":
+            raise SettingError(
+                f"{weights[0]} is a weight, 1 where nothing is masked, for which no baseline can be learned. Use "
+                "baseline='zero', or mask what is weighted"
+            )
+        self.replay = Replay(hooked.model) if self.recipe.replay else None
+        self._baselines_first = not amortized  # learned ones are fitted before any gate, and then kept
+
+    def __repr__(self) -> str:
+        state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
+        what = f"{len(self.groups)} maskings of {len(self.sites)} sites"
+        return f"{type(self).__name__}({what}, margin {self.margin} nats, {state})"
+
+    @property
+    def maskings(self) -> list[Masking]:
+        """One for each masked site and depth."""
+        return [masking for group in self.groups for masking in group.maskings]
+
     @property
     def reads(self) -> list[Site]:
-        return list(dict.fromkeys(site for masking in self.maskings for site in masking.reads))
+        return reads_of(self.groups)
 
     @property
     def onward(self) -> list[Site]:
@@ -112,28 +174,24 @@ class Learned(Explainer):
             MarginWarning: no state kept the divergence within the margin; the nearest was kept.
             UnfiredSiteWarning: no output depends on a site, which is left out.
         """
-        from maskhooks.training import fit as training
+        from maskhooks.training import fit as training  # lightning is loaded where something is trained
+        from maskhooks.training.run import Run
 
-        for name, value in {"steps": steps, "epochs": epochs}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise SettingError(f"{name} is a whole number from 1, got {value!r}")
-        if epochs is not None and not isinstance(train, Sized):
-            raise SettingError("epochs needs a loader with a length; give steps instead")
+        _check_schedule(train, steps, epochs)
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.sites, self.fitted, self.result = self._asked, False, None
         with forked(self.hooked.model), Epochs(train, self.seed).drawn():
             training.check_loaders(train, validation)
-            batch = move(next(iter(train)), device_of(self.hooked.model))
-            self._leave_out(check_gradients(self.hooked, batch, self.sites, seeded(self.seed)))
-            self._check_sites(batch)
-        self.maskings = self._make_maskings()
-        problem = self._problem()
+            self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
+
+        self.groups = self._make_groups()
         folder = None if run_dir is None else Path(run_dir)
-        run = training.Run(
+        run = Run(
+            self._problem(),
             train,
             validation,
-            steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.maskings) // self.recipe.per_step)),
+            steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.groups) // self.recipe.per_step)),
             epochs=epochs or 0,
             folder=folder,
             resume=resume,
@@ -141,21 +199,21 @@ class Learned(Explainer):
             about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
             store=None if store is None else Store.named(store),
-            board=Board.named(tensorboard, folder, [(one.label, one.depth) for one in self.maskings]),
+            board=Board.named(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
         )
+
         if self.amortized:
-            self.result = training.fit(problem, run, **devices)
+            self.result = training.fit(run, **devices)
         else:
-            training.fit_baselines_only(problem, train, self.replay, progress=progress)
+            training.fit_baselines_only(run.problem, train, self.replay, progress=progress)
         self.fitted = True
-        cause = getattr(self.result, "cause", None)
-        if folder is not None and first_rank():
-            self._save_run(folder, cause)
-        if cause is not None:
-            raise cause
+
+        self._save_run(run)
         return self
 
-    def _leave_out(self, unused: Sequence[Site]) -> None:
+    def _check_sites(self, batch: Any) -> None:
+        """Looks at what the sites do with a batch before masks are learned; leaves out those that have no effect."""
+        unused = check_gradients(self.hooked, batch, self.sites, seeded(self.seed))
         if unused:
             self.sites = [site for site in self.sites if site not in unused]
             warnings.warn(
@@ -164,17 +222,19 @@ class Learned(Explainer):
                 UnfiredSiteWarning,
                 stacklevel=3,
             )
-
-    def _check_sites(self, batch: Any) -> None:
-        """Looks at what the sites do with a batch before masks are learned."""
         warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
 
-    def _save_run(self, folder: Path, cause: BaseException | None) -> None:
+    def _save_run(self, run: Run) -> None:
+        """Saves into the run's folder, and raises what ended the run before its time."""
+        cause: BaseException | None = getattr(self.result, "cause", None)
         try:
-            self.save(folder)
+            if run.folder is not None and first_rank():
+                self.save(run.folder)
         except StorageError:
             if cause is None:  # what ended the run says more
                 raise
+        if cause is not None:
+            raise cause
 
     def check_ready(self) -> None:
         if self.amortized and not self.fitted:
@@ -183,6 +243,24 @@ class Learned(Explainer):
     @property
     def _unlearned(self) -> str:
         return f"this {type(self).__name__} has not learned anything yet: call fit(train_loader) first"
+
+    def scores(self, clean: Clean) -> list[Scores]:
+        if not self.amortized:
+            optimise(self._problem(), clean, self._estimator)
+        with torch.no_grad():
+            return [
+                self.site_scores(clean, one.site, one.depth, one.probability(clean.values, clean.places))
+                for one in self._scored
+            ]
+
+    @property
+    def _scored(self) -> Sequence[Masking]:
+        """The maskings whose gates are the scores."""
+        return self.maskings
+
+    def _estimator(self) -> Estimate:
+        """What samples free gates in each step of a start."""
+        return pathwise
 
     def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
         """What the masks do to predictions, a row for each masked site and depth.
@@ -196,7 +274,7 @@ class Learned(Explainer):
             raise NotFittedError(self._unlearned)
         evaluation = Evaluation(
             self.hooked,
-            self.maskings,
+            self.groups,
             self.divergence,
             partial(generator, self.seed, _EVALUATE),
             replay=self.replay,
@@ -212,32 +290,102 @@ class Learned(Explainer):
     @property
     def parts(self) -> list[nn.Module]:
         """Probes and baselines, each once; no free logits, which live for one batch."""
-        found = [part for masking in self.maskings for part in masking.modules]
-        return list({id(part): part for part in found if not isinstance(part, FreeLogits)}.values())
+        return [module for module in modules_of(self.maskings) if not isinstance(module, FreeLogits)]
 
     def shapes(self) -> list[dict[str, Any]]:
         """For each masking the sizes that its parts were started with."""
-        return [part.sizes for masking in self.maskings for part in masking.parts]
+        return [masking.sizes for masking in self.maskings]
 
     def restart(self, shapes: Sequence[Mapping[str, Any]]) -> None:
         """Allocates the parts for sizes that `shapes` gave."""
-        parts = [part for masking in self.maskings for part in masking.parts]
-        for part, sizes in zip(parts, shapes, strict=True):
-            start(part, sizes, device_of(self.hooked.model))
+        for masking, sizes in zip(self.maskings, shapes, strict=True):
+            masking.start(sizes, device_of(self.hooked.model))
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What rebuilds the explainer, as JSON has it; None for a part that is no registered one."""
+        return {
+            "sites": [site.to_dict() for site in self.sites],
+            "margin": self.margin,
+            "gate": registry.spell(GATES, self.gate),
+            "baseline": self._baseline if isinstance(self._baseline, str) else None,
+            "divergence": next((name for name, known in DIVERGENCES.items() if known is self.divergence), None),
+            "amortized": self.amortized,
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "units": self.hooked.task.together,
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        return {**super().provenance(), **self.settings(), "within_margin": self.within_margin}
 
     @classmethod
-    @abstractmethod
-    def restored(cls, hooked: Hooked, settings: Mapping[str, Any], **given: Any) -> Learned:
-        """The explainer that `settings` describes, not fitted yet."""
+    def restored(cls: type[_Itself], hooked: Hooked, settings: Mapping[str, Any], **given: Any) -> _Itself:
+        """The explainer that `settings` describes, not fitted yet.
+
+        Args:
+            given: `gate`, `baseline` and `divergence` where they were objects that cannot be saved.
+
+        Raises:
+            SettingError: one of these is missing.
+        """
+        for part in ("gate", "baseline", "divergence"):
+            if settings[part] is None and part not in given:
+                raise SettingError(
+                    f"the {part} was an object that cannot be saved. Pass it again: "
+                    f"maskhooks.load(folder, model, {part}=...)"
+                )
+        gate = settings["gate"]
+        made = {
+            "gate": gate and registry.make(GATES, gate["name"], **gate["settings"]),
+            "baseline": settings["baseline"],
+            "divergence": DIVERGENCES.get(settings["divergence"]),
+            "margin": settings["margin"],
+            "recipe": Recipe(**settings["recipe"]),
+            "seed": settings["seed"],
+        }
+        sites = [Site.from_dict(site) for site in settings["sites"]]
+        return cls(hooked, sites, **cls._own(settings), **{**made, **given})
+
+    @classmethod
+    def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that not all of these explainers have, from what `settings` gave."""
+        return {key: settings[key] for key in cls.own_settings}
 
     @abstractmethod
-    def _make_maskings(self) -> Sequence[Masks]:
+    def _make_groups(self) -> Sequence[MaskingGroup]:
         """Maskings with parts that have learned nothing; each fit begins with them."""
 
-    @abstractmethod
+    def _masking(self, site: Site, vote: Vote | None, depth: int | None = None) -> Masking:
+        """A masking with one vote, or with free logits, and a baseline of its own."""
+        vote = vote or Vote((), self.recipe.make_free())
+        return Masking(site, (site.depth or 0) if depth is None else depth, [vote], self.gate, self._make_baseline())
+
+    def _make_baseline(self) -> Baseline:
+        if not isinstance(self._baseline, str) and len(self.sites) > 1:
+            raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
+        baseline = registry.make(BASELINES, self._baseline)
+        baseline.started = False
+        return baseline
+
     def _problem(self) -> Problem:
         """What is trained."""
+        return Problem(
+            self.hooked,
+            self.groups,
+            [self.recipe.make_objective(self.margin) for _ in self.groups],
+            self.recipe,
+            self.divergence,
+            self.margin,
+            self.seed,
+            self.recipe.make_penalty(),
+            fit_first=self.maskings if self._baselines_first else (),
+        )
+
+
+def _check_schedule(train: Iterable[Any], steps: int | None, epochs: int | None) -> None:
+    """Raises SettingError for steps or epochs that are out of range."""
+    for name, value in {"steps": steps, "epochs": epochs}.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise SettingError(f"{name} is a whole number from 1, got {value!r}")
+    if epochs is not None and not isinstance(train, Sized):
+        raise SettingError("epochs needs a loader with a length; give steps instead")

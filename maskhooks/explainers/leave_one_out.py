@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskhooks.explainers.closing import Closing
 from maskhooks.explanations.explanation import Scores
-from maskhooks.passes.forward import Clean
+from maskhooks.passes.clean import Clean
 from maskhooks.search.question import Question
 from maskhooks.search.scheduler import Asking
 
@@ -19,8 +19,7 @@ class LeaveOneOut(Closing):
     in for has a score near 0, as has the other one.
 
     Args:
-        hooked, sites, baseline, divergence, batch_size, replay, seed: as `Closing` takes them; criterion and margin
-            are not looked at.
+        hooked, sites, baseline, divergence, batch_size, replay, seed: as `Closing` takes them.
     """
 
     name = "leave-one-out"

@@ -9,7 +9,7 @@ import torch
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
-from maskhooks.passes.forward import Clean, units
+from maskhooks.passes.clean import Clean
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Selector, Site
 
@@ -36,9 +36,9 @@ class Random(Explainer):
     def scores(self, clean: Clean) -> list[Scores]:
         found = []
         for number, site in enumerate(self.sites):
-            shape = site.gating().mask_shape(clean.values[str(site)], site=site)
+            shape = site.gating().mask_shape(clean.values[site], site=site)
             values = torch.rand(shape, generator=generator(self.seed, number))
-            together = units(self.hooked, clean, site)
-            values = values if together is None else together.shared(values, site.gating())
+            units = clean.places[site].units
+            values = values if units is None else units.shared(values, site.gating())
             found.append(self.site_scores(clean, site, site.depth or 0, values))
         return found

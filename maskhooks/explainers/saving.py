@@ -29,7 +29,7 @@ from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Site
-from maskhooks.training.checkpoint import Fitted
+from maskhooks.training.run import Fitted
 
 FORMAT = 1
 SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"

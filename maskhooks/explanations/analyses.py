@@ -111,8 +111,8 @@ def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[
 
     Args:
         explanation: one, or parts of one with other examples each, such as shards, which are gone through one by one.
-        group: what a position belongs to, as in `maskhooks.groups.grouped`: a column, a function or mapping of labels,
-            or tags.
+        group: what a position belongs to, as `maskhooks.explanations.grouping.grouped` takes it: a column, a function
+            or mapping of labels, or tags.
         least: groups with fewer positions at a layer are left out.
 
     Raises:

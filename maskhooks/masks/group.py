@@ -1,70 +1,118 @@
-"""Joint: several maskings applied in one pass, so that all of their sites are masked at once."""
+"""A group of maskings: what one masked pass applies, at one site or at several at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from torch import Generator, Tensor
+from torch import Generator, nn
 
 from maskhooks.errors import PatternError
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.tap import Values
 from maskhooks.masks.gates import Gate
-from maskhooks.masks.masking import Masked, Masking, Masks, Places, in_a_row
+from maskhooks.masks.masked import Masked
+from maskhooks.masks.masking import Masking
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
 
-class Joint(Masks):
-    """All sites of some maskings masked in one pass: each reads the clean values, one divergence judges them together.
+class MaskingGroup:
+    """Maskings applied in one pass: each reads the clean values, and one divergence judges them together.
 
     Args:
-        parts: in the order of computation.
+        maskings: in the order of computation; often just one.
         tied: whether all sites have the gates of the first one, so that there is one gate for an edge in all layers;
             the votes of the others are not asked.
+
+    Attributes:
+        depth: what rows call depth, that of the last masking.
     """
 
-    def __init__(self, parts: Sequence[Masking], *, tied: bool = False) -> None:
-        self.parts = list(parts)
+    def __init__(self, maskings: Sequence[Masking], *, tied: bool = False) -> None:
+        self.maskings = list(maskings)
         self.tied = tied
-        self.depth = self.parts[-1].depth
+        self.depth = self.maskings[-1].depth
 
     def __str__(self) -> str:
-        return self.label
+        return str(self.maskings[0]) if len(self.maskings) == 1 else self.label
 
-    def masked(
+    @property
+    def label(self) -> str:
+        """The masked sites, as logs name them."""
+        return ", ".join(str(site) for site in self.sites)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The masked sites, in the order of computation."""
+        return [masking.site for masking in self.maskings]
+
+    @property
+    def reads(self) -> list[Site]:
+        """All sites whose values the votes need, and those that are masked."""
+        return list(dict.fromkeys(site for masking in self.maskings for site in masking.reads))
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What is trained: probes and baselines, each once."""
+        return modules_of(self.maskings)
+
+    def sample(
         self,
-        values: Mapping[str, Tensor],
-        places: Callable[[Site], Places],
+        values: Values,
+        places: Mapping[Site, Places],
         generator: Generator | None = None,
         *,
         rounded: float | None = None,
     ) -> list[Masked]:
-        found: list[Masked] = []
-        for part in self.parts:
-            if found and self.tied:
-                found.append(self._alike(part, found[0], values[str(part.site)], places(part.site)))
-            else:
-                found += part.masked(values, places, generator, rounded=rounded)
-        return found
+        """Masks a batch at each site; as `Masking.sample`."""
+        if not self.tied:
+            return [masking.sample(values, places, generator, rounded=rounded) for masking in self.maskings]
+        first, *others = self.maskings
+        masked = first.sample(values, places, generator, rounded=rounded)
+        return [masked, *(self._tied(other, masked, values, places[other.site]) for other in others)]
 
-    def drawing(self, gates: Sequence[Gate]) -> Joint:
-        return Joint([part.drawing([gate]) for part, gate in zip(self.parts, gates, strict=True)], tied=self.tied)
+    def replacements(self, masked: Sequence[Masked]) -> dict[Site, Replacement]:
+        """What `sample` gave, to be put in place in a pass; sites behind the first are gated as their values come."""
+        pairs = enumerate(zip(self.maskings, masked, strict=True))
+        return {masking.site: masking.replacement(one, anew=number > 0) for number, (masking, one) in pairs}
 
-    def staged(self, progress: float) -> Joint:
-        """The parts of the last depths, one more after each stage, so that masks are learned from the top down."""
-        depths = sorted({part.depth for part in self.parts})
+    def with_gates(self, gates: Sequence[Gate]) -> MaskingGroup:
+        """The same with another gate for each masking, such as one that draws for several processes."""
+        pairs = zip(self.maskings, gates, strict=True)
+        return MaskingGroup([masking.with_gate(gate) for masking, gate in pairs], tied=self.tied)
+
+    def staged(self, progress: float) -> MaskingGroup:
+        """The maskings of the last depths, one more after each stage, so that masks are learned from the top down.
+
+        Args:
+            progress: the fraction of the stages that is over.
+        """
+        depths = sorted({masking.depth for masking in self.maskings})
         count = len(depths) if self.tied else min(len(depths), 1 + int(len(depths) * progress))
-        return Joint([part for part in self.parts if part.depth >= depths[-count]], tied=self.tied)
+        return MaskingGroup([one for one in self.maskings if one.depth >= depths[-count]], tied=self.tied)
 
-    def _alike(self, part: Masking, first: Masked, value: Tensor, places: Places) -> Masked:
-        shape = part.site.gating().mask_shape(value, site=part.site)
+    def _tied(self, masking: Masking, first: Masked, values: Values, places: Places) -> Masked:
+        value = values[masking.site]
+        shape = masking.site.gating().mask_shape(value, site=masking.site)
         if shape != tuple(first.sample.shape):
             raise PatternError(
-                f"site {part.site} has gates of shape {list(shape)}, {self.parts[0].site} those of shape "
+                f"site {masking.site} has gates of shape {list(shape)}, {self.maskings[0].site} those of shape "
                 f"{list(first.sample.shape)}, so that they cannot be tied. Use gates for each site: tied=False",
-                site=part.site,
+                site=masking.site,
             )
-        return part.mask(value, places.real, first.sample, first.log_open, places.examples, places.units)
+        return masking.mask(value, places, first.sample, first.log_open)
 
 
-def together(parts: Sequence[Masked]) -> Masked:
-    """What several maskings did to a batch, as one: their gates in one row, each with its example."""
-    return parts[0] if len(parts) == 1 else in_a_row(*parts)
+def modules_of(maskings: Iterable[Masking]) -> list[nn.Module]:
+    """Probes and baselines of maskings, each once."""
+    return list({id(module): module for masking in maskings for module in masking.modules}.values())
+
+
+def reads_of(groups: Iterable[MaskingGroup]) -> list[Site]:
+    """The sites that masked passes of these groups read, each once."""
+    return list(dict.fromkeys(site for group in groups for site in group.reads))
+
+
+def sites_of(groups: Iterable[MaskingGroup]) -> list[Site]:
+    """The sites that these groups mask, each once."""
+    return list(dict.fromkeys(site for group in groups for site in group.sites))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from maskhooks.hooks.tap import Values
 from maskhooks.masks.probes import Picked, Probe
 from maskhooks.sites.site import Site
 
@@ -28,14 +28,14 @@ class Vote:
         """What is read of the model."""
         return [part for site in self.reads for part in (_origin(site) if "picked" in site.tags else (site,))]
 
-    def values(self, values: Mapping[str, Tensor]) -> list[Tensor | Picked]:
+    def values(self, values: Values) -> list[Tensor | Picked]:
         """What the probe is given, of the values at `sites`."""
         return [self._value(site, values) for site in self.reads]
 
-    def _value(self, site: Site, values: Mapping[str, Tensor]) -> Tensor | Picked:
+    def _value(self, site: Site, values: Values) -> Tensor | Picked:
         pattern = site.gating()
         if "picked" in site.tags and self.probe.picks and pattern.in_rows:
-            return Picked(*(values[str(part)] for part in _origin(site)))
+            return Picked(*(values[part] for part in _origin(site)))
         return pattern.rows(value_at(site, values), site=site)
 
 
@@ -45,8 +45,8 @@ def _origin(site: Site) -> tuple[Site, Site]:
     return states, numbers
 
 
-def value_at(site: Site, values: Mapping[str, Tensor]) -> Tensor:
+def value_at(site: Site, values: Values) -> Tensor:
     """The value at a site that a vote reads, of the values at `Vote.sites`."""
     if "picked" not in site.tags or str(site) in values:
-        return values[str(site)]
-    return Picked(*(values[str(part)] for part in _origin(site))).rows
+        return values[site]
+    return Picked(*(values[part] for part in _origin(site))).rows

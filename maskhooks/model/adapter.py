@@ -46,8 +46,8 @@ class Adapter(ABC):
         """Modules that stand for values inside a claimed one, by the name under which addresses have them.
 
         They return what they are given, and are no part of the model. `opened` makes values pass them: `nn.Identity`
-        for one that is there as a whole, `maskhooks.steps.Steps` for states that come one after another,
-        `maskhooks.parts.Parts` for what comes in portions.
+        for one that is there as a whole, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
+        `maskhooks.hooks.several_parts.Parts` for what comes in portions.
         """
         return {}
 

@@ -21,6 +21,8 @@ from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site, SiteTable, resolve
 
+Replacements = Mapping[str, Replacement] | Mapping[Site, Replacement] | Mapping[str | Site, Replacement]
+
 
 class Hooked:
     """A model with named sites, made by `maskhooks.wrap`; it does not change the model, and is no module.
@@ -129,7 +131,7 @@ class Hooked:
     def tap(
         self,
         read: Selector = (),
-        replace: Mapping[str | Site, Replacement] | None = None,
+        replace: Replacements | None = None,
     ) -> Iterator[Tap]:
         """Reads and replaces values while the `with` lasts; see `Tap`.
 
@@ -146,7 +148,7 @@ class Hooked:
         with self.opened([*reads, *replaced]), tap:
             yield tap
 
-    def _replaced(self, replace: Mapping[str | Site, Replacement]) -> dict[Site, Replacement]:
+    def _replaced(self, replace: Replacements) -> dict[Site, Replacement]:
         found: dict[Site, Replacement] = {}
         for selector, function in replace.items():
             for site in self.find(selector):

@@ -185,7 +185,7 @@ def _loss(original: Distribution, masked: Distribution) -> Tensor:
         return F.softplus(torch.where(base.logits > 0, -other.logits, other.logits))
     raise UnknownDistributionError(
         f"a loss against the model's own prediction needs classes, and outputs are {type(original).__name__}. Use "
-        "divergence=maskhooks.outputs.kl, or a function of your own"
+        "divergence=maskhooks.model.outputs.kl, or a function of your own"
     )
 
 

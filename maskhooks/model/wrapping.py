@@ -148,7 +148,7 @@ def _adapters(given: Any) -> list[Adapter]:
     adapters: list[Any] = [part() if inspect.isclass(part) else part for part in found]
     for part in adapters:
         if not isinstance(part, Adapter):
-            raise PluginError(f"adapter={part!r} is no maskhooks.adapter.Adapter; derive its class from that one")
+            raise PluginError(f"adapter={part!r} is no maskhooks.model.adapter.Adapter; derive its class from that one")
     return adapters
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.hooks.replay import Recording
+from maskhooks.hooks.tap import Values
 from maskhooks.model.hooked import Hooked
-from maskhooks.passes.forward import Clean, with_beside
+from maskhooks.passes.clean import Clean, with_beside
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites import nested
 from maskhooks.sites.nested import Path as Steps
@@ -99,9 +100,9 @@ class Store:
         kept = self._kept[item.number]
         shelf = kept.shelf.open()
         result = kept.result.unpack(shelf)
-        values = {str(site): kept.values[str(site)].unpack(shelf) for site in with_beside(hooked, reads)}
+        values = Values({str(site): kept.values[str(site)].unpack(shelf) for site in with_beside(hooked, reads)})
         recording = kept.recording and kept.recording.changed(lambda packed: packed.unpack(shelf), onward)
-        return Clean(item.batch, values, result, hooked.distribution(result, item.batch), recording)
+        return Clean(hooked, item.batch, values, result, hooked.distribution(result, item.batch), recording)
 
     def clear(self) -> None:
         """Forgets everything, and removes the files."""

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from maskhooks.errors import SettingError
 from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.masking import Places
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, parameters
-from maskhooks.passes.forward import Clean, clean_pass, onward_pass, places
+from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.passes.masked import onward_pass
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.search.scheduler import Asking, abreast
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
 T = TypeVar("T")
@@ -61,11 +62,11 @@ class Panel:
         self.hooked, self.clean, self.site = hooked, clean, site
         self._baseline, self._criterion, self._rows = baseline, criterion, rows
         self.masking = masking_of(clean, site, baseline)
-        self._value = clean.values[str(site)]
+        self._value = clean.values[site]
         self._shape = site.gating().mask_shape(self._value, site=site)
-        here = places(hooked, clean, site)
+        here = clean.places[site]
         assert here.examples is not None
-        self._real = here.real
+        self._places = Places(here.real)
         index = here.examples.index.cpu()
         parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.examples.count).tolist())
         self.members = [Member(self, here, part, example, criterion, rows) for example, part in enumerate(parts)]
@@ -154,8 +155,8 @@ class Panel:
         sample = torch.ones(math.prod(self._shape))
         sample[self._gates] = kept[self._owners].to(sample)
         sample = sample.view(self._shape).to(self._value.device)
-        masked = self.masking.mask(self._value, self._real, sample)
-        return onward_pass(self.hooked, self.clean, self.site, self.masking.onto(masked))
+        masked = self.masking.mask(self._value, self._places, sample)
+        return onward_pass(self.clean, {self.site: self.masking.replacement(masked)})
 
 
 class Member(Question):
@@ -172,7 +173,7 @@ class Member(Question):
         super().__init__(panel.site, example, criterion, rows)
         self.panel = panel
         self.own: list[int] = own.tolist()
-        value, pattern = panel.clean.values[str(panel.site)], panel.site.gating()
+        value, pattern = panel.clean.values[panel.site], panel.site.gating()
         self._width = math.prod(pattern.mask_shape(value, site=panel.site)[1:])
         self.units = units_of(pattern, pattern.shape(value, site=panel.site), here, own)
         self.whole = torch.ones(self.positions, dtype=torch.bool)

@@ -13,12 +13,12 @@ from torch import Tensor
 from maskhooks.errors import SettingError
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import HardConcrete
-from maskhooks.masks.masking import Masking, Places
+from maskhooks.masks.masking import Masking
 from maskhooks.model.outputs import Outputs
-from maskhooks.passes.forward import Clean
+from maskhooks.passes.clean import Clean
 from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
-from maskhooks.training.preparation import sizes, start
 
 Criterion = Callable[[Outputs, Outputs], Tensor]
 
@@ -96,7 +96,7 @@ def masking_of(clean: Clean, site: Site, baseline: Baseline) -> Masking:
             "site whose first axis is the batch"
         )
     masking = Masking(site, site.depth or 0, [], HardConcrete(), baseline)
-    start(masking, sizes(masking, clean), clean.values[str(site)].device)
+    masking.start(masking.sizes_for(clean.values), clean.values[site].device)
     return masking
 
 

@@ -6,17 +6,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskhooks.errors import BatchError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.masking import Places
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
-from maskhooks.passes.forward import Clean, clean_pass, onward_pass, real_positions, units
+from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.passes.masked import onward_pass
 from maskhooks.search.question import Criterion, Question, masking_of, units_of
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
 
@@ -26,12 +27,12 @@ class Copies:
 
     Attributes:
         clean: a clean pass of it.
-        real: which positions are real.
+        places: the positions of the copies.
         units: as `Question.units`, in this pass, where there may be less padding.
     """
 
     clean: Clean
-    real: Tensor
+    places: Places
     units: list[list[int]]
 
 
@@ -61,10 +62,9 @@ class Repeated(Question):
         super().__init__(site, example, criterion, rows)
         self.hooked, self.clean, self.replay = hooked, clean, replay
         self.masking = masking_of(clean, site, baseline)
-        value = clean.values[str(site)]
+        value = clean.values[site]
         self.count = len(value)
         self._width = math.prod(site.gating().mask_shape(value, site=site)[1:])
-        self._real = real_positions(hooked, clean, site)
         self.units = self._units(clean, example)
         self._copies: Copies | None = None
 
@@ -82,9 +82,11 @@ class Repeated(Question):
         """
         batch = self.hooked.task.select(self.clean.batch, [self.example] * rows, self.count)
         clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
-        found = Copies(clean, real_positions(self.hooked, clean, self.site), self._units(clean, 0))
-        here, there = self._values(clean, found.real, -1), self._values(self.clean, self._real, self.example)
-        same = len(found.real) == rows and [len(unit) for unit in found.units] == [len(unit) for unit in self.units]
+        found = Copies(clean, Places(clean.places[self.site].real), self._units(clean, 0))
+        here, there = self._values(clean, -1), self._values(self.clean, self.example)
+        same = len(found.places.real) == rows and [len(unit) for unit in found.units] == [
+            len(unit) for unit in self.units
+        ]
         if not same or here.shape != there.shape or not torch.allclose(here, there, rtol=0.01, atol=0.001):
             raise BatchError(
                 f"example {self.example} taken out of the batch gives another value at {self.site} than within it: "
@@ -95,7 +97,7 @@ class Repeated(Question):
     @torch.no_grad()
     def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
         width = min(self.rows, len(kept))
-        if self._copies is None or len(self._copies.real) != width:
+        if self._copies is None or len(self._copies.places.real) != width:
             self._copies = self.copies(width)
         found = []
         for part in kept.split(width):
@@ -106,21 +108,20 @@ class Repeated(Question):
 
     def masked(self, copies: Copies, kept: Bool[Tensor, "row position"]) -> Outputs:
         """What the model says of the repeated example with these positions alone."""
-        value = copies.clean.values[str(self.site)]
+        value = copies.clean.values[self.site]
         shape = self.site.gating().mask_shape(value, site=self.site)
         sample = value.new_ones(len(kept), math.prod(shape[1:]), dtype=torch.float32)
         for number, unit in enumerate(copies.units):
             sample[:, unit] = kept[:, number, None].to(sample)
-        masked = self.masking.mask(value, copies.real, sample.reshape(shape))
-        return onward_pass(self.hooked, copies.clean, self.site, self.masking.onto(masked))
+        masked = self.masking.mask(value, copies.places, sample.reshape(shape))
+        return onward_pass(copies.clean, {self.site: self.masking.replacement(masked)})
 
     def _units(self, clean: Clean, example: int) -> list[list[int]]:
-        here = Places(real_positions(self.hooked, clean, self.site), None, units(self.hooked, clean, self.site))
         pattern = self.site.gating()
-        sizes = pattern.shape(clean.values[str(self.site)], site=self.site)
-        return units_of(pattern, sizes, here, torch.tensor([example]))
+        sizes = pattern.shape(clean.values[self.site], site=self.site)
+        return units_of(pattern, sizes, clean.places[self.site], torch.tensor([example]))
 
-    def _values(self, clean: Clean, real: Tensor, example: int) -> Tensor:
-        """The values at an example's real positions, `position feature`."""
-        value = clean.values[str(self.site)]
-        return self.site.gating().rows(value, site=self.site)[example][real[example]].float()
+    def _values(self, clean: Clean, example: int) -> Float[Tensor, "position feature"]:
+        """The values at an example's real positions."""
+        rows = self.site.gating().rows(clean.values[self.site], site=self.site)
+        return rows[example][clean.places[self.site].real[example]].float()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -18,17 +19,20 @@ from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import Pooled, Ranks, Share
 from maskhooks.errors import NonFiniteError
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.masking import Masking, Masks, needs
+from maskhooks.masks.group import MaskingGroup, reads_of, sites_of
+from maskhooks.masks.masking import Masking
 from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
+from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.clean_cache import Numbered, Store
-from maskhooks.passes.forward import Clean, clean_pass, masked_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
-from maskhooks.training.checkpoint import Checkpoint, Fitted, grouped
+from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.objectives import Objective
 from maskhooks.training.problem import Problem
+from maskhooks.training.run import Fitted
 
 SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of random numbers
 
@@ -63,23 +67,23 @@ class Loop:
         self.replay = Replay(problem.hooked.model) if problem.recipe.replay else None
         self.evaluation = Evaluation(
             problem.hooked,
-            problem.maskings,
+            problem.groups,
             problem.divergence,
             self._drawn,
             replay=self.replay,
             ranks=ranks,
             passes=self.interval * problem.recipe.per_step,  # several draws take no more than the steps in between
         )
-        self.checkpoints = [Checkpoint(group, problem.margin) for group in grouped(problem.maskings)]
+        self.checkpoints = [Checkpoint(group, problem.margin) for group in by_shared_modules(problem.groups)]
         self.result = Fitted()
         self.done = self.stale = self.epoch = self.index = 0  # steps made; where the next batch is
         self.batch: Any = None  # the one before it
 
     def start(self) -> None:
         """Makes the optimizer, once the parts are started."""
-        parts = [part for masking in self.problem.maskings for part in masking.parts]
-        baselines = [w for part in parts for w in part.baseline.parameters()]
-        probes = [w for part in parts for vote in part.votes for w in vote.probe.parameters()]
+        maskings = self.problem.maskings
+        baselines = [weight for masking in maskings for weight in masking.baseline.parameters()]
+        probes = [weight for masking in maskings for vote in masking.votes for weight in vote.probe.parameters()]
         self.optimizer = self.problem.recipe.make_optimizer(_unique(probes), _unique(baselines))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -110,112 +114,112 @@ class Loop:
         order = torch.randperm(self._joined(), generator=generator(problem.seed, CHOOSE, step))
         chosen = order[: problem.recipe.per_step].tolist()
         with self.fabric.autocast():
-            clean = None if batch is None else self._clean(batch, [problem.maskings[number] for number in chosen])
+            clean = None if batch is None else self._clean(batch, [problem.groups[number] for number in chosen])
         self.optimizer.zero_grad()
         steps = []
         for number in chosen:
-            masking, objective = self._staged(problem.maskings[number]), problem.objectives[number]
+            group, objective = self._staged(problem.groups[number]), problem.objectives[number]
             with contextlib.ExitStack() as held:
                 with self.fabric.autocast():
-                    pooled = self._masked(clean, masking, generator(problem.seed, SAMPLE, step, number), held)
-                    loss = objective(pooled.masked, pooled.divergence, pooled.penalty)
+                    pooled = self._masked(clean, group, generator(problem.seed, SAMPLE, step, number), held)
+                    loss = objective(pooled.samples, pooled.divergence, pooled.penalty)
                 if loss.requires_grad:
                     self.fabric.backward(loss)
-            self._check_loss(loss, masking)
-            steps.append((masking, objective, pooled))
-        weights = _unique([w for masking, *_ in steps for part in masking.modules for w in part.parameters()])
+            self._check_loss(loss, group)
+            steps.append((group, objective, pooled))
+        weights = _unique([w for group, *_ in steps for module in group.modules for w in module.parameters()])
         self.ranks.add_gradients(weights)
-        self._check_gradients(weights, [masking for masking, *_ in steps])
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * problem.recipe.rate(step, self.total)
+        self._check_gradients(weights, [group for group, *_ in steps])
+        for settings, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            settings["lr"] = rate * problem.recipe.rate(step, self.total)
         optimizer.step()
-        for masking, objective, pooled in steps:
-            self._note(masking, objective, pooled)
+        for group, objective, pooled in steps:
+            self._note(group, objective, pooled)
             objective.ascend(pooled.divergence.detach())
 
     def _joined(self) -> int:
-        """How many of the maskings take part; those that share parts join one after another."""
-        count, over = len(self.problem.maskings), self.problem.recipe.stagger * self.total
+        """How many of the groups take part; those that share modules join one after another."""
+        count, over = len(self.problem.groups), self.problem.recipe.stagger * self.total
         if len(self.checkpoints) == count or self.done >= over:
             return count
         return min(count, 1 + int(count * self.done / over))
 
-    def _staged(self, masking: Masks) -> Masks:
-        """What of several maskings at once takes part now."""
+    def _staged(self, group: MaskingGroup) -> MaskingGroup:
+        """What of a group takes part now."""
         over = self.problem.recipe.stagger * self.total
-        return masking.staged(self.done / over) if self.done < over else masking
+        return group.staged(self.done / over) if self.done < over else group
 
     def _masked(
-        self, clean: Clean | None, masking: Masks, source: torch.Generator, held: contextlib.ExitStack
+        self, clean: Clean | None, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack
     ) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""
         if self.ranks.world == 1:
             assert clean is not None
-            return self._own(clean, masking, source, held)
-        drawing = masking.drawing([self._share(clean, part).drawing(part.gate) for part in masking.parts])
+            return self._own(clean, group, source, held)
+        shared = group.with_gates([self._share(clean, one).drawing(one.gate) for one in group.maskings])
         try:
-            own = None if clean is None else self._own(clean, drawing, source, held)
+            own = None if clean is None else self._own(clean, shared, source, held)
         except NonFiniteError:
             own = self.ranks.not_a_number()  # so that all ranks end together
-        return self.ranks.pool(own, masking.parts[0].baseline())
+        return self.ranks.pool(own)
 
-    def _share(self, clean: Clean | None, part: Masking) -> Share:
+    def _share(self, clean: Clean | None, masking: Masking) -> Share:
         """Which gates of the global batch are this rank's."""
-        pattern = part.site.gating()
-        own = None if clean is None else pattern.mask_shape(clean.values[str(part.site)])
+        pattern = masking.site.gating()
+        own = None if clean is None else pattern.mask_shape(clean.values[masking.site])
         return self.ranks.share(self.ranks.shapes(own, len(pattern.gated)))
 
-    def _own(self, clean: Clean, masking: Masks, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
+    def _own(self, clean: Clean, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:
-            masked, outputs = masked_pass(self.problem.hooked, clean, masking, source, held=held)
+            samples, outputs = masked_pass(clean, group, source, held=held)
         except NonFiniteError as error:
-            raise self._not_finite("the masked output", masking) from error
+            raise self._not_finite("the masked output", group) from error
         divergence = self.problem.divergence(clean.outputs, outputs)
         penalty = self.problem.penalty(clean.outputs, outputs, divergence)
-        return Pooled(masked, divergence, penalty, agreement(clean.outputs, outputs))
+        return Pooled(samples, divergence, penalty, agreement(clean.outputs, outputs))
 
-    def _clean(self, batch: Any, chosen: Sequence[Masks]) -> Clean:
-        """A batch's clean pass, which reads what maskings need and records what their masked passes skip."""
-        hooked = self.problem.hooked
+    def _clean(self, batch: Any, chosen: Sequence[MaskingGroup]) -> Clean:
+        """A batch's clean pass, which reads what groups need and records what their masked passes skip."""
+        hooked, every = self.problem.hooked, self.problem.groups
         if self.store is None:
-            return clean_pass(hooked, batch, *needs(chosen), self.replay)
+            return clean_pass(hooked, batch, reads_of(chosen), sites_of(chosen), self.replay)
         assert isinstance(batch, Numbered)
 
         def compute() -> Clean:
-            return clean_pass(hooked, batch.batch, *needs(self.problem.maskings), self.replay)
+            return clean_pass(hooked, batch.batch, reads_of(every), sites_of(every), self.replay)
 
-        return self.store.clean(hooked, batch, compute, *needs(chosen))
+        return self.store.clean(hooked, batch, compute, reads_of(chosen), sites_of(chosen))
 
-    def _check_loss(self, loss: Tensor, masking: Masks) -> None:
+    def _check_loss(self, loss: Float[Tensor, ""], group: MaskingGroup) -> None:
         if not torch.isfinite(loss):
-            raise self._not_finite("the loss", masking)
+            raise self._not_finite("the loss", group)
 
-    def _check_gradients(self, weights: list[nn.Parameter], maskings: Sequence[Masks]) -> None:
+    def _check_gradients(self, weights: list[nn.Parameter], groups: Sequence[MaskingGroup]) -> None:
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return  # in float16 gradients overflow now and then; the scaler skips such a step
         bad = {id(w) for w in weights if w.grad is not None and not bool(torch.isfinite(w.grad).all())}
         if bad:
-            own = [m for m in maskings if any(id(w) in bad for part in m.modules for w in part.parameters())]
+            own = [g for g in groups if any(id(w) in bad for module in g.modules for w in module.parameters())]
             raise self._not_finite("a gradient", own[0])
 
-    def _not_finite(self, what: str, masking: Masks) -> NonFiniteError:
+    def _not_finite(self, what: str, group: MaskingGroup) -> NonFiniteError:
         return NonFiniteError(
-            f"{what} is not finite at step {self.done} on {masking}. The last good state was kept, and the explainer "
+            f"{what} is not finite at step {self.done} on {group}. The last good state was kept, and the explainer "
             f"can be used as it is. Look at the model's outputs on this batch, lower the learning rate, or mask other "
             f"sites.",
-            site=masking.parts[0].site,
+            site=group.sites[0],
         )
 
     @torch.no_grad()
-    def _note(self, masking: Masks, objective: Objective, pooled: Pooled) -> None:
+    def _note(self, group: MaskingGroup, objective: Objective, pooled: Pooled) -> None:
         row = {
             "step": self.done,
             "epoch": self.epoch,
-            "site": masking.label,
-            "depth": masking.depth,
+            "site": group.label,
+            "depth": group.depth,
             "multiplier": objective.multiplier.item(),
             "divergence": pooled.divergence.mean().item(),
-            "expected_l0": pooled.masked.expected_l0.mean().item(),
+            "expected_l0": pooled.samples.expected_l0.mean().item(),
             "agreement": pooled.agreement.mean().item(),
         }
         self.result.log.append(row)
@@ -223,14 +227,14 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self, batches: Epochs) -> None:
-        maskings = self.problem.maskings
+        groups = self.problem.groups
         with self.fabric.autocast():
             found = self.evaluation.rows((number, move(batch, self.ranks.device)) for number, batch in batches.once())
-        rows = {id(masking): {"step": self.done, **row} for masking, row in zip(maskings, found, strict=True)}
+        rows = {id(group): {"step": self.done, **row} for group, row in zip(groups, found, strict=True)}
         for row in rows.values():
             self.result.validation.append(row)
             self.log.write("validation", row)
-        better = [c.compare(self.done, [rows[id(masking)] for masking in c.maskings]) for c in self.checkpoints]
+        better = [c.compare(self.done, [rows[id(group)] for group in c.groups]) for c in self.checkpoints]
         self.stale = 0 if any(better) else self.stale + 1
         patience = self.problem.recipe.patience
         if patience is not None and self.stale >= patience:
@@ -240,16 +244,15 @@ class Loop:
         """Of the samples for a validation batch; the same for all checkpoints."""
         return generator(seeded(self.problem.seed, VALIDATE, number), *others)
 
-    def finish(self) -> list[str]:
-        """Puts the chosen states back; names those that do not keep within the margin."""
-        if not self.result.validation:
-            return []
-        for checkpoint in self.checkpoints:
-            checkpoint.restore()
-            self.result.chosen.update({str(masking): checkpoint.step or 0 for masking in checkpoint.maskings})
-        far = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
-        self.result.within_margin = not far
-        return far
+    def finish(self) -> Fitted:
+        """Puts the chosen states back; what the run has come to."""
+        if self.result.validation:
+            for checkpoint in self.checkpoints:
+                checkpoint.restore()
+                self.result.chosen.update({str(group): checkpoint.step or 0 for group in checkpoint.groups})
+            self.result.beyond = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
+            self.result.within_margin = not self.result.beyond
+        return self.result
 
 
 def _unique(parameters: list[nn.Parameter]) -> list[nn.Parameter]:

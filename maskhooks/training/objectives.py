@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
-from maskhooks.masks.masking import Masked
+from maskhooks.masks.masked import GateSamples
 
 
 class Objective(nn.Module):
-    """min sparsity subject to divergence <= margin, for one masking.
+    """min sparsity subject to divergence <= margin, for one group of maskings.
 
     `start` is called once with the divergence of the fully masked model, `forward` gives the loss of a step, and
     `ascend` moves the multiplier after it. Where every example has parameters of its own (no amortisation), so it has a
@@ -42,7 +42,7 @@ class Objective(nn.Module):
 
     @abstractmethod
     def forward(
-        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+        self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
         """The loss to descend on.
 
@@ -98,12 +98,12 @@ class AugmentedLagrangian(Objective):
         self.multiplier = torch.full_like(self.scale, self.initial)
 
     def forward(
-        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+        self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
         error = (self._level(divergence.detach()) - self.target) / self.scale
         weight = (self.multiplier + self.damping * error).clamp(min=0)
         charged = (self._level(penalty) - self.target) / self.scale
-        loss = (self._level(masked.expected_l0) + weight * charged) / (1 + weight)
+        loss = (self._level(samples.expected_l0) + weight * charged) / (1 + weight)
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
@@ -163,10 +163,10 @@ class RatioLagrangian(Objective):
         self.smoothed = torch.full_like(self.multiplier, self.target)
 
     def forward(
-        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+        self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
         weight = self.multiplier * (self.power * self._excess()).exp()
-        loss = (self._level(masked.expected_l0) + weight * self._level(penalty) / self.target) / (1 + weight)
+        loss = (self._level(samples.expected_l0) + weight * self._level(penalty) / self.target) / (1 + weight)
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
@@ -198,9 +198,9 @@ class PaperLagrangian(Objective):
         self.square = torch.zeros_like(closed)
 
     def forward(
-        self, masked: Masked, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+        self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        sparsity = self._level(masked.per_example(masked.log_open))
+        sparsity = self._level(samples.per_example(samples.log_open))
         loss = self.multiplier * (self._level(penalty) - self.margin) + sparsity
         return loss.sum()
 

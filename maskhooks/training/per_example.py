@@ -8,33 +8,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from maskhooks.checks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
-from maskhooks.masks.group import together
-from maskhooks.masks.masking import Masked, Masks
+from maskhooks.masks.group import MaskingGroup
+from maskhooks.masks.masked import GateSamples, Masked
 from maskhooks.masks.probes import FreeLogits
-from maskhooks.passes.forward import Clean, masked_pass, onward, places
+from maskhooks.passes.clean import Clean
+from maskhooks.passes.masked import masked_pass, onward_pass
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import Examples
 from maskhooks.training.objectives import Objective
-from maskhooks.training.preparation import closed_divergence, sizes, start
+from maskhooks.training.preparation import closed_divergence
 from maskhooks.training.problem import Problem
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104
 _DRAWS = 16  # samples of what a start has come to
 
-Estimate = Callable[[Problem, Clean, Masks, Generator, contextlib.ExitStack], tuple[Masked, Tensor, Tensor]]
+Estimate = Callable[[Problem, Clean, MaskingGroup, Generator, contextlib.ExitStack], tuple[GateSamples, Tensor, Tensor]]
 
 
 def pathwise(
-    problem: Problem, clean: Clean, masking: Masks, source: Generator, held: contextlib.ExitStack
-) -> tuple[Masked, Tensor, Tensor]:
+    problem: Problem, clean: Clean, group: MaskingGroup, source: Generator, held: contextlib.ExitStack
+) -> tuple[GateSamples, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """One sample of the gates, its divergence and its penalty, whose gradient goes through the model to the gates."""
-    masked, outputs = masked_pass(problem.hooked, clean, masking, source, held=held)
+    samples, outputs = masked_pass(clean, group, source, held=held)
     divergence = problem.divergence(clean.outputs, outputs)
-    return masked, divergence, problem.penalty(clean.outputs, outputs, divergence)
+    return samples, divergence, problem.penalty(clean.outputs, outputs, divergence)
 
 
 class ScoreFunction:
@@ -53,18 +55,18 @@ class ScoreFunction:
         self._weight = 0.0
 
     def __call__(
-        self, problem: Problem, clean: Clean, masking: Masks, source: Generator, held: contextlib.ExitStack
-    ) -> tuple[Masked, Tensor, Tensor]:
+        self, problem: Problem, clean: Clean, group: MaskingGroup, source: Generator, held: contextlib.ExitStack
+    ) -> tuple[GateSamples, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """One sample of the gates, its divergence, and a number with the gradient of its expected penalty."""
-        found = masking.masked(clean.values, lambda site: places(problem.hooked, clean, site), source)
+        masked = group.sample(clean.values, clean.places, source)
         with torch.no_grad():
-            outputs = onward(problem.hooked, clean, masking, found)
+            outputs = onward_pass(clean, group.replacements(masked))
             divergence = problem.divergence(clean.outputs, outputs)
             penalty = problem.penalty(clean.outputs, outputs, divergence)
         reward = penalty - self._average(penalty)
-        return together(found), divergence, reward * self._log_prob(problem, clean, masking, found)
+        return GateSamples.in_a_row(masked), divergence, reward * self._log_prob(clean, group, masked)
 
-    def _average(self, penalty: Tensor) -> Tensor:
+    def _average(self, penalty: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The average before this step, which it then takes in."""
         before = torch.zeros_like(penalty) if self._sum is None else self._sum / self._weight
         held = torch.zeros_like(penalty) if self._sum is None else self._sum
@@ -72,12 +74,13 @@ class ScoreFunction:
         self._weight = self.memory * self._weight + 1 - self.memory
         return before
 
-    def _log_prob(self, problem: Problem, clean: Clean, masking: Masks, found: Sequence[Masked]) -> Tensor:
-        total = torch.zeros(())
-        for part, masked in zip(masking.parts, found, strict=True):
-            (logits,) = part.logits(clean.values, places(problem.hooked, clean, part.site).units)
-            total = total.to(logits) + masked.total(part.gate.log_prob(masked.sample.detach(), logits))
-        return total
+    def _log_prob(self, clean: Clean, group: MaskingGroup, masked: Sequence[Masked]) -> Float[Tensor, " batch"]:
+        """log p(z) of an example's gates, in nats."""
+        terms = []
+        for masking, one in zip(group.maskings, masked, strict=True):
+            (logits,) = masking.logits(clean.values, clean.places[masking.site].units)
+            terms.append(one.total(masking.gate.log_prob(one.sample.detach(), logits)))
+        return torch.stack(terms).sum(0)
 
 
 def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] = lambda: pathwise) -> None:
@@ -96,55 +99,55 @@ def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] =
         MarginWarning: examples whose masks do not keep within the margin.
     """
     recipe = problem.recipe
-    for number, (masking, objective) in enumerate(zip(problem.maskings, problem.objectives, strict=True)):
+    for number, (group, objective) in enumerate(zip(problem.groups, problem.objectives, strict=True)):
         chosen: Chosen | None = None
         for attempt in range(recipe.starts):
-            begin(masking, clean, generator(problem.seed, _START, number, attempt))
-            _descend(problem, clean, masking, objective, (number, attempt), estimator())
+            begin(group, clean, generator(problem.seed, _START, number, attempt))
+            _descend(problem, clean, group, objective, (number, attempt), estimator())
             if recipe.starts > 1:
-                found = Chosen.of(problem, clean, masking, generator(problem.seed, _DRAW, number, attempt))
+                found = Chosen.of(problem, clean, group, generator(problem.seed, _DRAW, number, attempt))
                 chosen = found if chosen is None else chosen.or_better(found)
         if chosen is not None:
             chosen.put()
-        _check_margin(problem, masking, clean)
+        _check_margin(problem, group, clean)
 
 
 def _descend(
     problem: Problem,
     clean: Clean,
-    masking: Masks,
+    group: MaskingGroup,
     objective: Objective,
     numbers: tuple[int, ...],
     estimate: Estimate,
 ) -> None:
     """The steps of one start; gates cool down to their own temperature."""
-    recipe, gates = problem.recipe, [part.gate for part in masking.parts]
-    closed = closed_divergence(problem.hooked, clean, masking, problem.divergence)
+    recipe, gates = problem.recipe, [masking.gate for masking in group.maskings]
+    closed = closed_divergence(clean, group, problem.divergence)
     objective.start(closed)
     if not bool(closed.any()):  # all may be closed, and there may be no gradient to say so
         with torch.no_grad():
-            for probe, _ in _probes(problem, clean, masking):
+            for probe, _ in _probes(clean, group):
                 probe.logits.fill_(probe.low)
         return
     if estimate is pathwise and bool((closed > problem.margin).any()):  # else nothing is needed, gradient or not
-        check_gradients(problem.hooked, clean.batch, [part.site for part in masking.parts])
-    logits = [weight for probe, _ in _probes(problem, clean, masking) for weight in probe.parameters()]
+        check_gradients(problem.hooked, clean.batch, group.sites)
+    logits = [weight for probe, _ in _probes(clean, group) for weight in probe.parameters()]
     optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, recipe.free_memory))
     try:
         for step in range(recipe.steps):
-            for part, gate in zip(masking.parts, gates, strict=True):
-                part.gate = gate.heated(recipe.heat ** (1 - step / recipe.steps))
+            for masking, gate in zip(group.maskings, gates, strict=True):
+                masking.gate = gate.heated(recipe.heat ** (1 - step / recipe.steps))
             source = generator(problem.seed, _EXPLAIN, *numbers, step)
             optimizer.zero_grad()
             with torch.enable_grad(), contextlib.ExitStack() as held:
-                masked, divergence, penalty = estimate(problem, clean, masking, source, held)
-                objective(masked, divergence, penalty).backward()
+                samples, divergence, penalty = estimate(problem, clean, group, source, held)
+                objective(samples, divergence, penalty).backward()
             optimizer.param_groups[0]["lr"] = recipe.free_rate * recipe.rate(step, recipe.steps)
             optimizer.step()
             objective.ascend(divergence)
     finally:
-        for part, gate in zip(masking.parts, gates, strict=True):
-            part.gate = gate
+        for masking, gate in zip(group.maskings, gates, strict=True):
+            masking.gate = gate
 
 
 @dataclass
@@ -159,21 +162,21 @@ class Chosen:
     """
 
     probes: Sequence[tuple[FreeLogits, Examples | None]]
-    logits: list[Tensor]
-    far: Tensor
-    kept: Tensor
+    logits: list[Float[Tensor, "..."]]
+    far: Float[Tensor, " batch"]
+    kept: Float[Tensor, " batch"]
 
     @classmethod
     @torch.no_grad()
-    def of(cls, problem: Problem, clean: Clean, masking: Masks, source: Generator) -> Chosen:
+    def of(cls, problem: Problem, clean: Clean, group: MaskingGroup, source: Generator) -> Chosen:
         """What a start has come to."""
         divergences = []
         for _ in range(_DRAWS):
-            masked, outputs = masked_pass(problem.hooked, clean, masking, source)
+            samples, outputs = masked_pass(clean, group, source)
             divergences.append(problem.divergence(clean.outputs, outputs))
         far = (torch.stack(divergences).mean(0) - problem.margin).clamp(min=0)
-        probes = _probes(problem, clean, masking)
-        return cls(probes, [probe.logits.detach().clone() for probe, _ in probes], far, masked.expected_l0)
+        probes = _probes(clean, group)
+        return cls(probes, [probe.logits.detach().clone() for probe, _ in probes], far, samples.expected_l0)
 
     def or_better(self, other: Chosen) -> Chosen:
         """For each example these logits, or the other ones where they are better."""
@@ -193,14 +196,14 @@ class Chosen:
 
 
 @torch.no_grad()
-def _check_margin(problem: Problem, masking: Masks, clean: Clean) -> None:
+def _check_margin(problem: Problem, group: MaskingGroup, clean: Clean) -> None:
     """Warns with MarginWarning of examples whose gates, rounded at one half, are further than the margin."""
-    _, outputs = masked_pass(problem.hooked, clean, masking, rounded=0.5)
+    _, outputs = masked_pass(clean, group, rounded=0.5)
     divergence = problem.divergence(clean.outputs, outputs)
     far = int((divergence > problem.margin).sum())
     if far:
         warnings.warn(
-            f"at {masking.label} the masks of {far} of {len(divergence)} examples move the output further than the "
+            f"at {group.label} the masks of {far} of {len(divergence)} examples move the output further than the "
             f"margin of {problem.margin} nats, up to {divergence.max().item():.3g}. Give the recipe more steps or a "
             f"lower free_rate, or allow a larger margin.",
             MarginWarning,
@@ -208,26 +211,26 @@ def _check_margin(problem: Problem, masking: Masks, clean: Clean) -> None:
         )
 
 
-def begin(masking: Masks, clean: Clean, source: Generator | None = None) -> None:
+def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) -> None:
     """Fresh free logits for one batch; baselines are started where no fit has done so.
 
     Args:
         source: of where logits start, where the recipe spreads them.
     """
-    for part in masking.parts:
-        pattern, value = part.site.gating(), clean.values[str(part.site)]
-        start(part, sizes(part, clean), value.device)
+    for masking in group.maskings:
+        pattern, value = masking.site.gating(), clean.values[masking.site]
+        masking.start(masking.sizes_for(clean.values), value.device)
         known = pattern.shape(value)
-        for vote in part.votes:
+        for vote in masking.votes:
             assert isinstance(vote.probe, FreeLogits)  # shared by tied maskings: the last one's sizes hold
             vote.probe.begin([known[axis] for axis in pattern.positions], value.device, source)
 
 
-def _probes(problem: Problem, clean: Clean, masking: Masks) -> list[tuple[FreeLogits, Examples | None]]:
+def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[FreeLogits, Examples | None]]:
     """The probes that hold free logits, each once, and whose each of its rows is."""
     found = {}
-    for part in masking.parts:
-        for vote in part.votes:
+    for masking in group.maskings:
+        for vote in masking.votes:
             assert isinstance(vote.probe, FreeLogits)
-            found[id(vote.probe)] = (vote.probe, places(problem.hooked, clean, part.site).examples)
+            found[id(vote.probe)] = (vote.probe, clean.places[masking.site].examples)
     return list(found.values())

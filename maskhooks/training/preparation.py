@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from maskhooks.data.epochs import Epochs
@@ -16,55 +16,27 @@ from maskhooks.distributed.ranks import Ranks, Share
 from maskhooks.errors import PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
-from maskhooks.masks.masking import Masked, Masking, Masks, draw
+from maskhooks.masks.group import MaskingGroup, sites_of
+from maskhooks.masks.masked import Masked
+from maskhooks.masks.masking import Masking, draw
 from maskhooks.masks.votes import value_at
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, count
 from maskhooks.model.task import move
-from maskhooks.passes.forward import Clean, clean_pass, onward, onward_pass, places
+from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.passes.masked import onward_pass
 from maskhooks.progress import track
 from maskhooks.seeds import generator
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from maskhooks.training.penalty import Penalty
 
 _OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
 
 
-def start(masking: Masking, sizes: Mapping[str, Any], device: torch.device) -> None:
-    """Allocates a masking's parts, those that another masking has not started yet.
-
-    Args:
-        sizes: `baseline`, the shape of the baseline; `reads`, for each vote the features of the sites it reads;
-            `groups`, logits a position. As `sizes` gives them, and as JSON has them.
-    """
-    masking.sizes = dict(sizes)
-    if not masking.baseline.started:
-        masking.baseline.start(tuple(sizes["baseline"]))
-        masking.baseline.to(device).started = True
-    for vote, features in zip(masking.votes, sizes["reads"], strict=True):
-        if not vote.probe.started:
-            vote.probe.start(features, sizes["groups"])
-            vote.probe.to(device).started = True
-
-
-def sizes(masking: Masking, clean: Clean) -> dict[str, Any]:
-    """The sizes of a masking's parts, from the values of one batch."""
-    pattern, value = masking.site.gating(), clean.values[str(masking.site)]
-    known = pattern.shape(value, site=masking.site)
-
-    def features(site: Site) -> int:
-        return math.prod(site.gating().feature_shape(value_at(site, clean.values), site=site))
-
-    return {
-        "baseline": list(pattern.feature_shape(value, site=masking.site)),
-        "reads": [[features(site) for site in vote.reads] for vote in masking.votes],
-        "groups": math.prod(known[axis] for axis in pattern.groups),
-    }
-
-
 def gather(
     hooked: Hooked,
-    masks: Sequence[Masks],
+    maskings: Sequence[Masking],
     batches: Iterable[Any],
     device: torch.device,
     penalty: Penalty | None = None,
@@ -74,7 +46,6 @@ def gather(
     Args:
         penalty: fitted on the outputs.
     """
-    maskings = [part for one in masks for part in one.parts]
     reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
     votes = {id(vote.probe): vote for masking in maskings for vote in masking.votes}
     sites = dict.fromkeys([*(masking.site for masking in maskings), *(s for v in votes.values() for s in v.reads)])
@@ -85,7 +56,7 @@ def gather(
             penalty.fit(clean.outputs)
         if number == 0:
             for masking in maskings:
-                start(masking, sizes(masking, clean), device)
+                masking.start(masking.sizes_for(clean.values), device)
         rows = {}
         for site in sites:
             value = value_at(site, clean.values)
@@ -111,7 +82,7 @@ def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Tensor]) -> None
 
 def fit_baselines(
     hooked: Hooked,
-    masks: Sequence[Masks],
+    maskings: Sequence[Masking],
     batches: Epochs,
     divergence: Divergence,
     *,
@@ -128,8 +99,7 @@ def fit_baselines(
     because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units
     of the features' deviation, its rate falling from `rate` to zero.
     """
-    parts = [part for one in masks for part in one.parts]
-    learned = {id(part.baseline): part for part in parts if isinstance(part.baseline, Learned)}
+    learned = {id(masking.baseline): masking for masking in maskings if isinstance(masking.baseline, Learned)}
     for number, masking in enumerate(learned.values() if steps else ()):
         assert isinstance(masking.baseline, Learned)
         offset = masking.baseline.offset
@@ -141,14 +111,13 @@ def fit_baselines(
             on_device = move(batch, ranks.device)
             clean = None if batch is None else clean_pass(hooked, on_device, [masking.site], [masking.site], replay)
             source = generator(seed, number, step)
-            offset.grad = ranks.add(_slope(hooked, clean, masking, offset, divergence, source, ranks))
+            offset.grad = ranks.add(_slope(clean, masking, offset, divergence, source, ranks))
             optimizer.step()
             schedule.step()
         offset.requires_grad_(False)
 
 
 def _slope(
-    hooked: Hooked,
     clean: Clean | None,
     masking: Masking,
     weight: Tensor,
@@ -158,23 +127,22 @@ def _slope(
 ) -> Tensor:
     """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
     pattern = masking.site.gating()
-    shape = None if clean is None else pattern.mask_shape(clean.values[str(masking.site)])
+    shape = None if clean is None else pattern.mask_shape(clean.values[masking.site])
     share = ranks.share(ranks.shapes(shape, len(pattern.gated)))
     examples = ranks.share(ranks.shapes(None if clean is None else (count(clean.outputs),), 1))
     if clean is None:
         return torch.zeros_like(weight)
-    masked = random_mask(hooked, clean, masking, source, share, examples)
+    masked = random_mask(clean, masking, source, share, examples)
     weight.grad = None
     with contextlib.ExitStack() as held:
-        far = divergence(clean.outputs, onward_pass(hooked, clean, masking.site, masking.onto(masked), held))
+        outputs = onward_pass(clean, {masking.site: masking.replacement(masked)}, held)
+        far = divergence(clean.outputs, outputs)
         # not autograd.grad, which reentrant checkpointing in a model does not take
         (far.mean() * (len(far) / examples.whole[0])).backward()
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
-def random_mask(
-    hooked: Hooked, clean: Clean, masking: Masking, source: Generator, share: Share, counted: Share
-) -> Masked:
+def random_mask(clean: Clean, masking: Masking, source: Generator, share: Share, counted: Share) -> Masked:
     """Positions kept at random, each example at a rate drawn from U(0, 1); samples of nearly open or closed gates.
 
     The gate's own noise is part of it: a baseline far from all values would do no harm at z = 0, but at z = .95.
@@ -182,41 +150,42 @@ def random_mask(
     Args:
         share, counted: this rank's gates, and its examples, among those of the global batch.
     """
-    value = clean.values[str(masking.site)]
+    value = clean.values[masking.site]
     shape = masking.site.gating().mask_shape(value)
-    real, examples, units = places(hooked, clean, masking.site)
+    places = clean.places[masking.site]
+    examples = places.examples
     rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
     rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(shape) - 1))
     drawn = share.of(torch.rand(share.whole, generator=source), shape)
     logits = torch.where((drawn if examples is None else examples.back(drawn)) < rate, _OPEN, -_OPEN)
     sample = draw(share.drawing(masking.gate), logits, source, examples).to(value.device)
-    return masking.mask(value, real, sample, examples=examples, units=units)
+    return masking.mask(value, places, sample)
 
 
 def closed_divergences(
     hooked: Hooked,
-    maskings: Sequence[Masks],
+    groups: Sequence[MaskingGroup],
     batches: Iterable[Any],
     divergence: Divergence,
     device: torch.device,
     replay: Replay | None,
-) -> list[Tensor]:
-    """For each masking the divergence with its site fully masked, per example of all batches."""
-    sites = list(dict.fromkeys(part.site for masking in maskings for part in masking.parts))
-    found: list[list[Tensor]] = [[] for _ in maskings]
+) -> list[Float[Tensor, " example"]]:
+    """For each group the divergence with its sites fully masked, per example of all batches, in nats."""
+    sites = sites_of(groups)
+    found: list[list[Tensor]] = [[] for _ in groups]
     for batch in batches:
         clean = clean_pass(hooked, move(batch, device), sites, sites, replay)
-        for masking, mine in zip(maskings, found, strict=True):
-            mine.append(closed_divergence(hooked, clean, masking, divergence))
+        for group, mine in zip(groups, found, strict=True):
+            mine.append(closed_divergence(clean, group, divergence))
     return [torch.cat(mine) for mine in found]
 
 
 @torch.no_grad()
-def closed_divergence(hooked: Hooked, clean: Clean, masking: Masks, divergence: Divergence) -> Tensor:
-    """The divergence of the model with every position of its sites masked, shape `(batch,)`, in nats."""
+def closed_divergence(clean: Clean, group: MaskingGroup, divergence: Divergence) -> Float[Tensor, " batch"]:
+    """The divergence of the model with every position of a group's sites masked, in nats."""
     masked = []
-    for part in masking.parts:
-        value = clean.values[str(part.site)]
-        closed = torch.zeros(part.site.gating().mask_shape(value), device=value.device)
-        masked.append(part.mask(value, places(hooked, clean, part.site).real, closed))
-    return divergence(clean.outputs, onward(hooked, clean, masking, masked))
+    for masking in group.maskings:
+        value = clean.values[masking.site]
+        closed = torch.zeros(masking.site.gating().mask_shape(value), device=value.device)
+        masked.append(masking.mask(value, Places(clean.places[masking.site].real), closed))
+    return divergence(clean.outputs, onward_pass(clean, group.replacements(masked)))

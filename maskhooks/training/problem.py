@@ -1,4 +1,4 @@
-"""The problem that a training run solves: maskings of one model's sites, with an objective each."""
+"""The problem that a training run solves: groups of maskings of one model's sites, with an objective each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from maskhooks.masks.masking import Masks
+from maskhooks.masks.group import MaskingGroup, modules_of
+from maskhooks.masks.masking import Masking
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence
 from maskhooks.training.objectives import Objective
@@ -17,19 +18,33 @@ from maskhooks.training.recipe import Recipe
 
 @dataclass
 class Problem:
-    """What is trained: maskings of one model's sites, an objective each."""
+    """What is trained: groups of maskings of one model's sites, an objective each.
+
+    Attributes:
+        groups: each is applied in a masked pass of its own.
+        objectives: one for each group.
+        divergence: of original and masked outputs, in nats per example.
+        margin: the divergence allowed on average, in nats.
+        penalty: what the loss charges an example for.
+        fit_first: maskings whose learned baseline is fitted before any gate, and then kept.
+    """
 
     hooked: Hooked
-    maskings: Sequence[Masks]
+    groups: Sequence[MaskingGroup]
     objectives: Sequence[Objective]
     recipe: Recipe
     divergence: Divergence
     margin: float
     seed: int
     penalty: Penalty
-    fit_first: Sequence[Masks] = ()  # maskings whose learned baseline is fitted before any gate, and then kept
+    fit_first: Sequence[Masking] = ()
 
     @property
-    def parts(self) -> list[nn.Module]:
+    def maskings(self) -> list[Masking]:
+        """Those of all groups, in order."""
+        return [masking for group in self.groups for masking in group.maskings]
+
+    @property
+    def modules(self) -> list[nn.Module]:
         """Every trained module once."""
-        return list({id(part): part for masking in self.maskings for part in masking.modules}.values())
+        return modules_of(self.maskings)

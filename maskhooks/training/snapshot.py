@@ -16,7 +16,6 @@ from maskhooks.errors import ResumeError
 from maskhooks.runs.run_state import drop_states, folder_of, load_state, save_state
 from maskhooks.sites import nested
 from maskhooks.training.loop import Loop
-from maskhooks.training.preparation import start
 from maskhooks.training.problem import Problem
 
 
@@ -122,18 +121,17 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
 def parts_of(problem: Problem) -> dict[str, Any]:
     """The trained parts: their sizes, states, and which of their weights are kept as they are."""
     return {
-        "sizes": [part.sizes for masking in problem.maskings for part in masking.parts],
-        "parts": [part.state_dict() for part in problem.parts],
-        "kept": [[name for name, w in part.named_parameters() if not w.requires_grad] for part in problem.parts],
+        "sizes": [masking.sizes for masking in problem.maskings],
+        "parts": [part.state_dict() for part in problem.modules],
+        "kept": [[name for name, w in part.named_parameters() if not w.requires_grad] for part in problem.modules],
     }
 
 
 def put_parts(problem: Problem, tree: Mapping[str, Any], device: torch.device) -> None:
     """Starts the parts where they are not, and gives them the states that `parts_of` saw."""
-    maskings = [part for masking in problem.maskings for part in masking.parts]
-    for masking, sizes in zip(maskings, tree["sizes"], strict=True):
-        start(masking, sizes, device)
-    for part, state, kept in zip(problem.parts, tree["parts"], tree["kept"], strict=True):
+    for masking, sizes in zip(problem.maskings, tree["sizes"], strict=True):
+        masking.start(sizes, device)
+    for part, state, kept in zip(problem.modules, tree["parts"], tree["kept"], strict=True):
         part.load_state_dict(state)
         _keep(part, kept)
 

@@ -61,7 +61,9 @@ from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.model.hooked import Hooked
-from maskhooks.passes.forward import clean_pass, onward_pass
+from maskhooks.passes.clean import clean_pass
+from maskhooks.passes.masked import onward_pass
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from tests.adapters.geometric_models import (
     EDGES,
@@ -140,7 +142,7 @@ def test_messages_are_gated_exactly(name: str, unchanged: Unchanged) -> None:
             begin = sum(map(len, begun))
             begun.append(part.detach().clone().requires_grad_())
             mine = sample[begin : begin + len(part)]
-            return masking.mask(begun[-1], torch.ones(len(part), dtype=torch.bool), mine).replaced
+            return masking.mask(begun[-1], Places(torch.ones(len(part), dtype=torch.bool)), mine).replaced
 
         with hooked.tap(replace={site: gate}):
             output = hooked(data)
@@ -293,9 +295,9 @@ def test_a_later_portion_is_gated_as_it_comes() -> None:
     clean = clean_pass(hooked, (data.x, data.edge_index), [site], [site], Replay(model))
     masking = Masking(site, 0, [], HardConcrete(), learned(clean.values[str(site)]))
     sample = torch.cat([torch.zeros(7), torch.ones(7)])
-    masked = masking.mask(clean.values[str(site)], torch.ones(14, dtype=torch.bool), sample)
+    masked = masking.mask(clean.values[str(site)], Places(torch.ones(14, dtype=torch.bool)), sample)
     with torch.no_grad():
-        outputs: Any = onward_pass(hooked, clean, site, masking.onto(masked))
+        outputs: Any = onward_pass(clean, {site: masking.replacement(masked)})
         hop = data.x.new_zeros(5, 3).index_add(0, EDGES[1], torch.full((7, 3), 0.3))
         again = hop.new_zeros(5, 3).index_add(0, EDGES[1], hop[EDGES[0]])
         wanted = sum(lin(part) for lin, part in zip(model.lins, (data.x, hop, again), strict=True)) + model.bias
@@ -467,8 +469,8 @@ def test_layers_for_one_relation_each_have_one_depth(made: str) -> None:
         masks = maskhooks.GraphMask(hooked, recipe=maskhooks.Recipe(steps=2, stagger=0.5))
         with pytest.warns(UnfiredSiteWarning, match="rates"):
             masks.fit([data], [data], progress=False)
-        assert [part.depth for part in masks.maskings[0].parts] == [0, 0, 0, 1, 1]
-        assert [part.depth for part in masks.maskings[0].staged(0.0).parts] == [1, 1]
+        assert [part.depth for part in masks.groups[0].maskings] == [0, 0, 0, 1, 1]
+        assert [part.depth for part in masks.groups[0].staged(0.0).maskings] == [1, 1]
         assert masks.explain(data).matrix()[1] == ["0", "1"]
 
 

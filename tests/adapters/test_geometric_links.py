@@ -22,7 +22,7 @@ from torch_geometric.utils import k_hop_subgraph
 import maskhooks
 from maskhooks.errors import BatchError
 from maskhooks.model.outputs import Positions
-from maskhooks.passes.forward import clean_pass
+from maskhooks.passes.clean import clean_pass
 from tests.adapters.geometric_models import Rates, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]

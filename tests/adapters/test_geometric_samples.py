@@ -20,7 +20,7 @@ from torch_geometric.utils import trim_to_layer
 
 import maskhooks
 from maskhooks.model.outputs import Positions
-from maskhooks.passes.forward import clean_pass
+from maskhooks.passes.clean import clean_pass
 from tests.adapters.geometric_loaders import around_links, around_nodes
 from tests.adapters.geometric_models import RELATIONS, Links, Nodes, Rates, Typed, hetero, randn
 

@@ -32,7 +32,7 @@ from maskhooks.errors import (
     UnknownDistributionError,
 )
 from maskhooks.model.outputs import Positions, agreement, kl, prediction_loss
-from maskhooks.passes.forward import clean_pass, examples
+from maskhooks.passes.clean import clean_pass
 from tests.adapters.geometric_models import EDGES, Links, Nodes, Pooled, Typed, batch, graph, hetero, randn
 
 Unchanged = Callable[[nn.Module], nn.Module]
@@ -435,7 +435,7 @@ def test_what_is_known_of_messages_lasts_as_long_as_their_pass() -> None:
     one = Data(x=torch.ones(2, 2), edge_index=torch.tensor([[0, 1], [1, 0]]))
     (site,) = hooked.find("message")
     clean = clean_pass(hooked, one, [site])
-    assert examples(hooked, clean, site) is not None
+    assert clean.places[site].examples is not None
     assert len(task._messages) == before + 1
     del clean
     gc.collect()

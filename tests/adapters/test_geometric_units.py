@@ -21,7 +21,8 @@ import maskhooks
 from maskhooks.errors import BatchError, SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.model.hooked import Hooked
-from maskhooks.passes.forward import clean_pass, masked_pass, places
+from maskhooks.passes.clean import clean_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
 from tests.adapters.geometric_models import Nodes, Pooled, Relational, Typed, graph, hetero, randn
 
@@ -75,7 +76,7 @@ def test_a_pair_is_drawn_and_counted_once() -> None:
     hooked = maskhooks.wrap(Pooled(), example=rings(), units="undirected")
     masks = maskhooks.GraphMask(hooked, recipe=maskhooks.Recipe(steps=1)).fit([rings()], progress=False)
     clean = clean_pass(hooked, rings(), masks.reads)
-    masked, _ = masked_pass(hooked, clean, masks.maskings[0], generator(3))
+    masked, _ = masked_pass(clean, masks.groups[0], generator(3))
     first, second = masked.sample.split(len(masked.sample) // 2)
     assert torch.equal(first[:8:2], first[1:8:2])
     assert len(first[:8].unique()) == 4
@@ -125,7 +126,7 @@ def test_types_of_nodes_keep_their_numbers_apart() -> None:
 def test_states_of_nodes_are_by_themselves() -> None:
     hooked = maskhooks.wrap(Pooled(), units="undirected")
     (site,) = hooked.find("first:output")
-    assert places(hooked, clean_pass(hooked, rings(), [site]), site).units is None
+    assert clean_pass(hooked, rings(), [site]).places[site].units is None
 
 
 def test_a_network_of_ones_own() -> None:

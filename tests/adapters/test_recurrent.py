@@ -23,7 +23,9 @@ from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
-from maskhooks.passes.forward import clean_pass, onward_pass
+from maskhooks.passes.clean import clean_pass
+from maskhooks.passes.masked import onward_pass
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from tests.conftest import fingerprint, same_bits
 
@@ -449,7 +451,7 @@ def test_replay_skips_what_comes_before_the_module(classifier: Classifier) -> No
     site, batch, replay = hooked.sites["rnn.h_l0:output"], draw(4), Replay(classifier)
     clean = clean_pass(hooked, batch, [site], [site], replay)
     assert replay._skippable(site) == [classifier.embed]
-    onward = onward_pass(hooked, clean, site, torch.clone)
+    onward = onward_pass(clean, {site: torch.clone})
     torch.testing.assert_close(onward.logits, clean.outputs.logits, rtol=1e-6, atol=1e-6)  # type: ignore[union-attr]
 
 
@@ -474,7 +476,7 @@ def test_gates_without_gradients_are_those_with_them(kind: str) -> None:
     value, there = torch.randn(4, 5, 6), torch.ones(4, 5, dtype=torch.bool)
     value[0, :, 0] = -0.0
     sample = torch.tensor([0.0, 1.0, 0.3, 0.7, 1.0]).expand(4, 5).contiguous()
-    onto = masking.onto(masking.mask(value, there, sample))
+    onto = masking.replacement(masking.mask(value, Places(there), sample))
     assert isinstance(onto, Stepwise)
     for step in range(5):
         with torch.no_grad():
@@ -489,7 +491,7 @@ def test_gates_without_gradients_are_those_with_them(kind: str) -> None:
     baseline = Learned(torch.randn(6))
     baseline.start((6,))
     masking = Masking(hooked.sites["h_l0:output"], 0, [], HardConcrete(), baseline)
-    onto = masking.onto(masking.mask(value, there, sample))
+    onto = masking.replacement(masking.mask(value, Places(there), sample))
     with hooked.tap(replace={"h_l0:output": onto}):
         usual = flat(module(x))
         with torch.no_grad():

@@ -19,7 +19,7 @@ from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.masks.baselines import Zero
 from maskhooks.model.outputs import kl
-from maskhooks.passes.forward import clean_pass
+from maskhooks.passes.clean import clean_pass
 from maskhooks.search.exact import Found
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.shared import tree

@@ -15,7 +15,7 @@ def test_a_verdict_that_other_samples_do_not_share(capsys: pytest.CaptureFixture
     held = list(runs.loader(13, 4))
     made = runs.explainer(runs.SITES[1])
     made.fit(runs.loader(42, 8), held, steps=12, progress=False, accelerator="cpu")
-    step = made.result.chosen[str(made.maskings[0])]
+    step = made.result.chosen[str(made.groups[0])]
     chosen = next(row["divergence"] for row in made.result.validation if row["step"] == step)
     now = made.evaluate(held, progress=False)[0]["divergence"]
     assert chosen != now
@@ -36,10 +36,10 @@ def test_masks_that_keep_nothing_are_told(capsys: pytest.CaptureFixture[str]) ->
     held = list(runs.loader(13, 4))
     made = runs.explainer(runs.SITES[1])
     made.fit(runs.loader(42, 8), held, steps=2, progress=False, accelerator="cpu")
-    told = f"No gate is open above one half at {made.maskings[0].label}"
+    told = f"No gate is open above one half at {made.groups[0].label}"
     _tell(made, held, trained_only=False)
     assert told not in " ".join(capsys.readouterr().out.split())
     with torch.no_grad():
-        made.maskings[0].parts[0].votes[0].probe.bias.fill_(-20.0)
+        made.maskings[0].votes[0].probe.bias.fill_(-20.0)
     _tell(made, held, trained_only=False)
     assert told in " ".join(capsys.readouterr().out.split())

@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
 KILLED = """
 import json, os, pathlib, random, signal, sys, time
 import torch
-from tests.test_explain_to import SETTINGS, diffmask, texts
+from tests.explainers.test_explain_to import SETTINGS, diffmask, texts
 
 torch.set_num_threads(1)
 folder, data, moments = pathlib.Path(sys.argv[1]), texts(1200), random.Random(int(sys.argv[2]))
@@ -308,7 +308,7 @@ def test_killed_at_random_moments_no_row_is_lost_or_doubled(tmp_path: Path, seed
 FULL = """
 import resource, signal, sys
 from maskhooks.errors import StorageError
-from tests.test_explain_to import SETTINGS, random_explainer, texts
+from tests.explainers.test_explain_to import SETTINGS, random_explainer, texts
 
 shards = random_explainer().explain_to(texts(16), sys.argv[1], **SETTINGS)
 shards.path(1).unlink()

@@ -93,8 +93,8 @@ def fitted(hooked: Hooked, **settings: object) -> GraphMask:
 
 
 def test_gates_read_source_message_and_target_of_their_layer() -> None:
-    (joint,) = GraphMask(hook()).maskings
-    first, second = joint.parts
+    (group,) = GraphMask(hook()).groups
+    first, second = group.maskings
     names = [str(site) for site in first.votes[0].reads]
     assert names == ["layers.0.message:input[0]", "layers.0.message:output", "layers.0.message:input[1]"]
     assert all(str(site).startswith("layers.1") for site in second.votes[0].reads)
@@ -102,8 +102,8 @@ def test_gates_read_source_message_and_target_of_their_layer() -> None:
 
 
 def test_without_companions_gates_read_the_message() -> None:
-    (joint,) = GraphMask(hook(companions=False)).maskings
-    assert [[str(site) for site in part.votes[0].reads] for part in joint.parts] == [
+    (group,) = GraphMask(hook(companions=False)).groups
+    assert [[str(site) for site in masking.votes[0].reads] for masking in group.maskings] == [
         [f"layers.{depth}.message:output"] for depth in range(2)
     ]
 
@@ -238,7 +238,7 @@ def test_gates_read_states_and_numbers_in_place_of_rows(probe: type[Probe]) -> N
         )
         recipe = dataclasses.replace(QUICK, probe="summed" if probe is SummedMLP else "mlp")
         explainer = GraphMask(hooked, margin=5.0, recipe=recipe).fit([batch(1), batch(2)], [batch(3)], progress=False)
-        assert type(explainer.maskings[0].parts[0].votes[0].probe) is probe
+        assert type(explainer.maskings[0].votes[0].probe) is probe
         reads = [str(site) for site in explainer.reads]
         assert reads[1:] == (["source:input[0]", "source:input[1]"] if "picked" in tags else ["source:output"])
         found.append(torch.from_numpy(explainer.explain(batch(4))["score"]))

@@ -263,7 +263,7 @@ def test_a_million_rows_cost_less_than_a_second() -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, maskhooks.analyses\n"
+        "import sys, maskhooks.explanations.analyses\n"
         "heavy = {'pandas', 'pyarrow', 'matplotlib', 'jinja2', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

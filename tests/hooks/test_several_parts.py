@@ -22,6 +22,7 @@ from maskhooks.model.adapter import Adapter, join
 from maskhooks.model.hooked import Hooked
 from maskhooks.sites.modules import places
 from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits
 
@@ -114,8 +115,8 @@ def test_gates_mix_what_comes(hooked: Hooked) -> None:
         (torch.ones(5), usual),
         (torch.tensor([0.0, 0, 1, 1, 1]), torch.cat([0 * X[:2], *(hooked(torch.cat([0 * X[:2], X[2:]]))[2:],)])),
     ):
-        masked = masking.mask(usual, torch.ones(5, dtype=torch.bool), sample)
-        with hooked.tap(replace={site: masking.onto(masked)}):
+        masked = masking.mask(usual, Places(torch.ones(5, dtype=torch.bool)), sample)
+        with hooked.tap(replace={site: masking.replacement(masked)}):
             assert same_bits(hooked(X), wanted)
 
 

@@ -12,14 +12,16 @@ from maskhooks.errors import BatchError, PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import HardConcrete
-from maskhooks.masks.group import Joint, together
+from maskhooks.masks.group import MaskingGroup
+from maskhooks.masks.masked import GateSamples
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP, FreeLogits
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
-from maskhooks.passes.forward import clean_pass, masked_pass
+from maskhooks.passes.clean import clean_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Site
 from maskhooks.training.preparation import closed_divergence, gather, random_mask
@@ -81,18 +83,18 @@ def parts(hooked: Hooked, batch: object, shared: Vote | None = None) -> list[Mas
 
 
 def test_open_gates_leave_the_output_equal_bit_for_bit(hooked, batch) -> None:
-    joint = Joint(parts(hooked, batch))
-    clean = clean_pass(hooked, batch, joint.reads)
-    masked, outputs = masked_pass(hooked, clean, joint, rounded=1e-9)
+    group = MaskingGroup(parts(hooked, batch))
+    clean = clean_pass(hooked, batch, group.reads)
+    masked, outputs = masked_pass(clean, group, rounded=1e-9)
     assert bool((masked.sample == 1).all())
     assert torch.equal(outputs.logits, clean.outputs.logits)
 
 
 def test_all_sites_are_masked_at_once(hooked, batch) -> None:
     """A later layer's messages are those of the masked pass, mixed with its own baseline."""
-    joint = Joint(parts(hooked, batch))
-    clean = clean_pass(hooked, batch, joint.reads)
-    masked, outputs = masked_pass(hooked, clean, joint, generator(3))
+    group = MaskingGroup(parts(hooked, batch))
+    clean = clean_pass(hooked, batch, group.reads)
+    masked, outputs = masked_pass(clean, group, generator(3))
     samples = masked.sample.split(4)
     net = hooked.model
     states = batch[0]
@@ -106,51 +108,51 @@ def test_all_sites_are_masked_at_once(hooked, batch) -> None:
 
 
 def test_replay_gives_the_same_from_the_first_site_onward(hooked, batch) -> None:
-    joint = Joint(parts(hooked, batch))
+    group = MaskingGroup(parts(hooked, batch))
     replay = Replay(hooked.model)
-    full = clean_pass(hooked, batch, joint.reads)
-    kept = clean_pass(hooked, batch, joint.reads, hooked.sites, replay)
-    _, one = masked_pass(hooked, full, joint, generator(3))
-    _, other = masked_pass(hooked, kept, joint, generator(3))
+    full = clean_pass(hooked, batch, group.reads)
+    kept = clean_pass(hooked, batch, group.reads, hooked.sites, replay)
+    _, one = masked_pass(full, group, generator(3))
+    _, other = masked_pass(kept, group, generator(3))
     assert torch.equal(one.logits, other.logits)
 
 
 def test_gradients_reach_probes_and_baselines_of_all_parts(hooked, batch) -> None:
-    joint = Joint(parts(hooked, batch))
-    clean = clean_pass(hooked, batch, joint.reads)
-    _, outputs = masked_pass(hooked, clean, joint, generator(3))
+    group = MaskingGroup(parts(hooked, batch))
+    clean = clean_pass(hooked, batch, group.reads)
+    _, outputs = masked_pass(clean, group, generator(3))
     kl(clean.outputs, outputs).sum().backward()
-    assert all(bool(module.offset.grad.any()) for module in joint.modules if isinstance(module, Learned))
-    assert all(bool(module.last.weight.grad.any()) for module in joint.modules if isinstance(module, MLP))
+    assert all(bool(module.offset.grad.any()) for module in group.modules if isinstance(module, Learned))
+    assert all(bool(module.last.weight.grad.any()) for module in group.modules if isinstance(module, MLP))
 
 
 def test_means_are_over_the_edges_of_each_graph_in_all_layers(hooked, batch) -> None:
-    joint = Joint(parts(hooked, batch))
-    clean = clean_pass(hooked, batch, joint.reads)
-    masked, _ = masked_pass(hooked, clean, joint, generator(3))
+    group = MaskingGroup(parts(hooked, batch))
+    clean = clean_pass(hooked, batch, group.reads)
+    masked, _ = masked_pass(clean, group, generator(3))
     first, second = masked.sample.view(2, 4)[:, :3], masked.sample.view(2, 4)[:, 3]
     assert torch.allclose(
         masked.per_example(masked.sample), torch.stack([first.mean(), second.mean(), torch.zeros(())])
     )
-    assert together([masked]) is masked
+    assert GateSamples.in_a_row([masked]) is masked
 
 
 def test_layers_join_from_the_top_down(hooked, batch) -> None:
-    joint = Joint(parts(hooked, batch))
-    assert joint.staged(0.0).parts == joint.parts[1:]
-    assert joint.staged(0.5).parts == joint.parts
-    assert joint.parts[0].staged(0.0) is joint.parts[0]
-    assert Joint(joint.parts, tied=True).staged(0.0).parts == joint.parts
-    for part, depth in zip(joint.parts, (0, 0), strict=True):
-        part.depth = depth
-    assert joint.staged(0.0).parts == joint.parts  # of one depth, which join together
+    group = MaskingGroup(parts(hooked, batch))
+    assert group.staged(0.0).maskings == group.maskings[1:]
+    assert group.staged(0.5).maskings == group.maskings
+    assert MaskingGroup(group.maskings[:1]).staged(0.0).maskings == group.maskings[:1]
+    assert MaskingGroup(group.maskings, tied=True).staged(0.0).maskings == group.maskings
+    for masking, depth in zip(group.maskings, (0, 0), strict=True):
+        masking.depth = depth
+    assert group.staged(0.0).maskings == group.maskings  # of one depth, which join together
 
 
 def test_tied_gates_are_those_of_the_first_site(hooked, batch) -> None:
     site = hooked.sites[1]
-    joint = Joint(parts(hooked, batch, Vote((site,), MLP())), tied=True)
-    clean = clean_pass(hooked, batch, joint.reads)
-    masked, _ = masked_pass(hooked, clean, joint, generator(3))
+    group = MaskingGroup(parts(hooked, batch, Vote((site,), MLP())), tied=True)
+    clean = clean_pass(hooked, batch, group.reads)
+    masked, _ = masked_pass(clean, group, generator(3))
     assert torch.equal(masked.sample[:4], masked.sample[4:])
     assert torch.equal(masked.log_open[:4], masked.log_open[4:])
     assert 0 < masked.sample.mean() < 1
@@ -162,17 +164,17 @@ def test_tied_gates_need_as_many_edges(batch) -> None:
         sites=dict.fromkeys(SITES, "edge feature -> edge"),
         output=lambda logits: Categorical(logits=logits),
     )
-    joint = Joint(parts(hooked, batch), tied=True)
-    clean = clean_pass(hooked, batch, joint.reads)
+    group = MaskingGroup(parts(hooked, batch), tied=True)
+    clean = clean_pass(hooked, batch, group.reads)
     clean.values[SITES[1]] = clean.values[SITES[1]][:3]
     with pytest.raises(PatternError, match="cannot be tied"):
-        masked_pass(hooked, clean, joint, generator(3))
+        masked_pass(clean, group, generator(3))
 
 
 def test_closing_all_sites(hooked, batch) -> None:
-    joint = Joint(parts(hooked, batch))
-    clean = clean_pass(hooked, batch, joint.reads)
-    far = closed_divergence(hooked, clean, joint, kl)
+    group = MaskingGroup(parts(hooked, batch))
+    clean = clean_pass(hooked, batch, group.reads)
+    far = closed_divergence(clean, group, kl)
     assert far.shape == (3,)
     assert far[0] > 0
     assert far[2] == 0  # it has no edge
@@ -182,9 +184,7 @@ def test_random_masks_have_a_rate_for_each_graph(hooked, batch) -> None:
     masking = parts(hooked, batch)[0]
     clean = clean_pass(hooked, batch, masking.reads)
     shares = Share(0, (4,)), Share(0, (3,))
-    found = torch.stack(
-        [random_mask(hooked, clean, masking, generator(number), *shares).sample for number in range(300)]
-    )
+    found = torch.stack([random_mask(clean, masking, generator(number), *shares).sample for number in range(300)])
     together_ = torch.corrcoef(found.T)
     assert together_[0, 1] > 0.2  # one graph
     assert together_[0, 3].abs() < 0.2  # two
@@ -196,7 +196,7 @@ def test_free_logits_are_one_for_each_edge(hooked, batch) -> None:
     gather(hooked, [masking], [batch], torch.device("cpu"))
     masking.votes[0].probe.begin([4], torch.device("cpu"))
     clean = clean_pass(hooked, batch, masking.reads)
-    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    masked, _ = masked_pass(clean, MaskingGroup([masking]), generator(3))
     assert masked.sample.shape == (4,)
 
 
@@ -212,5 +212,5 @@ def test_examples_that_do_not_fit_are_refused(batch, given: Tensor) -> None:
     gather(hooked, [masking], [batch], torch.device("cpu"))
     clean = clean_pass(hooked, batch, masking.reads)
     with pytest.raises(BatchError, match="4 positions of 3 examples"):
-        masked_pass(hooked, clean, masking, generator(3))
+        masked_pass(clean, MaskingGroup([masking]), generator(3))
     assert isinstance(hooked.sites[0], Site)

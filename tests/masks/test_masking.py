@@ -13,19 +13,24 @@ from torch.distributions import Categorical
 from maskhooks.distributed.ranks import Share
 from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
 from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import Values
 from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import Bernoulli, HardConcrete
-from maskhooks.masks.masking import Masked, Masking
+from maskhooks.masks.group import MaskingGroup
+from maskhooks.masks.masked import GateSamples
+from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
-from maskhooks.passes.forward import clean_pass, masked_pass
+from maskhooks.passes.clean import clean_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator, seeded
+from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from maskhooks.training.objectives import AugmentedLagrangian, PaperLagrangian, RatioLagrangian
 from maskhooks.training.optimizers import Lookahead
-from maskhooks.training.preparation import closed_divergence, gather, random_mask, sizes, start
+from maskhooks.training.preparation import closed_divergence, gather, random_mask
 from maskhooks.training.recipe import Recipe
 
 TOKENS = "batch token hidden -> batch token"
@@ -75,7 +80,8 @@ def make(hooked, batch, site="layers.1:output", probe: Probe | None = None, base
 
 def test_only_real_positions_are_masked(hooked, batch):
     masking = make(hooked, batch)
-    masked, _ = masked_pass(hooked, clean_pass(hooked, batch, masking.reads), masking, generator(3))
+    clean = clean_pass(hooked, batch, masking.reads)
+    masked = masking.sample(clean.values, clean.places, generator(3))
     padding = ~batch[1]
     assert bool((masked.sample[padding] == 1).all())
     assert torch.equal(masked.replaced[padding], masked.original[padding])
@@ -85,7 +91,7 @@ def test_only_real_positions_are_masked(hooked, batch):
 def test_expected_l0_is_the_mean_probability_over_real_positions(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    masked, _ = masked_pass(clean, MaskingGroup([masking]), generator(3))
     (logits,) = masking.logits(clean.values)
     probability = torch.sigmoid(logits + 0.2 * math.log(5))
     expected = torch.stack([p[r].mean() for p, r in zip(probability, batch[1], strict=True)])
@@ -99,7 +105,7 @@ def test_votes_multiply(hooked, batch):
     gather(hooked, [masking], [batch], torch.device("cpu"))
     clean = clean_pass(hooked, batch, masking.reads)
     each = [HardConcrete().probability(logits) for logits in masking.logits(clean.values)]
-    torch.testing.assert_close(masking.log_open(clean.values).exp(), each[0] * each[1])
+    torch.testing.assert_close(masking.probability(clean.values, clean.places), each[0] * each[1])
     assert [str(site) for site in masking.reads] == ["embedding:output", "layers.1:output"]
     assert str(masking) == "embedding:output given layers.1:output"
 
@@ -107,9 +113,9 @@ def test_votes_multiply(hooked, batch):
 def test_every_part_gets_a_gradient(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    masked, outputs = masked_pass(hooked, clean, masking, generator(3))
+    masked, outputs = masked_pass(clean, MaskingGroup([masking]), generator(3))
     objective = RatioLagrangian(0.001, initial=10.0)
-    objective.start(closed_divergence(hooked, clean, masking, kl).mean())
+    objective.start(closed_divergence(clean, MaskingGroup([masking]), kl).mean())
     divergence = kl(clean.outputs, outputs)
     objective(masked, divergence, divergence).backward()
     for part in masking.modules:
@@ -125,8 +131,8 @@ def test_a_masked_pass_from_the_site_onward_is_the_full_one(hooked, batch):
     for rounded in (None, 0.5):
         short = clean_pass(hooked, batch, masking.reads, [masking.site], replay)
         full = clean_pass(hooked, batch, masking.reads)
-        one = masked_pass(hooked, short, masking, generator(3), rounded=rounded)[1]
-        other = masked_pass(hooked, full, masking, generator(3), rounded=rounded)[1]
+        one = masked_pass(short, MaskingGroup([masking]), generator(3), rounded=rounded)[1]
+        other = masked_pass(full, MaskingGroup([masking]), generator(3), rounded=rounded)[1]
         assert torch.equal(one.logits, other.logits)
 
 
@@ -141,7 +147,7 @@ def test_grouped_positions(batch):
     masking = make(hooked, batch)
     assert masking.sizes == {"baseline": [3, 4], "reads": [[12]], "groups": 3}
     clean = clean_pass(hooked, batch, masking.reads)
-    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    masked = masking.sample(clean.values, clean.places, generator(3))
     assert masked.sample.shape == (4, 6, 3)
     assert bool((masked.sample[~batch[1]] == 1).all())
     heads = masked.replaced.view(4, 6, 3, 4)
@@ -155,17 +161,17 @@ def test_sites_read_together_need_the_same_positions(hooked, batch):
     other = Site.parse("layers.1:output", "token batch hidden -> token batch")
     masking = Masking(first, 0, [Vote((other,), MLP())], HardConcrete(), Zero())
     clean = clean_pass(hooked, batch, masking.reads)
-    start(masking, sizes(masking, clean), torch.device("cpu"))
-    square = {**clean.values, "layers.1:output": clean.values["layers.1:output"][:3]}
+    masking.start(masking.sizes_for(clean.values), torch.device("cpu"))
+    square = Values({**clean.values, "layers.1:output": clean.values["layers.1:output"][:3]})
     with pytest.raises(PatternError, match="same positions"):
-        masking(square, batch[1])
+        masking.sample(square, clean.places)
 
 
 def test_random_masks_keep_at_random_rates(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
     shares = Share(0, tuple(batch[1].shape)), Share(0, (len(batch[1]),))
-    kept = torch.cat([random_mask(hooked, clean, masking, generator(i), *shares).sample[batch[1]] for i in range(200)])
+    kept = torch.cat([random_mask(clean, masking, generator(i), *shares).sample[batch[1]] for i in range(200)])
     assert 0.4 < kept.mean() < 0.6
     assert bool((kept == 0).any())
 
@@ -181,7 +187,7 @@ def test_positions_of_a_unit_share_one_gate_and_count_as_one(batch):
     )
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads, [masking.site])
-    masked, _ = masked_pass(hooked, clean, masking, generator(3))
+    masked, _ = masked_pass(clean, MaskingGroup([masking]), generator(3))
     open_ = masked.log_open.detach().exp()
     assert len(set(open_[0].tolist())) == 3
     assert open_[0, 0] == open_[0, 1]
@@ -190,7 +196,7 @@ def test_positions_of_a_unit_share_one_gate_and_count_as_one(batch):
     assert masked.expected_l0[0].item() == pytest.approx(open_[0, [0, 2, 3]].mean().item())
     assert masked.expected_l0[2].item() == pytest.approx(open_[2, 0].item())
     assert bool((masked.sample[2, 2:] == 1).all())
-    drawn = random_mask(hooked, clean, masking, generator(2), Share(0, (4, 6)), Share(0, (4,)))
+    drawn = random_mask(clean, masking, generator(2), Share(0, (4, 6)), Share(0, (4,)))
     assert torch.equal(drawn.sample[:2, 0], drawn.sample[:2, 1])
 
 
@@ -245,10 +251,9 @@ class TestProbes:
 
 
 class TestObjectives:
-    def masked(self, probability: torch.Tensor, real: torch.Tensor | None = None) -> Masked:
+    def masked(self, probability: torch.Tensor, real: torch.Tensor | None = None) -> GateSamples:
         real = torch.ones_like(probability, dtype=torch.bool) if real is None else real
-        value = torch.zeros(*probability.shape, 1)
-        return Masked(value, value, probability, torch.zeros(1), probability.log(), real)
+        return GateSamples(probability, probability.log(), real)
 
     @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan])
     def test_the_margin_is_positive(self, margin):
@@ -366,7 +371,7 @@ def test_seeds_are_of_their_own():
 def test_bernoulli_gates_learn(hooked, batch):
     masking = make(hooked, batch, gate=Bernoulli())
     clean = clean_pass(hooked, batch, masking.reads)
-    masked, outputs = masked_pass(hooked, clean, masking, generator(3))
+    masked, outputs = masked_pass(clean, MaskingGroup([masking]), generator(3))
     assert set(masked.sample.unique().tolist()) <= {0.0, 1.0}
     kl(clean.outputs, outputs).mean().backward()
     assert any(bool(weight.grad.abs().sum() > 0) for weight in masking.votes[0].probe.parameters())
@@ -376,4 +381,4 @@ def test_whole_numbers_are_not_masked() -> None:
     masking = Masking(Site.parse("m:output", "batch feature -> batch feature"), 0, [], HardConcrete(), Zero())
     masking.baseline.start((3,))
     with pytest.raises(ReplacementError, match=r"its values are torch.int64, .* as x.float\(\)"):
-        masking.mask(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3).bool(), torch.ones(2, 3))
+        masking.mask(torch.ones(2, 3, dtype=torch.long), Places(torch.ones(2, 3).bool()), torch.ones(2, 3))

@@ -12,8 +12,9 @@ import maskhooks
 from maskhooks import DiffMask
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.passes import clean_cache as store
+from maskhooks.passes.clean import clean_pass
 from maskhooks.passes.clean_cache import Numbered, Store, Stored
-from maskhooks.passes.forward import clean_pass, masked_pass
+from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
 from tests.models import Stack
 from tests.training.test_fit import QUICK, batches, wrapped
@@ -43,13 +44,13 @@ def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, plac
         calls.append(1)
         return clean_pass(hooked, batch, sites, sites, explainer.replay)
 
-    for masking in explainer.maskings:
-        wanted = masked_pass(hooked, compute(), masking, generator(0))[1].logits
+    for group in explainer.groups:
+        wanted = masked_pass(compute(), group, generator(0))[1].logits
         calls.clear()
         for _ in range(2):
-            clean = kept.clean(hooked, item, compute, masking.reads, [masking.site])
-            assert torch.equal(masked_pass(hooked, clean, masking, generator(0))[1].logits, wanted)
-            assert set(clean.values) == {str(site) for site in masking.reads}
+            clean = kept.clean(hooked, item, compute, group.reads, group.sites)
+            assert torch.equal(masked_pass(clean, group, generator(0))[1].logits, wanted)
+            assert set(clean.values) == {str(site) for site in group.reads}
     assert calls == []
     assert len(kept) == 1
 

@@ -13,17 +13,17 @@ from torch.distributions import Categorical
 
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
+from maskhooks.masks.group import MaskingGroup, reads_of
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
-from maskhooks.passes.forward import clean_pass
+from maskhooks.passes.clean import clean_pass
 from maskhooks.seeds import generator
 from maskhooks.training import evaluation
-from maskhooks.training.checkpoint import Measure
-from maskhooks.training.evaluation import Evaluation, draws_for
+from maskhooks.training.evaluation import Evaluation, Measure, draws_for
 from maskhooks.training.preparation import gather
 from tests.masks.test_masking import TOKENS, Tagger
 
@@ -44,23 +44,23 @@ def hooked() -> Hooked:
 
 
 @pytest.fixture
-def maskings(hooked: Hooked) -> list[Masking]:
+def groups(hooked: Hooked) -> list[MaskingGroup]:
     torch.manual_seed(0)
     found = [
         Masking(site, depth, [Vote((site,), MLP(start_logit=0.0))], HardConcrete(), Learned())
         for depth, site in enumerate(hooked.sites)
     ]
     gather(hooked, found, [batches(1, 8)[0][1]], torch.device("cpu"))
-    return found
+    return [MaskingGroup([masking]) for masking in found]
 
 
-def one_draw(hooked: Hooked, maskings: list[Masking], given: Any, *draw: int) -> list[dict[str, Any]]:
+def one_draw(hooked: Hooked, groups: list[MaskingGroup], given: Any, *draw: int) -> list[dict[str, Any]]:
     """What a single sample of the gates does."""
-    measures = [Measure(masking, rounded=not draw) for masking in maskings]
+    measures = [Measure(group, rounded=not draw) for group in groups]
     for number, batch in given:
-        clean = clean_pass(hooked, batch, [site for masking in maskings for site in masking.reads])
+        clean = clean_pass(hooked, batch, reads_of(groups))
         for index, measure in enumerate(measures):
-            measure.add(hooked, clean, kl, source(number, index, *draw))
+            measure.add(clean, kl, source(number, index, *draw))
     return [measure.row() for measure in measures]
 
 
@@ -69,12 +69,12 @@ def test_how_many_draws() -> None:
     assert [draws_for(32, most) for most in (0, 3, 99)] == [1, 3, 16]
 
 
-def test_a_small_set_has_the_mean_of_several_draws(hooked: Hooked, maskings: list[Masking]) -> None:
+def test_a_small_set_has_the_mean_of_several_draws(hooked: Hooked, groups: list[MaskingGroup]) -> None:
     given = batches(2, 50)
-    found = Evaluation(hooked, maskings, kl, source, rounded=True)
+    found = Evaluation(hooked, groups, kl, source, rounded=True)
     rows = found.rows(given)
     assert found.draws == 5
-    draws = [one_draw(hooked, maskings, given, *([draw] if draw else [])) for draw in range(5)]
+    draws = [one_draw(hooked, groups, given, *([draw] if draw else [])) for draw in range(5)]
     for row, *singles in zip(rows, *draws, strict=True):
         for name in ("divergence", "expected_l0", "agreement"):
             assert row[name] == pytest.approx(statistics.mean(single[name] for single in singles))
@@ -85,40 +85,40 @@ def test_a_small_set_has_the_mean_of_several_draws(hooked: Hooked, maskings: lis
 
 
 def test_a_large_set_has_the_draw_that_it_had(
-    hooked: Hooked, maskings: list[Masking], monkeypatch: pytest.MonkeyPatch
+    hooked: Hooked, groups: list[MaskingGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = batches(3, 20)
     monkeypatch.setattr(evaluation, "ENOUGH", 60)
-    found = Evaluation(hooked, maskings, kl, source, rounded=True)
-    assert found.rows(given) == one_draw(hooked, maskings, given)
+    found = Evaluation(hooked, groups, kl, source, rounded=True)
+    assert found.rows(given) == one_draw(hooked, groups, given)
     assert found.draws == 1
 
 
-def test_batches_pass_the_model_once(hooked: Hooked, maskings: list[Masking]) -> None:
+def test_batches_pass_the_model_once(hooked: Hooked, groups: list[MaskingGroup]) -> None:
     """But for the set's first time, when it is not known yet how many there are."""
     calls = []
     hooked.model.head.register_forward_hook(lambda *_: calls.append(1))
-    found = Evaluation(hooked, maskings, kl, source)
+    found = Evaluation(hooked, groups, kl, source)
     counts = []
     for _ in range(2):
         calls.clear()
         found.rows(batches(2, 100))
         counts.append(len(calls))
-    masked = 3 * 2 * 2  # draws, batches, maskings
+    masked = 3 * 2 * 2  # draws, batches, groups
     assert counts == [masked + 2 + 2, masked + 2]
 
 
-def test_no_more_passes_than_there_is_time_for(hooked: Hooked, maskings: list[Masking]) -> None:
-    found = Evaluation(hooked, maskings, kl, source, passes=13)
+def test_no_more_passes_than_there_is_time_for(hooked: Hooked, groups: list[MaskingGroup]) -> None:
+    found = Evaluation(hooked, groups, kl, source, passes=13)
     found.rows(batches(2, 8))  # four passes a draw
     assert found.draws == 3
 
 
-def test_the_spread_falls(hooked: Hooked, maskings: list[Masking]) -> None:
+def test_the_spread_falls(hooked: Hooked, groups: list[MaskingGroup]) -> None:
     """Of ten evaluations, each with samples of its own."""
     few, many = [], []
     for seed in range(10):
         own = partial(generator, seed)
-        many.append(Evaluation(hooked, maskings, kl, own).rows(batches(1, 16))[0]["divergence"])
-        few.append(Evaluation(hooked, maskings, kl, own, passes=1).rows(batches(1, 16))[0]["divergence"])
+        many.append(Evaluation(hooked, groups, kl, own).rows(batches(1, 16))[0]["divergence"])
+        few.append(Evaluation(hooked, groups, kl, own, passes=1).rows(batches(1, 16))[0]["divergence"])
     assert statistics.stdev(many) < 0.5 * statistics.stdev(few)

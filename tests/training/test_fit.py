@@ -34,9 +34,10 @@ from maskhooks.errors import (
     UnknownNameError,
     UnknownSiteError,
 )
+from maskhooks.masks.baselines import Token
 from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.seeds import generator
-from maskhooks.training.checkpoint import Checkpoint, grouped
+from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
 from tests.conftest import fingerprint as state
 from tests.masks.test_masking import TOKENS, Tagger
 
@@ -211,12 +212,12 @@ class TestFit:
         assert list(found.mean_kept()) == [(SITES[0], 0), (SITES[0], 1), (SITES[0], 2)]
         by_depth = [found.select(depth=depth)["score"] for depth in range(3)]
         assert bool((by_depth[0] >= by_depth[1]).all() and (by_depth[1] >= by_depth[2]).all())
-        assert len(grouped(explainer.maskings)) == 1
+        assert len(by_shared_modules(explainer.groups)) == 1
 
     def test_votes_of_each_depth_alone(self, hooked, tmp_path):
         explainer = fitted(hooked, SITES[0], given=SITES[:3], product=False)
         assert [len(masking.votes) for masking in explainer.maskings] == [1, 1, 1]
-        assert len(grouped(explainer.maskings)) == 3
+        assert len(by_shared_modules(explainer.groups)) == 3
         found = explainer.explain(batches(1)[0])
         assert list(found.mean_kept()) == [(SITES[0], 0), (SITES[0], 1), (SITES[0], 2)]
         explainer.save(tmp_path)
@@ -241,7 +242,7 @@ class TestFit:
 
     def test_hidden_states_are_chosen_each_by_itself(self, hooked):
         explainer = fitted(hooked, "hidden")
-        assert len(grouped(explainer.maskings)) == 4
+        assert len(by_shared_modules(explainer.groups)) == 4
         assert len(explainer.result.chosen) == 4
 
     @pytest.mark.parametrize("baseline", ["learned", "zero", "mean"])
@@ -253,7 +254,7 @@ class TestFit:
 
     def test_token_baseline(self, hooked):
         token = hooked.model.embedding.weight[3]
-        explainer = fitted(hooked, SITES[0], baseline=maskhooks.baselines.Token(token))
+        explainer = fitted(hooked, SITES[0], baseline=Token(token))
         assert torch.equal(explainer.maskings[0].baseline(), token.detach())
 
     @pytest.mark.parametrize(
@@ -425,7 +426,7 @@ def test_nan_stops_and_keeps_the_last_good_state():
     assert str(caught.value.site) == SITES[2]
     found = explainer.explain(batches(1)[0])
     assert bool(torch.from_numpy(found["score"]).isfinite().all())
-    weights = [weight for masking in explainer.maskings for part in masking.modules for weight in part.parameters()]
+    weights = [weight for group in explainer.groups for module in group.modules for weight in module.parameters()]
     assert all(bool(weight.isfinite().all()) for weight in weights)
 
 
@@ -543,7 +544,7 @@ def test_random_scores(hooked):
 
 def test_the_sparsest_checkpoint_within_the_margin(hooked):
     explainer = fitted(hooked)
-    checkpoint = Checkpoint(explainer.maskings, margin=0.1)
+    checkpoint = Checkpoint(explainer.groups, margin=0.1)
     rows = [(0.30, 0.1), (0.09, 0.8), (0.08, 0.5), (0.05, 0.6), (0.11, 0.0)]
     better = [checkpoint.compare(i, [{"divergence": d, "expected_l0": k}]) for i, (d, k) in enumerate(rows)]
     assert better == [True, True, True, False, False]

@@ -13,7 +13,7 @@ from maskhooks import Hooked, Site
 from maskhooks.errors import UnknownDistributionError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
-from maskhooks.passes.forward import Clean
+from maskhooks.passes.clean import Clean
 from maskhooks.sites.site import Selector
 
 

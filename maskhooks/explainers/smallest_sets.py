@@ -1,0 +1,54 @@
+"""What explainers share that look for the smallest sets of positions that leave a prediction unchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from maskhooks.errors import SettingError
+from maskhooks.explainers.closing import Closing, above_zero
+from maskhooks.model.hooked import Hooked
+from maskhooks.model.outputs import Outputs, agreement
+from maskhooks.search.question import Criterion
+from maskhooks.sites.site import Selector
+
+
+class SmallestSets(Closing):
+    """An explainer that closes sets of positions, and says of each whether the prediction is unchanged.
+
+    Args:
+        hooked, sites, baseline, divergence, batch_size, replay, seed: as `Closing` takes them.
+        criterion: `(original, masked) -> row`, True where the prediction counts as unchanged. Default: the most
+            probable class stays, at all positions and heads; see `maskhooks.model.outputs.agreement`.
+        margin: instead of a criterion, the divergence allowed, in nats.
+
+    Raises:
+        SettingError: a number is out of range, or both a criterion and a margin are given.
+        UnknownSiteError: no site is meant.
+    """
+
+    def __init__(
+        self,
+        hooked: Hooked,
+        sites: Selector = "input",
+        *,
+        criterion: Criterion | None = None,
+        margin: float | None = None,
+        **closing: Any,
+    ) -> None:
+        super().__init__(hooked, sites, **closing)
+        if criterion is not None and margin is not None:
+            raise SettingError("a prediction is unchanged by a criterion or within a margin: give one of them")
+        above_zero(margin=margin)
+        if criterion is not None and not callable(criterion):
+            raise SettingError(f"a criterion is a function of the original and the masked outputs, got {criterion!r}")
+        self.margin = margin
+        self.criterion = criterion or (agreement if margin is None else self._within)
+
+    def provenance(self) -> dict[str, Any]:
+        criterion = "margin" if self.margin is not None else getattr(self.criterion, "__name__", "criterion")
+        return {**super().provenance(), "criterion": criterion, "margin": self.margin}
+
+    def _within(self, original: Outputs, masked: Outputs) -> Tensor:
+        return self.divergence(original, masked) <= (self.margin or 0.0)

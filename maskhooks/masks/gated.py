@@ -1,0 +1,81 @@
+"""The replacement that masking puts at a site, for values that are there as a whole, step by step or in portions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from maskhooks.errors import ReplacementError
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.time_steps import Stepwise
+from maskhooks.masks.mix import mix
+from maskhooks.sites.site import Site
+
+
+class _ByStep(NamedTuple):
+    """What `mix` needs at each step of a sequence, without its gradients."""
+
+    sample: Sequence[Tensor]
+    rest: Sequence[Tensor]  # what of the baseline is added; an open gate adds -0.0, which changes no number
+    closed: Sequence[Tensor | None]  # None where no gate is closed
+    baseline: Tensor
+
+
+class Gated(Stepwise):
+    """A value that was masked, or its gates on whatever comes out at the site.
+
+    Args:
+        site: where.
+        replaced: what goes on in place of a value that is there as a whole; None to mix the value that comes.
+        sample: z, of a shape that broadcasts to the value's.
+        baseline: b, likewise.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        replaced: Shaped[Tensor, "*value"] | None,
+        sample: Float[Tensor, "..."],
+        baseline: Shaped[Tensor, "..."],
+    ) -> None:
+        self._site, self._replaced, self._sample, self._baseline = site, replaced, sample, baseline
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return self._mixed(value, self._sample) if self._replaced is None else self._replaced
+
+    def at(self, step: int) -> Replacement:
+        sample = self._sample[:, step : step + 1]
+        return lambda state: mix(state, sample, self._baseline)
+
+    def on(self, step: int, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch hidden"]:
+        samples, rests, closed, baseline = self._by_step
+        mixed, shut = torch.addcmul(rests[step], state, samples[step]), closed[step]
+        return mixed if shut is None else torch.where(shut, baseline, mixed)
+
+    def rows(self, begin: int, end: int) -> Replacement:
+        sample = self._sample[begin:end]
+        return lambda part: self._mixed(part, sample)
+
+    def _mixed(self, value: Tensor, sample: Tensor) -> Tensor:
+        sizes = list(zip(value.shape, sample.shape, strict=True))
+        if any(gates not in (1, size) for size, gates in sizes):
+            raise ReplacementError(
+                f"site {self._site}: its value has shape {list(value.shape)} behind masks, and its gates are for "
+                f"{list(sample.shape)}, as where a model chooses by what it has computed, such as a pooling layer, "
+                "or draws edges at random. Mask sites before that place or this one by itself, or draw none",
+                site=self._site,
+            )
+        return mix(value, sample, self._baseline)
+
+    @functools.cached_property
+    def _by_step(self) -> _ByStep:
+        sample, closed = self._sample, self._sample == 0
+        rest = torch.where(sample == 1, -0.0, (1 - sample) * self._baseline)
+        some = closed.flatten(2).any(2).any(0).tolist()
+        shut = [part if there else None for part, there in zip(closed.unbind(1), some, strict=True)]
+        return _ByStep(sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0])

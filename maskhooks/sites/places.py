@@ -1,0 +1,31 @@
+"""Places: what is known of a site's positions in one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from maskhooks.sites.example_index import Examples
+from maskhooks.sites.units import Units
+
+
+@dataclass(frozen=True)
+class Places:
+    """The positions of a site in a batch.
+
+    Attributes:
+        real: which positions are no padding, over the position axes of the site's pattern.
+        examples: the example of each row; None where the first axis is the batch.
+        units: which positions are gated together; None where each is alone.
+    """
+
+    real: Bool[Tensor, "*positions"]
+    examples: Examples | None = None
+    units: Units | None = None
+
+    @property
+    def leads(self) -> Bool[Tensor, "*positions"]:
+        """The real positions that have a gate of their own: of those gated together, the first."""
+        return self.real if self.units is None else self.real & self.units.leads.to(self.real.device)

@@ -1,0 +1,168 @@
+"""One process's part of a training run: the loop from its start, or from where it was left, to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterable, Sized
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from maskhooks.data.epochs import Epochs
+from maskhooks.distributed.devices import ranks_of
+from maskhooks.distributed.placement import placed
+from maskhooks.distributed.ranks import Ranks
+from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
+from maskhooks.hooks.replay import Replay
+from maskhooks.hooks.tap import frozen
+from maskhooks.passes.clean_cache import Stored
+from maskhooks.progress import track
+from maskhooks.runs.interrupts import Interrupts
+from maskhooks.runs.run_log import RunLog
+from maskhooks.runs.run_state import decode, encode
+from maskhooks.seeds import forked, seeded
+from maskhooks.training.loop import BASELINE, EPOCH, VALIDATE, Loop
+from maskhooks.training.preparation import closed_divergences, fit_baselines, gather
+from maskhooks.training.problem import Problem
+from maskhooks.training.run import Fitted, Run
+from maskhooks.training.snapshot import Snapshots, check_batch, restore, snapshot
+from maskhooks.training.step_bar import StepBar
+
+
+def run_here(fabric: Fabric, run: Run) -> Fitted:
+    """Trains in this process, which may be one of several; the maskings' modules hold the chosen states."""
+    problem = run.problem
+    model, ranks = problem.hooked.model, ranks_of(fabric)
+    with contextlib.ExitStack() as stack:
+        for context in (frozen(model), placed(model, ranks.device), forked(model)):
+            stack.enter_context(context)
+        log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
+        batches: Iterable[Any] = run.train
+        store = None if run.store is None else run.store.for_rank(ranks.number, ranks.world)
+        if store is not None:
+            batches = Stored(run.train, problem.seed, store)
+            stack.callback(store.clear)
+        train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.number, ranks.world)
+        stack.enter_context(train.drawn())
+        held = None
+        if run.validation is not None:
+            held = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
+            stack.enter_context(held.drawn())
+        total = run.steps or run.epochs * (train.rounds or 0)
+        loop = Loop(problem, fabric, ranks, log, total=total, validation=held, store=store)
+        snapshots = Snapshots(run.folder if ranks.first else None, _about(fabric, run, total), run.save_every)
+        _begin(loop, run, train, snapshots)
+        loop.result.error = _go(loop, run, train, snapshots)
+        return loop.finish()
+
+
+def gather_and_fit_baselines(
+    problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool
+) -> None:
+    """Statistics of values, and the baselines that are fitted before any gate."""
+    most = problem.recipe.statistics * ranks.world
+    read = itertools.islice(train.batches, most)
+    known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
+    shown = track(read, "reading values", total=known, shown=progress)
+    gather(problem.hooked, problem.maskings, shown, ranks.device, problem.penalty)
+    fit_baselines(
+        problem.hooked,
+        problem.fit_first,
+        train,
+        problem.divergence,
+        steps=problem.recipe.baseline_steps,
+        ranks=ranks,
+        seed=seeded(problem.seed, BASELINE),
+        replay=replay,
+        progress=progress,
+    )
+
+
+def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
+    """Puts a loop where it was left, or at its start; all ranks where the first one is."""
+    tree = snapshots.find() if run.resume else None
+    if tree is not None:
+        check_batch(tree, train)
+        tree["rows"] = loop.log.go_on(tree["log"])
+    elif loop.ranks.first:
+        if run.resume:
+            warnings.warn(
+                f"there is nothing to go on from in {run.folder}: training begins at the start.",
+                ResumeWarning,
+                stacklevel=5,
+            )
+        snapshots.drop()
+    if not loop.ranks.firsts(tree is not None):
+        batches = Epochs(run.train, train.seed, train.rank, train.world)
+        _prepare(loop, batches, run.progress and loop.ranks.first)
+        loop.start()
+    if loop.ranks.world > 1:
+        own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.first else b""
+        tree = decode(loop.ranks.firsts(own))
+    if tree is not None:
+        restore(loop, tree)
+        loop.result.log, loop.result.validation = (tree["rows"].get(name, []) for name in ("log", "validation"))
+    if tree is None or not tree["done"]:
+        snapshots.save(loop)
+    else:
+        snapshots.saved(loop)
+
+
+def _prepare(loop: Loop, train: Epochs, progress: bool) -> None:
+    """Starts and fits the maskings' modules, and starts the objectives with the divergence of the fully masked model.
+
+    Each rank reads the batches of all, so that what is gathered is the same.
+    """
+    problem, ranks = loop.problem, loop.ranks
+    gather_and_fit_baselines(problem, train, loop.replay, ranks, progress)
+    closed = closed_divergences(
+        problem.hooked,
+        problem.groups,
+        itertools.islice(train.batches, min(4, problem.recipe.statistics) * ranks.world),
+        problem.divergence,
+        ranks.device,
+        loop.replay,
+    )
+    for objective, divergence in zip(problem.objectives, closed, strict=True):
+        objective.to(ranks.device)
+        objective.start(divergence.mean())
+
+
+def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
+    """Runs the loop to its end; what ended it before that, as `Fitted.error` has it."""
+    shown = StepBar(loop, shown=run.progress and loop.ranks.first)
+    try:
+        with Interrupts() as interrupts, shown:
+            for _ in loop.run(train):
+                shown.update()
+                if number := loop.ranks.largest(interrupts.asked):
+                    return _interrupted(loop, run, snapshots, number)
+                snapshots.save_if_due(loop)
+            snapshots.save(loop)
+    except NonFiniteError as error:
+        loop.result.stopped = f"not finite at step {loop.done}"
+        kept = "" if run.folder is None else f" It is saved in {run.folder}."
+        return {"kind": "NonFiniteError", "message": f"{error}{kept}", "site": str(error.site)}
+    except StorageError as error:
+        loop.result.stopped = f"nothing could be written at step {loop.done}"
+        go_on = f"Training stopped at step {loop.done}; go on from the last state that was saved with resume."
+        return {"kind": "StorageError", "message": f"{error} {go_on}", "path": str(error.path)}
+    return None
+
+
+def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dict[str, Any]:
+    snapshots.save(loop)
+    where = f"at step {loop.done} of {loop.total}"
+    loop.result.stopped = loop.result.stopped or f"interrupted at step {loop.done}"
+    go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume goes on from here."
+    return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
+
+
+def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
+    """What must be the same in a run that goes on."""
+    loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
+    sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
+    ours = {"steps": total, "processes": fabric.world_size, "store": run.store is not None}
+    return {**run.about, **sizes, **ours, "precision": fabric.strategy.precision.precision}
