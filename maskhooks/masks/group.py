@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Generator, nn
@@ -41,12 +42,12 @@ class MaskingGroup:
         """The masked sites, as logs name them."""
         return ", ".join(str(site) for site in self.sites)
 
-    @property
+    @functools.cached_property
     def sites(self) -> list[Site]:
         """The masked sites, in the order of computation."""
         return [masking.site for masking in self.maskings]
 
-    @property
+    @functools.cached_property
     def reads(self) -> list[Site]:
         """All sites whose values the votes need, and those that are masked."""
         return list(dict.fromkeys(site for masking in self.maskings for site in masking.reads))
@@ -110,9 +111,13 @@ def modules_of(maskings: Iterable[Masking]) -> list[nn.Module]:
 
 def reads_of(groups: Iterable[MaskingGroup]) -> list[Site]:
     """The sites that masked passes of these groups read, each once."""
-    return list(dict.fromkeys(site for group in groups for site in group.reads))
+    return _each_once([group.reads for group in groups])
 
 
 def sites_of(groups: Iterable[MaskingGroup]) -> list[Site]:
     """The sites that these groups mask, each once."""
-    return list(dict.fromkeys(site for group in groups for site in group.sites))
+    return _each_once([group.sites for group in groups])
+
+
+def _each_once(lists: Sequence[list[Site]]) -> list[Site]:
+    return lists[0] if len(lists) == 1 else list(dict.fromkeys(site for sites in lists for site in sites))

@@ -101,8 +101,7 @@ class Masking:
 
     def logits(self, values: Values, units: Units | None = None) -> list[Float[Tensor, "*gated"]]:
         """The votes' logits over the gated positions, each the mean over its unit."""
-        shape = self.site.gating().mask_shape(values[self.site], site=self.site)
-        found = [self._vote(vote, values, shape) for vote in self.votes]
+        found = [self._vote(vote, values) for vote in self.votes]
         return found if units is None else [units.mean(logits, self.site.gating()) for logits in found]
 
     def probability(self, values: Values, places: Mapping[Site, Places]) -> Float[Tensor, "*gated"]:
@@ -183,12 +182,11 @@ class Masking:
         right = " ".join(axis if axis in pattern.positions else "1" for axis in pattern.gated)
         return einops.rearrange(real, f"{left} -> {right}").expand_as(like)
 
-    def _vote(self, vote: Vote, values: Values, shape: tuple[int, ...]) -> Float[Tensor, "*gated"]:
-        pattern = self.site.gating()
-        given = vote.values(values)
-        with torch.autocast(values[self.site].device.type, enabled=False):  # or a gate would be bfloat16
-            logits: Tensor = vote.probe(given)
-        sizes = dict(zip(pattern.gated, shape, strict=True))
+    def _vote(self, vote: Vote, values: Values) -> Float[Tensor, "*gated"]:
+        pattern, value = self.site.gating(), values[self.site]
+        with torch.autocast(value.device.type, enabled=False):  # or a gate would be bfloat16
+            logits: Tensor = vote.probe(vote.values(values))
+        sizes = pattern.shape(value, site=self.site)
         expected = tuple(sizes[axis] for axis in pattern.positions)
         if tuple(logits.shape[:-1]) != expected:
             raise PatternError(

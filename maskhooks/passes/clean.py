@@ -103,7 +103,7 @@ def clean_pass(
         recorded = replay.record(onward) if replay is not None else contextlib.nullcontext(None)
         with hooked.tap(read=with_beside(hooked, reads)) as tap, recorded as recording:
             result = hooked(batch)
-        return Clean(hooked, batch, Values(tap.values), result, hooked.distribution(result, batch), recording)
+        return Clean(hooked, batch, tap.values, result, hooked.distribution(result, batch), recording)
 
 
 def with_beside(hooked: Hooked, reads: Iterable[Site]) -> list[Site]:
