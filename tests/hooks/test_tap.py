@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskhooks.errors import (
-    ModelError,
-    SiteNeverFiredError,
-    UnknownSiteError,
-)
+from maskhooks.errors import ModelError, SiteNeverFiredError, UnknownSiteError
 from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskhooks.errors import (
-    SiteConflictError,
-    SiteNeverFiredError,
-)
+from maskhooks.errors import SiteConflictError, SiteNeverFiredError
 from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits
