@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from maskhooks.errors import BatchError
 from tests.adapters.transformers_models import CLS, DECODERS, FIRST, HIDDEN, REAL, SEP, WORDS, batch, make, tokenizer
 from tests.adapters.transformers_predictions import predict
 from tests.conftest import same_bits
+from tests.fresh_process import printed_by
 
 
 def test_labels_and_unknown_keys_stay_out_of_the_call() -> None:
@@ -40,7 +39,10 @@ def test_no_cache_is_written(family: str, head: str) -> None:
 
 def test_token_type_ids_are_dropped_where_the_model_has_none() -> None:
     segments = torch.zeros(3, 7, dtype=torch.long)
-    predict(maskhooks.wrap(make("distilbert")), batch(token_type_ids=segments))
+    hooked = maskhooks.wrap(make("distilbert"))
+    given = batch(token_type_ids=segments)
+    assert "token_type_ids" not in hooked.task.arguments(hooked.model, given)[1]
+    assert same_bits(predict(hooked, given)[0].logits, predict(hooked, batch())[0].logits)
 
 
 def test_a_tensor_is_token_ids() -> None:
@@ -202,9 +204,8 @@ def test_the_plugin_is_light() -> None:
     code = (
         "import sys, maskhooks, torch\n"
         "hooked = maskhooks.wrap(torch.nn.Linear(2, 2), sites={':output': 'batch out -> batch'})\n"
-        "assert 'maskhooks_transformers.plugin' in sys.modules\n"
-        "assert 'transformers' not in sys.modules\n"
+        "print('maskhooks_transformers.plugin' in sys.modules, 'transformers' in sys.modules)\n"
         "from maskhooks_transformers.adapter import TransformersAdapter\n"
-        "assert TransformersAdapter().types() == ()\n"
+        "print(TransformersAdapter().types(), 'transformers' in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert printed_by(code).splitlines() == ["True False", "() False"]
