@@ -23,6 +23,25 @@ from tests.adapters.geometric_values import pairs, values
 Unchanged = Callable[[nn.Module], nn.Module]
 
 
+class Two(nn.Module):
+    """Two layers without types, for `converted`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SAGEConv((-1, -1), 6), SAGEConv((-1, -1), 6)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+        return self.second(self.first(x, edge_index).tanh(), edge_index)
+
+
+def converted(plain: nn.Module, data: HeteroData) -> nn.Module:
+    """The model as `to_hetero` makes it fit typed graphs, run once so that its weights have shapes."""
+    model: nn.Module = to_hetero(plain, data.metadata())
+    with torch.no_grad():
+        model(data.x_dict, data.edge_index_dict)
+    return model
+
+
 def test_relations_are_below_each_other() -> None:
     hooked = maskhooks.wrap(Relational())
     data = graph(edge_type=TYPES)
@@ -46,23 +65,16 @@ def test_relations_that_go_along_in_one_call() -> None:
 
 @pytest.mark.parametrize("made", ["HeteroConv", "to_hetero"])
 def test_a_layer_for_each_relation(made: str, unchanged: Unchanged) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = SAGEConv((-1, -1), 6), nn.LazyLinear(2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.last(self.conv(x, edge_index).relu())
+
     data = hetero()
-    if made == "HeteroConv":
-        model: Any = Typed()
-    else:
-
-        class Plain(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.conv, self.last = SAGEConv((-1, -1), 6), nn.LazyLinear(2)
-
-            def forward(self, x: Tensor, edge_index: Tensor) -> Any:
-                return self.last(self.conv(x, edge_index).relu())
-
-        model = to_hetero(Plain(), data.metadata())
-        with torch.no_grad():
-            model(data.x_dict, data.edge_index_dict)
-    unchanged(model)
+    model = unchanged(Typed() if made == "HeteroConv" else converted(Plain(), data))
     hooked = maskhooks.wrap(model, example=data)
     messages = hooked.sites.tagged("message")
     assert len(messages) == 3
@@ -96,17 +108,7 @@ def test_layers_for_one_relation_each_have_one_depth(made: str) -> None:
                 x_dict = {kind: x.tanh() for kind, x in layer(x_dict, edge_index_dict).items()}
             return x_dict["user"]
 
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = SAGEConv((-1, -1), 6), SAGEConv((-1, -1), 6)
-
-        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
-            return self.second(self.first(x, edge_index).tanh(), edge_index)
-
-    model: Any = Layers() if made == "HeteroConv" else to_hetero(Plain(), data.metadata())
-    with torch.no_grad():
-        model(data.x_dict, data.edge_index_dict)
+    model = Layers() if made == "HeteroConv" else converted(Two(), data)
     for example in (None, data):
         hooked = maskhooks.wrap(model, example=example)
         assert [site.depth for site in hooked.sites.tagged("message")] == [0, 0, 0, 1, 1, 1]
@@ -154,21 +156,7 @@ def test_types_with_the_same_numbers_at_once(made: str) -> None:
     data = hetero()
     for relation in RELATIONS:
         data[relation].edge_index = torch.tensor([[0, 1, 2], [0, 2, 1]])
-    if made == "HeteroConv":
-        model: Any = Typed()
-    else:
-
-        class Plain(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.first, self.second = SAGEConv((-1, -1), 6), SAGEConv((-1, -1), 2)
-
-            def forward(self, x: Tensor, edge_index: Tensor) -> Any:
-                return self.second(self.first(x, edge_index).relu(), edge_index)
-
-        model = to_hetero(Plain(), data.metadata())
-        with torch.no_grad():
-            model(data.x_dict, data.edge_index_dict)
+    model = Typed() if made == "HeteroConv" else converted(Two(), data)
     rows = maskhooks.Random(maskhooks.wrap(model), "edge").explain(data)
     assert sorted(zip(rows["relation"], rows["edge"], strict=True)) == [(n, e) for n in range(3) for e in range(3)]
 
