@@ -1,3 +1,5 @@
+"""An explanation's rows: what they hold, how they are chosen, put together, averaged and shown."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""Bars of groups: their order, error bars and names."""
+
 from __future__ import annotations
 
 import numpy as np
