@@ -1,3 +1,5 @@
+"""Atomic writes: a file is there whole or not at all."""
+
 from __future__ import annotations
 
 import errno

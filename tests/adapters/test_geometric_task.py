@@ -1,4 +1,4 @@
-"""Graphs as batches: how they become a call, whose positions are, what predictions mean, and what is refused."""
+"""Graphs as batches: how they become a call, whose positions are, and what predictions mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,28 +17,17 @@ from maskhooks_geometric import task
 from maskhooks_geometric.graphs import Graphs
 from maskhooks_geometric.messages import Messages
 from torch_geometric.data import Batch, Data
-from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GCNConv, GraphSAGE, SAGEConv, global_add_pool
 from torch_geometric.utils import k_hop_subgraph
 
 import maskhooks
-from maskhooks.errors import (
-    BatchError,
-    NonFiniteError,
-    ReplacementError,
-    SettingError,
-    UnfiredSiteWarning,
-    UnknownDistributionError,
-)
+from maskhooks.errors import UnknownDistributionError
 from maskhooks.model.outputs import Positions, agreement, kl, prediction_loss
 from maskhooks.passes.clean import clean_pass
 from tests.adapters.geometric_models import EDGES, Links, Nodes, Pooled, Typed, batch, graph, hetero, randn
+from tests.adapters.geometric_values import outputs
 
 Unchanged = Callable[[nn.Module], nn.Module]
-
-
-def outputs(model: Any, data: Any, **settings: Any) -> Any:
-    return clean_pass(maskhooks.wrap(model.eval(), **settings), data, []).outputs
 
 
 def test_a_prediction_for_each_graph() -> None:
@@ -156,82 +144,6 @@ def test_sampled_subgraphs_keep_the_graphs_numbers() -> None:
     assert rows["label"].tolist()[0] in ("3→4", "4→5")
 
 
-def test_masks_of_graphs_are_trained(unchanged: Unchanged) -> None:
-    model, data = Pooled(), [graph(n) for n in (5, 6, 7, 8)]
-    train, validation = DataLoader(data, batch_size=2), list(DataLoader(data, batch_size=3))
-    hooked = maskhooks.wrap(unchanged(model))
-    masks = maskhooks.DiffMask(hooked, "message", recipe=maskhooks.Recipe(steps=4))
-    masks.fit(train, validation, progress=False)
-    rows = masks.explain_all(validation)
-    assert rows.columns["example"].max() == 3
-    assert len(masks.evaluate(validation, progress=False)) == 2
-
-
-@pytest.mark.parametrize("amortized", [True, False])
-def test_types_of_edges_that_say_nothing_or_that_a_batch_has_none_of(amortized: bool, unchanged: Unchanged) -> None:
-    """Messages to films reach no prediction for users; and a sampled graph may have edges of some types alone."""
-    full, empty = hetero(), hetero()
-    empty["user", "knows", "user"].edge_index = torch.empty(2, 0, dtype=torch.long)
-    hooked = maskhooks.wrap(unchanged(Typed()), example=full)
-    masks = maskhooks.GraphMask(hooked, amortized=amortized, recipe=maskhooks.Recipe(steps=3))
-    if amortized:
-        with pytest.warns(UnfiredSiteWarning, match=r"depends on conv.convs.<user___rates___film>.message:output:"):
-            masks.fit([empty, full], [empty], progress=False)
-    for data, wanted in ((full, {1: 3, 2: 2}), (empty, {1: 3})):
-        rows = masks.explain(data)
-        assert bool(np.isfinite(rows["score"]).all())
-        counts = {number: int((rows["relation"] == number).sum()) for number in set(rows["relation"].tolist())}
-        assert counts == (wanted if amortized else {0: 4, **wanted})
-
-
-@pytest.mark.parametrize("amortized", [True, False])
-def test_layers_with_messages_along_other_edges_are_not_tied(amortized: bool, unchanged: Unchanged) -> None:
-    class Mixed(nn.Module):
-        def __init__(self, second: Any, **settings: Any) -> None:
-            super().__init__()
-            self.first, self.second = SAGEConv(3, 4), second(4, 2, **settings)
-
-        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
-            return self.second(self.first(x, edge_index).tanh(), edge_index)
-
-    def explain(model: nn.Module) -> Any:
-        hooked = maskhooks.wrap(unchanged(model.eval()))
-        masks = maskhooks.GraphMask(hooked, tied=True, amortized=amortized, recipe=maskhooks.Recipe(steps=2))
-        return (masks.fit([graph()], progress=False) if amortized else masks).explain(graph())
-
-    models = [Mixed(GCNConv), Mixed(SAGEConv, flow="target_to_source")]
-    with pytest.raises(SettingError, match=r"in the same order \(7 and 11\), as where .* GraphMask\(hooked, 'edge'\)"):
-        explain(models[0])
-    assert len(explain(models[1])) == 7
-
-
-def test_types_of_edges_with_the_same_numbers_are_not_tied() -> None:
-    data = hetero()
-    for relation in data.edge_types:
-        data[relation].edge_index = torch.tensor([[0, 1], [1, 0]])
-    hooked = maskhooks.wrap(Typed(), example=data)
-    with pytest.raises(SettingError, match=r"in the same order \(2 and 2\)"):
-        maskhooks.GraphMask(hooked, tied=True, amortized=False).explain(data)
-
-
-def test_pooling_that_goes_by_masked_values_is_told() -> None:
-    class Chosen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = SAGEConv(3, 4), SAGEConv(4, 2)
-
-        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
-            x = self.first(x, edge_index)
-            return self.second(x, edge_index[:, : 3 + int(x.sum() != clean)])
-
-    model = Chosen().eval()
-    with torch.no_grad():
-        clean = model.first(graph().x, EDGES).sum()
-    masks = maskhooks.GraphMask(maskhooks.wrap(model), amortized=False, recipe=maskhooks.Recipe(steps=2))
-    with pytest.raises(ReplacementError, match=r"second.message:output: its value has shape \[4, 4\] behind masks"):
-        masks.explain(graph())
-
-
 def test_layers_called_with_the_edges_the_other_way_round() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
@@ -247,135 +159,11 @@ def test_layers_called_with_the_edges_the_other_way_round() -> None:
     assert sorted(rows["edge"][rows["edge"] >= 0].tolist()) == list(range(7))
 
 
-def test_states_of_nodes_are_masked(unchanged: Unchanged) -> None:
-    model = Pooled()
-    hooked = maskhooks.wrap(unchanged(model), example=batch())
-    masks = maskhooks.DiffMask(hooked, "first:output", recipe=maskhooks.Recipe(steps=3)).fit([batch()], progress=False)
-    rows = masks.explain(batch())
-    assert rows["example"].tolist() == batch().batch.tolist()
-    assert rows["position"].tolist() == [*range(5), *range(3), *range(6)]
-
-
-def test_a_store_keeps_what_edges_need(unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(unchanged(Pooled()))
-    found = []
-    for store in (None, "memory"):
-        masks = maskhooks.DiffMask(hooked, "message", recipe=maskhooks.Recipe(steps=4))
-        found.append(masks.fit([batch()], progress=False, store=store).explain(batch())["score"])
-    assert found[0].tolist() == found[1].tolist()
-
-
-def test_graphs_without_edges(unchanged: Unchanged) -> None:
-    empty = graph(2, torch.empty(2, 0, dtype=torch.long))
-    model = Nodes()
-    hooked = maskhooks.wrap(unchanged(model))
-    with pytest.raises(BatchError, match="no message was sent"):
-        maskhooks.Random(hooked, "message").explain(empty)
-    with pytest.raises(BatchError, match="no message was sent"):
-        maskhooks.DiffMask(hooked, "edge", amortized=False).explain(empty)
-    mixed = maskhooks.Random(hooked, "first.message:output").explain(Batch.from_data_list([graph(), empty, graph()]))
-    assert sorted(set(mixed["example"])) == [0, 2]
-
-
-@pytest.mark.parametrize(
-    ("edges", "message"),
-    [
-        (EDGES + 3, "holds 7 as a (source|target), and there are 5 nodes"),
-        (EDGES - 1, "holds -1"),
-    ],
-)
-def test_edges_that_do_not_match(edges: Tensor, message: str, unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(unchanged(Pooled()))
-    with pytest.raises(BatchError, match=f"does not match the nodes: it {message}"):
-        hooked(graph(edges=edges))
-    with pytest.raises(BatchError, match="does not match the nodes"), hooked.tap(read="message"):
-        hooked((graph().x, edges))
-
-
-def test_edges_of_another_shape(unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(unchanged(Pooled()))
-    for edges in (EDGES.t(), EDGES.float(), EDGES[0]):
-        with pytest.raises(BatchError, match=r"edge_index has shape .* two rows of whole numbers"):
-            hooked((randn(5, 3), edges))
-    with pytest.raises(BatchError, match="edge_index holds 7 edges, and edge_attr has 5 rows"):
-        hooked(graph(edge_attr=randn(5, 2)))
-
-
-def test_inputs_are_masked_as_known_from_the_states_above(unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(Nodes(), example=graph())
-    assert [str(site) for site in hooked.sites.tagged("input")] == ["first:input"]
-    model = Pooled()
-    masks = maskhooks.DiffMask(maskhooks.wrap(unchanged(model)), "input", recipe=maskhooks.Recipe(steps=2))
-    rows = masks.fit([batch()], progress=False).explain(batch())
-    assert sorted(set(rows["depth"])) == [0, 1]
-
-
-def test_mixed_devices(unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(unchanged(Pooled()))
-    for name, data in (
-        ("edge_index", graph(edges=EDGES.to("meta"))),
-        ("edge_attr", graph(edge_attr=randn(7).to("meta"))),
-    ):
-        with pytest.raises(BatchError, match=rf"{name} is on meta, the model on cpu. Move the batch"):
-            hooked(data)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([graph(), graph()], r"a list of 2 graphs. Make it one: .*from_data_list"),
-        (("x", randn(5, 3)), r"begins with 'x', as where a single Data or Batch is given for a loader"),
-        (graph(batch=torch.zeros(4, dtype=torch.long)), r"says of 4 nodes .* and there are 5"),
-        (graph(node_index=torch.tensor([5])), r"node_index, .* got \[5\] for 5 predictions"),
-        (graph(node_index=torch.tensor([0.5])), r"node_index, .* got \[0.5\]"),
-        (graph(node_index=torch.tensor([True])), r"node_index, .* got 1 truth values"),
-    ],
-)
-def test_batches_that_are_none(given: Any, message: str, unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(unchanged(Nodes()))
-    with pytest.raises(BatchError, match=message):
-        maskhooks.GraphMask(hooked, amortized=False).explain(given)
-
-
-def test_numbers_that_no_masks_are_on(unchanged: Unchanged) -> None:
-    hooked = maskhooks.wrap(unchanged(Nodes()))
-    masks = maskhooks.GraphMask(hooked, "first.message:output", amortized=False, recipe=maskhooks.Recipe(steps=2))
-    bad = graph()
-    bad.x = torch.full_like(bad.x, torch.nan)
-    with pytest.raises(NonFiniteError, match="outputs are not finite"):
-        masks.explain(bad)
-
-
 def test_a_node_by_its_number() -> None:
     model = Nodes()
     found = outputs(model, graph(node_index=3))
     assert torch.equal(found.logits, outputs(model, graph(node_index=torch.tensor([3]))).logits)
     assert found.logits.shape == (1, 3)
-
-
-def test_what_cannot_be_known() -> None:
-    model = Pooled()
-    hooked = maskhooks.wrap(model)
-    with pytest.raises(BatchError, match="needs edge_index, which the batch does not hold"):
-        hooked(Data(x=randn(5, 3)))
-    with pytest.raises(BatchError, match="level='edge' is none of node, link, graph"):
-        maskhooks.wrap(model, level="edge")
-    with pytest.raises(BatchError, match="are about each graph, and there are 5 of them for 1 graphs"):
-        outputs(Nodes(), graph(), level="graph")
-    with pytest.raises(BatchError, match="predicts 2 rows, and the batch holds 1 graphs of 5 nodes"):
-        outputs(nn.Sequential(), graph(), call=lambda *_: randn(2, 3), task=maskhooks_task())
-    with pytest.raises(UnknownDistributionError, match="do not say that these are logits of a binary class"):
-        outputs(Links(), graph(edge_label_index=EDGES, edge_label=randn(7)))
-    data = batch()
-    data.batch = None
-    with pytest.raises((BatchError, SettingError)):
-        maskhooks.Random(hooked, "message").explain(data)
-
-
-def maskhooks_task() -> Any:
-    from maskhooks_geometric.task import GraphTask
-
-    return GraphTask()
 
 
 def test_another_input_for_the_bypass_test() -> None:

@@ -1,4 +1,4 @@
-"""Tiny random transformers of many families, and batches for them."""
+"""Tiny random transformers of many families, batches for them, and a tokenizer of their words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LAYERS, HIDDEN, WORDS = 3, 16, 40
 PAD, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4
@@ -82,6 +86,24 @@ def batch(*, left: bool = False, **more: Any) -> dict[str, Tensor]:
         rows.append([PAD] * padding + row if left else row + [PAD] * padding)
         masks.append([0] * padding + [1] * length if left else [1] * length + [0] * padding)
     return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks), **more}
+
+
+REAL = batch()["attention_mask"].bool()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    special = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
+    words = {f"word{index}": index for index in range(FIRST, WORDS)}
+    inner = Tokenizer(WordLevel({**special, **words}, unk_token="[MASK]"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
 
 
 class Counter:

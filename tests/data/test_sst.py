@@ -1,3 +1,5 @@
+"""The Stanford Sentiment Treebank: trees read as sentences, and the sentiment of each tokenizer's pieces."""
+
 from __future__ import annotations
 
 import os

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
 from maskhooks.sites.example_index import Examples
 from maskhooks.sites.site import Site
+from tests.fresh_process import printed_by
 
 PATTERN = "batch token hidden -> batch token"
 WORDS = [["[CLS]", "un", "##happy", "film", ".", "[SEP]"], ["[CLS]", "good", "[SEP]"], ["[CLS]", "7", "films", "[SEP]"]]
@@ -264,10 +263,9 @@ def test_a_million_rows_cost_less_than_a_second() -> None:
 def test_import_is_light() -> None:
     code = (
         "import sys, maskhooks.explanations.analyses\n"
-        "heavy = {'pandas', 'pyarrow', 'matplotlib', 'jinja2', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "print({'pandas', 'pyarrow', 'matplotlib', 'jinja2', 'transformers'} & set(sys.modules))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert printed_by(code) == "set()"
 
 
 def test_plot_has_a_bar_for_each_group() -> None:

@@ -1,3 +1,5 @@
+"""Chunks: data in portions of whole batches, with each example's number, shared out and checked for changes."""
+
 from __future__ import annotations
 
 from typing import Any

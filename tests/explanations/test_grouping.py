@@ -1,3 +1,5 @@
+"""Groups of rows: by label, by a function, or by tags of words."""
+
 from __future__ import annotations
 
 from typing import Any

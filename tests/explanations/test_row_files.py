@@ -1,3 +1,5 @@
+"""Explanations in Parquet files and folders: what comes back, and which files are refused."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Scores of a site as rows: positions, heads, patches, channels and padding."""
+
 from __future__ import annotations
 
 import numpy as np

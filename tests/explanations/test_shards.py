@@ -1,3 +1,5 @@
+"""Shards: a folder of row files that is filled in several runs, by one maker, whole file by whole file."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Tokens: their kinds, the words that pieces belong to, and tags of those words."""
+
 from __future__ import annotations
 
 import pytest

@@ -58,7 +58,7 @@ class ChunksAdapter(Adapter):
 
     @contextlib.contextmanager
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
-        assert isinstance(module, Chunks)
+        assert isinstance(module, self.types())
         module.through.append(places(module)["part"])
         try:
             yield
@@ -209,15 +209,6 @@ class PickingAdapter(ChunksAdapter):
 
     def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
         return {"part": Parts(apart=True)}
-
-    @contextlib.contextmanager
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
-        assert isinstance(module, Picking)
-        module.through.append(places(module)["part"])
-        try:
-            yield
-        finally:
-            module.through.pop()
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -1,3 +1,5 @@
+"""TensorBoard: the numbers of a run's logs as scalars, each step once."""
+
 from __future__ import annotations
 
 import csv

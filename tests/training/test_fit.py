@@ -1,75 +1,23 @@
-"""Training, DiffMask, storage and doctor, end to end on a small model."""
+"""Fits of DiffMask on a small model: what is logged, learned and chosen, and the model as it was."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import pickle
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 import maskhooks
-from maskhooks import DiffMask, Random, Recipe
-from maskhooks.checks.doctor import bypassed, examine
-from maskhooks.errors import (
-    BatchError,
-    BypassedWarning,
-    CorruptFileError,
-    EmptyLoaderError,
-    FingerprintError,
-    FingerprintWarning,
-    MarginWarning,
-    MaskhooksError,
-    NonFiniteError,
-    NotATensorError,
-    NotFittedError,
-    PatternError,
-    SettingError,
-    UnknownDistributionError,
-    UnknownNameError,
-    UnknownSiteError,
-)
+from maskhooks import DiffMask, Recipe
+from maskhooks.checks.doctor import examine
+from maskhooks.errors import MarginWarning, SettingError
 from maskhooks.masks.baselines import Token
-from maskhooks.model.fingerprint import differences, fingerprint
-from maskhooks.seeds import generator
 from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
 from tests.conftest import fingerprint as state
-from tests.masks.test_masking import TOKENS, Tagger
-
-QUICK = dataclasses.replace(Recipe(), steps=30, baseline_steps=5, warmup=5, validations=3)
-SITES = ["embedding:output", "layers.0:output", "layers.1:output", "layers.2:output"]
-
-
-def output(logits):
-    return Categorical(logits=3 * logits)
-
-
-def batches(count=3, size=8):
-    source = generator(5)
-    length = torch.randint(2, 7, (count, size, 1), generator=source)
-    return [(torch.randint(0, 11, (size, 6), generator=source), torch.arange(6) < length[i]) for i in range(count)]
-
-
-def wrapped(model=None, **settings):
-    model = Tagger() if model is None else model
-    given = {"sites": dict.fromkeys(SITES, TOKENS), "output": output, "real": lambda b: b[1], **settings}
-    return maskhooks.wrap(model, **given)
-
-
-@pytest.fixture
-def hooked():
-    return wrapped()
-
-
-def fitted(hooked, sites="layers.1:output", **settings):
-    fit = {key: settings.pop(key) for key in ("steps", "run_dir") if key in settings}
-    explainer = DiffMask(hooked, sites, **{"margin": 5.0, "recipe": QUICK, **settings})
-    return explainer.fit(batches(), batches(1), progress=False, accelerator="cpu", **fit)
+from tests.masks.test_masking import TOKENS
+from tests.training.tagger_fits import QUICK, SITES, batches, fitted, wrapped
 
 
 class TestFit:
@@ -277,269 +225,10 @@ class TestFit:
         assert all(0 <= row["divergence"] <= 1 for row in explainer.result.log)
 
 
-def test_nan_that_no_distribution_takes_names_the_site():
-    hooked = wrapped(Explodes(), output=lambda o: Categorical(logits=o, validate_args=True))
-    explainer = DiffMask(hooked, SITES[2], margin=1.0, recipe=QUICK)
-    with pytest.raises(NonFiniteError, match=r"masked output is not finite at step 19 on layers\.1:output"):
-        explainer.fit(batches(), progress=False, accelerator="cpu")
-    assert bool(torch.from_numpy(explainer.explain(batches(1)[0])["score"]).isfinite().all())
-
-
-def test_nan_in_the_data():
-    hooked = wrapped(output=lambda o: Categorical(logits=o, validate_args=True))
-    explainer = fitted(hooked)
-    hooked.model.embedding.weight.data[:] = float("nan")
-    with pytest.raises(NonFiniteError, match="outputs are not finite"):
-        explainer.explain(batches(1)[0])
-
-
 def test_padding_is_never_kept(hooked):
     found = fitted(hooked).explain(batches(1)[0])
     assert not found["kept"][~found["real"]].any()
     assert found["kept"][found["real"]].any()
-
-
-class TestNotAmortized:
-    def test_each_batch_has_logits_of_its_own(self, hooked):
-        explainer = DiffMask(
-            hooked, SITES[2], margin=0.05, amortized=False, recipe=dataclasses.replace(QUICK, steps=80)
-        )
-        before = state(hooked.model)
-        one, again = (explainer.explain(batches(1)[0]) for _ in range(2))
-        assert state(hooked.model) == before
-        assert one == again
-        assert 0.0 < one.select().mean_kept()[SITES[2], 2] < 0.95
-
-    def test_a_learned_baseline_is_fitted_first(self, hooked):
-        explainer = DiffMask(hooked, SITES[2], baseline="learned", amortized=False, recipe=QUICK)
-        with pytest.raises(NotFittedError, match="fit"):
-            explainer.evaluate(batches(1), progress=False)
-        explainer.fit(batches(), progress=False)
-        assert bool((explainer.maskings[0].baseline().abs() > 0).any())
-
-    def test_free_logits_read_nothing(self, hooked):
-        with pytest.raises(SettingError, match="read no states"):
-            DiffMask(hooked, SITES[0], given=SITES[1], amortized=False)
-
-
-class TestBadInput:
-    @pytest.mark.parametrize("margin", [0.0, -0.1, float("nan")])
-    def test_margin(self, hooked, margin):
-        with pytest.raises(SettingError, match="margin"):
-            DiffMask(hooked, margin=margin)
-
-    @pytest.mark.parametrize("margin", [True, "0.1", None, float("inf")])
-    def test_margins_that_are_no_numbers(self, hooked, margin, unchecked):
-        with pytest.raises(SettingError, match="margin"):
-            DiffMask(hooked, margin=margin)
-
-    @pytest.mark.parametrize("setting", [{"steps": 0}, {"steps": -5}, {"epochs": 0}])
-    def test_steps(self, hooked, setting):
-        with pytest.raises(SettingError, match="whole number from 1"):
-            DiffMask(hooked, SITES[1], recipe=QUICK).fit(batches(), progress=False, **setting)
-
-    def test_no_site(self, hooked):
-        with pytest.raises(SettingError, match="no site is named"):
-            DiffMask(hooked, sites=[])
-
-    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-    def test_nested_tensors(self):
-        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        encoder = nn.TransformerEncoder(layer, 2).eval()
-        padding = torch.arange(5) >= torch.tensor([[5], [3]])
-        hooked = maskhooks.wrap(encoder, call=lambda model, x: model(x, src_key_padding_mask=padding))
-        read = hooked.tap(read=["layers.0:output"])
-        with torch.no_grad(), pytest.raises(NotATensorError, match="enable_nested_tensor=False"), read:
-            hooked(torch.randn(2, 5, 8))
-
-    def test_unknown_site(self, hooked):
-        with pytest.raises(UnknownSiteError, match=r"layers\.1:output"):
-            DiffMask(hooked, "layers.1:outptu")
-
-    def test_unknown_names(self, hooked):
-        with pytest.raises(UnknownNameError, match="hard-concrete"):
-            DiffMask(hooked, gate="hard-concret")
-        with pytest.raises(UnknownNameError, match="learned"):
-            DiffMask(hooked, baseline="learnt")
-
-    def test_no_pattern(self):
-        with pytest.raises(PatternError, match="has no pattern"):
-            DiffMask(maskhooks.wrap(Tagger()), "layers.1:output")
-
-    def test_a_pattern_that_does_not_fit(self):
-        hooked = wrapped(sites={"layers.1:output": "batch feature -> batch feature"})
-        with pytest.raises(PatternError, match=r"2 axes.*shape \[8, 6, 12\]"):
-            fitted(hooked)
-
-    def test_loaders(self, hooked):
-        explainer = DiffMask(hooked, SITES[1], recipe=QUICK)
-        with pytest.raises(EmptyLoaderError, match="training loader yields no batch"):
-            explainer.fit([])
-        with pytest.raises(EmptyLoaderError, match="validation loader yields no batch"):
-            explainer.fit(batches(), [])
-        with pytest.raises(EmptyLoaderError, match="read just once"):
-            explainer.fit(b for b in batches())
-
-    def test_outputs_without_a_distribution(self):
-        before = state((hooked := wrapped(output=None)).model)
-        with pytest.raises(UnknownDistributionError, match="output="):
-            fitted(hooked)
-        assert state(hooked.model) == before
-
-    def test_a_batch_without_the_expected_keys(self, hooked):
-        with pytest.raises(BatchError, match="call="):
-            hooked({"text": torch.zeros(2, 3)})
-
-    def test_precision_that_rewrites_weights(self, hooked):
-        with pytest.raises(SettingError, match="16-mixed"):
-            DiffMask(hooked, SITES[1], recipe=QUICK).fit(batches(), precision="bf16-true")
-
-    def test_not_fitted(self, hooked, tmp_path):
-        explainer = DiffMask(hooked, SITES[1])
-        with pytest.raises(NotFittedError):
-            explainer.explain(batches(1)[0])
-        with pytest.raises(NotFittedError):
-            explainer.save(tmp_path)
-
-    def test_a_state_before_the_masked_site(self, hooked):
-        with pytest.raises(SettingError, match="given"):
-            DiffMask(hooked, SITES[2], given=SITES[0])
-
-
-class Explodes(Tagger):
-    """Gives NaN from a certain masked pass on."""
-
-    def forward(self, ids, real):
-        logits = super().forward(ids, real)
-        return logits * float("nan") if torch.is_grad_enabled() and logits.requires_grad and self.after() else logits
-
-    def after(self):
-        self.passes = getattr(self, "passes", 0) + 1
-        return self.passes > 20
-
-
-def test_nan_stops_and_keeps_the_last_good_state():
-    hooked = wrapped(Explodes(), output=lambda o: Categorical(logits=o, validate_args=False))
-    explainer = DiffMask(hooked, SITES[2], margin=1.0, recipe=QUICK)
-    with pytest.raises(NonFiniteError, match=r"step 19 on layers\.2:output".replace("2:", "1:")) as caught:
-        explainer.fit(batches(), progress=False, accelerator="cpu")
-    assert str(caught.value.site) == SITES[2]
-    found = explainer.explain(batches(1)[0])
-    assert bool(torch.from_numpy(found["score"]).isfinite().all())
-    weights = [weight for group in explainer.groups for module in group.modules for weight in module.parameters()]
-    assert all(bool(weight.isfinite().all()) for weight in weights)
-
-
-class TestStorage:
-    def test_round_trip(self, hooked, tmp_path):
-        explainer = fitted(hooked, "hidden")
-        explainer.save(tmp_path)
-        batch = batches(1)[0]
-        for model in (hooked, hooked.model):
-            given = {} if model is hooked else {"output": output, "real": lambda b: b[1]}
-            again = maskhooks.load(tmp_path, model, **given)
-            assert again.explain(batch) == explainer.explain(batch)
-            assert again.within_margin == explainer.within_margin
-        assert sorted(p.suffix for p in tmp_path.iterdir()) == [".csv", ".csv", ".json", ".safetensors"]
-
-    def test_another_model(self, hooked, tmp_path):
-        fitted(hooked, run_dir=tmp_path)
-        other = Tagger()
-        other.head.weight.data += 1
-        with pytest.raises(FingerprintError, match=r"head\.weight has other values") as caught:
-            maskhooks.load(tmp_path, wrapped(other))
-        assert caught.value.differences == ["head.weight has other values"]
-        with pytest.warns(FingerprintWarning, match=r"head\.weight"):
-            assert maskhooks.load(tmp_path, wrapped(other), strict=False).fitted
-
-    def test_broken_files(self, hooked, tmp_path):
-        explainer = fitted(hooked)
-        for name in ("explainer.json", "weights.safetensors"):
-            for data in (b"", b"\x00" * 40, pickle.dumps({"format": 1})):
-                explainer.save(tmp_path)
-                (tmp_path / name).write_bytes(data)
-                with pytest.raises(CorruptFileError, match=name):
-                    maskhooks.load(tmp_path, hooked)
-            (tmp_path / name).unlink()
-            with pytest.raises(CorruptFileError, match="cannot be read"):
-                maskhooks.load(tmp_path, hooked)
-
-    def test_another_format(self, hooked, tmp_path):
-        fitted(hooked, run_dir=tmp_path)
-        saved = json.loads((tmp_path / "explainer.json").read_text())
-        (tmp_path / "explainer.json").write_text(json.dumps({**saved, "format": 99}))
-        with pytest.raises(CorruptFileError, match="format 99"):
-            maskhooks.load(tmp_path, hooked)
-
-    def test_what_cannot_be_saved_is_passed_again(self, hooked, tmp_path):
-        def own(original, masked):
-            return (original.probs - masked.probs).abs().sum(-1)
-
-        fitted(hooked, divergence=own, run_dir=tmp_path)
-        with pytest.raises(SettingError, match="divergence="):
-            maskhooks.load(tmp_path, hooked)
-        assert maskhooks.load(tmp_path, hooked, divergence=own).divergence is own
-
-    def test_a_halved_model_passes_for_itself(self):
-        model = Tagger()
-        again = Tagger()
-        again.load_state_dict({name: t.to(torch.bfloat16).float() for name, t in model.state_dict().items()})
-        assert not differences(fingerprint(model), fingerprint(again))
-        grown = nn.Sequential(model)
-        assert any("missing" in line for line in differences(fingerprint(model), fingerprint(grown)))
-
-
-class Skips(Tagger):
-    """Adds the embedding's mean to the last state: information goes around the layers."""
-
-    def forward(self, ids, real):
-        return super().forward(ids, real) + self.embedding(ids).mean((1, 2))[:, None] * torch.tensor([1.0, 0, 0])
-
-
-class TestDoctor:
-    def test_sound_sites(self, hooked):
-        report = examine(hooked, batches(1)[0])
-        assert report.healthy
-        assert [f.calls for f in report.findings] == [1] * 4
-        assert all(f.bypassed is False for f in report.findings)
-        assert "Categorical over batch [8]" in str(report)
-        assert "layers.1:output" in report._repr_html_()
-
-    def test_a_way_around(self):
-        names = SITES[1:]
-        hooked = wrapped(Skips(), sites={**dict.fromkeys(names, TOKENS)})
-        report = examine(hooked, batches(1)[0])
-        assert all(f.bypassed for f in report.findings)
-        assert not report.healthy
-        with pytest.warns(BypassedWarning, match=r"layers\.1:output"):
-            fitted(hooked)
-
-    def test_nothing_to_tell(self, hooked):
-        constant = wrapped(output=lambda o: Categorical(logits=torch.zeros_like(o)))
-        site = hooked.find(SITES[1])[0]
-        assert bypassed(constant, batches(1)[0], [site]) == {site: None}
-
-    def test_troubles(self):
-        class Twice(Tagger):
-            def forward(self, ids, real):
-                self.layers[0](self.embedding(ids))
-                return super().forward(ids, real)
-
-        model = Twice()
-        model.unused = nn.Linear(2, 2)
-        hooked = wrapped(model, sites=dict.fromkeys(["layers.0:output", "unused:output", "layers.1:output"], TOKENS))
-        report = examine(hooked, batches(1)[0])
-        assert [bool(f.trouble) for f in report.findings] == [True, True, False]
-        assert "fires 2 times" in report.findings[0].trouble
-        assert "never fired" in report.findings[1].trouble
-
-
-def test_random_scores(hooked):
-    explainer = Random(hooked, SITES[1:3], seed=4)
-    one = explainer.explain(batches(1)[0])
-    assert one == explainer.explain(batches(1)[0])
-    assert one != Random(hooked, SITES[1:3], seed=5).explain(batches(1)[0])
-    assert 0.3 < one["score"].mean() < 0.7
 
 
 def test_the_sparsest_checkpoint_within_the_margin(hooked):
@@ -565,27 +254,3 @@ def test_shuffling_loaders_leave_the_global_random_state(hooked):
     before = torch.get_rng_state()
     DiffMask(hooked, SITES[1], recipe=QUICK).fit(loader, loader, progress=False, accelerator="cpu")
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_a_fit_that_fails_at_the_start_leaves_nothing_to_explain(hooked):
-    explainer = DiffMask(wrapped(output=None), SITES[1], recipe=QUICK)
-    with pytest.raises(UnknownDistributionError):
-        explainer.fit(batches(), progress=False, accelerator="cpu")
-    with pytest.raises(NotFittedError):
-        explainer.explain(batches(1)[0])
-
-
-class TestRecipe:
-    @pytest.mark.parametrize(
-        ("setting", "found"),
-        [
-            ({"objective": "ratioo"}, r"no objective of a recipe is named 'ratioo'.*Did you mean 'ratio'"),
-            ({"optimizer": "adamw"}, r"no optimizer of a recipe is named 'adamw'"),
-            ({"probe": "x"}, r"There are: mlp, summed, paper"),
-            ({"validations": 0}, r"validations is a whole number from 1, got 0"),
-            ({"stagger": 1.5}, r"stagger is a fraction of the steps"),
-        ],
-    )
-    def test_settings_that_no_recipe_has(self, setting: dict[str, Any], found: str) -> None:
-        with pytest.raises(MaskhooksError, match=found):
-            Recipe(**setting)

@@ -1,3 +1,5 @@
+"""Charts of a run: a line over steps, its scale, its ticks and its running mean."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Figures of one example: heatmaps, bars and images."""
+
 from __future__ import annotations
 
 import io

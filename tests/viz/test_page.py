@@ -1,3 +1,5 @@
+"""The page of an explanation: its texts, data, slider, search and sections, also in a browser."""
+
 from __future__ import annotations
 
 import html
