@@ -168,7 +168,7 @@ def test_every_page_is_reached_from_the_index() -> None:
 
 
 def test_each_hook_has_a_heading_and_a_block() -> None:
-    page = ROOT / "docs" / "hooks.md"
+    page = ROOT / "docs" / "plugin-hooks.md"
     specs = {name for name in vars(hookspecs) if name.startswith("maskhooks_")}
     headings = set(re.findall(r"^## `(\w+)`$", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert headings == specs
@@ -181,39 +181,37 @@ def test_every_public_name_is_in_the_documents() -> None:
     assert set(maskhooks.__all__) - words == set()
 
 
-def test_the_design_has_the_floors_and_the_files() -> None:
-    """The floors are the contract's; the tree holds every module, and none that is neither there nor planned."""
+def test_the_design_has_the_layers_and_the_packages() -> None:
+    """The layers are the contract's; the tables hold every package, and none that is neither there nor planned."""
     page = ROOT / "docs" / "design.md"
     contract = configparser.ConfigParser()
     contract.read(ROOT / ".importlinter")
-    floors = contract["importlinter:contract:floors"]["layers"].strip()
+    layers = contract["importlinter:contract:layers"]["layers"].strip()
     texts = [block.code for block in blocks(page) if block.kind == "text"]
-    assert [line.split() for line in floors.splitlines()] in [
+    assert [line.split() for line in layers.splitlines()] in [
         [line.split()[1:] for line in text.splitlines()] for text in texts
     ]
-    shown, planned = tree(next(text for text in texts if text.startswith("maskhooks/\n")))
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|(?: (.*?))? \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
     there = {
-        str(path.relative_to(ROOT))
+        path.stem: path
         for root in ("maskhooks", "adapters")
-        for path in (ROOT / root).rglob("*.py")
-        if "cli" not in path.parts and path.name != "__init__.py"
+        for path in (ROOT / root).iterdir()
+        if (path.suffix == ".py" and not path.name.startswith("__")) or (path / "__init__.py").exists()
     }
-    assert {path for path in shown if path.endswith(".py")} == there
-    assert [path for path in shown if not (ROOT / path).exists()] == []
-    assert [path for path in planned if (ROOT / path).exists()] == []
+    planned = {name for name, what, _ in rows if what.startswith("*planned*")}
+    assert {name for name, *_ in rows} - planned == set(there)
+    assert planned & set(there) == set()
+    for name, _, first in rows:
+        for module in re.findall(r"`(\w+)`", first):
+            assert (there[name] / f"{module}.py").exists(), f"{name} has no module {module}"
 
 
-def tree(text: str) -> tuple[set[str], set[str]]:
-    """The paths that an indented tree names, those that stand and those marked `planned`."""
-    stand, planned, folders = set(), set(), []
-    for line in text.splitlines():
-        match = re.match(r"( *)(\S+)( .*)?$", line)
-        if match is None:
-            continue
-        level = len(match[1]) // 2
-        folders = [*folders[:level], match[2]]
-        (planned if "planned" in (match[3] or "") else stand).add("".join(folders).rstrip("/"))
-    return stand, planned
+def test_few_files_stand_beside_the_packages_and_none_has_a_public_name() -> None:
+    """`maskhooks.report` is a function, so that no module can have its name."""
+    beside = {path.stem for path in (ROOT / "maskhooks").iterdir() if path.suffix == ".py"}
+    assert len(beside) <= 12
+    packages = {path.parent.name for path in (ROOT / "maskhooks").glob("*/__init__.py")}
+    assert set(maskhooks.__all__) & (beside | packages) == set()
 
 
 def shell_lines() -> list[tuple[Path, list[str]]]:
