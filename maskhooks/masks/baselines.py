@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
@@ -19,47 +20,47 @@ class Baseline(nn.Module):
     and `forward` gives the baseline in float32; `mix` casts it to the value's dtype and device.
     """
 
-    vector: Tensor
+    vector: Float[Tensor, "*features"]
     started = False
 
     def start(self, shape: tuple[int, ...]) -> None:
         """Allocates the vector for feature axes of this shape."""
         self.register_buffer("vector", torch.zeros(shape))
 
-    def fit(self, values: Tensor) -> None:  # most baselines gather nothing
-        """Gathers statistics from values at real positions, `(positions, *features)`; may be called again."""
+    def fit(self, values: Shaped[Tensor, "position *features"]) -> None:  # most baselines gather nothing
+        """Gathers statistics from values at real positions; may be called again."""
 
     @abstractmethod
-    def forward(self) -> Tensor: ...
+    def forward(self) -> Float[Tensor, "*features"]: ...
 
 
 class Zero(Baseline):
     """The zero vector."""
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Float[Tensor, "*features"]:
         return self.vector
 
 
 class Mean(Baseline):
     """The mean value over real positions of the training data; `deviation` is the standard deviation."""
 
-    count: Tensor
-    variance: Tensor
+    count: Float[Tensor, ""]
+    variance: Float[Tensor, "*features"]
 
     def start(self, shape: tuple[int, ...]) -> None:
         super().start(shape)
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("variance", torch.zeros(shape))
 
-    def fit(self, values: Tensor) -> None:
+    def fit(self, values: Shaped[Tensor, "position *features"]) -> None:
         if len(values):
             update_moments(self.vector, self.variance, self.count, values.float())
 
     @property
-    def deviation(self) -> Tensor:
+    def deviation(self) -> Float[Tensor, "*features"]:
         return self.variance.sqrt()
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Float[Tensor, "*features"]:
         return self.vector
 
 
@@ -72,9 +73,9 @@ class Learned(Baseline):
     """
 
     offset: nn.Parameter
-    initial: Tensor
+    initial: Float[Tensor, "*features"]
 
-    def __init__(self, init: Tensor | None = None) -> None:
+    def __init__(self, init: Float[Tensor, "*features"] | None = None) -> None:
         super().__init__()
         self.init = init
         self.mean = Mean()
@@ -87,17 +88,17 @@ class Learned(Baseline):
             _check_shape(self.init, shape)
             self.initial.copy_(self.init.detach())
 
-    def fit(self, values: Tensor) -> None:
+    def fit(self, values: Shaped[Tensor, "position *features"]) -> None:
         self.mean.fit(values)
         if self.init is None:
             self.initial.copy_(self.mean.vector)
 
     @property
-    def deviation(self) -> Tensor:
+    def deviation(self) -> Float[Tensor, "*features"]:
         """The standard deviation of values at the site, over the feature axes; 1 before any were seen."""
         return self.mean.deviation if self.mean.count else torch.ones_like(self.initial)
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Float[Tensor, "*features"]:
         return self.initial + self.offset * self.deviation
 
 
@@ -108,7 +109,7 @@ class Token(Baseline):
         value: the vector, over the feature axes.
     """
 
-    def __init__(self, value: Tensor | None = None) -> None:
+    def __init__(self, value: Float[Tensor, "*features"] | None = None) -> None:
         super().__init__()
         self.value = value
 
@@ -119,7 +120,7 @@ class Token(Baseline):
         _check_shape(self.value, shape)
         self.vector.copy_(self.value.detach())
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Float[Tensor, "*features"]:
         return self.vector
 
 

@@ -139,7 +139,7 @@ class Bernoulli(Gate):
         return F.logsigmoid(torch.where(sample == 0, -logits.float(), logits.float()))
 
 
-def _device(logits: Tensor, generator: Generator | None) -> torch.device:
+def _device(logits: Float[Tensor, "..."], generator: Generator | None) -> torch.device:
     return generator.device if generator is not None else logits.device
 
 

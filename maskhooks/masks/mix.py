@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def mix(value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:
+def mix(
+    value: Shaped[Tensor, "*value"], sample: Float[Tensor, "..."], baseline: Shaped[Tensor, "..."]
+) -> Shaped[Tensor, "*value"]:
     """`z h + (1 - z) b` (De Cao et al. 2020, eq. 2), with the value's own bits at z = 1, the baseline's at 0.
 
     The usual formula turns -0.0 into 0.0 and gives NaN for a NaN baseline under an open gate or an infinite

@@ -71,10 +71,10 @@ class MLP(Probe):
         scale: speed of the logits in terms of the output layer's.
     """
 
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
-    weight: Tensor
+    mean: Float[Tensor, " features"]
+    variance: Float[Tensor, " features"]
+    count: Float[Tensor, ""]
+    weight: Float[Tensor, " features"]
 
     def __init__(
         self,
@@ -154,16 +154,16 @@ class SummedMLP(Probe):
         parts = [self._logits(part) for part in zip(*map(_portions, terms), strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _picked(self, number: int, value: Picked) -> Tensor | Picked:
+    def _picked(self, number: int, value: Picked) -> Float[Tensor, "position _"] | Picked:
         """A value's term where that is less to compute for states than for rows, else its rows."""
         states, numbers = value
         return value.rows if len(states) > len(numbers) else Picked(self._term(number, states), numbers)
 
-    def _term(self, number: int, value: Tensor) -> Tensor:
+    def _term(self, number: int, value: Float[Tensor, "*rows _"]) -> Float[Tensor, "*rows hidden"]:
         term: Tensor = self.norms[number](self.first[number](value.float()))
         return term
 
-    def _logits(self, values: Sequence[Tensor | Picked]) -> Tensor:
+    def _logits(self, values: Sequence[Float[Tensor, "*positions _"] | Picked]) -> Float[Tensor, "*positions groups"]:
         """The logits.
 
         Args:
@@ -240,14 +240,14 @@ class FreeLogits(Probe):
         return _clamp(self.logits, self.low, self.high)
 
 
-def _portions(value: Tensor | Picked) -> Sequence[Tensor | Picked]:
+def _portions(value: Float[Tensor, "position *any"] | Picked) -> Sequence[Tensor | Picked]:
     if isinstance(value, Picked):
         return [Picked(value.states, part) for part in value.numbers.split(_PORTION)]
     parts: Sequence[Tensor] = value.split(_PORTION)
     return parts
 
 
-def _clamp(logits: Tensor, low: float, high: float) -> Tensor:
+def _clamp(logits: Float[Tensor, "*any"], low: float, high: float) -> Float[Tensor, "*any"]:
     if not torch.is_grad_enabled():
         return logits.clamp(low, high)
     clamped: Tensor = _ProjectedClamp.apply(logits, low, high)  # type: ignore[no-untyped-call] # torch's own

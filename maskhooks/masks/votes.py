@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from maskhooks.hooks.tap import Values
@@ -28,11 +29,11 @@ class Vote:
         """What is read of the model."""
         return [part for site in self.reads for part in (_origin(site) if "picked" in site.tags else (site,))]
 
-    def values(self, values: Values) -> list[Tensor | Picked]:
+    def values(self, values: Values) -> list[Shaped[Tensor, "..."] | Picked]:
         """What the probe is given, of the values at `sites`."""
         return [self._value(site, values) for site in self.reads]
 
-    def _value(self, site: Site, values: Values) -> Tensor | Picked:
+    def _value(self, site: Site, values: Values) -> Shaped[Tensor, "*positions features"] | Picked:
         pattern = site.gating()
         if "picked" in site.tags and self.probe.picks and pattern.in_rows:
             return Picked(*(values[part] for part in _origin(site)))
@@ -45,7 +46,7 @@ def _origin(site: Site) -> tuple[Site, Site]:
     return states, numbers
 
 
-def value_at(site: Site, values: Values) -> Tensor:
+def value_at(site: Site, values: Values) -> Shaped[Tensor, "..."]:
     """The value at a site that a vote reads, of the values at `Vote.sites`."""
     if "picked" not in site.tags or str(site) in values:
         return values[site]

@@ -24,7 +24,7 @@ class Objective(nn.Module):
         margin: m, in nats.
     """
 
-    multiplier: Tensor
+    multiplier: Float[Tensor, ""] | Float[Tensor, " batch"]
 
     def __init__(self, margin: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Objective(nn.Module):
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
         """Moves the multiplier after a step, given that step's divergence (over all devices)."""
 
-    def _level(self, per_example: Tensor) -> Tensor:
+    def _level(self, per_example: Float[Tensor, " batch"]) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Means over the batch, or the examples themselves where each has a multiplier."""
         return per_example if self.multiplier.dim() else per_example.mean()
 
@@ -82,7 +82,7 @@ class AugmentedLagrangian(Objective):
         initial: the multiplier's start.
     """
 
-    scale: Tensor
+    scale: Float[Tensor, ""] | Float[Tensor, " batch"]
 
     def __init__(
         self, margin: float, *, aim: float = 0.85, rate: float = 0.004, damping: float = 5.0, initial: float = 0.5
@@ -137,7 +137,7 @@ class RatioLagrangian(Objective):
         memory: of the running mean of the divergence.
     """
 
-    smoothed: Tensor
+    smoothed: Float[Tensor, ""] | Float[Tensor, " batch"]
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class RatioLagrangian(Objective):
         ascended = self.multiplier * (self.rate * self._excess().clamp(-1, 1)).exp()
         self.multiplier = ascended.clamp(min=self.floor)
 
-    def _excess(self) -> Tensor:
+    def _excess(self) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """log r, within two e-folds."""
         return (self.smoothed / self.target).clamp(min=1e-9).log().clamp(-2, 2)
 
@@ -185,7 +185,7 @@ class PaperLagrangian(Objective):
     The multiplier starts at 1, ascends by RMSprop at the given rate, and is clipped to [0, 200].
     """
 
-    square: Tensor
+    square: Float[Tensor, ""] | Float[Tensor, " batch"]
 
     def __init__(self, margin: float, *, rate: float = 0.3) -> None:
         super().__init__(margin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskhooks.model.outputs import Outputs, overtaken, predicted
@@ -29,7 +29,7 @@ class Penalty:
 
     def __init__(self, overtaken: float = 0.0, *, balance: bool = False) -> None:
         self.overtaken, self.balance = overtaken, balance
-        self.counts: Tensor | None = None
+        self.counts: Int[Tensor, " class"] | None = None
 
     def fit(self, outputs: Outputs) -> None:
         """Counts the classes predicted in a batch of the model's own outputs."""

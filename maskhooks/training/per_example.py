@@ -51,7 +51,7 @@ class ScoreFunction:
 
     def __init__(self, memory: float = 0.9) -> None:
         self.memory = memory
-        self._sum: Tensor | None = None
+        self._sum: Float[Tensor, " batch"] | None = None
         self._weight = 0.0
 
     def __call__(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Generator, Tensor
 
 from maskhooks.data.epochs import Epochs
@@ -69,7 +69,7 @@ def gather(
             masking.baseline.fit(values.reshape(len(values), *masking.sizes["baseline"]))
 
 
-def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Tensor]) -> None:
+def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Shaped[Tensor, "position feature"]]) -> None:
     other = next((site for site in reads if len(rows[site]) != len(rows[reads[0]])), None)
     if other is not None:
         raise PatternError(
@@ -120,11 +120,11 @@ def fit_baselines(
 def _slope(
     clean: Clean | None,
     masking: Masking,
-    weight: Tensor,
+    weight: Float[Tensor, "*features"],
     divergence: Divergence,
     source: Generator,
     ranks: Ranks,
-) -> Tensor:
+) -> Float[Tensor, "*features"]:
     """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
     pattern = masking.site.gating()
     shape = None if clean is None else pattern.mask_shape(clean.values[masking.site])
