@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.recurrence import Recurrence, Walk
-from maskhooks.hooks.tap import frozen
 from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree

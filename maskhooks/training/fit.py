@@ -33,8 +33,8 @@ from maskhooks.errors import (
     SettingError,
     StorageError,
 )
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import Store, Stored
 from maskhooks.progress import track

@@ -55,8 +55,8 @@ from maskhooks.errors import (
     TappedModelError,
     UnfiredSiteWarning,
 )
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking

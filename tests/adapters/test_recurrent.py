@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 import maskhooks
 from maskhooks.checks.doctor import examine
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from maskhooks.hooks.time_steps import Stepwise
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete

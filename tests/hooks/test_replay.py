@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from maskhooks.errors import UnknownSiteError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Recording, Replay
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
 from tests.conftest import fingerprint, same_bits
 from tests.models import MLP, Cell, Nested, Noisy, Stack, Tiny
