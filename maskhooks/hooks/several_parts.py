@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import NotATensorError, ReplacementError
-from maskhooks.hooks.port import InputPort, OutputPort, Point, Port, Replacement, copied
+from maskhooks.hooks.module_ports import InputPort, OutputPort
+from maskhooks.hooks.port import Point, Port, Replacement, copied
 from maskhooks.hooks.recompute import recomputing
 from maskhooks.hooks.time_steps import Stepwise
 

@@ -23,7 +23,8 @@ from maskhooks.errors import (
     near,
 )
 from maskhooks.hooks.frozen import frozen
-from maskhooks.hooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
+from maskhooks.hooks.module_ports import InputPort, OutputPort
+from maskhooks.hooks.port import Point, Port, Replacement, Uncopied
 from maskhooks.hooks.recompute import Pass, Watch, recomputing
 from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
 from maskhooks.hooks.time_steps import Steps, StepsPort

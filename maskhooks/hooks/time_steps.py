@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.hooks.port import OutputPort, Point, Replacement, copied
+from maskhooks.hooks.module_ports import OutputPort
+from maskhooks.hooks.port import Point, Replacement, copied
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 
