@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.hooks.port import Point, Port, exported
+from maskhooks.hooks.port import NOW, Point, Port, exported
 from maskhooks.sites import nested
 from maskhooks.sites.signature import signature
 
@@ -31,7 +31,7 @@ class OutputPort(Port):
         if point is None or self.calls or type(output) is not Tensor or _special(output):
             return self.pass_through(output)
         self.calls = 1  # what pass_through would do, in a fifth of the time
-        point.now = point.ever = True
+        point.fired = NOW
         self._values[point.key] = output.clone()
         return None
 

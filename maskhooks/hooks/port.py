@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -46,19 +47,29 @@ class Uncopied:
         raise TappedModelError("the model is tapped: pickle it outside the `with hooked.tap(...)` block")
 
 
-class Point:
-    """One site within a port, with what happened there; `function` is None for a read."""
+class Fired(enum.Enum):
+    """When a site fired last."""
 
-    __slots__ = ("apart", "ever", "function", "key", "learns", "now", "path", "site")
+    NEVER = "not since the tap was opened"
+    EARLIER = "in a pass before the latest"
+    APART = "before the latest pass, in a part that the caller ran alone"
+    NOW = "in the latest pass, or after it"
+
+
+NOW = Fired.NOW  # at hand, since every call of a hook sets it
+
+
+class Point:
+    """One site within a port, and when it fired; `function` is None for a read."""
+
+    __slots__ = ("fired", "function", "key", "path", "site")
 
     def __init__(self, site: Site, function: Replacement | None) -> None:
         self.site = site
         self.function = function
         self.key = str(site)
         self.path = site.path
-        self.now = self.ever = False
-        self.apart = False  # it has fired between passes, in a part that the caller ran alone
-        self.learns = False  # what was put in place in this pass requires grad
+        self.fired = Fired.NEVER
 
     def fires(self, call: int) -> bool:
         """Whether the site means this call.
@@ -75,7 +86,7 @@ class Point:
                 site=site,
             )
         if wanted is None or wanted == "*" or wanted == call:
-            self.now = self.ever = True
+            self.fired = NOW
             return True
         return False
 
@@ -94,6 +105,7 @@ class Port(Uncopied, ABC):
         self, module: nn.Module, values: dict[str, Tensor], skipped: dict[str, str], state: Pass | None = None
     ) -> None:
         self.module = module
+        self.points: list[Point] = []
         self.reads: list[Point] = []
         self.replaces: list[Point] = []
         self.calls = 0
@@ -101,9 +113,24 @@ class Port(Uncopied, ABC):
         self._skipped = skipped
         self._pass = Pass() if state is None else state
 
-    @property
-    def points(self) -> list[Point]:
-        return [*self.reads, *self.replaces]
+    def add(self, point: Point) -> None:
+        self.points.append(point)
+        (self.reads if point.function is None else self.replaces).append(point)
+
+    def begin(self) -> None:
+        """A pass begins; calls that were counted before it are those of a part that the caller ran alone."""
+        for point in self.points:
+            if point.fired is NOW:
+                point.fired = Fired.APART if self.calls else Fired.EARLIER
+        self.calls = 0
+
+    def missed(self) -> list[Point]:
+        """Points that should have fired in the pass that ended; one that fired apart need not, if no call came."""
+        return [
+            point
+            for point in self.points
+            if point.fired is not NOW and not point.site.optional and (self.calls or point.fired is not Fired.APART)
+        ]
 
     @abstractmethod
     def attach(self) -> RemovableHandle:
@@ -148,10 +175,10 @@ class Port(Uncopied, ABC):
         """Changes a value as it was changed before, when it is computed again during backward."""
         before = value
         for point in self.reads:
-            if point.now and (old := self._get(value, point)) is not None and old.requires_grad:
+            if point.fired is NOW and (old := self._get(value, point)) is not None and old.requires_grad:
                 value = self._put(value, point, copied(old, old))
         for point in self.replaces:
-            if point.now and (old := self._get(value, point)) is not None:
+            if point.fired is NOW and (old := self._get(value, point)) is not None:
                 new = self._pass.replaced(point.site, old, self.function(point))
                 value = value if new is None else self._put(value, point, copied(new, old))
         return None if value is before else value
@@ -181,7 +208,8 @@ class Port(Uncopied, ABC):
         elif (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
             got = f"{list(new.shape)} {new.dtype} {new.device}"
         else:
-            point.learns |= new.requires_grad and not old.requires_grad
+            if new.requires_grad and not old.requires_grad:
+                self._pass.learning.append(point.site)
             # A copy: the model may go on to change it in place, and the function's tensor may come again.
             return self._put(value, point, new if new is old else copied(new, old))
         raise ReplacementError(
