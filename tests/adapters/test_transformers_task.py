@@ -6,10 +6,12 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from maskhooks_transformers.words import Words
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 import maskhooks
 from maskhooks import Hooked
-from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
+from maskhooks.errors import BatchError, MaskhooksWarning, SettingError, UnknownDistributionError
 from maskhooks.model.outputs import Outputs, Positions, kl
 from tests.adapters.transformers_models import (
     CLS,
@@ -395,6 +397,15 @@ def test_the_tokenizer_saved_with_a_model_is_found(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     hooked = maskhooks.wrap(AutoModelForSequenceClassification.from_pretrained(tmp_path))
     assert hooked.task.names(hooked.sites[0], batch())[0][0] == "[CLS]"  # type: ignore[index] # not None
+
+
+def test_a_broken_tokenizer_beside_a_model_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    words = Words(SimpleNamespace(_name_or_path=str(tmp_path)))
+    with pytest.warns(MaskhooksWarning, match=r"cannot be loaded \(KeyError: .* wrap\(model, tokenizer=") as told:
+        assert [words.tokens([1, 2]), words.tokens([3])] == [["1", "2"], ["3"]]
+    assert len(told) == 1
 
 
 def test_ids_beyond_the_tokenizer_are_numbers() -> None:
