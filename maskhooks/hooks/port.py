@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -257,7 +258,7 @@ _NESTED = (
 )
 
 
-def _with_numbers(tensor: Tensor, point: Point) -> Tensor:
+def _with_numbers(tensor: Shaped[Tensor, "*shape"], point: Point) -> Shaped[Tensor, "*shape"]:
     if tensor.is_meta:
         raise ModelError(
             f"site {point.key}: the value is on the meta device, so it has a shape and no numbers. Load the model's "
@@ -267,7 +268,7 @@ def _with_numbers(tensor: Tensor, point: Point) -> Tensor:
     return tensor
 
 
-def copied(new: Tensor, old: Tensor) -> Tensor:
+def copied(new: Shaped[Tensor, "*shape"], old: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A copy that lies in memory as `old` does: in which order numbers are added up may depend on it, and so bits."""
     copy = new.clone()
     if copy.layout is not torch.strided or copy.stride() == old.stride() or _overlaps(old):

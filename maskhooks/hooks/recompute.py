@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from maskhooks.errors import GradientError
@@ -99,7 +100,9 @@ class Pass:
         """Notes that a value stays as it is, which is another call's than the one replaced."""
         self.put.setdefault(str(site), []).append((old.detach().clone(), None))
 
-    def replaced(self, site: Site, old: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def replaced(
+        self, site: Site, old: Shaped[Tensor, "*shape"], function: Callable[[Tensor], Tensor]
+    ) -> Shaped[Tensor, "*shape"] | None:
         """What was put in place of a value that is now computed again; None where nothing was.
 
         Reentrant checkpointing takes its gradients from what is computed now, so the function is called again.
@@ -161,7 +164,7 @@ class Watch:
             )
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _same(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return tensor
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
@@ -35,7 +36,9 @@ class Parts(nn.Module):
         super().__init__()
         self.apart, self.widened = apart, widened
 
-    def forward(self, part: Tensor, numbers: Tensor | None = None) -> Tensor:
+    def forward(
+        self, part: Shaped[Tensor, "row *feature"], numbers: Int[Tensor, " picked"] | None = None
+    ) -> Shaped[Tensor, "_ *feature"]:
         """The portion to go on with; of states, the rows with these numbers where someone reads them."""
         return part if numbers is None or not self._forward_hooks else part.index_select(0, numbers)
 
@@ -111,7 +114,7 @@ class PicksPort(InputPort):
             self._add(*args, **kwargs)
         return super().__call__(module, args, kwargs)
 
-    def _add(self, states: Tensor, numbers: Tensor) -> None:
+    def _add(self, states: Shaped[Tensor, "state *feature"], numbers: Int[Tensor, " picked"]) -> None:
         if not self.calls:
             self._states, self._numbers = [], []
         if not self._states or not torch.equal(states, self._states[-1]):
