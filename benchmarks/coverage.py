@@ -42,7 +42,7 @@ from transformers.models.auto import modeling_auto
 import maskhooks
 from maskhooks import DiffMask, Hooked, Site
 from maskhooks.checks.site_checks import bypassed
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.mix import mix
 from maskhooks.model.outputs import kl

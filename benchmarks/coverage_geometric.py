@@ -37,7 +37,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 import maskhooks
 from maskhooks import Hooked, Site
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.masks.baselines import Zero
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking

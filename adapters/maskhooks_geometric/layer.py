@@ -19,6 +19,7 @@ from maskhooks.masks.mix import mix
 from maskhooks.sites.modules import places
 from maskhooks.sites.signature import signature
 from maskhooks_geometric.edges import Ends, ends, found_in, rows, weighted
+from maskhooks_geometric.sent import Sent
 from maskhooks_geometric.whole import Whole
 
 PLACES = ("edges", "source", "target", "message")
@@ -140,9 +141,9 @@ class _Layer(Uncopied):
         sends, receives = ends(edges, self._module.flow)
         axis = self._axis(message, len(sends))
         number, self._sent = self._sent, self._sent + 1
-        columns = self._columns(sends, receives, number) if wholes or "edges" in stand else sends[:0, None]
-        if "edges" in stand:
-            stand["edges"](columns)
+        sent = self._sent_along(sends, receives, number) if wholes or "edges" in stand else None
+        if "edges" in stand and sent is not None:
+            stand["edges"](sent.rows())
         for name, index, side in (("source", sends, 0), ("target", receives, 1)):
             if name in stand and (states := self._states(index, side)) is not None:
                 stand[name](states, index)
@@ -150,30 +151,32 @@ class _Layer(Uncopied):
         if "message" in stand:
             after = stand["message"](after)
         for whole in wholes:
-            after = self._weighed(after, columns, whole)
+            assert sent is not None
+            after = self._weighed(after, sent, whole)
         if after is before:
             return None
         shape = [message.shape[axis], *(size for at, size in enumerate(message.shape) if at != axis)]
         return copied(after.reshape(shape).movedim(0, axis), message)
 
-    def _weighed(self, messages: Tensor, columns: Tensor, whole: Whole) -> Tensor:
+    def _weighed(self, messages: Tensor, sent: Sent, whole: Whole) -> Tensor:
         """Messages by the weights of the edges that they go along; those along no edge are as they are."""
-        edges = self._edges()
-        edges = columns if edges is None else edges
+        given = self._edges()
+        edges = sent if given is None else given
 
         def states(side: int) -> Tensor | None:
-            found = self._states(edges[:, side], side)
-            return None if found is None else found.index_select(0, edges[:, side])
+            index = edges.target if side else edges.source
+            found = self._states(index, side)
+            return None if found is None else found.index_select(0, index)
 
         weights = whole.weights(edges, states, messages, self._module)
         if weights is None or not len(edges):
             return messages
-        edge = found_in(columns[:, :3], edges[:, :3])
+        edge = found_in(sent.by_relation(), edges.by_relation())
         own = torch.where(edge[:, None] < 0, 1.0, weights[edge.clamp(min=0)]).to(messages.dtype)
         return mix(messages, own, torch.zeros_like(messages[:1])) if len(messages) else messages
 
-    def _edges(self) -> Tensor | None:
-        """The edges that the layer was called with, as `_columns` has those of messages; None where it was not."""
+    def _edges(self) -> Sent | None:
+        """The edges that the layer was called with; None where it was called with none."""
         flipped = self._module.flow != "source_to_target"
         mapping = next((v for v in self._given.values() if isinstance(v, Mapping) and _adjacencies(v)), None)
         if mapping is not None:
@@ -184,14 +187,14 @@ class _Layer(Uncopied):
                 return None
             types = self._given.get("edge_type", self._call[1].get("edge_type"))
             parts = [(rows(adjacency), types)]
-        found = []
-        for (first, second), relation in parts:
+        kinds = []
+        for (first, _), relation in parts:
             if isinstance(relation, Tensor) and len(relation) == len(first):
-                kinds = relation.to(first)
+                kinds.append(relation.to(first))
             else:
-                kinds = torch.full_like(first, relation if isinstance(relation, int) else -1)
-            found.append(self._rows(*((second, first) if flipped else (first, second)), kinds))
-        return torch.cat(found)
+                kinds.append(torch.full_like(first, relation if isinstance(relation, int) else -1))
+        first, second = (torch.cat(side) for side in zip(*(ends for ends, _ in parts), strict=True))
+        return self._sent_by(*((second, first) if flipped else (first, second)), torch.cat(kinds))
 
     def _axis(self, message: Any, count: int) -> int:
         """The axis of a message tensor along which its edges are.
@@ -214,20 +217,20 @@ class _Layer(Uncopied):
         axis: int = self._module.node_dim
         return min(max(axis + value.dim() if axis < 0 else axis, 0), value.dim() - 1)
 
-    def _columns(self, sends: Tensor, receives: Tensor, number: int) -> Tensor:
-        """A row for each message: source, target, relation, whether the flow is against the edges, nodes there are."""
+    def _sent_along(self, sends: Tensor, receives: Tensor, number: int) -> Sent:
+        """The messages of a call of `propagate`, the `number`-th since the layer was called."""
         flipped = self._module.flow != "source_to_target"
         relation = self._relations((receives, sends) if flipped else (sends, receives), number)
         if isinstance(relation, tuple):  # numbered through all node types; the edges given are not
             relation, (sends, receives) = relation[0], relation[1][::-1] if flipped else relation[1]
-        return self._rows(sends, receives, relation)
+        return self._sent_by(sends, receives, relation)
 
-    def _rows(self, sends: Tensor, receives: Tensor, relation: Tensor) -> Tensor:
+    def _sent_by(self, sends: Tensor, receives: Tensor, relation: Tensor) -> Sent:
         states = next(iter(self._given.values()), None)
         first = states[0] if isinstance(states, (tuple, list)) and states else states
         nodes = first.shape[self._axis_of(first)] if isinstance(first, Tensor) and first.dim() else -1
         flipped = int(self._module.flow != "source_to_target")
-        return torch.stack([sends, receives, relation, *(torch.full_like(sends, n) for n in (flipped, nodes))]).t()
+        return Sent(sends, receives, relation, torch.full_like(sends, flipped), torch.full_like(sends, nodes))
 
     def _relations(self, own: Ends, number: int) -> Any:
         """The relation of each message, -1 where there is none; with the ends in their own numbering, where needed."""
@@ -305,11 +308,11 @@ def _adjacencies(given: Mapping[Any, Any]) -> bool:
     return bool(given) and all(isinstance(key, tuple) and len(key) == 3 for key in given)
 
 
-def _fits(layer: Any, edges: Callable[[], Tensor | None]) -> bool:
+def _fits(layer: Any, edges: Callable[[], Sent | None]) -> bool:
     """Whether what a layer has in its cache, if anything, are the edges that it is called with."""
     for held in (getattr(layer, "_cached_edge_index", None), getattr(layer, "_cached_adj_t", None)):
         if held is not None and (given := edges()) is not None:
-            return _alike(rows(held[0] if isinstance(held, tuple) else held), (given[:, 0], given[:, 1]))
+            return _alike(rows(held[0] if isinstance(held, tuple) else held), (given.source, given.target))
     return True
 
 

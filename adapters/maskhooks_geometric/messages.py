@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -13,8 +14,7 @@ from torch import Tensor
 from maskhooks.sites.units import undirected
 from maskhooks_geometric.edges import found_in, rows
 from maskhooks_geometric.graphs import Graphs, Relation
-
-Sent = Int[Tensor, "message column"]  # what a layer's `edges` gives
+from maskhooks_geometric.sent import Sent
 
 
 class Messages:
@@ -22,9 +22,7 @@ class Messages:
 
     Args:
         graphs: the batch.
-        sent: a row of source, target, relation, whether the flow is against the edges, and how many nodes the layer
-            has; of edges in all layers also which of the lists of edges that layers were called with it is of, and the
-            relation may be a `code`.
+        sent: what a layer's `edges`, or a model's `edge_ends`, gives.
         relation: the type of edges that the layer serves; None where it serves all.
     """
 
@@ -32,12 +30,12 @@ class Messages:
         if relation is None:
             sent = _typed(graphs, sent)
         self.graphs, self.sent, self.relation = graphs, sent, relation
-        self._several = relation is None and bool(graphs.relations) and bool((sent[:, 2] >= 0).any())
+        self._several = relation is None and bool(graphs.relations) and bool((sent.relation >= 0).any())
 
     def graph(self) -> Int[Tensor, " message"] | None:
         """The graph of each; None where the layer has other nodes than the batch."""
         if self.graphs.single:
-            return torch.zeros_like(self.sent[:, 0])
+            return torch.zeros_like(self.sent.source)
         if self._in_order is not None:
             return self._in_order
         found = self._each(self._graph)
@@ -52,19 +50,20 @@ class Messages:
             called: edges as the batch calls them; else by their place in their graph.
         """
         found = {
-            "source": self._each(lambda relation, sent: _called(self.graphs, relation and relation[0], sent[:, 0])),
-            "target": self._each(lambda relation, sent: _called(self.graphs, relation and relation[2], sent[:, 1])),
+            "source": self._each(lambda relation, sent: _called(self.graphs, relation and relation[0], sent.source)),
+            "target": self._each(lambda relation, sent: _called(self.graphs, relation and relation[2], sent.target)),
             "edge": self._each(lambda relation, sent: self._edge(relation, sent, called)),
         }
         if self.relation is not None:
-            found["relation"] = torch.full_like(self.sent[:, 2], self.graphs.relations.index(self.relation))
-        elif len(self.sent) and int(self.sent[:, 2].max()) >= 0:
-            found["relation"] = self.sent[:, 2]
+            found["relation"] = torch.full_like(self.sent.relation, self.graphs.relations.index(self.relation))
+        elif len(self.sent) and int(self.sent.relation.max()) >= 0:
+            found["relation"] = self.sent.relation
         kinds = self.graphs.node_types
         if len(kinds) > 1:
             for name, end in (("source_type", 0), ("target_type", 2)):
                 numbers = [kinds.index(relation[end]) for relation in self.graphs.relations]
-                found[name] = torch.as_tensor([*numbers, -1]).to(self.sent)[found.get("relation", self.sent[:, 2])]
+                relations = found.get("relation", self.sent.relation)
+                found[name] = torch.as_tensor([*numbers, -1]).to(relations)[relations]
         return found
 
     @functools.cached_property
@@ -80,8 +79,8 @@ class Messages:
         if self.relation is None and "edge_type" in self.graphs:
             return None
         source, target = rows(adjacency)
-        same = torch.equal(self.sent[:, 1], target) and torch.equal(self.sent[:, 0], source)
-        if not same or int(self.sent[:, 3].max()) or int(target.max()) >= len(whose):
+        same = torch.equal(self.sent.target, target) and torch.equal(self.sent.source, source)
+        if not same or int(self.sent.against.max()) or int(target.max()) >= len(whose):
             return None
         return whose.index_select(0, target)
 
@@ -91,10 +90,11 @@ class Messages:
 
         Nodes of two types, or of two sets, have numbers of their own, so that messages between them are alone.
         """
-        relations, kinds = self.graphs.relations, self.sent[:, 2]
+        relations, kinds = self.graphs.relations, self.sent.relation
         if self.relation is not None:
             kinds = torch.full_like(kinds, relations.index(self.relation))
-        numbers = undirected(self.sent[:, 0], self.sent[:, 1], kinds, *self.sent[:, 5:].unbind(1))
+        portion = () if self.sent.portion is None else (self.sent.portion,)
+        numbers = undirected(self.sent.source, self.sent.target, kinds, *portion)
         apart = isinstance(self.graphs.get("x"), (tuple, list)) or "hyperedge_index" in self.graphs
         if not relations and not apart:
             return numbers
@@ -104,36 +104,35 @@ class Messages:
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
         """A number for each message, from those of one type of edges and one list of edges at a time."""
-        lists = self.sent[:, 5:].unique().tolist() if self.sent.shape[1] > 5 else []
+        lists = self.sent.portions()
         if not self._several and len(lists) < 2:
             return function(self.relation, self.sent)
         kinds = list(enumerate(self.graphs.relations)) if self._several else [(None, self.relation)]
-        found = torch.full_like(self.sent[:, 0], -1)
-        for (number, relation), portion in itertools.product(kinds, lists or [None]):
-            mine = torch.ones_like(found, dtype=torch.bool) if number is None else self.sent[:, 2] == number
-            mine = mine if portion is None else mine & (self.sent[:, 5] == portion)
+        found = torch.full_like(self.sent.source, -1)
+        for (number, relation), portion in itertools.product(kinds, lists):
+            mine = torch.ones_like(found, dtype=torch.bool) if number is None else self.sent.relation == number
+            mine &= self.sent.within(portion)
             found[mine] = function(relation, self.sent[mine])
         return found
 
     def _graph(self, relation: Relation | None, sent: Sent) -> Tensor:
         """By the node that receives; where that is none of the batch's, as a hyperedge, by the one that sends."""
-        for column, kind in ((1, relation and relation[2]), (0, relation and relation[0])):
+        for nodes, kind in ((sent.target, relation and relation[2]), (sent.source, relation and relation[0])):
             whose = self.graphs.graph_of(kind)
             if whose is None:
-                return torch.zeros_like(sent[:, 0])
+                return torch.zeros_like(nodes)
             if self._renumbered(relation, sent):
                 break
-            if not len(sent) or int(sent[:, column].max()) < len(whose):
-                return whose.index_select(0, sent[:, column])
-        return torch.full_like(sent[:, 0], -1)
+            if not len(sent) or int(nodes.max()) < len(whose):
+                return whose.index_select(0, nodes)
+        return torch.full_like(sent.source, -1)
 
     def _renumbered(self, relation: Relation | None, sent: Sent) -> bool:
         """Whether the layer has other nodes than the batch, as after pooling; not where it has the first of them."""
-        if not len(sent) or int(sent[0, 4]) in (-1, self.graphs.nodes(relation and relation[0])):
+        if not len(sent) or int(sent.nodes[0]) in (-1, self.graphs.nodes(relation and relation[0])):
             return False
         given = self.graphs.edges(relation)
-        between = sent[sent[:, 0] != sent[:, 1]]
-        own = torch.where(between[:, 3:4] > 0, between[:, :2].flip(1), between[:, :2])
+        own = sent[sent.source != sent.target].ends
         return given is None or bool((found_in(own, given.to(own)) < 0).any())
 
     def _edge(self, relation: Relation | None, sent: Sent, called: bool) -> Tensor:
@@ -142,12 +141,13 @@ class Messages:
             return self.graphs.edge_numbers(relation, called)
         given = self.graphs.edges(relation)
         if given is None or not len(given) or self._renumbered(relation, sent):
-            return torch.full_like(sent[:, 0], -1)
-        own = torch.where(sent[:, 3:4] > 0, sent[:, :2].flip(1), sent[:, :2])
+            return torch.full_like(sent.source, -1)
+        own = sent.ends
         own = own.flip(1) if relation is None and _reversed(own, given.to(own)) else own
         types = self.graphs.get("edge_type") if relation is None else None
-        if isinstance(types, Tensor) and len(types) == len(given) and bool((sent[:, 2] >= 0).all()):
-            own, given = torch.cat([own, sent[:, 2:3]], 1), torch.cat([given, types.reshape(-1, 1).to(given)], 1)
+        if isinstance(types, Tensor) and len(types) == len(given) and bool((sent.relation >= 0).all()):
+            own = torch.cat([own, sent.relation[:, None]], 1)
+            given = torch.cat([given, types.reshape(-1, 1).to(given)], 1)
         place = found_in(own, given.to(own))
         numbers = self.graphs.edge_numbers(relation, called).to(place)
         return torch.where(place < 0, -1, numbers[place.clamp(min=0)])
@@ -164,23 +164,20 @@ def _typed(graphs: Graphs, sent: Sent) -> Sent:
 
     Without types of edges there are none.
     """
-    if len(sent) and int(sent[:, 2].min()) < -1:
-        numbers = sent[:, 2].clone()
-        for known in sent[:, 2].unique().tolist():
+    numbers = sent.relation.clone()
+    if len(sent) and int(numbers.min()) < -1:
+        for known in sent.relation.unique().tolist():
             if known < -1:
-                numbers[sent[:, 2] == known] = graphs.codes.get(known, -1)
-        sent = torch.cat([sent[:, :2], numbers[:, None], sent[:, 3:]], 1)
-    if not graphs.relations:
-        return sent
-    sent = sent.clone()
-    for portion in sent[:, 5:].unique().tolist():
-        mine = (sent[:, 5] == portion) & (sent[:, 2] < 0)
+                numbers[sent.relation == known] = graphs.codes.get(known, -1)
+    pairs = torch.stack([sent.source, sent.target], 1)
+    for portion in sent.portions() if graphs.relations and sent.portion is not None else ():
+        mine = sent.within(portion) & (numbers < 0)
         for number, relation in enumerate(graphs.relations):
             edges = graphs.edges(relation)
-            if edges is not None and edges.shape[0] == int(mine.sum()) and torch.equal(edges, sent[mine, :2]):
-                sent[mine, 2] = number
+            if edges is not None and edges.shape[0] == int(mine.sum()) and torch.equal(edges, pairs[mine]):
+                numbers[mine] = number
                 break
-    return sent
+    return replace(sent, relation=numbers)
 
 
 def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:

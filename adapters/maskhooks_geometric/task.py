@@ -23,6 +23,7 @@ from maskhooks_geometric.checks import check
 from maskhooks_geometric.graphs import Graphs, Relation
 from maskhooks_geometric.heads import LEVELS, distribution, named
 from maskhooks_geometric.messages import Messages
+from maskhooks_geometric.sent import Sent
 from maskhooks_geometric.whole import passing
 
 _messages = WeakTensorKeyDictionary()  # by what was read of them; each pass reads anew
@@ -179,7 +180,7 @@ class GraphTask(Task):
         found: Messages | None = _messages.get(sent)
         if found is None or found.graphs.batch is not batch:
             graphs = self.graphs(batch)
-            found = _messages[sent] = Messages(graphs, sent.detach(), _relation(graphs, site))
+            found = _messages[sent] = Messages(graphs, Sent.of(sent.detach()), _relation(graphs, site))
         return found
 
     def picked(self, batch: Any, numbers: Sequence[int]) -> Any | None:

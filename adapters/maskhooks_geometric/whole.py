@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -14,6 +16,7 @@ from maskhooks.errors import ModelError
 from maskhooks.hooks.port import Uncopied
 from maskhooks.sites.modules import places
 from maskhooks_geometric.graphs import code
+from maskhooks_geometric.sent import Sent
 
 PLACES = ("edge_ends", "edge_source", "edge_target", "edge")
 
@@ -55,7 +58,7 @@ class Whole(Uncopied):
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._users = 0
-        self._known: list[tuple[Tensor, Tensor]] = []
+        self._known: list[tuple[Sent, Tensor]] = []  # edges, and their weights
         self._handles: list[RemovableHandle] = []
         self._within = False  # a pass of the model
         self.held = False  # which goes on after its forward
@@ -97,12 +100,12 @@ class Whole(Uncopied):
         return {name: stand[name] for name in PLACES if name in stand and stand[name]._forward_hooks}
 
     def weights(
-        self, edges: Tensor, states: Callable[[int], Tensor | None], like: Tensor, layer: nn.Module
-    ) -> Tensor | None:
+        self, edges: Sent, states: Callable[[int], Tensor | None], like: Tensor, layer: nn.Module
+    ) -> Float[Tensor, "edge 1"] | None:
         """A weight for each edge, the same wherever a layer is called with these edges; None where all are 1.
 
         Args:
-            edges: a row of source, target, relation, whether the flow is against the edge, nodes there are.
+            edges: those that the layer was called with.
             states: those of the nodes that send (0) or receive (1), as the first layer with these edges is given them.
             like: of the dtype of messages.
             layer: that is called with these edges.
@@ -120,38 +123,31 @@ class Whole(Uncopied):
                 "a pass of the whole model. Wrap the part that is run, or mask the messages of its layers"
             )
         edges = self._coded(edges, layer)
-        own = _as_given(edges)
         for known, weights in self._known:
-            if _same(known, own):
+            if _same(known, edges):
                 return weights
         if "edge_ends" in tapped:
-            tapped["edge_ends"](torch.cat([edges, torch.full_like(edges[:, :1], len(self._known))], 1))
+            portion = torch.full_like(edges.source, len(self._known))
+            tapped["edge_ends"](replace(edges, portion=portion).rows())
         for side, name in enumerate(("edge_source", "edge_target")):
             if name in tapped and (found := states(side)) is not None:
                 tapped[name](found)
         weights = like.new_ones(len(edges), 1)
         weights = tapped["edge"](weights) if "edge" in tapped else weights
-        self._known.append((own, weights))
+        self._known.append((edges, weights))
         return weights
 
-    def _coded(self, edges: Tensor, layer: nn.Module) -> Tensor:
+    def _coded(self, edges: Sent, layer: nn.Module) -> Sent:
         """The same with the type of edges that a layer serves, so that two types may hold the same numbers of nodes."""
         known = self.codes.get(layer)
         if known is None:
             return edges
-        relation = torch.where(edges[:, 2:3] < 0, known, edges[:, 2:3])
-        return torch.cat([edges[:, :2], relation, edges[:, 3:]], 1)
+        return replace(edges, relation=torch.where(edges.relation < 0, known, edges.relation))
 
 
-def _as_given(edges: Tensor) -> Tensor:
-    """Source, target, number of nodes and relation as the model was given them, whatever the flow of the layer."""
-    ends = torch.where(edges[:, 3:4] > 0, edges[:, :2].flip(1), edges[:, :2])
-    return torch.cat([ends, edges[:, 4:], edges[:, 2:3]], 1)
-
-
-def _same(known: Tensor, own: Tensor) -> bool:
-    """Whether two lists hold the same edges; a layer may tell relations apart or not."""
-    if known.shape != own.shape or not torch.equal(known[:, :3], own[:, :3]):
+def _same(known: Sent, own: Sent) -> bool:
+    """Whether two lists hold the same edges, whatever the flow of the layers; these may tell relations apart or not."""
+    if not torch.equal(known.ends, own.ends) or not torch.equal(known.nodes, own.nodes):
         return False
-    untold = bool((known[:, 3] == -1).all()) or bool((own[:, 3] == -1).all())
-    return untold or torch.equal(known[:, 3], own[:, 3])
+    untold = bool((known.relation == -1).all()) or bool((own.relation == -1).all())
+    return untold or torch.equal(known.relation, own.relation)

@@ -120,7 +120,9 @@ def trace(model: nn.Module) -> Pass:
         for call in samples.calls(model):
             try:
                 return _run(body, call, device)
-            except Exception as error:  # noqa: PERF203 # any model's own code ran; the next sample may suit it
+            # A model's own code raises anything on a sample that does not suit it, such as a TypeError at an argument
+            # that is None; the next one may. A mistake of ours comes with each sample, and so is raised in the end.
+            except Exception as error:  # noqa: PERF203
                 errors.append(error)
     raise errors[-1] if errors else LookupError(f"no input of {type(model).__name__} is known")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maskhooks.errors import BatchError, SettingError
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
 from maskhooks.seeds import forked

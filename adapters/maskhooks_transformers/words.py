@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from maskhooks.errors import SettingError
+from maskhooks.errors import MaskhooksWarning, SettingError
 from maskhooks.explanations.tokens import words
 
 
@@ -37,7 +38,15 @@ class Words:
 
         try:
             found = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        except Exception:  # anything may be wrong with such files: names are a courtesy, ids do as well
+        except (OSError, ValueError):  # how transformers says that there is none
+            return None
+        except Exception as error:  # the files may hold anything; names are a courtesy, and ids do as well
+            warnings.warn(
+                f"the tokenizer beside the model in {place} cannot be loaded ({type(error).__name__}: {error}), so "
+                "that tokens are called by their ids. Give it: wrap(model, tokenizer=tokenizer)",
+                MaskhooksWarning,
+                stacklevel=2,
+            )
             return None
         # Where no tokenizer was saved, transformers makes one up that has special tokens only.
         return found if len(found) > len(found.all_special_ids) else None

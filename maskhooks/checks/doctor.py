@@ -33,8 +33,9 @@ from maskhooks.errors import (
     UnfiredSiteWarning,
     UnknownDistributionError,
 )
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.several_parts import Parts
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions

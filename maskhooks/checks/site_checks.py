@@ -15,10 +15,10 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from maskhooks.errors import GradientError, UnknownDistributionError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.port import Uncopied
 from maskhooks.hooks.recompute import reentrant
 from maskhooks.hooks.replay import forwards
-from maskhooks.hooks.tap import frozen
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions
 from maskhooks.seeds import forked, generator

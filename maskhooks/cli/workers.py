@@ -134,5 +134,5 @@ def _work(job: Job, place: str, part: tuple[int, int], threads: int, messages: C
         return
     except MaskhooksError as error:
         messages.send(str(error))
-    except Exception:
+    except Exception:  # the parent tells of it, and fails
         messages.send(traceback.format_exc())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Generator, Tensor, nn
 
 from maskhooks.masks.gates import Gate
@@ -34,9 +34,9 @@ class Pooled:
     """
 
     samples: GateSamples
-    divergence: Float[Tensor, " batch"]
-    penalty: Float[Tensor, " batch"]
-    agreement: Float[Tensor, " batch"]
+    divergence: Float[Tensor, " example"]
+    penalty: Float[Tensor, " example"]
+    agreement: Float[Tensor, " example"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Share:
     start: int
     whole: Shape
 
-    def of(self, gates: Tensor, shape: Shape) -> Tensor:
+    def of(self, gates: Float[Tensor, "all *longest"], shape: Shape) -> Float[Tensor, "own *size"]:
         """The rank's part, of a shape, of gates for the global batch."""
         begins = (self.start, *(0 for _ in shape[1:]))
         return gates[tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))]
 
-    def spread(self, gates: Tensor) -> Tensor:
+    def spread(self, gates: Float[Tensor, "own *size"]) -> Float[Tensor, "all *longest"]:
         """The rank's gates where they are among those of the global batch, zero elsewhere."""
         longer = _padded(gates, (len(gates), *self.whole[1:]))
         before, after = self.start, self.whole[0] - self.start - len(gates)
@@ -122,7 +122,7 @@ class Ranks:
         """Which gates of the global batch are this rank's."""
         return Share(sum(shape[0] for shape in shapes[: self.number]), _whole(shapes))
 
-    def add(self, tensor: Tensor) -> Tensor:
+    def add(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum of the ranks' tensors, which are alike in shape."""
         if self.world > 1:
             tensor = tensor.clone()
@@ -186,7 +186,7 @@ def _longest(sizes: Sequence[Shape]) -> Shape:
     return tuple(max(column) for column in zip(*sizes, strict=True))
 
 
-def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Tensor:
+def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Tensor, " number"]:
     """Gates, their examples, and what is known of each example in one flat tensor, padded to the longest."""
     gates, examples = longest
     if own is None:
@@ -199,7 +199,7 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Tensor:
     return torch.cat(rows)
 
 
-def _unpack(packed: Tensor, sizes: Shape, before: int, longest: Shape) -> list[Tensor]:
+def _unpack(packed: Float[Tensor, " number"], sizes: Shape, before: int, longest: Shape) -> list[Float[Tensor, " _"]]:
     """What one rank has packed; examples are counted on from those before it."""
     (gates, examples), (long, many) = sizes, longest
     parts = packed.split([long, long, long, long, many, many, many])
@@ -207,7 +207,8 @@ def _unpack(packed: Tensor, sizes: Shape, before: int, longest: Shape) -> list[T
     return [sample, log_open, real, index + before, *(part[:examples] for part in parts[4:])]
 
 
-def _padded(part: Tensor, shape: Shape) -> Tensor:
+def _padded(part: Shaped[Tensor, "*size"], shape: Shape) -> Shaped[Tensor, "*longest"]:
+    """The part with zeros behind, along each axis, up to a shape."""
     missing = [(0, size - has) for has, size in zip(part.shape, shape, strict=True)]
     return F.pad(part, [count for pair in reversed(missing) for count in pair])
 
@@ -218,11 +219,11 @@ class _Shared(Gate):
     def __init__(self, gate: Gate, share: Share) -> None:
         self.gate, self.share = gate, share
 
-    def sample(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         return self.share.of(self.gate.sample(self.share.spread(logits), generator), tuple(logits.shape))
 
-    def log_open(self, logits: Tensor) -> Tensor:
+    def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         return self.gate.log_open(logits)
 
-    def log_prob(self, sample: Tensor, logits: Tensor) -> Tensor:
+    def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         return self.gate.log_prob(sample, logits)

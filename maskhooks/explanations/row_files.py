@@ -228,7 +228,7 @@ def _opened(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _corrupt(path, f"it cannot be read ({error.strerror or error})") from error
-    except Exception as error:
+    except Exception as error:  # a file holds anything, and so raises anything; the error goes with ours as its cause
         if head[:1] == b"\x80" or head == b"PK\x03\x04":
             raise _corrupt(path, "it is a pickle, which is never loaded") from error
         raise _corrupt(path, f"it lacks {error}" if isinstance(error, KeyError) else str(error)) from error

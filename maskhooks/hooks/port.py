@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -19,7 +21,6 @@ from maskhooks.errors import (
 )
 from maskhooks.hooks.recompute import Pass, recomputing
 from maskhooks.sites import nested
-from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
 
 Replacement = Callable[[Tensor], Tensor]
@@ -47,19 +48,29 @@ class Uncopied:
         raise TappedModelError("the model is tapped: pickle it outside the `with hooked.tap(...)` block")
 
 
-class Point:
-    """One site within a port, with what happened there; `function` is None for a read."""
+class Fired(enum.Enum):
+    """When a site fired last."""
 
-    __slots__ = ("apart", "ever", "function", "key", "learns", "now", "path", "site")
+    NEVER = "not since the tap was opened"
+    EARLIER = "in a pass before the latest"
+    APART = "before the latest pass, in a part that the caller ran alone"
+    NOW = "in the latest pass, or after it"
+
+
+NOW = Fired.NOW  # at hand, since every call of a hook sets it
+
+
+class Point:
+    """One site within a port, and when it fired; `function` is None for a read."""
+
+    __slots__ = ("fired", "function", "key", "path", "site")
 
     def __init__(self, site: Site, function: Replacement | None) -> None:
         self.site = site
         self.function = function
         self.key = str(site)
         self.path = site.path
-        self.now = self.ever = False
-        self.apart = False  # it has fired between passes, in a part that the caller ran alone
-        self.learns = False  # what was put in place in this pass requires grad
+        self.fired = Fired.NEVER
 
     def fires(self, call: int) -> bool:
         """Whether the site means this call.
@@ -76,7 +87,7 @@ class Point:
                 site=site,
             )
         if wanted is None or wanted == "*" or wanted == call:
-            self.now = self.ever = True
+            self.fired = NOW
             return True
         return False
 
@@ -95,6 +106,7 @@ class Port(Uncopied, ABC):
         self, module: nn.Module, values: dict[str, Tensor], skipped: dict[str, str], state: Pass | None = None
     ) -> None:
         self.module = module
+        self.points: list[Point] = []
         self.reads: list[Point] = []
         self.replaces: list[Point] = []
         self.calls = 0
@@ -102,9 +114,24 @@ class Port(Uncopied, ABC):
         self._skipped = skipped
         self._pass = Pass() if state is None else state
 
-    @property
-    def points(self) -> list[Point]:
-        return [*self.reads, *self.replaces]
+    def add(self, point: Point) -> None:
+        self.points.append(point)
+        (self.reads if point.function is None else self.replaces).append(point)
+
+    def begin(self) -> None:
+        """A pass begins; calls that were counted before it are those of a part that the caller ran alone."""
+        for point in self.points:
+            if point.fired is NOW:
+                point.fired = Fired.APART if self.calls else Fired.EARLIER
+        self.calls = 0
+
+    def missed(self) -> list[Point]:
+        """Points that should have fired in the pass that ended; one that fired apart need not, if no call came."""
+        return [
+            point
+            for point in self.points
+            if point.fired is not NOW and not point.site.optional and (self.calls or point.fired is not Fired.APART)
+        ]
 
     @abstractmethod
     def attach(self) -> RemovableHandle:
@@ -131,7 +158,7 @@ class Port(Uncopied, ABC):
         """Reads and replaces at one call; returns the value to go on with, or None where it is unchanged."""
         if recomputing():
             return self._pass_again(value)
-        if _exported():
+        if exported():
             raise TappedModelError("the model is tapped: trace or export it outside the `with hooked.tap(...)` block")
         call, before = self.calls, value
         self.calls += 1
@@ -149,10 +176,10 @@ class Port(Uncopied, ABC):
         """Changes a value as it was changed before, when it is computed again during backward."""
         before = value
         for point in self.reads:
-            if point.now and (old := self._get(value, point)) is not None and old.requires_grad:
+            if point.fired is NOW and (old := self._get(value, point)) is not None and old.requires_grad:
                 value = self._put(value, point, copied(old, old))
         for point in self.replaces:
-            if point.now and (old := self._get(value, point)) is not None:
+            if point.fired is NOW and (old := self._get(value, point)) is not None:
                 new = self._pass.replaced(point.site, old, self.function(point))
                 value = value if new is None else self._put(value, point, copied(new, old))
         return None if value is before else value
@@ -182,7 +209,8 @@ class Port(Uncopied, ABC):
         elif (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
             got = f"{list(new.shape)} {new.dtype} {new.device}"
         else:
-            point.learns |= new.requires_grad and not old.requires_grad
+            if new.requires_grad and not old.requires_grad:
+                self._pass.learning.append(point.site)
             # A copy: the model may go on to change it in place, and the function's tensor may come again.
             return self._put(value, point, new if new is old else copied(new, old))
         raise ReplacementError(
@@ -230,7 +258,7 @@ _NESTED = (
 )
 
 
-def _with_numbers(tensor: Tensor, point: Point) -> Tensor:
+def _with_numbers(tensor: Shaped[Tensor, "*shape"], point: Point) -> Shaped[Tensor, "*shape"]:
     if tensor.is_meta:
         raise ModelError(
             f"site {point.key}: the value is on the meta device, so it has a shape and no numbers. Load the model's "
@@ -240,7 +268,7 @@ def _with_numbers(tensor: Tensor, point: Point) -> Tensor:
     return tensor
 
 
-def copied(new: Tensor, old: Tensor) -> Tensor:
+def copied(new: Shaped[Tensor, "*shape"], old: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A copy that lies in memory as `old` does: in which order numbers are added up may depend on it, and so bits."""
     copy = new.clone()
     if copy.layout is not torch.strided or copy.stride() == old.stride() or _overlaps(old):
@@ -259,71 +287,8 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def _special(tensor: Tensor) -> bool:
-    """Whether more is to be done than to copy it."""
-    return tensor.requires_grad or tensor.is_nested or tensor.is_meta or _exported()
-
-
-def _exported() -> bool:
+def exported() -> bool:
     """Whether the model is being traced or exported, which would keep the hooks for good."""
     exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call] # torch's own
     return tracing or (exporting is not None and exporting())
-
-
-class OutputPort(Port):
-    """What a module returned."""
-
-    _whole: Point | None = None  # the only point, where it reads the whole output of the only call
-
-    def attach(self) -> RemovableHandle:
-        if not self.replaces and len(self.reads) == 1:
-            (point,) = self.reads
-            self._whole = point if not point.path and point.site.call is None else None
-        return self.module.register_forward_hook(self)
-
-    def path(self, value: Any, point: Point) -> nested.Path:
-        return point.path
-
-    def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
-        point = self._whole
-        if point is None or self.calls or type(output) is not Tensor or _special(output):
-            return self.pass_through(output)
-        self.calls = 1  # what pass_through would do, in a fifth of the time
-        point.now = point.ever = True
-        self._values[point.key] = output.clone()
-        return None
-
-
-class InputPort(Port):
-    """What a module was called with: a pair of positional and keyword arguments."""
-
-    def attach(self) -> RemovableHandle:
-        return self.module.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.pass_through((args, kwargs))
-
-    def overlap(self, one: nested.Path, other: nested.Path) -> bool:
-        """An argument named by position and by name is the same one."""
-        names = list(signature(self.module).parameters)
-        first, second = (
-            (names.index(path[0]) if path[0] in names else path[0]) if path else 0 for path in (one, other)
-        )
-        return first == second and super().overlap(one[1:], other[1:])
-
-    def path(self, value: Any, point: Point) -> nested.Path:
-        """An argument named by position or by name, where it was passed: `(0, position)` or `(1, name)`."""
-        args, kwargs = value
-        wanted, rest = (point.path[0], point.path[1:]) if point.path else (0, ())
-        if isinstance(wanted, int) and wanted < len(args):
-            return (0, wanted, *rest)
-        if isinstance(wanted, str) and wanted in kwargs:
-            return (1, wanted, *rest)
-        names = list(signature(self.module).parameters)
-        if isinstance(wanted, int) and wanted < len(names) and names[wanted] in kwargs:
-            return (1, names[wanted], *rest)
-        if isinstance(wanted, str) and wanted in names[: len(args)]:
-            return (0, names.index(wanted), *rest)
-        given = ", ".join([f"[{index}]" for index in range(len(args))] + [f".{name}" for name in kwargs])
-        raise nested.PathError(f"no argument {nested.format_path((wanted,))} in this call, which has {given or 'none'}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from maskhooks.errors import GradientError
@@ -36,23 +37,28 @@ class Pass:
     """What a tap knows of the latest pass of its model.
 
     Attributes:
-        grad: whether it began with gradients.
-        inside: a site fired where modules will be computed again; `around`: any module did.
+        grad: it began with gradients.
+        outer: it began under hooks of the caller's on saved tensors, from which the model's own cannot be told.
+        inside: a site fired where modules will be computed again.
+        around: any module ran where modules will be computed again.
         hidden: a value was replaced where gradients are off, as in reentrant checkpointing.
+        learning: the sites where what was put in place requires grad, and the value did not.
         put: by site, the values that are computed again, and what was put in their place; None: nothing.
     """
 
     grad: bool = False
-    outer: bool = False  # the caller has hooks on saved tensors: the model's own cannot be told from them
+    outer: bool = False
     inside: bool = False
     around: bool = False
     hidden: bool = False
+    learning: list[Site] = field(default_factory=list)
     put: dict[str, list[tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
 
     def begin(self) -> None:
         self.grad = torch.is_grad_enabled()
         self.outer = self.grad and _hooked()
         self.inside = self.around = self.hidden = False
+        self.learning.clear()
         self.put.clear()
 
     def again(self) -> bool:
@@ -94,7 +100,9 @@ class Pass:
         """Notes that a value stays as it is, which is another call's than the one replaced."""
         self.put.setdefault(str(site), []).append((old.detach().clone(), None))
 
-    def replaced(self, site: Site, old: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def replaced(
+        self, site: Site, old: Shaped[Tensor, "*shape"], function: Callable[[Tensor], Tensor]
+    ) -> Shaped[Tensor, "*shape"] | None:
         """What was put in place of a value that is now computed again; None where nothing was.
 
         Reentrant checkpointing takes its gradients from what is computed now, so the function is called again.
@@ -156,7 +164,7 @@ class Watch:
             )
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _same(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return tensor
 
 

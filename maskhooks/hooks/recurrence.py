@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -14,19 +15,24 @@ class Walk(ABC):
     A state is a row of a tensor, of whatever the recurrence carries on.
 
     Attributes:
-        first: the state before the first step, `1 state`.
+        first: the state before the first step.
         length: how many steps there are.
     """
 
-    first: Tensor
+    first: Float[Tensor, "1 state"]
     length: int
 
     @abstractmethod
-    def step(self, at: int, states: Tensor, closed: Tensor | None, kept: Tensor | None) -> None:
+    def step(
+        self,
+        at: int,
+        states: Float[Tensor, "row state"],
+        closed: Float[Tensor, "row state"] | None,
+        kept: Float[Tensor, "row state"] | None,
+    ) -> None:
         """The states after step `at`, with the input of a closed position and with that of a kept one.
 
         Args:
-            states: `row state`.
             closed, kept: where the new states go; None where they are not wanted. `closed`, or `kept` where it is the
                 only one, may be `states` itself.
         """
@@ -40,15 +46,15 @@ class Recurrence(ABC):
         """A context in which the methods below serve; it restores the module."""
 
     @abstractmethod
-    def inputs(self) -> Tensor | None:
-        """What the module was given in its last call, of the first sequence, `step feature`; None where it had none."""
+    def inputs(self) -> Float[Tensor, "step feature"] | None:
+        """What the module was given in its last call, of the first sequence; None where it had none."""
 
     @abstractmethod
-    def walk(self, kept: Tensor, closed: Tensor) -> Walk:
-        """Steps with the inputs of kept positions and of closed ones, `step feature`, as `inputs` gave them."""
+    def walk(self, kept: Float[Tensor, "step feature"], closed: Float[Tensor, "step feature"]) -> Walk:
+        """Steps with the inputs of kept positions and of closed ones, as `inputs` gave them."""
 
     @abstractmethod
-    def answering(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
+    def answering(self, states: Float[Tensor, "row state"]) -> contextlib.AbstractContextManager[None]:
         """A context in which the module computes nothing, and returns what ends in these states, one sequence a row.
 
         It may be called there with one sequence, or with as many as there are rows.

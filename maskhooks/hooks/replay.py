@@ -20,9 +20,9 @@ from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import UnknownSiteError, near
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.port import Uncopied
 from maskhooks.hooks.recompute import recomputing
-from maskhooks.hooks.tap import frozen
 from maskhooks.hooks.trace import Span, Tracer, plain
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import NotATensorError, ReplacementError
-from maskhooks.hooks.port import InputPort, OutputPort, Point, Port, Replacement, copied
+from maskhooks.hooks.module_ports import InputPort, OutputPort
+from maskhooks.hooks.port import Point, Port, Replacement, copied
 from maskhooks.hooks.recompute import recomputing
 from maskhooks.hooks.time_steps import Stepwise
 
@@ -34,7 +36,9 @@ class Parts(nn.Module):
         super().__init__()
         self.apart, self.widened = apart, widened
 
-    def forward(self, part: Tensor, numbers: Tensor | None = None) -> Tensor:
+    def forward(
+        self, part: Shaped[Tensor, "row *feature"], numbers: Int[Tensor, " picked"] | None = None
+    ) -> Shaped[Tensor, "_ *feature"]:
         """The portion to go on with; of states, the rows with these numbers where someone reads them."""
         return part if numbers is None or not self._forward_hooks else part.index_select(0, numbers)
 
@@ -110,7 +114,7 @@ class PicksPort(InputPort):
             self._add(*args, **kwargs)
         return super().__call__(module, args, kwargs)
 
-    def _add(self, states: Tensor, numbers: Tensor) -> None:
+    def _add(self, states: Shaped[Tensor, "state *feature"], numbers: Int[Tensor, " picked"]) -> None:
         if not self.calls:
             self._states, self._numbers = [], []
         if not self._states or not torch.equal(states, self._states[-1]):

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from maskhooks.errors import (
     GradientError,
-    ModelError,
     SiteConflictError,
     SiteNeverFiredError,
     TappedModelError,
@@ -25,12 +22,14 @@ from maskhooks.errors import (
     UnknownSiteError,
     near,
 )
-from maskhooks.hooks.port import InputPort, OutputPort, Point, Port, Replacement, Uncopied
+from maskhooks.hooks.frozen import frozen
+from maskhooks.hooks.module_ports import InputPort, OutputPort
+from maskhooks.hooks.port import Fired, Point, Port, Replacement, Uncopied
 from maskhooks.hooks.recompute import Pass, Watch, recomputing
 from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
 from maskhooks.hooks.time_steps import Steps, StepsPort
 from maskhooks.sites import nested
-from maskhooks.sites.modules import Modules, check_compiled, compiled, running
+from maskhooks.sites.modules import Modules, check_compiled, compiled
 from maskhooks.sites.site import Site
 
 
@@ -116,7 +115,7 @@ class Tap:
         for port in self._ports.values():
             port.calls = 0
         for point in self._points():
-            point.ever = point.apart = False
+            point.fired = Fired.NEVER
         self._frozen = frozen(self.model)
         self._watched = not self._frozen.__enter__()
         try:
@@ -139,7 +138,9 @@ class Tap:
                 "neither read nor changed (pyvene removes all hooks of a model). Let it finish before the tap opens."
             )
         if kind is None:
-            self._check_fired(ever=True)
+            self._check_optional()
+            if not self._runs:
+                self._check_named()
 
     def _remove(self) -> None:
         try:
@@ -166,7 +167,7 @@ class Tap:
         kind = _input(module) if site.port == "input" else _output(module)
         port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped, self._pass))
         if function is None:
-            port.reads.append(Point(site, None))
+            port.add(Point(site, None))
             return
         for other in (point.site for point in port.replaces):
             calls = (site.call, other.call)
@@ -176,7 +177,7 @@ class Tap:
                     f"two taps: the inner one sees the outer one's value.",
                     site=site,
                 )
-        port.replaces.append(Point(site, function))
+        port.add(Point(site, function))
 
     # What happens during a forward pass
 
@@ -195,10 +196,7 @@ class Tap:
             self.values.clear()
             self.values.update(self._apart)
             for port in self._ports.values():
-                for point in port.points:
-                    point.apart |= point.now and port.calls > 0
-                    point.now = point.learns = False
-                port.calls = 0
+                port.begin()
 
     def _end(self, outputs: Any) -> None:
         if self._depth == 0 or recomputing():  # another library's hook raised before the pass began
@@ -218,14 +216,14 @@ class Tap:
     def _ended(self, outputs: Any) -> None:
         self._runs += 1
         self.outputs = outputs
-        self._check_fired(ever=False)
+        self._check_pass()
         if self._pass.grad:
             self._check_gradient([tensor for _, tensor in nested.tensors(outputs)])
 
     def _check_gradient(self, outputs: list[Tensor]) -> None:
         """After a pass: gradients can come back to what was put in place, and they are not computed too late."""
         self._watch.guard(outputs, self.values.values())
-        learning = [point.site for point in self._points() if point.learns]
+        learning = self._pass.learning
         if learning and outputs and not any(tensor.requires_grad for tensor in (*outputs, *self.values.values())):
             raise GradientError(
                 f"site {learning[0]}: what was put in its place requires grad, and nothing that the model returned "
@@ -235,33 +233,23 @@ class Tap:
                 site=learning[0],
             )
 
-    def _check_fired(self, *, ever: bool) -> None:
-        """After a pass: exactly named sites fired in it. At the end: they did where no whole pass was run."""
-        if ever:
-            self._check_optional()
-        if ever and self._runs:
-            return
-        missing = {
-            point.site: port
-            for port in self._ports.values()
-            for point in port.points
-            if not point.site.optional and not (point.ever if ever else point.now or (point.apart and not port.calls))
-        }
-        if missing:
-            site, port = next(iter(missing.items()))
-            names = ", ".join(str(site) for site in missing)
-            calls = f"ran {port.calls} time(s), its last call is @{port.calls - 1}" if port.calls else "did not run"
-            raise SiteNeverFiredError(
-                f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, "
-                "called as module.forward(...), compiled before it was tapped, or bypassed by a fused path; "
-                "`maskhooks doctor` shows which sites fire. Mark a site optional=True if it need not fire.",
-                sites=list(missing),
-            )
+    def _check_pass(self) -> None:
+        """After a pass: exactly named sites fired in it."""
+        missed = {point.site: port for port in self._ports.values() for point in port.missed()}
+        if missed:
+            raise _never_fired(missed)
+
+    def _check_named(self) -> None:
+        """At the end, where no whole pass was run: exactly named sites fired."""
+        named = [(point, port) for port in self._ports.values() for point in port.points if not point.site.optional]
+        silent = {point.site: port for point, port in named if point.fired is Fired.NEVER}
+        if silent:
+            raise _never_fired(silent)
 
     def _check_optional(self) -> None:
         optional = [point for point in self._points() if point.site.optional]
-        silent = [point.key for point in optional if not point.ever]
-        given = [point for point in optional if point.ever and point.key not in self.skipped]
+        silent = [point.key for point in optional if point.fired is Fired.NEVER]
+        given = [point for point in optional if point.fired is not Fired.NEVER and point.key not in self.skipped]
         if optional and not given:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in list(self.skipped.items())[:3])
             raise SiteNeverFiredError(
@@ -274,7 +262,19 @@ class Tap:
             self.skipped.update(dict.fromkeys(silent, "never fired"))
             names = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
             message = f"{len(silent)} optional sites never fired: {names}"
-            warnings.warn(message, UnfiredSiteWarning, stacklevel=4)
+            warnings.warn(message, UnfiredSiteWarning, stacklevel=3)
+
+
+def _never_fired(missing: Mapping[Site, Port]) -> SiteNeverFiredError:
+    site, port = next(iter(missing.items()))
+    names = ", ".join(map(str, missing))
+    calls = f"ran {port.calls} time(s), its last call is @{port.calls - 1}" if port.calls else "did not run"
+    return SiteNeverFiredError(
+        f"never fired: {names}. Module {site.module!r} {calls}. It may be unused for this input, "
+        "called as module.forward(...), compiled before it was tapped, or bypassed by a fused path; "
+        "`maskhooks doctor` shows which sites fire. Mark a site optional=True if it need not fire.",
+        sites=list(missing),
+    )
 
 
 def _input(module: nn.Module) -> type[Port]:
@@ -301,75 +301,3 @@ class _End(Uncopied):
 
     def __call__(self, module: nn.Module, args: object, outputs: Any) -> None:
         self._tap._end(outputs)
-
-
-def _shapeless(model: nn.Module) -> ModelError:
-    lazy = [name for name, weight in model.named_parameters() if is_lazy(weight)]
-    return ModelError(
-        f"{len(lazy)} of the model's weights, such as {lazy[0]!r}, take their shape from the first batch, and none has "
-        "come yet. Run the model once before: with torch.no_grad(): model(...)",
-        module=lazy[0].rpartition(".")[0],
-    )
-
-
-@dataclass
-class _Hold:
-    """A module in training mode or a weight that requires grad, switched off by so many `with` blocks."""
-
-    part: nn.Module | Tensor
-    places: list[tuple[nn.Module, str]]  # of a weight
-    count: int = 0
-
-    def switch(self, on: bool) -> None:
-        if isinstance(self.part, nn.Module):
-            self.part.training = on
-            return
-        self.part.requires_grad_(on)
-        for module, name in self.places:  # where weights are moved in and out, another tensor may stand there now
-            now = getattr(module, name, None)
-            if now is not self.part and isinstance(now, nn.Parameter):
-                now.requires_grad_(on)
-
-
-_holds: dict[int, _Hold] = {}
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[bool]:
-    """Eval mode and frozen weights while a `with` lasts; flags are set directly and restored one by one.
-
-    Several may be open on one model, or on parts of it, and close in any order: the last one restores a part.
-
-    Yields:
-        Whether weights require grad again afterwards, as far as this one knows.
-
-    Raises:
-        ModelError: a weight has no shape yet.
-    """
-    mine: list[_Hold] = []
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    modules, weights = running(model), dict[int, Tensor]()
-    for module in modules:
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                if is_lazy(weight):
-                    raise _shapeless(model)
-                weights[id(weight)] = weight
-                places.setdefault(id(weight), []).append((module, name))
-    parts: list[nn.Module | Tensor] = [*modules, *weights.values()]
-    try:
-        for part in parts:
-            hold = _holds.get(id(part))
-            if hold is None and (part.training if isinstance(part, nn.Module) else part.requires_grad):
-                hold = _holds[id(part)] = _Hold(part, places.get(id(part), []))
-                hold.switch(False)
-            if hold is not None:
-                hold.count += 1
-                mine.append(hold)
-        yield any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine)
-    finally:
-        for hold in mine:
-            hold.count -= 1
-            if not hold.count:
-                del _holds[id(hold.part)]
-                hold.switch(True)

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.hooks.port import OutputPort, Point, Replacement, copied
+from maskhooks.hooks.module_ports import OutputPort
+from maskhooks.hooks.port import Point, Replacement, copied
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 
@@ -22,7 +24,7 @@ class Steps(nn.Module):
     call it means one step, `batch hidden`; calls count in the order of computation.
     """
 
-    def __call__(self, state: Tensor, step: int, steps: int) -> Tensor:
+    def __call__(self, state: Shaped[Tensor, "batch hidden"], step: int, steps: int) -> Shaped[Tensor, "batch hidden"]:
         """As of every module, in a third of the time where a single tap is all that is to be called."""
         if len(self._forward_hooks) == 1 and not self._forward_pre_hooks and not torch.is_grad_enabled():
             (hook,) = self._forward_hooks.values()
@@ -32,11 +34,11 @@ class Steps(nn.Module):
         passed: Tensor = super().__call__(state, step, steps)
         return passed
 
-    def forward(self, state: Tensor, step: int, steps: int) -> Tensor:
+    def forward(self, state: Shaped[Tensor, "batch hidden"], step: int, steps: int) -> Shaped[Tensor, "batch hidden"]:
         """The state to go on with.
 
         Args:
-            state: `batch hidden`.
+            state: of one step.
             step: its place in the sequence.
             steps: the length of the sequence.
         """
@@ -59,15 +61,15 @@ class Stepwise(ABC):
     """A replacement that differs from step to step, or from portion to portion."""
 
     @abstractmethod
-    def __call__(self, value: Tensor) -> Tensor:
+    def __call__(self, value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The replacement of a value that is there as a whole."""
 
     @abstractmethod
     def at(self, step: int) -> Replacement:
         """The function of one step's states, `batch 1 hidden`."""
 
-    def on(self, step: int, state: Tensor) -> Tensor:
-        """What replaces one step's states, `batch hidden`, where no gradient is wanted."""
+    def on(self, step: int, state: Shaped[Tensor, "batch hidden"]) -> Shaped[Tensor, "batch hidden"]:
+        """What replaces one step's states, where no gradient is wanted."""
         return self.at(step)(state.unsqueeze(1)).squeeze(1)
 
     @abstractmethod

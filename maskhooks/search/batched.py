@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -10,13 +11,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from maskhooks.errors import SettingError
+from maskhooks.errors import MaskhooksError, MaskhooksWarning, SettingError
 from maskhooks.masks.baselines import Baseline
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import Criterion, Question, masking_of, units_of
+from maskhooks.search.question import REFUSALS, Criterion, Question, masking_of, units_of
 from maskhooks.search.scheduler import Asking, abreast
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
@@ -117,14 +118,20 @@ class Panel:
         return self._picked
 
     def _pick(self, numbers: list[int], times: int) -> _Picked | None:
-        """A panel of some examples; None where it is not known how to make their batch."""
+        """A panel of some examples; None where it is not known how to make their batch, or the batch does not serve."""
         batch = self.hooked.task.picked(self.clean.batch, numbers)
         if batch is None:
             return None
         try:
             clean = clean_pass(self.hooked, batch, [self.site])
+        except MaskhooksError:  # to the task it is no batch, as one that was sampled around some nodes
+            return None
+        except REFUSALS as error:
+            self._tell(f"the model fails on a batch of some examples ({type(error).__name__}: {error})")
+            return None
+        try:
             panel = Panel(self.hooked, clean, self.site, self._baseline, self._criterion)
-        except Exception:  # a batch that does not hold them after all is no use
+        except MaskhooksError:
             return None
         given = [self.members[number] for number in numbers]
         alike = (
@@ -132,7 +139,19 @@ class Panel:
             and _close(panel._values(panel.members), self._values(given))
             and _are(clean.outputs, self.clean.outputs, numbers)
         )
-        return _Picked(numbers, times, panel) if alike else None
+        if not alike:
+            self._tell("in a batch of some examples, their values there or their outputs are others")
+            return None
+        return _Picked(numbers, times, panel)
+
+    def _tell(self, reason: str) -> None:
+        """Says once that passes take longer than they might."""
+        warnings.warn(
+            f"the search at {self.site} runs the batch as it is in every pass, which takes longer: {reason}. What is "
+            "found is the same. Say how such a batch is made: wrap(model, select=lambda batch, numbers: ...)",
+            MaskhooksWarning,
+            stacklevel=2,
+        )
 
     def _values(self, members: Sequence[Member]) -> Tensor:
         """The rows of some members, one's after another's."""

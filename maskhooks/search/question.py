@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from maskhooks.errors import SettingError
+from maskhooks.errors import MaskhooksError, SettingError
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking
@@ -21,6 +21,10 @@ from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
 Criterion = Callable[[Outputs, Outputs], Tensor]
+
+# What a model raises that does not take what a search made for it, such as a batch of some examples. Other errors, such
+# as AttributeError and TypeError, are mistakes in code, and go through.
+REFUSALS = (MaskhooksError, RuntimeError, ValueError, LookupError, AssertionError)
 
 
 class Question(ABC):

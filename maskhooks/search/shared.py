@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from maskhooks.errors import MaskhooksWarning
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.recurrence import Recurrence, Walk
-from maskhooks.hooks.tap import frozen
 from maskhooks.model.outputs import Outputs, parameters
+from maskhooks.search.question import REFUSALS
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator
@@ -55,20 +59,41 @@ def _tree(question: Repeated, recurrence: Recurrence, rows: int, memory: float) 
     if not in_turn or len(question.site.gating().gated) != 2:
         return None
     walk = recurrence.walk(opened, closed)
+    sets = _some_sets(question.positions)
+    wanted = parameters(question.masked(question.copies(len(sets)), sets))
+    refusals: list[str] = []
     lengths = dict.fromkeys((walk.length, units[-1][-1] + 1))  # through padding, or to the last real position
-    for length, one_row in itertools.product(lengths, (True, False)):
-        ending = _Ending(question, recurrence, one_row=one_row)
-        if _agree(question, units, walk, length, ending):
-            return Tree(walk, units, ending.keeps, length=length, rows=rows, memory=memory)
+    for length in lengths:
+        states = _final(walk, units, length, sets)
+        for one_row in (True, False):
+            ending = _Ending(question, recurrence, whole=states[-1:].clone(), one_row=one_row)
+            try:
+                found = parameters(ending.outputs(states))
+            except REFUSALS as error:  # one of the ways may be right
+                refusals.append(f"{type(error).__name__}: {error}")
+                continue
+            if _agree(found, wanted):
+                return Tree(walk, units, ending.keeps, length=length, rows=rows, memory=memory)
+    if len(refusals) == 2 * len(lengths):
+        warnings.warn(
+            f"the search at {question.site} does not share the states of common beginnings, which takes longer: the "
+            f"model fails where its recurrent module returns final states alone ({refusals[-1]}). What is found is the "
+            "same",
+            MaskhooksWarning,
+            stacklevel=2,
+        )
     return None
 
 
 class _Ending:
-    """What the model makes of final states: the rest of it runs, with an example for them all, or for each row."""
+    """What the model makes of final states: the rest of it runs, with an example for them all, or for each row.
 
-    def __init__(self, question: Repeated, recurrence: Recurrence, *, one_row: bool) -> None:
-        self.question, self.recurrence, self.one_row = question, recurrence, one_row
-        self.whole: Tensor | None = None  # the final state with all positions kept
+    Args:
+        whole: the final state with all positions kept, `1 state`.
+    """
+
+    def __init__(self, question: Repeated, recurrence: Recurrence, *, whole: Tensor, one_row: bool) -> None:
+        self.question, self.recurrence, self.whole, self.one_row = question, recurrence, whole, one_row
         self._batch: tuple[int, object] | None = None
         self._original: tuple[int, Outputs] | None = None
 
@@ -83,16 +108,22 @@ class _Ending:
 
     def keeps(self, states: Tensor) -> Tensor:
         if self._original is None or self._original[0] != len(states):
-            assert self.whole is not None
             self._original = len(states), self.outputs(self.whole.expand(len(states), -1))
         return self.question.unchanged(self._original[1], self.outputs(states)).cpu()
 
 
-def _agree(question: Repeated, units: list[list[int]], walk: Walk, length: int, ending: _Ending) -> bool:
-    """Whether the final states give what the model gives, for random sets of positions, for all and for none."""
-    shares = torch.rand(_TRIED, question.positions, generator=generator(0, _TRIED))
+def _some_sets(positions: int) -> Bool[Tensor, "set position"]:
+    """Random sets of positions, from none to all."""
+    shares = torch.rand(_TRIED, positions, generator=generator(0, _TRIED))
     kept = shares < torch.linspace(0, 1, _TRIED)[:, None]
     kept[0], kept[-1] = False, True
+    return kept
+
+
+def _final(
+    walk: Walk, units: list[list[int]], length: int, kept: Bool[Tensor, "set position"]
+) -> Float[Tensor, "set state"]:
+    """The state that each set ends in after so many steps."""
     owners = {step: number for number, unit in enumerate(units) for step in unit}
     states = walk.first.repeat(len(kept), 1)
     for at in range(length):
@@ -100,12 +131,10 @@ def _agree(question: Repeated, units: list[list[int]], walk: Walk, length: int, 
         walk.step(at, states, states, after)
         chosen = kept[:, owners[at], None] if at in owners else torch.ones(1, 1, dtype=torch.bool)
         states = torch.where(chosen.to(states.device), after, states)
-    ending.whole = states[-1:].clone()
-    try:
-        found = parameters(ending.outputs(states))
-    except Exception:  # the rest of the model does not take what the module never returned
-        return False
-    wanted = parameters(question.masked(question.copies(len(kept)), kept))
+    return states
+
+
+def _agree(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     return len(found) == len(wanted) and all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
         for one, other in zip(found, wanted, strict=True)

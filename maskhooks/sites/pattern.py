@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import einops
+from jaxtyping import Shaped
 from torch import Tensor
 
 from maskhooks.errors import PatternError
@@ -175,7 +176,7 @@ class Pattern:
         sizes = self.shape(value, site=site)
         return tuple(sizes[axis] for axis in self.gated)
 
-    def spread(self, mask: Tensor, value: Tensor) -> Tensor:
+    def spread(self, mask: Shaped[Tensor, "*gated"], value: Tensor) -> Tensor:
         """A mask of gated positions as a tensor that broadcasts against the value (a view where possible)."""
         if all(len(group) == 1 for group in self.axes):
             left = " ".join(axis if axis in self.gated else "1" for (axis,) in self.axes)
@@ -184,7 +185,7 @@ class Pattern:
         missing = {axis: size for axis, size in sizes.items() if axis not in self.gated}
         return einops.repeat(mask, f"{' '.join(self.gated)} -> {self.arrow.split('->')[0]}", **missing)
 
-    def spread_features(self, baseline: Tensor, value: Tensor) -> Tensor:
+    def spread_features(self, baseline: Shaped[Tensor, "*feature"], value: Tensor) -> Tensor:
         """A baseline over the feature axes as a tensor that broadcasts against the value."""
         left = " ".join(
             word if all(axis in self.features for axis in axes) else "1"
@@ -194,8 +195,8 @@ class Pattern:
             raise PatternError(f"pattern '{self}' mixes position and feature axes in one parenthesis")
         return einops.rearrange(baseline, f"{' '.join(self.features)} -> {left}")
 
-    def rows(self, value: Tensor, *, site: object = None) -> Tensor:
-        """The value with position axes in front and features flattened behind, `(*positions, features)`."""
+    def rows(self, value: Tensor, *, site: object = None) -> Shaped[Tensor, "*position feature"]:
+        """The value with position axes in front and features flattened behind."""
         sizes = self.shape(value, site=site)
         if self.in_rows:
             return value

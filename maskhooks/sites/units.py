@@ -70,7 +70,9 @@ class Units:
         """For every gate the mean over its unit; as in `shared`."""
         return self._over(_mean, gates, pattern)
 
-    def _over(self, function: Callable[[Tensor, Tensor], Tensor], gates: Tensor, pattern: Pattern) -> Tensor:
+    def _over(
+        self, function: Callable[[Tensor, Tensor], Tensor], gates: Float[Tensor, "*gated"], pattern: Pattern
+    ) -> Float[Tensor, "*gated"]:
         """A function over rows `batch place group`, with the place of each one's first as an index of that shape."""
         index = self.first.to(gates.device)[..., None]
         if not pattern.groups:
@@ -85,13 +87,15 @@ class Units:
         return back
 
 
-def _mean(rows: Tensor, index: Tensor) -> Tensor:
+def _mean(
+    rows: Float[Tensor, "batch place group"], index: Int[Tensor, "batch place group"]
+) -> Float[Tensor, "batch place group"]:
     sums = torch.zeros_like(rows).scatter_add(1, index, rows)
     counts = torch.zeros_like(rows).scatter_add(1, index, torch.ones_like(rows))
     return (sums / counts.clamp(min=1)).gather(1, index)
 
 
-def _apart(numbers: Tensor, width: int, example: Tensor) -> bool:
+def _apart(numbers: Int[Tensor, "row place"], width: int, example: Int[Tensor, " row"]) -> bool:
     """Whether numbers below `width` are few, and none is in two examples, so that they can stay as they are."""
     if width > numbers.numel():
         return False

@@ -12,8 +12,8 @@ from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.devices import connect, starts_processes
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import EmptyLoaderError, MarginWarning
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from maskhooks.model.task import device_of
 from maskhooks.seeds import forked, seeded
 from maskhooks.training.loop import EPOCH

@@ -15,8 +15,8 @@ from maskhooks.distributed.devices import ranks_of
 from maskhooks.distributed.placement import placed
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from maskhooks.passes.clean_cache import Stored
 from maskhooks.progress import track
 from maskhooks.runs.interrupts import Interrupts

@@ -16,7 +16,7 @@ from torch_geometric.nn import GCNConv, RGCNConv, SAGEConv, TAGConv
 
 import maskhooks
 from maskhooks.errors import SettingError
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from tests.adapters.geometric_models import EDGES, TYPES, Nodes, Pooled, Relational, batch, graph, randn
 from tests.adapters.geometric_values import pairs, values
 from tests.conftest import same_bits

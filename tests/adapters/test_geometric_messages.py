@@ -28,8 +28,8 @@ from torch_geometric.nn import (
 )
 
 import maskhooks
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.masking import Masking

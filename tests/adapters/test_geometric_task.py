@@ -16,6 +16,7 @@ pytest.importorskip("torch_geometric")
 from maskhooks_geometric import task
 from maskhooks_geometric.graphs import Graphs
 from maskhooks_geometric.messages import Messages
+from maskhooks_geometric.sent import Sent
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCN, GCNConv, GraphSAGE, SAGEConv, global_add_pool
 from torch_geometric.utils import k_hop_subgraph
@@ -200,7 +201,7 @@ def test_messages_along_all_edges_in_order_are_numbered_as_any_others(shuffled: 
         both.edge_index = both.edge_index[:, [4, 0, 5, 1, 6, 2, 3]]
     source, target = both.edge_index
     rest = [torch.full_like(source, number) for number in (-1, 0, both.num_nodes)]
-    usual = Messages(Graphs(both), torch.stack([source, target, *rest], 1), None)
+    usual = Messages(Graphs(both), Sent(source, target, *rest), None)
     searched = Messages(Graphs(both), usual.sent, None)
     searched._in_order = None
     assert usual._in_order is not None

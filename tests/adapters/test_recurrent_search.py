@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from maskhooks_recurrent.adapter import RecurrentAdapter
+from maskhooks_recurrent.recurrence import Recurrent
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import maskhooks
-from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning
+from maskhooks.errors import MaskhooksWarning, ResumeError, SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.masks.baselines import Zero
 from maskhooks.model.outputs import kl
@@ -148,6 +148,35 @@ def test_what_is_no_recurrence_to_a_last_state_runs_set_by_set(what: str, monkey
     assert [found.solutions for found in one] == [found.solutions for found in other]
 
 
+def test_a_model_that_fails_on_final_states_alone_runs_set_by_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moving(output: Tensor, h: Tensor, lengths: Tensor) -> Tensor:
+        if torch.equal(output[:, 0], output[:, -1]):
+            raise ValueError("nothing moves")
+        return h
+
+    hooked, words = hooked_of(Reader(nn.GRU(5, 8, batch_first=True), moving, packed=False)), batch()
+    before = fingerprint(hooked.model)
+    with pytest.warns(MaskhooksWarning, match=r"at embed:output .*\(ValueError: nothing moves\). What is found is the"):
+        one, other = both(hooked, words, monkeypatch, margin=1e-6)
+    assert [found.solutions for found in one] == [found.solutions for found in other]
+    assert fingerprint(hooked.model) == before
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError])
+def test_a_mistake_in_code_is_not_taken_for_a_model_without_a_recurrence(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*args: Any) -> Any:
+        raise error("mistaken")
+
+    hooked, words = hooked_of(Reader(nn.GRU(5, 8, batch_first=True))), batch()
+    before = fingerprint(hooked.model)
+    monkeypatch.setattr(Recurrent, "answering", mistaken)
+    with pytest.raises(error, match="mistaken"):
+        used(hooked, words)
+    assert fingerprint(hooked.model) == before
+
+
 def test_the_model_is_put_back_when_it_raises() -> None:
     class Limited(Reader):
         left = 10**9
@@ -167,7 +196,7 @@ def test_the_model_is_put_back_when_it_raises() -> None:
     passes = 10**9 - Limited.left
     for stop in range(1, passes, max(1, passes // 9)):
         Limited.left = stop
-        with contextlib.suppress(ZeroDivisionError):  # where a tree is tried on the model, any error speaks against it
+        with pytest.raises(ZeroDivisionError):
             erasure.search(words, progress=False)
         assert Limited.left <= 0
         assert fingerprint(model) == before

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import maskhooks
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.time_steps import Stepwise
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 import maskhooks
 from maskhooks.checks.doctor import examine
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.sites.site import Site
 from tests.adapters.recurrent_models import flat
 from tests.conftest import fingerprint, same_bits

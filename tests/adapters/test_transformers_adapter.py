@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 import maskhooks
 from maskhooks import Hooked, Site
 from maskhooks.checks.doctor import examine
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import frozen
 from tests.adapters.transformers_models import (
     FAMILIES,
     HIDDEN,

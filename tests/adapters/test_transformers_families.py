@@ -14,7 +14,7 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks.checks.site_checks import bypassed
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.masks.mix import mix
 from tests.conftest import same_bits
 

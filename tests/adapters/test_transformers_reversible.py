@@ -11,7 +11,7 @@ from transformers.models.reformer import modeling_reformer
 import maskhooks
 from maskhooks import DiffMask, Hooked
 from maskhooks.errors import BypassedWarning
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.masks.mix import mix
 from tests.conftest import same_bits
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from maskhooks_transformers.words import Words
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.errors import BatchError
+from maskhooks.errors import BatchError, MaskhooksWarning
 from tests.adapters.transformers_models import CLS, DECODERS, FIRST, HIDDEN, REAL, SEP, WORDS, batch, make, tokenizer
 from tests.adapters.transformers_predictions import predict
 from tests.conftest import same_bits
@@ -153,6 +155,15 @@ def test_the_tokenizer_saved_with_a_model_is_found(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     hooked = maskhooks.wrap(AutoModelForSequenceClassification.from_pretrained(tmp_path))
     assert hooked.task.names(hooked.sites[0], batch())[0][0] == "[CLS]"  # type: ignore[index] # not None
+
+
+def test_a_broken_tokenizer_beside_a_model_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    words = Words(SimpleNamespace(_name_or_path=str(tmp_path)))
+    with pytest.warns(MaskhooksWarning, match=r"cannot be loaded \(KeyError: .* wrap\(model, tokenizer=") as told:
+        assert [words.tokens([1, 2]), words.tokens([3])] == [["1", "2"], ["3"]]
+    assert len(told) == 1
 
 
 def test_ids_beyond_the_tokenizer_are_numbers() -> None:

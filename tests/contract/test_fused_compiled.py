@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import maskhooks
 from maskhooks.errors import CompiledModelError, NotATensorError, SiteNeverFiredError, TappedModelError
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.frozen import frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from tests.conftest import fingerprint, same_bits

@@ -21,8 +21,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from maskhooks.errors import SiteFiredTooOftenError, SiteNeverFiredError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.masks.mix import mix
 from maskhooks.sites import nested
 from maskhooks.sites.site import Site

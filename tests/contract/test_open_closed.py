@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks.errors import ReplacementError, SiteNeverFiredError, TappedModelError, UnknownSiteError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
 from tests.conftest import fingerprint, same_bits
 from tests.models import Broken, Cell, Noisy, Stack, Tiny

@@ -10,8 +10,9 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskhooks.errors import GradientError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.recompute import recomputing
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.masks.mix import mix
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits

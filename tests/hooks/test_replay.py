@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from maskhooks.errors import UnknownSiteError
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
-from maskhooks.hooks.tap import Tap, frozen
+from maskhooks.hooks.tap import Tap
 from maskhooks.sites.site import Site
 from tests.conftest import same_bits
 from tests.hooks.recordings import Count, recorded, run, tensor

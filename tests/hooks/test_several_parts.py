@@ -173,7 +173,7 @@ def test_portions_made_for_reading_are_read_without_a_copy(apart: bool) -> None:
     place, portion = Parts(apart=apart), torch.ones(2, 3)
     values: dict[str, Tensor] = {}
     port = PartsPort(place, values, {})
-    port.reads.append(Point(Site("part"), None))
+    port.add(Point(Site("part"), None))
     handle = port.attach()
     place(portion)
     assert (values[str(Site("part"))] is portion) == apart
@@ -242,7 +242,7 @@ def test_states_and_numbers_of_one_portion() -> None:
 def test_rows_that_nobody_reads_are_not_picked() -> None:
     place, values = Parts(apart=True), dict[str, Tensor]()
     port = PicksPort(place, values, {})
-    port.reads.append(Point(Site("part", "input"), None))
+    port.add(Point(Site("part", "input"), None))
     with port.attach():
         states = torch.ones(2, 3)
         assert place(states, torch.tensor([1])) is states

@@ -135,3 +135,14 @@ def test_a_part_that_never_ran_alone_must_fire_in_each_pass() -> None:
         model(x, x)
     with pytest.raises(SiteNeverFiredError, match="encoder:output"), tap:
         model(x, x)  # a tap opened anew has seen nothing
+
+
+def test_a_part_that_ran_alone_must_fire_once_a_whole_pass_has_overwritten_its_value() -> None:
+    model, x = Halves(), torch.randn(3, 4)
+    with Tap(model, read=[site("encoder:output")]) as tap:
+        encoded = model.encoder(x)
+        model(x, encoded)
+        model(x + 1)
+        with pytest.raises(SiteNeverFiredError, match="encoder:output"):
+            model(x, encoded)
+        assert not tap.values

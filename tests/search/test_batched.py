@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks import Beam, Erasure, LeaveOneOut
-from maskhooks.errors import ResumeError, SearchLimitError, SearchLimitWarning, SettingError
+from maskhooks.errors import MaskhooksWarning, ResumeError, SearchLimitError, SearchLimitWarning, SettingError
 from maskhooks.masks.baselines import Mean, Token
 from maskhooks.model.outputs import kl
+from maskhooks.search import batched
+from maskhooks.search.batched import Panel
 from tests.conftest import fingerprint
 
 INDEX = torch.tensor([1, 0, 3, 1, 0, 1, 3, 1])  # of four examples, the third of which has no row
@@ -124,13 +127,14 @@ def test_as_many_passes_as_the_largest_example_has_rows() -> None:
     assert len(passes) == 1 + 4
 
 
-def test_a_batch_of_those_that_are_asked_about_takes_fewer_passes() -> None:
-    def picked(batch: Any, numbers: list[int]) -> Any:
-        rows, index, _ = batch
-        own = [(index == number).nonzero()[:, 0] for number in numbers]
-        sizes = torch.tensor([*map(len, own)])
-        return rows[torch.cat(own)], torch.arange(len(own)).repeat_interleave(sizes), len(own)
+def picked(batch: Any, numbers: list[int]) -> Any:
+    rows, index, _ = batch
+    own = [(index == number).nonzero()[:, 0] for number in numbers]
+    sizes = torch.tensor([*map(len, own)])
+    return rows[torch.cat(own)], torch.arange(len(own)).repeat_interleave(sizes), len(own)
 
+
+def test_a_batch_of_those_that_are_asked_about_takes_fewer_passes() -> None:
     def wrong(batch: Any, numbers: list[int]) -> Any:
         rows, index, count = picked(batch, numbers)
         return rows.flip(0), index, count
@@ -144,11 +148,13 @@ def test_a_batch_of_those_that_are_asked_about_takes_fewer_passes() -> None:
             passes[name] += 1
 
         handle = hooked.model.register_forward_pre_hook(count)
-        found[name] = [
-            *(LeaveOneOut(hooked, "row:output", batch_size=size).explain(batch())["score"] for size in (4, 8, 64)),
-            Beam(hooked, "row:output", margin=0.1).explain(batch())["score"],
-            Erasure(hooked, "row:output", margin=0.1).explain(batch())["score"],
-        ]
+        said = pytest.warns(MaskhooksWarning, match="their outputs are others. .* select=lambda")
+        with said if name == "wrong" else contextlib.nullcontext():
+            found[name] = [
+                *(LeaveOneOut(hooked, "row:output", batch_size=size).explain(batch())["score"] for size in (4, 8, 64)),
+                Beam(hooked, "row:output", margin=0.1).explain(batch())["score"],
+                Erasure(hooked, "row:output", margin=0.1).explain(batch())["score"],
+            ]
         handle.remove()
         assert fingerprint(hooked.model) == before
     for one, other, third in zip(*found.values(), strict=True):
@@ -156,6 +162,44 @@ def test_a_batch_of_those_that_are_asked_about_takes_fewer_passes() -> None:
         assert one.tolist() == pytest.approx(third.tolist(), abs=1e-5)
     assert passes["picked"] < 0.7 * passes["none"]
     assert passes["none"] < passes["wrong"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, IndexError, KeyError, AssertionError])
+def test_a_model_that_fails_on_a_batch_of_some_examples_gets_the_whole(error: type[Exception]) -> None:
+    whole, hooked = wrapped(), wrapped(select=picked)
+
+    def refuse(module: nn.Module, given: tuple[Tensor, Tensor, int]) -> None:
+        if len(given[0]) != len(INDEX):
+            raise error("rows are missing")
+
+    hooked.model.register_forward_pre_hook(refuse)
+    before = fingerprint(hooked.model)
+    with pytest.warns(MaskhooksWarning, match=rf"{error.__name__}: '?rows are missing.*What is found is the") as said:
+        found = LeaveOneOut(hooked, "row:output").explain(batch())
+    assert len(said) == 1
+    assert found["score"].tolist() == LeaveOneOut(whole, "row:output").explain(batch())["score"].tolist()
+    assert fingerprint(hooked.model) == before
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NameError])
+@pytest.mark.parametrize("where", ["clean_pass", "Panel"])
+def test_a_mistake_in_code_is_not_taken_for_a_batch_that_does_not_serve(
+    where: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = LeaveOneOut(wrapped(select=picked), "row:output")
+    own = Panel.__init__
+
+    def mistaken(*args: Any, **kwargs: Any) -> None:
+        if where == "clean_pass" or len(args[2].outputs.probs) != 4:
+            raise error("mistaken")
+        own(*args, **kwargs)
+
+    if where == "Panel":
+        monkeypatch.setattr(Panel, "__init__", mistaken)
+    else:
+        monkeypatch.setattr(batched, "clean_pass", mistaken)
+    with pytest.raises(error, match="mistaken"):
+        member.explain(batch())
 
 
 def test_a_wide_beam_finds_the_smallest_here() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import maskhooks
 from maskhooks.errors import UnknownSiteError
-from maskhooks.hooks.tap import frozen
+from maskhooks.hooks.frozen import frozen
 from maskhooks.sites.modules import Modules, running
 from tests.conftest import fingerprint, same_bits
 

@@ -1,0 +1,85 @@
+"""Frozen: a model in eval mode with weights that require no grad, for the length of one `with`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from maskhooks.errors import ModelError
+from maskhooks.sites.modules import running
+
+
+@dataclass
+class _Hold:
+    """A module in training mode or a weight that requires grad, switched off by so many `with` blocks."""
+
+    part: nn.Module | Tensor
+    places: list[tuple[nn.Module, str]]  # of a weight
+    count: int = 0
+
+    def switch(self, on: bool) -> None:
+        if isinstance(self.part, nn.Module):
+            self.part.training = on
+            return
+        self.part.requires_grad_(on)
+        for module, name in self.places:  # where weights are moved in and out, another tensor may stand there now
+            now = getattr(module, name, None)
+            if now is not self.part and isinstance(now, nn.Parameter):
+                now.requires_grad_(on)
+
+
+_holds: dict[int, _Hold] = {}
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[bool]:
+    """Eval mode and frozen weights while a `with` lasts; flags are set directly and restored one by one.
+
+    Several may be open on one model, or on parts of it, and close in any order: the last one restores a part.
+
+    Yields:
+        Whether weights require grad again afterwards, as far as this one knows.
+
+    Raises:
+        ModelError: a weight has no shape yet.
+    """
+    mine: list[_Hold] = []
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    modules, weights = running(model), dict[int, Tensor]()
+    for module in modules:
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if is_lazy(weight):
+                    raise _shapeless(model)
+                weights[id(weight)] = weight
+                places.setdefault(id(weight), []).append((module, name))
+    parts: list[nn.Module | Tensor] = [*modules, *weights.values()]
+    try:
+        for part in parts:
+            hold = _holds.get(id(part))
+            if hold is None and (part.training if isinstance(part, nn.Module) else part.requires_grad):
+                hold = _holds[id(part)] = _Hold(part, places.get(id(part), []))
+                hold.switch(False)
+            if hold is not None:
+                hold.count += 1
+                mine.append(hold)
+        yield any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine)
+    finally:
+        for hold in mine:
+            hold.count -= 1
+            if not hold.count:
+                del _holds[id(hold.part)]
+                hold.switch(True)
+
+
+def _shapeless(model: nn.Module) -> ModelError:
+    lazy = [name for name, weight in model.named_parameters() if is_lazy(weight)]
+    return ModelError(
+        f"{len(lazy)} of the model's weights, such as {lazy[0]!r}, take their shape from the first batch, and none has "
+        "come yet. Run the model once before: with torch.no_grad(): model(...)",
+        module=lazy[0].rpartition(".")[0],
+    )
