@@ -168,8 +168,8 @@ class Port(Uncopied, ABC):
         for point in self.replaces:
             if self.fires(point, call):
                 value = self._replace(value, point)
-            elif self._pass.twice() and (old := self._get(value, point)) is not None:
-                self._pass.spare(point.site, old)
+            elif self._pass.perhaps_recomputed() and (old := self._get(value, point)) is not None:
+                self._pass.leave(point.site, old)
         return None if value is before else value
 
     def _pass_again(self, value: Any) -> Any:
@@ -188,7 +188,7 @@ class Port(Uncopied, ABC):
         tensor = self._get(value, point)
         if tensor is None:
             return value
-        self._pass.inside |= self._pass.again()
+        self._pass.fired()
         key = str(point.site.at(call)) if point.site.call == "*" else point.key
         if torch.is_grad_enabled() and tensor.requires_grad:
             self._values[key] = tensor
@@ -201,7 +201,7 @@ class Port(Uncopied, ABC):
         if old is None:
             return value
         function = self.function(point)
-        with self._pass.apart(point.site, old) as made:
+        with self._pass.replacing(point.site, old) as made:
             new: Any = function(old)
             made += [new] if isinstance(new, Tensor) else []
         if not isinstance(new, Tensor):

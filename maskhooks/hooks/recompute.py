@@ -61,16 +61,20 @@ class Pass:
         self.learning.clear()
         self.put.clear()
 
-    def again(self) -> bool:
+    def recomputed(self) -> bool:
         """Whether what happens here will be computed again by checkpointing that is not reentrant."""
         return self.grad and not self.outer and _hooked()
 
-    def twice(self) -> bool:
+    def perhaps_recomputed(self) -> bool:
         """The same for checkpointing of both kinds; the reentrant one cannot be told from `torch.no_grad()`."""
-        return self.again() or (self.grad and not torch.is_grad_enabled())
+        return self.recomputed() or (self.grad and not torch.is_grad_enabled())
+
+    def fired(self) -> None:
+        """Notes that a site fired here."""
+        self.inside |= self.recomputed()
 
     @contextlib.contextmanager
-    def apart(self, site: Site, old: Tensor) -> Iterator[list[Tensor]]:
+    def replacing(self, site: Site, old: Tensor) -> Iterator[list[Tensor]]:
         """A context to make the replacement in: with the pass's own gradients, and computed once only.
 
         Put the replacement into the list; it is kept for when its place is computed again.
@@ -78,10 +82,10 @@ class Pass:
         Raises:
             GradientError: no gradient would come back to it.
         """
-        if not self.twice():
+        if not self.perhaps_recomputed():
             yield []
             return
-        self.inside |= self.again()
+        self.fired()
         self.hidden |= not torch.is_grad_enabled()
         made: list[Tensor] = []
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
@@ -96,7 +100,7 @@ class Pass:
             )
         self.put.setdefault(str(site), []).extend((old.detach().clone(), new) for new in made)
 
-    def spare(self, site: Site, old: Tensor) -> None:
+    def leave(self, site: Site, old: Tensor) -> None:
         """Notes that a value stays as it is, which is another call's than the one replaced."""
         self.put.setdefault(str(site), []).append((old.detach().clone(), None))
 
@@ -144,7 +148,7 @@ class Watch:
     def __call__(self, module: nn.Module, args: object) -> None:
         """A hook before every module."""
         if not self._state.around:
-            self._state.around = self._state.again()
+            self._state.around = self._state.recomputed()
 
     def guard(self, outputs: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         """Watches the tensors that gradients may come in at: the model's outputs, and values that were read."""

@@ -85,7 +85,7 @@ class PartsPort(OutputPort):
     def _read(self, value: Any, point: Point, call: int) -> Any:
         if point.site.call is not None:
             return super()._read(value, point, call)
-        self._pass.inside |= self._pass.again()
+        self._pass.fired()
         learns = torch.is_grad_enabled() and value.requires_grad
         parts = self._parts.setdefault(point.key, [])
         if not call:
@@ -128,7 +128,7 @@ class PicksPort(InputPort):
     def _read(self, value: Any, point: Point, call: int) -> Any:
         if point.site.call is not None:
             return super()._read(value, point, call)
-        self._pass.inside |= self._pass.again()
+        self._pass.fired()
         parts = self._numbers if self.path(value, point) == (0, 1) else self._states
         _check_widths(parts, point)
         self._values[point.key] = parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -104,9 +104,9 @@ class StepsPort(OutputPort):
             return self.pass_through(output)
         self.calls += 1  # what pass_through would do after a first step, in a third of the time
         new = self._only.on(self._step, output)
-        return (
-            new if new.shape == output.shape and new.dtype == output.dtype else self._replace(output, self.replaces[0])
-        )
+        if new.shape == output.shape and new.dtype == output.dtype:
+            return new
+        return self._replace(output, self.replaces[0])
 
     def fires(self, point: Point, call: int) -> bool:
         return point.fires(call if point.site.call is not None else self._sequence)
@@ -129,7 +129,7 @@ class StepsPort(OutputPort):
     def _read(self, value: Any, point: Point, call: int) -> Any:
         if point.site.call is not None:
             return super()._read(value, point, call)
-        self._pass.inside |= self._pass.again()
+        self._pass.fired()
         learns = torch.is_grad_enabled() and value.requires_grad
         if call == self._begin:
             self._states[point.key] = [value] * self._steps
