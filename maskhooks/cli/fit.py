@@ -29,7 +29,7 @@ from maskhooks.cli.options import (
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import EXPLAINERS
-from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.learned import Learned
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import Store
 from maskhooks.plugins.registry import registry
@@ -200,7 +200,7 @@ def _check_free(out: Path, resume: bool, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _stoppable(explainer: DiffMask, out: Path) -> Iterator[None]:
+def _stoppable(explainer: Learned, out: Path) -> Iterator[None]:
     """Ends the command with code 130 after Ctrl-C, and says what there is and how to go on."""
     try:
         yield
@@ -213,7 +213,7 @@ def _stoppable(explainer: DiffMask, out: Path) -> Iterator[None]:
         raise typer.Exit(int(stop.code or 0) if isinstance(stop, SystemExit) else 130) from stop
 
 
-def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) -> None:
+def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> None:
     where = "the training batches" if trained_only else "validation data"
     rows = explainer.evaluate(batches)
     say_table([_cells(row) for row in rows], f"What the masks do on {where}")
@@ -250,7 +250,7 @@ def _tell(explainer: DiffMask, batches: Iterable[Any], *, trained_only: bool) ->
         )
 
 
-def _farthest(explainer: DiffMask, rows: Iterable[Mapping[str, Any]]) -> float:
+def _farthest(explainer: Learned, rows: Iterable[Mapping[str, Any]]) -> float:
     """The largest mean divergence of the masks when their states were chosen."""
     chosen = {(one.label, one.depth, explainer.result.chosen[str(one)]) for one in explainer.groups}
     return max(float(row["divergence"]) for row in rows if (row["site"], row["depth"], row["step"]) in chosen)
@@ -269,7 +269,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _kind(name: str) -> Callable[..., DiffMask]:
+def _kind(name: str) -> Callable[..., Learned]:
     """The explainer of a name, one that is trained."""
     kind = registry.part(EXPLAINERS, name)
     if not _trained(kind):
@@ -279,7 +279,7 @@ def _kind(name: str) -> Callable[..., DiffMask]:
 
 
 def _trained(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, DiffMask)
+    return isinstance(kind, type) and issubclass(kind, Learned)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,9 +143,8 @@ def test_replay_computes_again_what_writes_a_cache(family: str) -> None:
     batch = Prompts(hooked)(["word4 word5 word6"])
     site = hooked.find("hidden")[2]  # after the first layer
     clean = clean_pass(hooked, batch, [site], [site], Replay(hooked.model))
-    zeros = torch.zeros_like(clean.values[str(site)])
     with torch.no_grad():
-        replayed = onward_pass(clean, {site: zeros})
+        replayed = onward_pass(clean, {site: torch.zeros_like})
         with hooked.tap(replace={site: torch.zeros_like}):
             full = hooked.distribution(hooked(batch), batch)
         assert same_bits(categorical(replayed).logits, categorical(full).logits)
