@@ -80,9 +80,9 @@ class Closing(Explainer):
         baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
         if clean.places[site].examples is not None:
-            return Panel(self.hooked, clean, site, baseline, self.criterion, rows=rows).members
+            return Panel(clean, site, baseline, self.criterion, rows=rows).members
         return [
-            Repeated(self.hooked, clean, site, example, baseline, self.criterion, rows=rows, replay=self.replay)
+            Repeated(clean, site, example, baseline, self.criterion, rows=rows, replay=self.replay)
             for example in range(len(clean.values[site]))
         ]
 

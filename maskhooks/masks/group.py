@@ -94,7 +94,7 @@ class MaskingGroup:
 
     def _tied(self, masking: Masking, first: Masked, values: Values, places: Places) -> Masked:
         value = values[masking.site]
-        shape = masking.site.gating().mask_shape(value, site=masking.site)
+        shape = masking.pattern.mask_shape(value, site=masking.site)
         if shape != tuple(first.sample.shape):
             raise PatternError(
                 f"site {masking.site} has gates of shape {list(shape)}, {self.maskings[0].site} those of shape "

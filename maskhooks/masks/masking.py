@@ -39,10 +39,13 @@ class Masking:
         votes: probes with the sites they read.
         gate: the distribution of each vote.
         baseline: what a closed gate lets through.
+
+    Raises:
+        PatternError: the site has no pattern.
     """
 
     def __init__(self, site: Site, depth: int, votes: Sequence[Vote], gate: Gate, baseline: Baseline) -> None:
-        self.site = site
+        self.site, self.pattern = site, site.gating()
         self.depth = depth
         self.votes = list(votes)
         self.gate = gate
@@ -71,7 +74,7 @@ class Masking:
 
     def sizes_for(self, values: Values) -> dict[str, Any]:
         """The sizes of the parts, from the values of one batch; see `start`."""
-        pattern, value = self.site.gating(), values[self.site]
+        pattern, value = self.pattern, values[self.site]
         known = pattern.shape(value, site=self.site)
 
         def features(site: Site) -> int:
@@ -102,7 +105,7 @@ class Masking:
     def logits(self, values: Values, units: Units | None = None) -> list[Float[Tensor, "*gated"]]:
         """The votes' logits over the gated positions, each the mean over its unit."""
         found = [self._vote(vote, values) for vote in self.votes]
-        return found if units is None else [units.mean(logits, self.site.gating()) for logits in found]
+        return found if units is None else [units.mean(logits, self.pattern) for logits in found]
 
     def probability(self, values: Values, places: Mapping[Site, Places]) -> Float[Tensor, "*gated"]:
         """P(z != 0) over the gated positions, the product over votes."""
@@ -156,7 +159,7 @@ class Masking:
                 "further on, or give the model such inputs, as x.float()",
                 site=self.site,
             )
-        pattern = self.site.gating()
+        pattern = self.pattern
         sample = sample if places.units is None else places.units.shared(sample, pattern)
         log_open = sample.log() if log_open is None else log_open
         counted = self._real_gates(places.leads, sample)
@@ -171,19 +174,19 @@ class Masking:
         Args:
             anew: whether the gates meet another value than was masked, since another site was masked before this one.
         """
-        pattern, value = self.site.gating(), masked.original
+        pattern, value = self.pattern, masked.original
         sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
         return Gated(self.site, None if anew else masked.replaced, sample.to(value.dtype), baseline.to(value))
 
     def _real_gates(self, real: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
         """Real positions as real gates: group axes share their position's."""
-        pattern = self.site.gating()
+        pattern = self.pattern
         left = " ".join(pattern.positions)
         right = " ".join(axis if axis in pattern.positions else "1" for axis in pattern.gated)
         return einops.rearrange(real, f"{left} -> {right}").expand_as(like)
 
     def _vote(self, vote: Vote, values: Values) -> Float[Tensor, "*gated"]:
-        pattern, value = self.site.gating(), values[self.site]
+        pattern, value = self.pattern, values[self.site]
         with torch.autocast(value.device.type, enabled=False):  # or a gate would be bfloat16
             logits: Tensor = vote.probe(vote.values(values))
         sizes = pattern.shape(value, site=self.site)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from maskhooks.errors import MaskhooksError, MaskhooksWarning, SettingError
 from maskhooks.masks.baselines import Baseline
-from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
@@ -38,7 +37,6 @@ class Panel:
     """Questions about all examples of a batch, such as the edges of its graphs, which are answered together.
 
     Args:
-        hooked: the wrapped model.
         clean: the clean pass of the batch, which has read the site.
         site: what is closed row by row; its first axis are rows, several to an example.
         baseline: what a closed row gets.
@@ -52,7 +50,6 @@ class Panel:
 
     def __init__(
         self,
-        hooked: Hooked,
         clean: Clean,
         site: Site,
         baseline: Baseline,
@@ -60,7 +57,7 @@ class Panel:
         *,
         rows: int = 64,
     ) -> None:
-        self.hooked, self.clean, self.site = hooked, clean, site
+        self.clean, self.site = clean, site
         self._baseline, self._criterion, self._rows = baseline, criterion, rows
         self.masking = masking_of(clean, site, baseline)
         self._value = clean.values[site]
@@ -119,18 +116,18 @@ class Panel:
 
     def _pick(self, numbers: list[int], times: int) -> _Picked | None:
         """A panel of some examples; None where it is not known how to make their batch, or the batch does not serve."""
-        batch = self.hooked.task.picked(self.clean.batch, numbers)
+        batch = self.clean.hooked.task.picked(self.clean.batch, numbers)
         if batch is None:
             return None
         try:
-            clean = clean_pass(self.hooked, batch, [self.site])
+            clean = clean_pass(self.clean.hooked, batch, [self.site])
         except MaskhooksError:  # to the task it is no batch, as one that was sampled around some nodes
             return None
         except REFUSALS as error:
             self._tell(f"the model fails on a batch of some examples ({type(error).__name__}: {error})")
             return None
         try:
-            panel = Panel(self.hooked, clean, self.site, self._baseline, self._criterion)
+            panel = Panel(clean, self.site, self._baseline, self._criterion)
         except MaskhooksError:
             return None
         given = [self.members[number] for number in numbers]

@@ -12,7 +12,6 @@ from torch import Tensor
 from maskhooks.errors import BatchError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
-from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
@@ -40,7 +39,6 @@ class Repeated(Question):
     """The question of an example of which copies make a batch.
 
     Args:
-        hooked: the wrapped model.
         clean: the clean pass of the batch, which has read the site.
         site, example, criterion, rows: as `Question` takes them; the site's first axis is the batch.
         baseline: what a closed position gets.
@@ -49,7 +47,6 @@ class Repeated(Question):
 
     def __init__(
         self,
-        hooked: Hooked,
         clean: Clean,
         site: Site,
         example: int,
@@ -60,7 +57,7 @@ class Repeated(Question):
         replay: Replay | None = None,
     ) -> None:
         super().__init__(site, example, criterion, rows)
-        self.hooked, self.clean, self.replay = hooked, clean, replay
+        self.hooked, self.clean, self.replay = clean.hooked, clean, replay
         self.masking = masking_of(clean, site, baseline)
         value = clean.values[site]
         self.count = len(value)

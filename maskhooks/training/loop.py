@@ -165,7 +165,7 @@ class Loop:
 
     def _share(self, clean: Clean | None, masking: Masking) -> Share:
         """Which gates of the global batch are this rank's."""
-        pattern = masking.site.gating()
+        pattern = masking.pattern
         own = None if clean is None else pattern.mask_shape(clean.values[masking.site])
         return self.ranks.share(self.ranks.shapes(own, len(pattern.gated)))
 

@@ -218,7 +218,7 @@ def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) ->
         source: of where logits start, where the recipe spreads them.
     """
     for masking in group.maskings:
-        pattern, value = masking.site.gating(), clean.values[masking.site]
+        pattern, value = masking.pattern, clean.values[masking.site]
         masking.start(masking.sizes_for(clean.values), value.device)
         known = pattern.shape(value)
         for vote in masking.votes:

@@ -126,7 +126,7 @@ def _slope(
     ranks: Ranks,
 ) -> Float[Tensor, "*features"]:
     """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
-    pattern = masking.site.gating()
+    pattern = masking.pattern
     shape = None if clean is None else pattern.mask_shape(clean.values[masking.site])
     share = ranks.share(ranks.shapes(shape, len(pattern.gated)))
     examples = ranks.share(ranks.shapes(None if clean is None else (count(clean.outputs),), 1))
@@ -151,7 +151,7 @@ def random_mask(clean: Clean, masking: Masking, source: Generator, share: Share,
         share, counted: this rank's gates, and its examples, among those of the global batch.
     """
     value = clean.values[masking.site]
-    shape = masking.site.gating().mask_shape(value)
+    shape = masking.pattern.mask_shape(value)
     places = clean.places[masking.site]
     examples = places.examples
     rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
@@ -186,6 +186,6 @@ def closed_divergence(clean: Clean, group: MaskingGroup, divergence: Divergence)
     masked = []
     for masking in group.maskings:
         value = clean.values[masking.site]
-        closed = torch.zeros(masking.site.gating().mask_shape(value), device=value.device)
+        closed = torch.zeros(masking.pattern.mask_shape(value), device=value.device)
         masked.append(masking.mask(value, Places(clean.places[masking.site].real), closed))
     return divergence(clean.outputs, onward_pass(clean, group.replacements(masked)))
