@@ -44,7 +44,7 @@ import torch
 import maskhooks
 from maskhooks.cli.material import Material
 from maskhooks.data.records import Record, read
-from maskhooks.explanations.chunks import Portions
+from maskhooks.explanations.chunks import Chunks
 from maskhooks.model.task import Task
 
 BATCH, BATCHES = 32, 32
@@ -108,7 +108,7 @@ class Bench:
     def bare(self, records: list[Record]) -> float:
         """CPU seconds of the model alone, with the batches that `explain_to` makes."""
         task: Task = self.hooked.task
-        portions = Portions(records, self.collate, BATCH, length, BATCHES, (0, 1))
+        portions = Chunks(records, self.collate, BATCH, length, BATCHES, (0, 1))
         start = time.process_time()
         with torch.no_grad():
             for _, items in portions:

@@ -1,4 +1,4 @@
-"""Drafts: a file is there whole, or not at all."""
+"""Atomic writes: a file is there whole, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own gates, baselines, explainers and sources, registered through the same hooks as a stranger's."""
+"""Our own gates, baselines, explainers and sources, registered through the same hooks as a third party's."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 
 Ends = tuple[Int[Tensor, " edge"], Int[Tensor, " edge"]]
 
@@ -67,7 +67,7 @@ def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column
         return torch.full_like(edges[:, 0], -1)
     _, kinds = torch.unique(_numbered(torch.cat([known, edges])), return_inverse=True)
     times = len(kinds) + 1
-    here, there = (Examples(part, times).places() for part in (kinds[count:], kinds[:count]))
+    here, there = (ExampleIndex(part, times).places() for part in (kinds[count:], kinds[:count]))
     often = torch.bincount(kinds[:count], minlength=len(kinds))[kinds[count:]].clamp(min=1)
     here = kinds[count:] * times + torch.where(looped, here, here % often)
     ordered, order = (kinds[:count] * times + there).sort()

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks_geometric.edges import rows
 
 Relation = tuple[str, str, str]
@@ -240,7 +240,7 @@ class Graphs:
         if graph is None:
             adjacency = self.adjacency() if kind is None else None
             return torch.arange(self.nodes(kind), device=None if adjacency is None else rows(adjacency)[0].device)
-        return Examples(graph, self.count).places()
+        return ExampleIndex(graph, self.count).places()
 
     def edge_numbers(self, relation: Relation | None = None, called: bool = True) -> Int[Tensor, " edge"]:
         """What each edge is called: its number in the graph that it was sampled from, or its place in its own graph.
@@ -257,7 +257,7 @@ class Graphs:
         return (
             torch.arange(len(ends), device=ends.device)
             if whose is None
-            else Examples(whose.index_select(0, ends), self.count).places()
+            else ExampleIndex(whose.index_select(0, ends), self.count).places()
         )
 
     def store(self, kind: str | Relation | None) -> Any:

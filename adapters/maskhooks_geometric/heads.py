@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 
 from maskhooks.errors import BatchError, UnknownDistributionError
 from maskhooks.model.outputs import Outputs, Positions
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks_geometric.graphs import Graphs
 
 LEVELS = ("node", "link", "graph")
@@ -179,7 +179,7 @@ def _by_graph(found: Distribution, whose: Tensor, count: int) -> Outputs:
         order = whose.argsort()
         return type(found)(logits=found.logits[order])  # type: ignore[attr-defined, call-arg]
     most = int(numbers.max())
-    place = Examples(whose, count).places()
+    place = ExampleIndex(whose, count).places()
     logits = found.logits  # type: ignore[attr-defined]
     dense = logits.new_zeros(count, most, *logits.shape[1:])
     dense = dense.index_put((whose, place), logits)

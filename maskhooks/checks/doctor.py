@@ -1,4 +1,4 @@
-"""doctor: one batch through a wrapped model, and what each site does: fires, how often, shape, dtype, bypassed."""
+"""Doctor: one batch through a wrapped model, and what each site does: fires, how often, shape, dtype, bypassed."""
 
 from __future__ import annotations
 

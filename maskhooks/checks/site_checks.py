@@ -1,4 +1,4 @@
-"""Trials: what sites do, found by trying: ways around them, copies, gradients, and why some stay silent."""
+"""Site checks: what sites do, found by trying: ways around them, copies, gradients, and why some stay silent."""
 
 from __future__ import annotations
 

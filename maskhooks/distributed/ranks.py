@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.masked import GateSamples
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 
 Shape = tuple[int, ...]
 
@@ -132,7 +132,7 @@ class Ranks:
     def not_a_number(self) -> Pooled:
         """Stands for what this rank cannot compute."""
         gates = torch.full((1,), torch.nan, device=self.device)
-        first = Examples(torch.zeros(1, dtype=torch.long, device=self.device), 1)
+        first = ExampleIndex(torch.zeros(1, dtype=torch.long, device=self.device), 1)
         samples = GateSamples(gates, gates, torch.ones_like(gates, dtype=torch.bool), first)
         return Pooled(samples, gates, gates, gates)
 
@@ -152,7 +152,7 @@ class Ranks:
         rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
         parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
         sample, log_open, real, index, divergence, penalty, agreement = parts
-        samples = GateSamples(sample, log_open, real > 0, Examples(index.long(), len(divergence)))
+        samples = GateSamples(sample, log_open, real > 0, ExampleIndex(index.long(), len(divergence)))
         return Pooled(samples, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskhooks.errors import EmptyLoaderError
-from maskhooks.explanations.chunks import Portions
+from maskhooks.explanations.chunks import Chunks
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
 from maskhooks.hooks.replay import Replay
@@ -137,22 +137,22 @@ class Explainer(ABC):
             SettingError: a number is out of range.
         """
         self.check_ready()
-        portions = Portions(data, collate, batch_size, length, batches, part)
+        chunks = Chunks(data, collate, batch_size, length, batches, part)
         provenance = self.provenance()
-        made = {"explainer": provenance, "weights": self._weights(), **portions.settings(), "about": dict(about or {})}
+        made = {"explainer": provenance, "weights": self._weights(), **chunks.settings(), "about": dict(about or {})}
         shards = Shards.begin(folder, made, overwrite=overwrite)
         if shards.complete:
             return shards
         there = {number: shards.count(number) for number in shards.whole()}
         bar = counting(
             "explaining",
-            portions.share(total),
-            sum(count for number, count in there.items() if portions.mine(number)),
+            chunks.share(total),
+            sum(count for number, count in there.items() if chunks.mine(number)),
             shown=progress is True,
         )
         with forked(self.hooked.model), bar as advance:
             torch.manual_seed(seeded(self.seed, _STREAM))
-            self._fill(shards, portions, there, provenance, progress if callable(progress) else advance)
+            self._fill(shards, chunks, there, provenance, progress if callable(progress) else advance)
         return shards
 
     def site_scores(self, clean: Clean, site: Site, depth: int, values: Float[Tensor, "*gated"]) -> Scores:
@@ -190,7 +190,7 @@ class Explainer(ABC):
     def _fill(
         self,
         shards: Shards,
-        portions: Portions,
+        chunks: Chunks,
         there: Mapping[int, int],
         provenance: Mapping[str, Any],
         advance: Callable[[int], None],
@@ -201,23 +201,23 @@ class Explainer(ABC):
             there: for each file that is there how many examples it holds.
         """
         first = files = 0
-        for number, items in portions:
+        for number, items in chunks:
             count = there.get(number)
             if count is not None:
-                portions.check(items, count, shards.path(number))
-            elif portions.mine(number):
-                rows = self._portion(portions.made(items, first), provenance, advance)
+                chunks.check(items, count, shards.path(number))
+            elif chunks.mine(number):
+                rows = self._chunk(chunks.made(items, first), provenance, advance)
                 count = int(rows.columns["example"][-1]) + 1 - first
-                portions.check(items, count)
+                chunks.check(items, count)
                 shards.write(number, rows)
             else:
-                count = portions.count(items)
+                count = chunks.count(items)
             first, files = first + count, number + 1
         if not files:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         shards.end(files, first)
 
-    def _portion(
+    def _chunk(
         self,
         batches: Iterable[tuple[Any, Sequence[int] | int | None]],
         provenance: Mapping[str, Any],

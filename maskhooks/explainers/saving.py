@@ -1,4 +1,4 @@
-"""Storage: a fitted explainer as a folder of safetensors and JSON, never a pickle."""
+"""Saving: a fitted explainer as a folder of safetensors and JSON, never a pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Portions: data of any size, in the pieces that become a file each."""
+"""Chunks: data of any size, in the pieces that become a file each."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from maskhooks.errors import BatchError, ResumeError, SettingError
 from maskhooks.sites import nested
 
 
-class Portions:
-    """Goes through data once and yields `(number, items)`, a portion for each file.
+class Chunks:
+    """Goes through data once and yields `(number, items)`, a chunk for each file.
 
-    Which examples a portion has, and how they are batched, depends on nothing but the data and the settings.
+    Which examples a chunk has, and how they are batched, depends on nothing but the data and the settings.
 
     Args:
         data: batches; with `collate`, examples.
         collate: makes a batch of a list of examples.
         batch_size: with `collate`, examples in a batch.
         length: with `collate`, how long an example is: those of like length share a batch.
-        batches: in a portion.
-        part: `(i, n)`, which portions are `mine`: every n-th, from the i-th on.
+        batches: in a chunk.
+        part: `(i, n)`, which chunks are `mine`: every n-th, from the i-th on.
 
     Raises:
         SettingError: a number is out of range.
@@ -51,22 +51,22 @@ class Portions:
 
     @property
     def size(self) -> int:
-        """Items in a portion."""
+        """Items in a chunk."""
         return self.batches * (self.batch_size if self.collate is not None else 1)
 
     def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
         items = iter(self.data)
         for number in itertools.count():
-            portion = list(itertools.islice(items, self.size))
-            if not portion:
+            chunk = list(itertools.islice(items, self.size))
+            if not chunk:
                 return
-            yield number, portion
+            yield number, chunk
 
     def mine(self, number: int) -> bool:
         return number % self.parts == self.which
 
     def share(self, total: int | None) -> int | None:
-        """How many of all examples are in portions of mine; None where nobody knows."""
+        """How many of all examples are in chunks of mine; None where nobody knows."""
         if total is None or (self.collate is None and self.parts > 1):
             return None
         if self.parts == 1:
@@ -75,10 +75,10 @@ class Portions:
         return sum(min(self.size, total - first) for first in firsts)
 
     def made(self, items: list[Any], first: int) -> Iterator[tuple[Any, list[int] | int | None]]:
-        """The batches of a portion, with the numbers of their examples; None where a batch follows the one before.
+        """The batches of a chunk, with the numbers of their examples; None where a batch follows the one before.
 
         Args:
-            first: the number of the portion's first example.
+            first: the number of the chunk's first example.
         """
         if self.collate is None:
             for index, batch in enumerate(items):
@@ -93,7 +93,7 @@ class Portions:
             yield self.collate([items[index] for index in chosen]), [first + index for index in chosen]
 
     def count(self, items: list[Any]) -> int:
-        """How many examples a portion has.
+        """How many examples a chunk has.
 
         Raises:
             BatchError: the batches do not say.
@@ -103,7 +103,7 @@ class Portions:
         return sum(map(_examples, items))
 
     def check(self, items: list[Any], count: int, path: Path | None = None) -> None:
-        """Compares a portion with the number of examples that came of it.
+        """Compares a chunk with the number of examples that came of it.
 
         Args:
             path: the file that holds them from an earlier call.
@@ -128,7 +128,7 @@ class Portions:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same for the portions to be the same, but for the data."""
+        """What must be the same for the chunks to be the same, but for the data."""
         return {
             "batch_size": self.batch_size if self.collate is not None else None,
             "batches": self.batches,

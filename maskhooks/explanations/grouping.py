@@ -1,4 +1,4 @@
-"""Groups: which group each row of an explanation belongs to."""
+"""Grouping: which group each row of an explanation belongs to."""
 
 from __future__ import annotations
 

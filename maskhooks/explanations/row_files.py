@@ -1,4 +1,4 @@
-"""Rows in files: Parquet (a file, or a folder of them), or a folder of safetensors and JSON. Never a pickle."""
+"""Row files: Parquet (a file, or a folder of them), or a folder of safetensors and JSON. Never a pickle."""
 
 from __future__ import annotations
 

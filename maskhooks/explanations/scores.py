@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError, PatternError
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 
@@ -48,7 +48,7 @@ class Scores:
     values: Float[Tensor, "*gated"]
     real: Bool[Tensor, "*positions"]
     names: Sequence[Sequence[str]] | None = None
-    examples: Examples | None = None
+    examples: ExampleIndex | None = None
     edges: Mapping[str, Int[Tensor, " row"]] | None = None
 
     @property

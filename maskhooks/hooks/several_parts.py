@@ -1,4 +1,4 @@
-"""Parts: what a module computes in portions, such as messages, one call each: read and replaced as one value."""
+"""Several parts: a value that a module computes in portions, one call each, such as messages: read and replaced as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps: states that a module computes one after another within one call, read and replaced as one value."""
+"""Time steps: states that a module computes one after another within one call, read and replaced as one value."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class GateSamples:
     sample: Float[Tensor, "*gates"]
     log_open: Float[Tensor, "*gates"]
     real: Bool[Tensor, "*gates"]
-    examples: Examples | None = None
+    examples: ExampleIndex | None = None
 
     def total(self, numbers: Shaped[Tensor, "*gates"]) -> Shaped[Tensor, " batch"]:
         """The sum over an example's real gates of any number per gate."""
@@ -81,4 +81,4 @@ def _row(parts: Sequence[GateSamples]) -> GateSamples:
     )
     first = parts[0]
     count = len(first.sample) if first.examples is None else first.examples.count
-    return GateSamples(sample, log_open, real, Examples(torch.cat(indices), count))
+    return GateSamples(sample, log_open, real, ExampleIndex(torch.cat(indices), count))

@@ -21,7 +21,7 @@ from maskhooks.masks.gates import Gate
 from maskhooks.masks.masked import Masked
 from maskhooks.masks.mix import mix
 from maskhooks.masks.votes import Vote, value_at
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
@@ -210,7 +210,7 @@ class Masking:
 
 
 def draw(
-    gate: Gate, logits: Float[Tensor, "*gated"], generator: Generator | None, examples: Examples | None
+    gate: Gate, logits: Float[Tensor, "*gated"], generator: Generator | None, examples: ExampleIndex | None
 ) -> Float[Tensor, "*gated"]:
     """A sample for each logit, drawn example by example: the same in any batch that begins with the same examples.
 

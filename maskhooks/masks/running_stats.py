@@ -1,4 +1,4 @@
-"""Running moments of values seen in batches."""
+"""Running statistics: mean and variance of values seen in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wrap: a model becomes a Hooked."""
+"""Wrapping: a model becomes a Hooked."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from maskhooks.hooks.replay import Recording, Replay
 from maskhooks.hooks.tap import Values
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, count
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
@@ -61,7 +61,7 @@ class _PlacesBySite(dict[Site, Places]):
         self[site] = Places(self._task.real(site, self._batch, value), examples, units)
         return self[site]
 
-    def _examples(self, site: Site) -> Examples | None:
+    def _examples(self, site: Site) -> ExampleIndex | None:
         """The example of each row; None where the first axis is the batch.
 
         Raises:
@@ -81,7 +81,7 @@ class _PlacesBySite(dict[Site, Places]):
                 + (f" and numbers from {low} to {high}" if index.numel() else "")
                 + ". Give the number of each position's example, from 0: wrap(model, examples=lambda batch: ...)"
             )
-        return Examples(index.to(value.device), total)
+        return ExampleIndex(index.to(value.device), total)
 
 
 def clean_pass(

@@ -1,4 +1,4 @@
-"""Findings: what the rows of an explanation come to, as sections of a page."""
+"""Findings: what the rows of an explanation show, as sections of a page."""
 
 from __future__ import annotations
 

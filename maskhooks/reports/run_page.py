@@ -1,4 +1,4 @@
-"""Report: one page about a training run, about what its masks keep, or about both."""
+"""Run page: one page about a training run, about what its masks keep, or about both."""
 
 from __future__ import annotations
 

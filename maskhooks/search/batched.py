@@ -1,4 +1,4 @@
-"""Panel: the examples of a batch of which each has rows of its own; one pass tries a set of rows of each."""
+"""Batched search: examples that each have rows of their own, such as edges; one pass tries a set of rows of each."""
 
 from __future__ import annotations
 

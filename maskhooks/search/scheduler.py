@@ -1,4 +1,4 @@
-"""Asking: what has to know of sets of positions one after another, and who answers it."""
+"""Scheduler: searches ask about sets of positions one after another, and those of several examples are answered together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples: which example of a batch each row belongs to, where rows are no batch, as with edges of many graphs."""
+"""Example index: the example of each row, where the first axis is not the batch, as with edges of many graphs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Whose each row is.
+class ExampleIndex:
+    """The example that each row belongs to.
 
     Attributes:
         index: the number of each row's example.

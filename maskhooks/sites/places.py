@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.units import Units
 
 
@@ -22,7 +22,7 @@ class Places:
     """
 
     real: Bool[Tensor, "*positions"]
-    examples: Examples | None = None
+    examples: ExampleIndex | None = None
     units: Units | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Tables of text: rows with the same keys, for the terminal and for notebooks."""
+"""Text tables: rows with the same keys, for the terminal and for notebooks."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.pattern import Pattern
 
 _TABLE = 64  # numbers in a table for each edge; a sort takes longer up to there
@@ -31,7 +31,7 @@ class Units:
     shape: Sequence[int]
 
     @classmethod
-    def of(cls, numbers: Int[Tensor, "batch *positions"], examples: Examples | None = None) -> Units:
+    def of(cls, numbers: Int[Tensor, "batch *positions"], examples: ExampleIndex | None = None) -> Units:
         """Units from a number for each position: equal ones within an example are one unit.
 
         Args:
@@ -117,7 +117,7 @@ def undirected(
     way = 2 * pair + (source > target)
     if int(torch.bincount(way, minlength=1).max()) < 2:  # no edge occurs twice, as is usual
         return pair
-    return pair * count + Examples(way, 2 * count).places()
+    return pair * count + ExampleIndex(way, 2 * count).places()
 
 
 def _numbered(*columns: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:

@@ -1,4 +1,4 @@
-"""Free logits: without amortisation, the gates of one batch are optimised directly."""
+"""Per-example logits: without amortisation, the gates of one batch are optimised directly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskhooks.masks.probes import FreeLogits
 from maskhooks.passes.clean import Clean
 from maskhooks.passes.masked import masked_pass, onward_pass
 from maskhooks.seeds import generator
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.training.objectives import Objective
 from maskhooks.training.preparation import closed_divergence
 from maskhooks.training.problem import Problem
@@ -161,7 +161,7 @@ class Chosen:
         kept: the expected fraction kept.
     """
 
-    probes: Sequence[tuple[FreeLogits, Examples | None]]
+    probes: Sequence[tuple[FreeLogits, ExampleIndex | None]]
     logits: list[Float[Tensor, "..."]]
     far: Float[Tensor, " batch"]
     kept: Float[Tensor, " batch"]
@@ -226,7 +226,7 @@ def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) ->
             vote.probe.begin([known[axis] for axis in pattern.positions], value.device, source)
 
 
-def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[FreeLogits, Examples | None]]:
+def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[FreeLogits, ExampleIndex | None]]:
     """The probes that hold free logits, each once, and whose each of its rows is."""
     found = {}
     for masking in group.maskings:

@@ -15,7 +15,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explanations.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.site import Site
 from tests.fresh_process import printed_by
 
@@ -167,7 +167,7 @@ def test_top_tells_types_of_edges_apart() -> None:
     numbers, real, whose = (
         torch.arange(2),
         torch.ones(2, dtype=torch.bool),
-        Examples(torch.zeros(2, dtype=torch.long), 1),
+        ExampleIndex(torch.zeros(2, dtype=torch.long), 1),
     )
     parts = [
         Scores(

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from maskhooks.errors import BatchError, ResumeError, SettingError
-from maskhooks.explanations.chunks import Portions
+from maskhooks.explanations.chunks import Chunks
 
 
-def portions(data: Any, collate: Any = list, **given: Any) -> Portions:
+def portions(data: Any, collate: Any = list, **given: Any) -> Chunks:
     settings = {"batch_size": 3, "length": None, "batches": 2, "part": (0, 1), **given}
-    return Portions(data, collate, **settings)
+    return Chunks(data, collate, **settings)
 
 
 def test_examples_come_in_portions_of_whole_batches() -> None:

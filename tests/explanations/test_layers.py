@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskhooks.explanations.explanation import Explanation, Scores
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.site import Site
 
 MAP = "batch channel height width -> batch height width"
@@ -70,7 +70,7 @@ def edges(depth: int, relation: int, values: list[float], name: str = "") -> Sco
     rows = torch.arange(len(values))
     columns = {"source": rows, "target": rows + 1, "edge": rows, "relation": torch.full_like(rows, relation)}
     site = Site.parse(f"{name or relation}{depth}:output", "edge feature -> edge")
-    real, whose = torch.ones(len(values), dtype=torch.bool), Examples(torch.zeros_like(rows), 1)
+    real, whose = torch.ones(len(values), dtype=torch.bool), ExampleIndex(torch.zeros_like(rows), 1)
     return Scores(site, depth, torch.tensor(values), real, examples=whose, edges=columns)
 
 

@@ -22,7 +22,7 @@ from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
 from maskhooks.reports.run_page import Rows, is_run, report, rows_at
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.site import Site
 from tests.viz.browser import seen_in_browser
 
@@ -251,7 +251,7 @@ def test_patches_have_no_words() -> None:
 def test_edges_have_no_words_and_the_target_is_that_of_their_graph() -> None:
     site, graphs = Site.parse("conv.message:output", "edge feature -> edge"), 8
     ends = {name: torch.arange(4 * graphs) % (3 + shift) for shift, name in enumerate(("source", "target"))}
-    whose = Examples(torch.arange(graphs).repeat_interleave(4), graphs)
+    whose = ExampleIndex(torch.arange(graphs).repeat_interleave(4), graphs)
     rows = Scores(site, 0, torch.rand(4 * graphs), torch.ones(4 * graphs).bool(), None, whose, ends)
     about = [{"prediction": "a", "target": "xy"[number % 2]} for number in range(graphs)]
     made = Explanation.build([rows], provenance={}, examples=about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.units import Units, undirected
 
@@ -53,12 +53,12 @@ def test_a_batch_without_positions() -> None:
 def test_rows_of_many_examples() -> None:
     """As with edges of several graphs: rows of one example are gated together, wherever they stand."""
     pattern = Pattern("edge (head feature) -> edge head", {"head": 2})
-    units = Units.of(torch.tensor([5, 5, 5, 2, 5]), Examples(torch.tensor([0, 1, 0, 0, 1]), 2))
+    units = Units.of(torch.tensor([5, 5, 5, 2, 5]), ExampleIndex(torch.tensor([0, 1, 0, 0, 1]), 2))
     assert units.leads.tolist() == [True, True, False, True, False]
     gates = torch.arange(10.0).view(5, 2)
     assert units.shared(gates, pattern)[:, 0].tolist() == [0, 2, 0, 6, 2]
     assert units.mean(gates, pattern)[:, 1].tolist() == [3, 6, 3, 7, 6]
-    assert Units.of(torch.zeros(0).long(), Examples(torch.zeros(0).long(), 2)).leads.shape == (0,)
+    assert Units.of(torch.zeros(0).long(), ExampleIndex(torch.zeros(0).long(), 2)).leads.shape == (0,)
 
 
 def test_edges_in_both_directions() -> None:
@@ -78,7 +78,7 @@ def test_edges_between_nodes_of_large_numbers() -> None:
     found = undirected(source, target, torch.tensor([2**40, 2**40, 0, 0]))
     assert found[0] == found[1] != found[2] == found[3]
     assert int(found.max()) < 4
-    assert Units.of(found, Examples(torch.tensor([0, 0, 1, 1]), 2)).first.tolist() == [[0, 0, 2, 2]]
+    assert Units.of(found, ExampleIndex(torch.tensor([0, 0, 1, 1]), 2)).first.tolist() == [[0, 0, 2, 2]]
 
 
 @pytest.mark.parametrize("nodes", [12, 90, 20_000])  # nearby nodes are found in a table, far ones by a sort

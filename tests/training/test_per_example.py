@@ -22,7 +22,7 @@ from maskhooks.masks.probes import FreeLogits
 from maskhooks.model.outputs import kl, lost_lead
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.seeds import generator
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.training.per_example import Chosen, ScoreFunction, begin
 
 SMALLEST = {0: [{2}], 1: [{0, 1}], 2: [{0}]}
@@ -97,7 +97,7 @@ def test_rows_of_many_examples_follow_theirs() -> None:
     probe = FreeLogits()
     probe.start([], 1)
     probe.begin([5], torch.device("cpu"))
-    rows = [(probe, Examples(torch.tensor([1, 0, 1, 1, 0]), 2))]
+    rows = [(probe, ExampleIndex(torch.tensor([1, 0, 1, 1, 0]), 2))]
     first = Chosen(rows, [torch.zeros(5, 1)], torch.zeros(2), torch.tensor([0.5, 0.5]))
     second = Chosen(rows, [torch.ones(5, 1)], torch.zeros(2), torch.tensor([0.6, 0.4]))
     assert first.or_better(second).logits[0][:, 0].tolist() == [1, 0, 1, 1, 0]

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from maskhooks.errors import SettingError
 from maskhooks.explanations import pictures
 from maskhooks.explanations.explanation import Explanation, Scores
-from maskhooks.sites.example_index import Examples
+from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.site import Site
 from maskhooks.viz.graph import Net, ends, graphs, layout
 from tests.viz.browser import seen_in_browser
@@ -30,7 +30,7 @@ NET = Net(SOURCE, TARGET, ["C", "N", "", "<b>"], centre=1)
 
 def built(layers: int = 2, edges: bool = True) -> Explanation:
     """Two examples, of six edges and two, in several layers."""
-    examples = Examples(torch.tensor([0] * 6 + [1] * 2), 2)
+    examples = ExampleIndex(torch.tensor([0] * 6 + [1] * 2), 2)
     nodes = {"source": torch.tensor([*SOURCE, 0, 1]), "target": torch.tensor([*TARGET, 1, 0])}
     values = torch.linspace(0, 1, 8)
     scores = [
@@ -107,7 +107,7 @@ def test_nodes_of_a_large_graph_that_have_no_edge_are_not_drawn() -> None:
     ends_ = {"source": torch.tensor([90_000, 7]), "target": torch.tensor([7, 90_000_000])}
     scores = Scores(
         Site.parse("layer:output", "edge feature -> edge"), 0, torch.tensor([0.25, 0.5]), torch.ones(2) > 0, None,
-        Examples(torch.zeros(2).long(), 1), ends_,
+        ExampleIndex(torch.zeros(2).long(), 1), ends_,
     )  # fmt: skip
     axes, _ = Explanation.build([scores], provenance={}).plot(example=0, centre=90_000).axes
     assert [text.get_text() for text in axes.texts] == ["", "", ""]
@@ -128,7 +128,7 @@ def test_layers_with_other_messages_are_told_apart_by_their_ends() -> None:
     one = built(1).select(example=0)
     ends_ = {"source": torch.tensor([1, 0, 0]), "target": torch.tensor([0, 1, 1])}
     scores = Scores(
-        site, 1, torch.tensor([0.25, 0.5, 0.75]), torch.ones(3) > 0, None, Examples(torch.zeros(3).long(), 1), ends_
+        site, 1, torch.tensor([0.25, 0.5, 0.75]), torch.ones(3) > 0, None, ExampleIndex(torch.zeros(3).long(), 1), ends_
     )
     both = Explanation.concat([one, Explanation.build([scores], provenance={})])
     grid, pairs, _, labels = both._layers().edges()
@@ -160,7 +160,7 @@ def typed() -> Explanation:
     ends_ = {"source": [0, 0, 0], "target": [0, 0, 1], "relation": [0, 1, 2]}
     kinds = {"source_type": [0, 1, 0], "target_type": [1, 0, 0]}
     columns = {name: torch.tensor(numbers) for name, numbers in {**ends_, **kinds}.items()}
-    scores = Scores(site, 0, torch.rand(3), torch.ones(3) > 0, None, Examples(torch.zeros(3).long(), 1), columns)
+    scores = Scores(site, 0, torch.rand(3), torch.ones(3) > 0, None, ExampleIndex(torch.zeros(3).long(), 1), columns)
     return Explanation.build([scores], provenance={})
 
 
@@ -215,7 +215,7 @@ def test_of_a_large_graph_the_strongest_edges_are_drawn(monkeypatch: pytest.Monk
     scores = [
         Scores(
             Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, row, torch.ones(count) > 0,
-            examples=Examples(torch.zeros(count, dtype=torch.long), 1), edges=columns,
+            examples=ExampleIndex(torch.zeros(count, dtype=torch.long), 1), edges=columns,
         )
         for depth, row in enumerate(values)
     ]  # fmt: skip
