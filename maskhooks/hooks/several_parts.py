@@ -1,4 +1,4 @@
-"""Several parts: a value that a module computes in portions, one call each, such as messages: read and replaced as one."""
+"""Several parts: a value that a module computes in portions, one call each, is read and replaced as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clean cache: clean passes kept across epochs, in memory or on disk, so that a training step costs only its masked half."""
+"""Clean cache: clean passes kept across epochs, so that a training step costs only its masked half."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scheduler: searches ask about sets of positions one after another, and those of several examples are answered together."""
+"""Scheduler: searches ask about sets of positions; those of several examples are answered together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives: a loss over samples of gates and a divergence, with multipliers that ascend while the parameters descend."""
+"""Objectives: a loss over gates and a divergence, with multipliers that ascend while the parameters descend."""
 
 from __future__ import annotations
 
