@@ -190,7 +190,7 @@ def test_a_mistake_in_code_is_not_taken_for_a_batch_that_does_not_serve(
     own = Panel.__init__
 
     def mistaken(*args: Any, **kwargs: Any) -> None:
-        if where == "clean_pass" or len(args[2].outputs.probs) != 4:
+        if where == "clean_pass" or len(args[1].outputs.probs) != 4:
             raise error("mistaken")
         own(*args, **kwargs)
 
