@@ -234,7 +234,7 @@ def masks_learn(explainer: DiffMask, batch: Any) -> None:
 def sparsity_falls(clean: Clean, masking: Masking) -> bool:
     weights = [weight for vote in masking.votes for weight in vote.probe.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-2)
-    places, course = {masking.site: Places(clean.places[masking.site].real)}, []
+    places, course = Places(clean.places[masking.site].real), []
     for step in range(11):
         kept = masking.sample(clean.values, places, generator(0, 2, step)).expected_l0.mean()
         course.append(float(kept))

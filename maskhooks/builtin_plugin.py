@@ -35,7 +35,11 @@ def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
 
 @hookimpl
 def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
-    return {"diffmask": DiffMask, "graphmask": GraphMask, "random": Random, "reinforce": Reinforce} | {
+    return {
+        "diffmask": DiffMask,
+        "graphmask": GraphMask,
+        "random": Random,
+        "reinforce": Reinforce,
         "erasure": Erasure,
         "leave-one-out": LeaveOneOut,
         "beam": Beam,

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Generator, Tensor, nn
 
 from maskhooks.masks.gates import Gate
-from maskhooks.masks.masked import GateSamples
+from maskhooks.masks.samples import GateSamples
 from maskhooks.sites.example_index import ExampleIndex
 
 Shape = tuple[int, ...]
@@ -142,7 +142,7 @@ class Ranks:
         Args:
             own: this rank's, None for one without a batch.
         """
-        held = None if own is None else dataclasses.replace(own, samples=own.samples.flat)
+        held = None if own is None else dataclasses.replace(own, samples=GateSamples.flattened([own.samples]))
         sizes = self.shapes(None if held is None else (len(held.samples.sample), len(held.divergence)), 2)
         packed = _pack(held, _longest(sizes), self.device)
         gathered = [torch.empty_like(packed) for _ in range(self.world)]
@@ -193,7 +193,7 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Ten
         return torch.zeros(4 * gates + 3 * examples, device=device)
     samples = own.samples
     assert samples.examples is not None
-    by_gate = (samples.sample, samples.log_open, samples.real, samples.examples.index)
+    by_gate = (samples.sample, samples.log_open, samples.counted, samples.examples.index)
     by_example = (own.divergence, own.penalty, own.agreement)
     rows = [_padded(part.float(), (gates,)) for part in by_gate] + [_padded(p.float(), (examples,)) for p in by_example]
     return torch.cat(rows)

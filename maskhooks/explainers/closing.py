@@ -92,7 +92,7 @@ class Closing(Explainer):
         """What is found out about each example of a batch at a site.
 
         Args:
-            ask: what asks on behalf of an example.
+            ask: the search for one example.
             function: of the original and the masked outputs, a row for each set.
         """
         if questions and isinstance(questions[0], Member):

@@ -78,7 +78,7 @@ class DiffMask(Learned):
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
         if self.given is None:
-            maskings = [self._masking(site, self._vote(site) if self.amortized else None) for site in self.sites]
+            maskings = [self._masking(site, self._vote(site)) for site in self.sites]
         else:
             maskings = [masking for site in self.sites for masking in self._conditioned(site, self.given)]
         return [MaskingGroup([masking]) for masking in maskings]
@@ -98,9 +98,6 @@ class DiffMask(Learned):
         votes = [Vote(read, self.recipe.make_probe(number, len(depths))) for number, read in enumerate(reads)]
         baseline = self._make_baseline()
         return [Masking(site, depth, votes[: number + 1], self.gate, baseline) for number, depth in enumerate(depths)]
-
-    def _vote(self, *reads: Site) -> Vote:
-        return Vote(reads, self.recipe.make_probe())
 
 
 def _depth(site: Site) -> int:

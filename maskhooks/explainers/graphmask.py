@@ -76,8 +76,7 @@ class GraphMask(Learned):
     def _scored(self) -> Sequence[Masking]:
         return self.maskings[-1:] if self.tied else self.maskings
 
-    def _check_sites(self, batch: Any) -> None:
-        super()._check_sites(batch)
+    def _check_batch(self, batch: Any) -> None:
         if self.tied:
             self._check_tied(clean_pass(self.hooked, batch, self.sites))
 
@@ -106,15 +105,13 @@ class GraphMask(Learned):
         """One mask of all layers."""
         sites = sorted(self.sites, key=lambda site: site.depth or 0)
         if not self.tied:
-            return [MaskingGroup([self._masking(site, self._vote(site)) for site in sites])]
-        vote = self._vote(sites[-1])
+            return [MaskingGroup([self._masking(site, self._message_vote(site)) for site in sites])]
+        vote = self._message_vote(sites[-1])
         return [MaskingGroup([self._masking(site, vote) for site in sites], tied=True)]
 
-    def _vote(self, site: Site) -> Vote:
-        """What a layer's gates are read from: states of the sources, messages, states of the targets."""
-        if not self.amortized:
-            return Vote((), self.recipe.make_free())
-        return Vote((*self._ends(site, "source"), site, *self._ends(site, "target")), self.recipe.make_probe())
+    def _message_vote(self, site: Site) -> Vote:
+        """A layer's gates are read from states of the sources, messages, and states of the targets."""
+        return self._vote(*self._ends(site, "source"), site, *self._ends(site, "target"))
 
     def _ends(self, site: Site, tag: str) -> list[Site]:
         """The states at one end of a layer's messages: a site of the same depth and call, beside it in the tree."""

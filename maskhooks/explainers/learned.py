@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -42,9 +42,7 @@ from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.per_example import Estimate, optimise, pathwise
 from maskhooks.training.problem import Problem
 from maskhooks.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from maskhooks.training.run import Run
+from maskhooks.training.run import Run
 
 _EVALUATE = 100
 _Itself = TypeVar("_Itself", bound="Learned")
@@ -111,7 +109,7 @@ class Learned(Explainer):
 
     def __repr__(self) -> str:
         state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
-        what = f"{len(self.groups)} maskings of {len(self.sites)} sites"
+        what = f"{len(self.maskings)} maskings of {len(self.sites)} sites"
         return f"{type(self).__name__}({what}, margin {self.margin} nats, {state})"
 
     @property
@@ -129,7 +127,7 @@ class Learned(Explainer):
 
     @property
     def within_margin(self) -> bool | None:
-        """Whether the chosen state keeps every masking's divergence within the margin, on the validation data."""
+        """Whether the chosen state keeps every group's divergence within the margin, on the validation data."""
         return self.result.within_margin if self.result is not None else None
 
     def fit(
@@ -174,15 +172,16 @@ class Learned(Explainer):
             MarginWarning: no state kept the divergence within the margin; the nearest was kept.
             UnfiredSiteWarning: no output depends on a site, which is left out.
         """
-        from maskhooks.training import fit as training  # lightning is loaded where something is trained
-        from maskhooks.training.run import Run
+        # Lightning is loaded where something is trained.
+        from maskhooks.training.fit import check_loaders, fit_baselines_only
+        from maskhooks.training.fit import fit as train_run
 
         _check_schedule(train, steps, epochs)
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.sites, self.fitted, self.result = self._asked, False, None
         with forked(self.hooked.model), Epochs(train, self.seed).drawn():
-            training.check_loaders(train, validation)
+            check_loaders(train, validation)
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
 
         self.groups = self._make_groups()
@@ -203,9 +202,9 @@ class Learned(Explainer):
         )
 
         if self.amortized:
-            self.result = training.fit(run, **devices)
+            self.result = train_run(run, **devices)
         else:
-            training.fit_baselines_only(run.problem, train, self.replay, progress=progress)
+            fit_baselines_only(run.problem, train, self.replay, progress=progress)
         self.fitted = True
 
         self._save_run(run)
@@ -223,6 +222,10 @@ class Learned(Explainer):
                 stacklevel=3,
             )
         warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
+        self._check_batch(batch)
+
+    def _check_batch(self, batch: Any) -> None:
+        """What else an explainer looks at in a batch before masks are learned."""
 
     def _save_run(self, run: Run) -> None:
         """Saves into the run's folder, and raises what ended the run before its time."""
@@ -249,7 +252,7 @@ class Learned(Explainer):
             optimise(self._problem(), clean, self._estimator)
         with torch.no_grad():
             return [
-                self.site_scores(clean, one.site, one.depth, one.probability(clean.values, clean.places))
+                self.site_scores(clean, one.site, one.depth, one.probability(clean.values, clean.places[one.site]))
                 for one in self._scored
             ]
 
@@ -263,7 +266,7 @@ class Learned(Explainer):
         return pathwise
 
     def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
-        """What the masks do to predictions, a row for each masked site and depth.
+        """What the masks do to predictions, a row for each group: for each masked site and depth, or for all layers.
 
         Returns:
             Rows with site, depth; divergence (nats), expected_l0 (fraction kept), agreement (fraction of predictions
@@ -355,9 +358,12 @@ class Learned(Explainer):
     def _make_groups(self) -> Sequence[MaskingGroup]:
         """Maskings with parts that have learned nothing; each fit begins with them."""
 
-    def _masking(self, site: Site, vote: Vote | None, depth: int | None = None) -> Masking:
-        """A masking with one vote, or with free logits, and a baseline of its own."""
-        vote = vote or Vote((), self.recipe.make_free())
+    def _vote(self, *reads: Site) -> Vote:
+        """A vote with a probe of its own that reads these sites; without amortisation it has free logits instead."""
+        return Vote(reads, self.recipe.make_probe()) if self.amortized else Vote((), self.recipe.make_free())
+
+    def _masking(self, site: Site, vote: Vote, depth: int | None = None) -> Masking:
+        """A masking with one vote and a baseline of its own."""
         return Masking(site, (site.depth or 0) if depth is None else depth, [vote], self.gate, self._make_baseline())
 
     def _make_baseline(self) -> Baseline:

@@ -60,7 +60,7 @@ class Reinforce(Learned):
         return {**super().settings(), "memory": self.memory}
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
-        return [MaskingGroup([self._masking(site, None)]) for site in self.sites]
+        return [MaskingGroup([self._masking(site, self._vote())]) for site in self.sites]
 
     def _estimator(self) -> Estimate:
         return ScoreFunction(self.memory)

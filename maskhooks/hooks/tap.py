@@ -42,6 +42,9 @@ class Values(dict[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         return super().__contains__(str(key))
 
+    def get(self, key: str | Site, default: Any = None) -> Any:
+        return super().get(str(key), default)
+
     def __missing__(self, key: str) -> NoReturn:
         known = near(key, self) or list(self)[:5]
         raise UnknownSiteError(f"no value was read at {key!r}.", site=key, near=known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Generator, nn
 
@@ -11,9 +11,9 @@ from maskhooks.errors import PatternError
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.tap import Values
 from maskhooks.masks.gates import Gate
-from maskhooks.masks.masked import Masked
 from maskhooks.masks.masking import Masking
-from maskhooks.sites.places import Places
+from maskhooks.masks.samples import Masked
+from maskhooks.sites.places import Places, PlacesBySite
 from maskhooks.sites.site import Site
 
 
@@ -60,22 +60,21 @@ class MaskingGroup:
     def sample(
         self,
         values: Values,
-        places: Mapping[Site, Places],
+        places: PlacesBySite,
         generator: Generator | None = None,
         *,
         rounded: float | None = None,
     ) -> list[Masked]:
         """Masks a batch at each site; as `Masking.sample`."""
         if not self.tied:
-            return [masking.sample(values, places, generator, rounded=rounded) for masking in self.maskings]
+            return [one.sample(values, places[one.site], generator, rounded=rounded) for one in self.maskings]
         first, *others = self.maskings
-        masked = first.sample(values, places, generator, rounded=rounded)
+        masked = first.sample(values, places[first.site], generator, rounded=rounded)
         return [masked, *(self._tied(other, masked, values, places[other.site]) for other in others)]
 
     def replacements(self, masked: Sequence[Masked]) -> dict[Site, Replacement]:
-        """What `sample` gave, to be put in place in a pass; sites behind the first are gated as their values come."""
-        pairs = enumerate(zip(self.maskings, masked, strict=True))
-        return {masking.site: masking.replacement(one, anew=number > 0) for number, (masking, one) in pairs}
+        """What `sample` gave, to be put in place in a pass."""
+        return {masking.site: masking.replacement(one) for masking, one in zip(self.maskings, masked, strict=True)}
 
     def with_gates(self, gates: Sequence[Gate]) -> MaskingGroup:
         """The same with another gate for each masking, such as one that draws for several processes."""
@@ -120,4 +119,4 @@ def sites_of(groups: Iterable[MaskingGroup]) -> list[Site]:
 
 
 def _each_once(lists: Sequence[list[Site]]) -> list[Site]:
-    return lists[0] if len(lists) == 1 else list(dict.fromkeys(site for sites in lists for site in sites))
+    return list(lists[0]) if len(lists) == 1 else list(dict.fromkeys(site for sites in lists for site in sites))

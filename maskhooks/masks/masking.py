@@ -16,10 +16,9 @@ from maskhooks.errors import PatternError, ReplacementError
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.tap import Values
 from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.gated import Gated
 from maskhooks.masks.gates import Gate
-from maskhooks.masks.masked import Masked
-from maskhooks.masks.mix import mix
+from maskhooks.masks.replacement import Gated
+from maskhooks.masks.samples import Masked
 from maskhooks.masks.votes import Vote, value_at
 from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.places import Places
@@ -31,7 +30,7 @@ class Masking:
     """Masks one site with the product of votes: z = prod_k z_k, P(z != 0) = prod_k P(z_k != 0).
 
     Hidden states take one vote, read at the site itself. Inputs conditioned on the states up to a depth take one vote
-    for each state up to there, each reading input and state (De Cao et al. 2020, section 2.2).
+    for each depth up to there, each reading input and states (De Cao et al. 2020, section 2.2).
 
     Args:
         site: what is masked.
@@ -107,9 +106,9 @@ class Masking:
         found = [self._vote(vote, values) for vote in self.votes]
         return found if units is None else [units.mean(logits, self.pattern) for logits in found]
 
-    def probability(self, values: Values, places: Mapping[Site, Places]) -> Float[Tensor, "*gated"]:
+    def probability(self, values: Values, places: Places) -> Float[Tensor, "*gated"]:
         """P(z != 0) over the gated positions, the product over votes."""
-        return self._log_open(self.logits(values, places[self.site].units)).exp()
+        return self._log_open(self.logits(values, places.units)).exp()
 
     def _log_open(self, logits: Sequence[Float[Tensor, "*gated"]]) -> Float[Tensor, "*gated"]:
         """log P(z != 0), in nats: the sum over votes."""
@@ -119,7 +118,7 @@ class Masking:
     def sample(
         self,
         values: Values,
-        places: Mapping[Site, Places],
+        places: Places,
         generator: Generator | None = None,
         *,
         rounded: float | None = None,
@@ -132,14 +131,13 @@ class Masking:
             generator: for the samples.
             rounded: instead of sampling, open the gates with P(z != 0) above this.
         """
-        here = places[self.site]
-        logits = self.logits(values, here.units)
+        logits = self.logits(values, places.units)
         log_open = self._log_open(logits)
         if rounded is None:
-            sample = torch.stack([draw(self.gate, vote, generator, here.examples) for vote in logits]).prod(0)
+            sample = torch.stack([draw(self.gate, vote, generator, places.examples) for vote in logits]).prod(0)
         else:
             sample = (log_open > math.log(rounded)).float()
-        return self.mask(values[self.site], here, sample, log_open)
+        return self.mask(values[self.site], places, sample, log_open)
 
     def mask(
         self,
@@ -150,6 +148,9 @@ class Masking:
     ) -> Masked:
         """Masks a value with a given sample over the gated positions, whatever the probes say.
 
+        Args:
+            log_open: log P(z != 0) in nats; by default that of gates which are as the sample says.
+
         Raises:
             ReplacementError: the value is of whole numbers, which have nothing in between.
         """
@@ -159,24 +160,25 @@ class Masking:
                 "further on, or give the model such inputs, as x.float()",
                 site=self.site,
             )
-        pattern = self.pattern
-        sample = sample if places.units is None else places.units.shared(sample, pattern)
-        log_open = sample.log() if log_open is None else log_open
+        sample = sample if places.units is None else places.units.shared(sample, self.pattern)
+        log_open = (sample != 0).float().log() if log_open is None else log_open
         counted = self._real_gates(places.leads, sample)
         sample = torch.where(self._real_gates(places.real, sample), sample, 1.0)
-        baseline = self.baseline()
-        replaced = mix(value, pattern.spread(sample, value), pattern.spread_features(baseline, value))
-        return Masked(sample, log_open, counted, places.examples, original=value, replaced=replaced, baseline=baseline)
+        return Masked(
+            sample,
+            log_open,
+            counted,
+            places.examples,
+            original=value,
+            baseline=self.baseline(),
+            pattern=self.pattern,
+        )
 
-    def replacement(self, masked: Masked, *, anew: bool = False) -> Replacement:
-        """What to put in place of the site's value in a pass; states of a sequence are gated as they come out there.
-
-        Args:
-            anew: whether the gates meet another value than was masked, since another site was masked before this one.
-        """
+    def replacement(self, masked: Masked) -> Replacement:
+        """What to put in place of the site's value in a pass; it gates the value that comes out there."""
         pattern, value = self.pattern, masked.original
         sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
-        return Gated(self.site, None if anew else masked.replaced, sample.to(value.dtype), baseline.to(value))
+        return Gated(self.site, sample, baseline.to(value))
 
     def _real_gates(self, real: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
         """Real positions as real gates: group axes share their position's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from maskhooks.hooks.tap import Values
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, count
 from maskhooks.sites.example_index import ExampleIndex
-from maskhooks.sites.places import Places
+from maskhooks.sites.places import Places, PlacesBySite
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
 
@@ -31,7 +31,7 @@ class Clean:
         result: what the model returned.
         outputs: the same as distributions.
         recording: to go on from; None to run the model in full.
-        places: the positions of each site that was read and has a pattern.
+        places: the positions of a site that was read and has a pattern, found out when they are first asked for.
     """
 
     hooked: Hooked
@@ -40,26 +40,28 @@ class Clean:
     result: Any
     outputs: Outputs
     recording: Recording | None
-    places: Mapping[Site, Places] = field(init=False, repr=False)
+    places: PlacesBySite = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        places = _PlacesBySite(self.hooked, self.batch, self.values, self.outputs)  # not self: a circle lives longer
+        places = _Places(self.hooked, self.batch, self.values, self.outputs)  # not self: a circle lives longer
         object.__setattr__(self, "places", places)
 
 
-class _PlacesBySite(dict[Site, Places]):
-    """The places of a batch's sites, found out when they are first asked for."""
+class _Places:
+    """The places of a batch's sites."""
 
     def __init__(self, hooked: Hooked, batch: Any, values: Values, outputs: Outputs) -> None:
-        super().__init__()
+        self._found: dict[Site, Places] = {}
         self._task, self._batch, self._values, self._outputs = hooked.task, batch, values, outputs
 
-    def __missing__(self, site: Site) -> Places:
+    def __getitem__(self, site: Site) -> Places:
+        if site in self._found:
+            return self._found[site]
         value, examples = self._values[site], self._examples(site)
         numbers = self._task.units(site, self._batch, self._values)
         units = None if numbers is None else Units.of(numbers.to(value.device), examples)
-        self[site] = Places(self._task.real(site, self._batch, value), examples, units)
-        return self[site]
+        self._found[site] = Places(self._task.real(site, self._batch, value), examples, units)
+        return self._found[site]
 
     def _examples(self, site: Site) -> ExampleIndex | None:
         """The example of each row; None where the first axis is the batch.

@@ -9,7 +9,7 @@ from torch import Generator
 
 from maskhooks.hooks.port import Replacement
 from maskhooks.masks.group import MaskingGroup
-from maskhooks.masks.masked import GateSamples
+from maskhooks.masks.samples import GateSamples
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.clean import Clean
 from maskhooks.sites.site import Site
@@ -30,9 +30,13 @@ def masked_pass(
         generator: for the samples.
         rounded: instead of sampling, open the gates with P(z != 0) above this.
         held: see `onward_pass`.
+
+    Returns:
+        The samples of the gates, of several sites along one axis, and what the model says.
     """
     masked = group.sample(clean.values, clean.places, generator, rounded=rounded)
-    return GateSamples.in_a_row(masked), onward_pass(clean, group.replacements(masked), held)
+    samples = masked[0] if len(masked) == 1 else GateSamples.flattened(masked)
+    return samples, onward_pass(clean, group.replacements(masked), held)
 
 
 def onward_pass(

@@ -41,8 +41,9 @@ class Kind(Generic[T]):
     def names(self, returned: object) -> list[str] | None:
         """The names of the parts that a hook returned; None where it is not what the hook returns."""
         if self.listed:
-            parts = returned if isinstance(returned, (list, tuple)) else [None]
-            return [str(getattr(part, "name", "")) for part in parts] if all(map(self.is_one, parts)) else None
+            if not isinstance(returned, (list, tuple)) or not all(map(self.is_one, returned)):
+                return None
+            return [part.name for part in returned]
         if not isinstance(returned, Mapping) or not all(map(self._fits, returned.values())):
             return None
         return list(returned)

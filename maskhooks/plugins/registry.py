@@ -1,8 +1,8 @@
 """The registry: which plugins there are, where they come from, what they offer and what failed.
 
-Three doors lead here: `register()` in a notebook, `wrap(..., adapter=...)` for one call, and the entry-point
-group `maskhooks` of installed packages. Entry points are loaded one by one, so that one broken plugin does
-not end discovery for all; built-ins come the same way.
+Two ways lead here: `register()` in a notebook, and the entry-point group `maskhooks` of installed packages; what is
+given to `wrap(..., adapter=...)` serves one call and is not kept. Entry points are loaded one by one, so that one
+broken plugin does not end discovery for all; built-ins come the same way.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ class Registry:
         if self._loaded:
             return
         self._loaded = True
-        seen: set[tuple[str, str]] = set()  # a distribution may be found twice, in two folders of the path
+        found: dict[tuple[str, str], tuple[Any, Any]] = {}  # a distribution may be there twice, in two folders
         for distribution in importlib.metadata.distributions():
             for entry in distribution.entry_points:
-                key = (distribution.metadata["Name"], entry.name)
-                if entry.group == "maskhooks" and key not in seen:
-                    seen.add(key)
-                    self._load(entry, distribution)
+                if entry.group == "maskhooks":
+                    found.setdefault((distribution.metadata["Name"], entry.name), (entry, distribution))
+        # Ours first: their names are taken then, and every kind of part is declared.
+        for _, (entry, distribution) in sorted(found.items(), key=lambda item: item[0][0] != _OURS):
+            self._load(entry, distribution)
 
     def _load(self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution) -> None:
         name = distribution.metadata["Name"]
@@ -156,7 +157,7 @@ class Registry:
         known = self.manager.get_name(plugin)
         if known is not None:
             raise NameTakenError(f"plugin {name!r} is registered already, as {known!r}; once is enough.", plugin=name)
-        taken = {hook: self._names(kind) for hook, kind in declared.items() if not kind.listed}
+        taken = {hook: set(self.parts(kind)) for hook, kind in declared.items() if not kind.listed}
         try:
             self._register(plugin, name)
             self._check(name)
@@ -209,9 +210,6 @@ class Registry:
         """What each plugin offers of a kind, the one registered last first."""
         self.load()
         return list(getattr(self.manager.hook, kind.hook)())
-
-    def _names(self, kind: Kind[Any]) -> set[str]:
-        return {name for parts in getattr(self.manager.hook, kind.hook)() for name in parts}
 
     def _check(self, name: str) -> None:
         plugin = self.manager.get_plugin(name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool
 from torch import Tensor
 
 from maskhooks.sites.example_index import ExampleIndex
+from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
 
 
@@ -29,3 +31,10 @@ class Places:
     def leads(self) -> Bool[Tensor, "*positions"]:
         """The real positions that have a gate of their own: of those gated together, the first."""
         return self.real if self.units is None else self.real & self.units.leads.to(self.real.device)
+
+
+@runtime_checkable
+class PlacesBySite(Protocol):
+    """What knows the places of sites: a mapping, or what finds them out when it is asked."""
+
+    def __getitem__(self, site: Site, /) -> Places: ...

@@ -1,4 +1,4 @@
-"""Evaluation: what maskings do to a set of examples, on average over samples of the gates where the set is small."""
+"""Evaluation: what groups of maskings do to a set of examples, averaged over samples of gates where it is small."""
 
 from __future__ import annotations
 

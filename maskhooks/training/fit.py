@@ -16,9 +16,9 @@ from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.task import device_of
 from maskhooks.seeds import forked, seeded
-from maskhooks.training.loop import EPOCH
-from maskhooks.training.one_process import gather_and_fit_baselines, run_here
-from maskhooks.training.problem import Problem
+from maskhooks.training.one_process import run_here
+from maskhooks.training.preparation import gather_and_fit_baselines
+from maskhooks.training.problem import EPOCH, Problem
 from maskhooks.training.processes import run_in_processes
 from maskhooks.training.run import Fitted, Run
 

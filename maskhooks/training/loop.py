@@ -31,17 +31,15 @@ from maskhooks.seeds import generator, seeded
 from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.objectives import Objective
-from maskhooks.training.problem import Problem
+from maskhooks.training.problem import CHOOSE, MODEL, SAMPLE, VALIDATE, Problem
 from maskhooks.training.run import Fitted
-
-SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # the purposes of random numbers
 
 
 class Loop:
-    """Draws maskings a step, trains them, and compares checkpoints.
+    """Draws groups of maskings for each step, trains them, and compares checkpoints.
 
     Args:
-        problem: what is trained; its parts are started before the first step.
+        problem: what is trained; its modules are started before the first step.
         fabric: Lightning's, launched.
         ranks: this process among others.
         log: where rows go, beside `result`.
@@ -80,7 +78,7 @@ class Loop:
         self.batch: Any = None  # the one before it
 
     def start(self) -> None:
-        """Makes the optimizer, once the parts are started."""
+        """Makes the optimizer, once the modules are started."""
         maskings = self.problem.maskings
         baselines = [weight for masking in maskings for weight in masking.baseline.parameters()]
         probes = [weight for masking in maskings for vote in masking.votes for weight in vote.probe.parameters()]
@@ -91,7 +89,7 @@ class Loop:
         """Steps on from where it stands, one at a time, until `result.stopped` says why it ended.
 
         Raises:
-            NonFiniteError: something was not finite; the parts hold the state before that step.
+            NonFiniteError: something was not finite; the modules hold the state before that step.
         """
         if self.result.stopped:
             return

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
-from maskhooks.masks.masked import GateSamples
+from maskhooks.masks.samples import GateSamples
 
 
 class Objective(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import warnings
 from collections.abc import Iterable, Sized
 from typing import Any
@@ -13,19 +12,16 @@ from lightning.fabric import Fabric
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.devices import ranks_of
 from maskhooks.distributed.placement import placed
-from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
 from maskhooks.hooks.frozen import frozen
-from maskhooks.hooks.replay import Replay
 from maskhooks.passes.clean_cache import Stored
-from maskhooks.progress import track
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
 from maskhooks.seeds import forked, seeded
-from maskhooks.training.loop import BASELINE, EPOCH, VALIDATE, Loop
-from maskhooks.training.preparation import closed_divergences, fit_baselines, gather
-from maskhooks.training.problem import Problem
+from maskhooks.training.loop import Loop
+from maskhooks.training.preparation import prepare
+from maskhooks.training.problem import EPOCH, VALIDATE
 from maskhooks.training.run import Fitted, Run
 from maskhooks.training.snapshot import Snapshots, check_batch, restore, snapshot
 from maskhooks.training.step_bar import StepBar
@@ -58,28 +54,6 @@ def run_here(fabric: Fabric, run: Run) -> Fitted:
         return loop.finish()
 
 
-def gather_and_fit_baselines(
-    problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool
-) -> None:
-    """Statistics of values, and the baselines that are fitted before any gate."""
-    most = problem.recipe.statistics * ranks.world
-    read = itertools.islice(train.batches, most)
-    known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
-    shown = track(read, "reading values", total=known, shown=progress)
-    gather(problem.hooked, problem.maskings, shown, ranks.device, problem.penalty)
-    fit_baselines(
-        problem.hooked,
-        problem.fit_first,
-        train,
-        problem.divergence,
-        steps=problem.recipe.baseline_steps,
-        ranks=ranks,
-        seed=seeded(problem.seed, BASELINE),
-        replay=replay,
-        progress=progress,
-    )
-
-
 def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
     """Puts a loop where it was left, or at its start; all ranks where the first one is."""
     tree = snapshots.find() if run.resume else None
@@ -95,8 +69,8 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
             )
         snapshots.drop()
     if not loop.ranks.firsts(tree is not None):
-        batches = Epochs(run.train, train.seed, train.rank, train.world)
-        _prepare(loop, batches, run.progress and loop.ranks.first)
+        fresh = Epochs(run.train, train.seed, train.rank, train.world)  # `train` counts epochs from its first batch on
+        prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.first)
         loop.start()
     if loop.ranks.world > 1:
         own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.first else b""
@@ -108,26 +82,6 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
         snapshots.save(loop)
     else:
         snapshots.saved(loop)
-
-
-def _prepare(loop: Loop, train: Epochs, progress: bool) -> None:
-    """Starts and fits the maskings' modules, and starts the objectives with the divergence of the fully masked model.
-
-    Each rank reads the batches of all, so that what is gathered is the same.
-    """
-    problem, ranks = loop.problem, loop.ranks
-    gather_and_fit_baselines(problem, train, loop.replay, ranks, progress)
-    closed = closed_divergences(
-        problem.hooked,
-        problem.groups,
-        itertools.islice(train.batches, min(4, problem.recipe.statistics) * ranks.world),
-        problem.divergence,
-        ranks.device,
-        loop.replay,
-    )
-    for objective, divergence in zip(problem.objectives, closed, strict=True):
-        objective.to(ranks.device)
-        objective.start(divergence.mean())
 
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from maskhooks.checks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
 from maskhooks.masks.group import MaskingGroup
-from maskhooks.masks.masked import GateSamples, Masked
 from maskhooks.masks.probes import FreeLogits
+from maskhooks.masks.samples import GateSamples, Masked
 from maskhooks.passes.clean import Clean
 from maskhooks.passes.masked import masked_pass, onward_pass
 from maskhooks.seeds import generator
@@ -27,6 +27,7 @@ from maskhooks.training.problem import Problem
 _EXPLAIN, _START, _DRAW = 101, 103, 104
 _DRAWS = 16  # samples of what a start has come to
 
+# Samples the gates in one step of a start: the samples, the divergence and the penalty, in nats per example.
 Estimate = Callable[[Problem, Clean, MaskingGroup, Generator, contextlib.ExitStack], tuple[GateSamples, Tensor, Tensor]]
 
 
@@ -40,7 +41,7 @@ def pathwise(
 
 
 class ScoreFunction:
-    """The same without the model's gradient: REINFORCE (Williams 1992), each example's baseline a moving average.
+    """REINFORCE (Williams 1992): samples, divergence and penalty, whose gradient does not go through the model.
 
     The penalty P has in expectation the gradient of (P - b) log p(z), whatever b does not depend on the sample z; b is
     the moving average of P over the steps before.
@@ -64,7 +65,7 @@ class ScoreFunction:
             divergence = problem.divergence(clean.outputs, outputs)
             penalty = problem.penalty(clean.outputs, outputs, divergence)
         reward = penalty - self._average(penalty)
-        return GateSamples.in_a_row(masked), divergence, reward * self._log_prob(clean, group, masked)
+        return GateSamples.flattened(masked), divergence, reward * self._log_prob(clean, group, masked)
 
     def _average(self, penalty: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The average before this step, which it then takes in."""
@@ -155,7 +156,7 @@ class Chosen:
     """Free logits that each example has come to, and what samples of them do on average.
 
     Attributes:
-        probes: the probes that hold free logits, and whose each row is.
+        probes: the probes that hold free logits, and the example of each of their rows.
         logits: of each probe.
         far: how far beyond the margin the divergence is, in nats, shape `(batch,)`.
         kept: the expected fraction kept.
@@ -227,7 +228,7 @@ def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) ->
 
 
 def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[FreeLogits, ExampleIndex | None]]:
-    """The probes that hold free logits, each once, and whose each of its rows is."""
+    """The probes that hold free logits, each once, with the example of each row."""
     found = {}
     for masking in group.maskings:
         for vote in masking.votes:

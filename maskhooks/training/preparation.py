@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from maskhooks.errors import PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.group import MaskingGroup, sites_of
-from maskhooks.masks.masked import Masked
 from maskhooks.masks.masking import Masking, draw
+from maskhooks.masks.samples import Masked
 from maskhooks.masks.votes import value_at
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Divergence, count
@@ -26,12 +26,53 @@ from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
 from maskhooks.progress import track
-from maskhooks.seeds import generator
-from maskhooks.sites.places import Places
+from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.training.penalty import Penalty
+from maskhooks.training.problem import BASELINE, Problem
 
 _OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
+
+
+def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool) -> None:
+    """Starts and fits the maskings' modules, and starts the objectives with the divergence of the fully masked model.
+
+    Each rank reads the batches of all, so that what is gathered is the same.
+    """
+    gather_and_fit_baselines(problem, train, replay, ranks, progress)
+    closed = closed_divergences(
+        problem.hooked,
+        problem.groups,
+        itertools.islice(train.batches, min(4, problem.recipe.statistics) * ranks.world),
+        problem.divergence,
+        ranks.device,
+        replay,
+    )
+    for objective, divergence in zip(problem.objectives, closed, strict=True):
+        objective.to(ranks.device)
+        objective.start(divergence.mean())
+
+
+def gather_and_fit_baselines(
+    problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool
+) -> None:
+    """Statistics of values, and the baselines that are fitted before any gate."""
+    most = problem.recipe.statistics * ranks.world
+    read = itertools.islice(train.batches, most)
+    known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
+    shown = track(read, "reading values", total=known, shown=progress)
+    gather(problem.hooked, problem.maskings, shown, ranks.device, problem.penalty)
+    fit_baselines(
+        problem.hooked,
+        problem.fit_first,
+        train,
+        problem.divergence,
+        steps=problem.recipe.baseline_steps,
+        ranks=ranks,
+        seed=seeded(problem.seed, BASELINE),
+        replay=replay,
+        progress=progress,
+    )
 
 
 def gather(
@@ -187,5 +228,5 @@ def closed_divergence(clean: Clean, group: MaskingGroup, divergence: Divergence)
     for masking in group.maskings:
         value = clean.values[masking.site]
         closed = torch.zeros(masking.pattern.mask_shape(value), device=value.device)
-        masked.append(masking.mask(value, Places(clean.places[masking.site].real), closed))
+        masked.append(masking.mask(value, clean.places[masking.site], closed))
     return divergence(clean.outputs, onward_pass(clean, group.replacements(masked)))

@@ -15,16 +15,21 @@ from maskhooks.training.objectives import Objective
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.recipe import Recipe
 
+SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # what a problem's random numbers are for
+
 
 @dataclass
 class Problem:
     """What is trained: groups of maskings of one model's sites, an objective each.
 
     Attributes:
+        hooked: the wrapped model.
         groups: each is applied in a masked pass of its own.
         objectives: one for each group.
+        recipe: how often, how fast and with which optimizer.
         divergence: of original and masked outputs, in nats per example.
         margin: the divergence allowed on average, in nats.
+        seed: of all random numbers, each for a purpose such as `SAMPLE`.
         penalty: what the loss charges an example for.
         fit_first: maskings whose learned baseline is fitted before any gate, and then kept.
     """

@@ -54,8 +54,9 @@ class Recipe:
             spent, of the target to be exact; what saves less is kept.
         overtaken: how much the loss charges for predictions that another class overtakes, beside the divergence.
         balance: whether each predicted class counts the same in the loss (see `Penalty`).
-        stagger: the first fraction of steps, in which masks that share votes join one after another, lowest depth
-            first. Votes that all begin at once close too much together, and gates that closed hardly open again.
+        stagger: the first fraction of steps, in which maskings join one after another: groups that share votes from the
+            lowest depth up, those within one group from the top down. Votes that all begin at once close too much
+            together, and gates that closed hardly open again.
         warmup: steps over which rates rise.
         decay: the last fraction of steps, over which rates fall to zero.
         validations: how often checkpoints are compared.

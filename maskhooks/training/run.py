@@ -53,11 +53,11 @@ class Fitted:
 
     Attributes:
         log: a row a step: step, epoch, site, depth, multiplier, divergence (nats), expected_l0 (fraction), agreement.
-        validation: a row a validation and masking: step, site, depth, divergence, expected_l0, agreement.
-        within_margin: whether the chosen state keeps the mean divergence of every masking within the margin; None
+        validation: a row a validation and group: step, site, depth, divergence, expected_l0, agreement.
+        within_margin: whether the chosen state keeps the mean divergence of every group within the margin; None
             without validation data.
-        beyond: the maskings of which it does not.
-        chosen: by masking the step whose state was kept.
+        beyond: the groups whose mean divergence exceeds the margin all the same.
+        chosen: by group the step whose state was kept.
         stopped: why training ended.
         error: what ended it before its time, as JSON has it: the signal of an interruption, or the kind of an error,
             and its message.

@@ -107,7 +107,7 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
     loop.stale, loop.result.stopped = tree["stale"], tree["stopped"]
     put_parts(loop.problem, tree, loop.ranks.device)
     loop.problem.penalty.counts = tree["counts"]
-    loop.evaluation.draws = tree.get("draws")  # states of earlier versions have none
+    loop.evaluation.draws = tree.get("draws")
     for objective, state in zip(loop.problem.objectives, tree["objectives"], strict=True):
         objective.to(loop.ranks.device).load_state_dict(state)
     loop.start()

@@ -164,7 +164,7 @@ def test_it_is_loaded_as_it_was_saved(settings: dict[str, object], tmp_path: Pat
     assert isinstance(loaded, GraphMask)
     assert loaded.settings() == explainer.settings()
     assert loaded.explain(batch(9)) == explainer.explain(batch(9))
-    assert repr(loaded).startswith("GraphMask(1 maskings of 2 sites")
+    assert repr(loaded).startswith("GraphMask(2 maskings of 2 sites")
 
 
 def test_a_model_without_messages_is_refused() -> None:

@@ -182,6 +182,7 @@ def test_values_take_a_site_and_list_near_keys() -> None:
     with Tap(model, read=[site("first:output")]) as tap:
         model.run()
     assert tap.values[site("first:output")] is tap.values["first:output"]
+    assert tap.values.get(site("first:output")) is tap.values["first:output"]
     assert site("first:output") in tap.values
     with pytest.raises(UnknownSiteError, match="Did you mean 'first:output'"):
         tap.values["frist:output"]

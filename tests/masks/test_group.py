@@ -13,9 +13,9 @@ from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.group import MaskingGroup
-from maskhooks.masks.masked import GateSamples
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP, FreeLogits
+from maskhooks.masks.samples import GateSamples
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import kl
@@ -134,7 +134,9 @@ def test_means_are_over_the_edges_of_each_graph_in_all_layers(hooked, batch) -> 
     assert torch.allclose(
         masked.per_example(masked.sample), torch.stack([first.mean(), second.mean(), torch.zeros(())])
     )
-    assert GateSamples.in_a_row([masked]) is masked
+    flat = GateSamples.flattened([masked])
+    assert torch.equal(flat.sample, masked.sample)
+    assert torch.equal(flat.per_example(flat.sample), masked.per_example(masked.sample))
 
 
 def test_layers_join_from_the_top_down(hooked, batch) -> None:

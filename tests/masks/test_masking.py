@@ -17,9 +17,9 @@ from maskhooks.hooks.tap import Values
 from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.masks.group import MaskingGroup
-from maskhooks.masks.masked import GateSamples
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe
+from maskhooks.masks.samples import GateSamples
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import kl
 from maskhooks.model.wrapping import wrap
@@ -81,7 +81,7 @@ def make(hooked, batch, site="layers.1:output", probe: Probe | None = None, base
 def test_only_real_positions_are_masked(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    masked = masking.sample(clean.values, clean.places, generator(3))
+    masked = masking.sample(clean.values, clean.places[masking.site], generator(3))
     padding = ~batch[1]
     assert bool((masked.sample[padding] == 1).all())
     assert torch.equal(masked.replaced[padding], masked.original[padding])
@@ -105,7 +105,7 @@ def test_votes_multiply(hooked, batch):
     gather(hooked, [masking], [batch], torch.device("cpu"))
     clean = clean_pass(hooked, batch, masking.reads)
     each = [HardConcrete().probability(logits) for logits in masking.logits(clean.values)]
-    torch.testing.assert_close(masking.probability(clean.values, clean.places), each[0] * each[1])
+    torch.testing.assert_close(masking.probability(clean.values, clean.places[first]), each[0] * each[1])
     assert [str(site) for site in masking.reads] == ["embedding:output", "layers.1:output"]
     assert str(masking) == "embedding:output given layers.1:output"
 
@@ -147,7 +147,7 @@ def test_grouped_positions(batch):
     masking = make(hooked, batch)
     assert masking.sizes == {"baseline": [3, 4], "reads": [[12]], "groups": 3}
     clean = clean_pass(hooked, batch, masking.reads)
-    masked = masking.sample(clean.values, clean.places, generator(3))
+    masked = masking.sample(clean.values, clean.places[masking.site], generator(3))
     assert masked.sample.shape == (4, 6, 3)
     assert bool((masked.sample[~batch[1]] == 1).all())
     heads = masked.replaced.view(4, 6, 3, 4)
@@ -164,7 +164,7 @@ def test_sites_read_together_need_the_same_positions(hooked, batch):
     masking.start(masking.sizes_for(clean.values), torch.device("cpu"))
     square = Values({**clean.values, "layers.1:output": clean.values["layers.1:output"][:3]})
     with pytest.raises(PatternError, match="same positions"):
-        masking.sample(square, clean.places)
+        masking.sample(square, clean.places[first])
 
 
 def test_random_masks_keep_at_random_rates(hooked, batch):

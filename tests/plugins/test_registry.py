@@ -26,6 +26,7 @@ from maskhooks.plugins import hookspecs
 from maskhooks.plugins.kind import declared
 from maskhooks.plugins.registry import Registry
 from maskhooks.sites.site import Site
+from tests.fresh_process import printed_by
 
 EXAMPLE = Path(__file__).parent / "example"
 
@@ -163,6 +164,7 @@ def test_built_ins_come_through_the_same_door() -> None:
 
 
 def test_every_hook_has_a_kind_that_the_registry_knows() -> None:
+    Registry().load()
     specs = {name for name in vars(hookspecs) if name.startswith("maskhooks_")}
     assert set(declared) == specs
     assert all(kind.hook == hook for hook, kind in declared.items())
@@ -241,6 +243,39 @@ def test_one_package_found_twice_is_loaded_once(monkeypatch: pytest.MonkeyPatch)
         warnings.simplefilter("error")
         registry = loaded(monkeypatch, Package("first", good=GOOD), Package("first", good=GOOD))
     assert len(registry.reports) == 1
+
+
+FIRST = """
+import importlib.metadata, sys, types
+from maskhooks import hookimpl
+
+@hookimpl
+def maskhooks_sources():
+    from maskhooks.model.source import Factory
+    return {"first": Factory()}
+
+module = types.ModuleType("found_first")
+module.maskhooks_sources = maskhooks_sources
+sys.modules["found_first"] = module
+
+class First(importlib.metadata.Distribution):
+    def read_text(self, name):
+        return {"METADATA": "Name: first", "entry_points.txt": "[maskhooks]\\nfirst = found_first"}.get(name)
+    def locate_file(self, path):
+        raise NotImplementedError
+
+others = [*importlib.metadata.distributions()]
+importlib.metadata.distributions = lambda: iter([First(), *others])
+from maskhooks.plugins.registry import registry
+registry.load()
+print([(report.name, report.offers, report.error) for report in registry.reports if report.name == "first"])
+print(registry.reports[0].distribution)
+"""
+
+
+def test_a_package_found_before_ours_offers_any_kind_of_part() -> None:
+    """No other import has declared the kind, and ours is loaded first all the same."""
+    assert printed_by(FIRST).splitlines() == ["[('first', ['source first'], '')]", "maskhooks"]
 
 
 # By hand, what is wrong raises

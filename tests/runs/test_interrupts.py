@@ -98,7 +98,7 @@ class TestSignals:
     def test_before_the_first_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made = runs.explainer()
         before = fingerprint(made.hooked.model)
-        monkeypatch.setattr("maskhooks.training.one_process.closed_divergences", lambda *_: send(signal.SIGINT)())
+        monkeypatch.setattr("maskhooks.training.preparation.closed_divergences", lambda *_: send(signal.SIGINT)())
         with pytest.raises(KeyboardInterrupt):
             made.fit(runs.loader(42, 8), steps=24, run_dir=tmp_path, progress=False, accelerator="cpu")
         assert fingerprint(made.hooked.model) == before

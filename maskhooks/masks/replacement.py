@@ -1,4 +1,4 @@
-"""The replacement that masking puts at a site, for values that are there as a whole, step by step or in portions."""
+"""The replacement that masking puts at a site, whether its value comes whole, step by step or in portions."""
 
 from __future__ import annotations
 
@@ -27,26 +27,19 @@ class _ByStep(NamedTuple):
 
 
 class Gated(Stepwise):
-    """A value that was masked, or its gates on whatever comes out at the site.
+    """Mixes whatever value comes at a site with a baseline, z h + (1 - z) b.
 
     Args:
         site: where.
-        replaced: what goes on in place of a value that is there as a whole; None to mix the value that comes.
-        sample: z, of a shape that broadcasts to the value's.
-        baseline: b, likewise.
+        sample: z, of a shape that broadcasts to the value's; float32.
+        baseline: b, likewise, of the value's dtype.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        replaced: Shaped[Tensor, "*value"] | None,
-        sample: Float[Tensor, "..."],
-        baseline: Shaped[Tensor, "..."],
-    ) -> None:
-        self._site, self._replaced, self._sample, self._baseline = site, replaced, sample, baseline
+    def __init__(self, site: Site, sample: Float[Tensor, "..."], baseline: Shaped[Tensor, "..."]) -> None:
+        self._site, self._sample, self._baseline = site, sample, baseline
 
-    def __call__(self, value: Tensor) -> Tensor:
-        return self._mixed(value, self._sample) if self._replaced is None else self._replaced
+    def __call__(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "*value"]:
+        return self._mixed(value, self._sample)
 
     def at(self, step: int) -> Replacement:
         sample = self._sample[:, step : step + 1]
@@ -74,8 +67,8 @@ class Gated(Stepwise):
 
     @functools.cached_property
     def _by_step(self) -> _ByStep:
-        sample, closed = self._sample, self._sample == 0
+        sample, closed = self._sample.to(self._baseline.dtype), self._sample == 0
         rest = torch.where(sample == 1, -0.0, (1 - sample) * self._baseline)
         some = closed.flatten(2).any(2).any(0).tolist()
         shut = [part if there else None for part, there in zip(closed.unbind(1), some, strict=True)]
-        return _ByStep(sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0])
+        return _ByStep(sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0])  # one for all examples and steps

@@ -1,0 +1,84 @@
+"""Samples of gates in one masked pass, and the values that they mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from maskhooks.masks.mix import mix
+from maskhooks.sites.example_index import ExampleIndex
+from maskhooks.sites.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class GateSamples:
+    """Samples of a batch's gates, at one site or at several; objectives read them.
+
+    Attributes:
+        sample: z in [0, 1]; 1 at padding.
+        log_open: log P(z != 0) in nats.
+        counted: which gates count: none at padding, and of positions gated together the first alone.
+        examples: the example of each row; None where the first axis is the batch.
+    """
+
+    sample: Float[Tensor, "*gates"]
+    log_open: Float[Tensor, "*gates"]
+    counted: Bool[Tensor, "*gates"]
+    examples: ExampleIndex | None = None
+
+    def total(self, numbers: Shaped[Tensor, "*gates"]) -> Shaped[Tensor, " batch"]:
+        """The sum over an example's counted gates of any number per gate."""
+        counted = self.counted.flatten(1) if self.counted.dim() > 1 else self.counted[:, None]
+        sums = torch.where(counted, numbers.reshape(counted.shape), 0).sum(1)
+        return sums if self.examples is None else self.examples.sums(sums)
+
+    def per_example(self, numbers: Float[Tensor, "*gates"]) -> Float[Tensor, " batch"]:
+        """The mean over an example's counted gates of any number per gate."""
+        return self.total(numbers) / self.total(torch.ones_like(numbers)).clamp(min=1)
+
+    @property
+    def expected_l0(self) -> Float[Tensor, " batch"]:
+        """The mean P(z != 0) over counted gates, the fraction kept in expectation."""
+        return self.per_example(self.log_open.exp())
+
+    @staticmethod
+    def flattened(parts: Sequence[GateSamples]) -> GateSamples:
+        """The gates of all parts along one axis, each with its example."""
+        indices = []
+        for part in parts:
+            rows = len(part.sample)
+            own = torch.arange(rows, device=part.sample.device) if part.examples is None else part.examples.index
+            indices.append(own.repeat_interleave(part.sample.numel() // max(1, rows)))
+        sample, log_open, counted = (
+            torch.cat([column.flatten() for column in columns])
+            for columns in zip(*((part.sample, part.log_open, part.counted) for part in parts), strict=True)
+        )
+        first = parts[0]
+        count = len(first.sample) if first.examples is None else first.examples.count
+        return GateSamples(sample, log_open, counted, ExampleIndex(torch.cat(indices), count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(GateSamples):
+    """A value masked at one site.
+
+    Attributes:
+        original: the value h, as the clean pass read it.
+        baseline: b over the feature axes.
+        pattern: how gates and features map to the value's axes.
+    """
+
+    original: Shaped[Tensor, "*value"]
+    baseline: Shaped[Tensor, "*features"]
+    pattern: Pattern
+
+    @property
+    def replaced(self) -> Shaped[Tensor, "*value"]:
+        """What h becomes, z h + (1 - z) b. Behind another masked site another value comes, and is mixed likewise."""
+        value = self.original
+        sample, baseline = self.pattern.spread(self.sample, value), self.pattern.spread_features(self.baseline, value)
+        return mix(value, sample, baseline)
