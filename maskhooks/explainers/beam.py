@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from maskhooks.explainers.closing import whole
@@ -42,17 +43,17 @@ class Beam(SmallestSets):
         found = []
         for site in self.sites:
             questions = self.questions(clean, site)
-
-            def judged(original: Outputs, masked: Outputs, any_of: Question = questions[0]) -> Tensor:
-                moved = self.divergence(original, masked).float().cpu()
-                return torch.stack([any_of.unchanged(original, masked).float().cpu(), moved], 1)
-
-            kept = self.answers(questions, self._best, judged)
+            kept = self.answers(questions, self._best, self._judged)
             found.append(self.spread_scores(clean, questions, kept, rest=1.0))
         return found
 
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), "width": self.width}
+
+    def _judged(self, original: Outputs, masked: Outputs) -> Float[Tensor, "row 2"]:
+        """Whether each prediction is unchanged, and how far its output moves."""
+        moved = self.divergence(original, masked).float().cpu()
+        return torch.stack([self.unchanged(original, masked).float().cpu(), moved], 1)
 
     def _best(self, question: Question) -> Asking[Tensor]:
         """1 for the positions of the best set, 0 for the others."""

@@ -15,12 +15,12 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Divergence, agreement, kl
+from maskhooks.model.outputs import Divergence, kl
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.registry import registry
 from maskhooks.search.batched import Member, Panel
-from maskhooks.search.question import Criterion, Question
+from maskhooks.search.question import Judge, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.scheduler import Asking, answered
 from maskhooks.sites.site import Selector, Site
@@ -44,8 +44,6 @@ class Closing(Explainer):
         SettingError: a number is out of range.
         UnknownSiteError: no site is meant.
     """
-
-    criterion: Criterion = staticmethod(agreement)  # whether a prediction counts as unchanged
 
     def __init__(
         self,
@@ -80,15 +78,13 @@ class Closing(Explainer):
         baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
         if clean.places[site].examples is not None:
-            return Panel(clean, site, baseline, self.criterion, rows=rows).members
+            return Panel(clean, site, baseline, rows=rows).members
         return [
-            Repeated(clean, site, example, baseline, self.criterion, rows=rows, replay=self.replay)
+            Repeated(clean, site, example, baseline, rows=rows, replay=self.replay)
             for example in range(len(clean.values[site]))
         ]
 
-    def answers(
-        self, questions: Sequence[Question], ask: Callable[[Question], Asking[T]], function: Criterion
-    ) -> list[T]:
+    def answers(self, questions: Sequence[Question], ask: Callable[[Question], Asking[T]], function: Judge) -> list[T]:
         """What is found out about each example of a batch at a site.
 
         Args:
@@ -123,7 +119,7 @@ class Closing(Explainer):
         }
 
 
-def _answered(question: Question, asking: Asking[T], function: Criterion) -> T:
+def _answered(question: Question, asking: Asking[T], function: Judge) -> T:
     try:
         return answered(asking, lambda sets: question.measured(sets, function))
     finally:

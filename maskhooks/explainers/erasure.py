@@ -27,7 +27,7 @@ from maskhooks.progress import bar
 from maskhooks.search.batched import Member
 from maskhooks.search.exact import Found, Search, Way, outlook
 from maskhooks.search.flat import Flat
-from maskhooks.search.question import Criterion, Question
+from maskhooks.search.question import Judge, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
 from maskhooks.search.scheduler import Asking
@@ -71,7 +71,7 @@ class Erasure(SmallestSets):
         sites: Selector = "input",
         *,
         baseline: str | Baseline = "zero",
-        criterion: Criterion | None = None,
+        criterion: Judge | None = None,
         margin: float | None = None,
         divergence: Divergence = kl,
         positions: int = 25,
@@ -147,7 +147,7 @@ class Erasure(SmallestSets):
                 def asking(question: Question) -> Asking[Found]:
                     return self._asking(question, searches[question], saved, advance)
 
-                found = [self.answers(questions, asking, questions[0].unchanged) for questions in sites]
+                found = [self.answers(questions, asking, self.unchanged) for questions in sites]
         finally:
             if saved is not None:
                 saved.now()
@@ -175,13 +175,15 @@ class Erasure(SmallestSets):
     @contextlib.contextmanager
     def _way(self, question: Question) -> Iterator[Way]:
         """How the sets of an example are tried."""
-        with tree(question, memory=self.memory) if isinstance(question, Repeated) else _NO_TREE as shared:
+        with (
+            tree(question, self.unchanged, memory=self.memory) if isinstance(question, Repeated) else _NO_TREE as shared
+        ):
             yield Flat(question.positions, question.rows) if shared is None else shared
 
     def _check_length(self, question: Question) -> None:
         if question.positions > self.positions:
             with self._way(question) as way:
-                text, top = outlook(way, question.positions, question.keeps)
+                text, top = outlook(way, question.positions, lambda sets: question.measured(sets, self.unchanged))
             raise SearchLimitError(
                 f"{_of(question)} has {question.positions} positions, and up to {self.positions} are searched: {text}. "
                 f"Leave it out, or allow more: Erasure(hooked, positions={question.positions}, largest={max(top, 1)})"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from maskhooks.errors import SettingError
 from maskhooks.explainers.closing import Closing, above_zero
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs, agreement
-from maskhooks.search.question import Criterion
+from maskhooks.search.question import Judge
 from maskhooks.sites.site import Selector
 
 
@@ -19,8 +20,9 @@ class SmallestSets(Closing):
 
     Args:
         hooked, sites, baseline, divergence, batch_size, replay, seed: as `Closing` takes them.
-        criterion: `(original, masked) -> row`, True where the prediction counts as unchanged. Default: the most
-            probable class stays, at all positions and heads; see `maskhooks.model.outputs.agreement`.
+        criterion: `(original, masked) -> row`, True, or a number of at least 1, where the prediction counts as
+            unchanged. Default: the most probable class stays, at all positions and heads; see
+            `maskhooks.model.outputs.agreement`.
         margin: instead of a criterion, the divergence allowed, in nats.
 
     Raises:
@@ -33,7 +35,7 @@ class SmallestSets(Closing):
         hooked: Hooked,
         sites: Selector = "input",
         *,
-        criterion: Criterion | None = None,
+        criterion: Judge | None = None,
         margin: float | None = None,
         **closing: Any,
     ) -> None:
@@ -45,6 +47,21 @@ class SmallestSets(Closing):
             raise SettingError(f"a criterion is a function of the original and the masked outputs, got {criterion!r}")
         self.margin = margin
         self.criterion = criterion or (agreement if margin is None else self._within)
+
+    def unchanged(self, original: Outputs, masked: Outputs) -> Bool[Tensor, " row"]:
+        """Whether each prediction counts as unchanged.
+
+        Raises:
+            SettingError: the criterion says something else than a truth value for each row.
+        """
+        found = self.criterion(original, masked)
+        if not isinstance(found, Tensor) or found.dim() != 1:
+            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            raise SettingError(
+                f"a criterion gives a tensor with a truth value for each row, got {got}: "
+                "lambda original, masked: masked.probs[:, 0] > 0.5"
+            )
+        return found >= 1
 
     def provenance(self) -> dict[str, Any]:
         criterion = "margin" if self.margin is not None else getattr(self.criterion, "__name__", "criterion")

@@ -16,7 +16,7 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import REFUSALS, Criterion, Question, masking_of, units_of
+from maskhooks.search.question import REFUSALS, Judge, Question, masking_of, units_of
 from maskhooks.search.scheduler import Asking, abreast
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
@@ -40,7 +40,6 @@ class Panel:
         clean: the clean pass of the batch, which has read the site.
         site: what is closed row by row; its first axis are rows, several to an example.
         baseline: what a closed row gets.
-        criterion: as `Question` takes it.
         rows: sets in one pass, of all examples together; where it is not known how to make a batch of some of its
             examples, as many as there are examples.
 
@@ -53,12 +52,11 @@ class Panel:
         clean: Clean,
         site: Site,
         baseline: Baseline,
-        criterion: Criterion,
         *,
         rows: int = 64,
     ) -> None:
         self.clean, self.site = clean, site
-        self._baseline, self._criterion, self._rows = baseline, criterion, rows
+        self._baseline, self._rows = baseline, rows
         self.masking = masking_of(clean, site, baseline)
         self._value = clean.values[site]
         self._shape = site.gating().mask_shape(self._value, site=site)
@@ -67,7 +65,7 @@ class Panel:
         self._places = Places(here.real)
         index = here.examples.index.cpu()
         parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.examples.count).tolist())
-        self.members = [Member(self, here, part, example, criterion, rows) for example, part in enumerate(parts)]
+        self.members = [Member(self, here, part, example, rows) for example, part in enumerate(parts)]
         owners, first = torch.full((math.prod(self._shape),), -1), 0
         for one in self.members:
             one.write(torch.arange(first, first + one.positions), owners)
@@ -77,11 +75,11 @@ class Panel:
         self._all = self._picked = _Picked([*range(len(self.members))], 1, self)
         self._pickable = True
 
-    def answer(self, askings: Sequence[Asking[T]], function: Criterion) -> list[T]:
+    def answer(self, askings: Sequence[Asking[T]], function: Judge) -> list[T]:
         """What each example's asking finds out."""
         return abreast(askings, lambda sets: self.measured(sets, function))
 
-    def measured(self, sets: Mapping[int, Bool[Tensor, "set position"]], function: Criterion) -> Mapping[int, Tensor]:
+    def measured(self, sets: Mapping[int, Bool[Tensor, "set position"]], function: Judge) -> Mapping[int, Tensor]:
         """A function of what the model says of examples as they are and with some of their sets alone, from the first.
 
         Args:
@@ -127,7 +125,7 @@ class Panel:
             self._tell(f"the model fails on a batch of some examples ({type(error).__name__}: {error})")
             return None
         try:
-            panel = Panel(clean, self.site, self._baseline, self._criterion)
+            panel = Panel(clean, self.site, self._baseline)
         except MaskhooksError:
             return None
         given = [self.members[number] for number in numbers]
@@ -155,7 +153,7 @@ class Panel:
         return self._value[[row for one in members for row in one.own]]
 
     @torch.no_grad()
-    def _pass(self, sets: Mapping[int, Bool[Tensor, " position"]], function: Criterion) -> Tensor:
+    def _pass(self, sets: Mapping[int, Bool[Tensor, " position"]], function: Judge) -> Tensor:
         """The function for a set of each, and for all rows of those that have none here."""
         kept = [sets.get(one.example, one.whole) for one in self.members]
         found = function(self.clean.outputs, self._masked(torch.cat(kept))).cpu()
@@ -182,11 +180,11 @@ class Member(Question):
         panel: with the others.
         here: the positions of the whole batch.
         own: the example's rows.
-        example, criterion, rows: as `Question` takes them.
+        example, rows: as `Question` takes them.
     """
 
-    def __init__(self, panel: Panel, here: Places, own: Tensor, example: int, criterion: Criterion, rows: int) -> None:
-        super().__init__(panel.site, example, criterion, rows)
+    def __init__(self, panel: Panel, here: Places, own: Tensor, example: int, rows: int) -> None:
+        super().__init__(panel.site, example, rows)
         self.panel = panel
         self.own: list[int] = own.tolist()
         value, pattern = panel.clean.values[panel.site], panel.site.gating()
@@ -197,7 +195,7 @@ class Member(Question):
     def number(self, gate: int) -> int:
         return self.own[gate // self._width] * self._width + gate % self._width
 
-    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
+    def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
         found = []
         while len(kept):
             found.append(self.panel.measured({self.example: kept}, function)[self.example])

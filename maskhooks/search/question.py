@@ -20,7 +20,8 @@ from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
-Criterion = Callable[[Outputs, Outputs], Tensor]
+# Of the original and the masked outputs: a row for each set of positions.
+Judge = Callable[[Outputs, Outputs], Tensor]
 
 # What a model raises that does not take what a search made for it, such as a batch of some examples. Other errors, such
 # as AttributeError and TypeError, are mistakes in code, and go through.
@@ -33,7 +34,6 @@ class Question(ABC):
     Args:
         site: what is closed position by position.
         example: the number in the batch.
-        criterion: `(original, masked) -> row`, bool, or a number that is at least 1 where the prediction is unchanged.
         rows: sets of positions in one pass.
 
     Attributes:
@@ -42,8 +42,8 @@ class Question(ABC):
 
     units: list[list[int]]
 
-    def __init__(self, site: Site, example: int, criterion: Criterion, rows: int) -> None:
-        self.site, self.example, self.criterion, self.rows = site, example, criterion, rows
+    def __init__(self, site: Site, example: int, rows: int) -> None:
+        self.site, self.example, self.rows = site, example, rows
 
     @property
     def positions(self) -> int:
@@ -51,7 +51,7 @@ class Question(ABC):
         return len(self.units)
 
     @abstractmethod
-    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
+    def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
         """A function of what the model says of the example as it is and with these positions alone, row by row."""
 
     @abstractmethod
@@ -66,25 +66,6 @@ class Question(ABC):
 
     def forget(self) -> None:  # noqa: B027 # few keep any
         """Lets go of clean passes."""
-
-    def keeps(self, kept: Bool[Tensor, "row position"]) -> Bool[Tensor, " row"]:
-        """Whether the prediction is unchanged with these positions alone."""
-        return self.measured(kept, self.unchanged)
-
-    def unchanged(self, original: Outputs, masked: Outputs) -> Bool[Tensor, " row"]:
-        """The criterion as bool.
-
-        Raises:
-            SettingError: it says something else than a truth value for each row.
-        """
-        found = self.criterion(original, masked)
-        if not isinstance(found, Tensor) or found.dim() != 1:
-            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
-            raise SettingError(
-                f"a criterion gives a tensor with a truth value for each row, got {got}: "
-                "lambda original, masked: masked.probs[:, 0] > 0.5"
-            )
-        return found >= 1
 
 
 def masking_of(clean: Clean, site: Site, baseline: Baseline) -> Masking:

@@ -15,7 +15,7 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import Criterion, Question, masking_of, units_of
+from maskhooks.search.question import Judge, Question, masking_of, units_of
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
@@ -40,7 +40,7 @@ class Repeated(Question):
 
     Args:
         clean: the clean pass of the batch, which has read the site.
-        site, example, criterion, rows: as `Question` takes them; the site's first axis is the batch.
+        site, example, rows: as `Question` takes them; the site's first axis is the batch.
         baseline: what a closed position gets.
         replay: where the model runs from the site onward only.
     """
@@ -51,12 +51,11 @@ class Repeated(Question):
         site: Site,
         example: int,
         baseline: Baseline,
-        criterion: Criterion,
         *,
         rows: int = 64,
         replay: Replay | None = None,
     ) -> None:
-        super().__init__(site, example, criterion, rows)
+        super().__init__(site, example, rows)
         self.hooked, self.clean, self.replay = clean.hooked, clean, replay
         self.masking = masking_of(clean, site, baseline)
         value = clean.values[site]
@@ -92,7 +91,7 @@ class Repeated(Question):
         return found
 
     @torch.no_grad()
-    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
+    def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
         width = min(self.rows, len(kept))
         if self._copies is None or len(self._copies.places.real) != width:
             self._copies = self.copies(width)

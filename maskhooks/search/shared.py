@@ -15,7 +15,7 @@ from maskhooks.errors import MaskhooksWarning
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.recurrence import Recurrence, Walk
 from maskhooks.model.outputs import Outputs, parameters
-from maskhooks.search.question import REFUSALS
+from maskhooks.search.question import REFUSALS, Judge
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator
@@ -24,11 +24,14 @@ _TRIED = 24  # random sets on which tree and model are compared
 
 
 @contextlib.contextmanager
-def tree(question: Repeated, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
+def tree(question: Repeated, unchanged: Judge, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
     """The tree of a question, which serves while the `with` lasts; None where the model is no recurrence to it.
 
     What adapters offer is taken after a comparison with the model on random sets of positions: the module may read
     something else than the positions in order, or the model may look at more than its last state.
+
+    Args:
+        unchanged: whether the prediction counts as unchanged, bool, a row for each set.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen(question.hooked.model))
@@ -38,14 +41,14 @@ def tree(question: Repeated, *, rows: int = 4096, memory: float = 2e9) -> Iterat
             if recurrence is not None and found is None:
                 with contextlib.ExitStack() as own:
                     own.enter_context(recurrence.opened())
-                    found = _tree(question, recurrence, rows, memory)
+                    found = _tree(question, unchanged, recurrence, rows, memory)
                     if found is not None:
                         stack.enter_context(own.pop_all())
         yield found
 
 
 @torch.no_grad()
-def _tree(question: Repeated, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
+def _tree(question: Repeated, unchanged: Judge, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
     alone = question.copies(1)
     inputs = []
     for kept in (True, False):
@@ -66,7 +69,7 @@ def _tree(question: Repeated, recurrence: Recurrence, rows: int, memory: float) 
     for length in lengths:
         states = _final(walk, units, length, sets)
         for one_row in (True, False):
-            ending = _Ending(question, recurrence, whole=states[-1:].clone(), one_row=one_row)
+            ending = _Ending(question, unchanged, recurrence, whole=states[-1:].clone(), one_row=one_row)
             try:
                 found = parameters(ending.outputs(states))
             except REFUSALS as error:  # one of the ways may be right
@@ -92,8 +95,11 @@ class _Ending:
         whole: the final state with all positions kept, `1 state`.
     """
 
-    def __init__(self, question: Repeated, recurrence: Recurrence, *, whole: Tensor, one_row: bool) -> None:
-        self.question, self.recurrence, self.whole, self.one_row = question, recurrence, whole, one_row
+    def __init__(
+        self, question: Repeated, unchanged: Judge, recurrence: Recurrence, *, whole: Tensor, one_row: bool
+    ) -> None:
+        self.question, self.unchanged, self.recurrence = question, unchanged, recurrence
+        self.whole, self.one_row = whole, one_row
         self._batch: tuple[int, object] | None = None
         self._original: tuple[int, Outputs] | None = None
 
@@ -109,7 +115,7 @@ class _Ending:
     def keeps(self, states: Tensor) -> Tensor:
         if self._original is None or self._original[0] != len(states):
             self._original = len(states), self.outputs(self.whole.expand(len(states), -1))
-        return self.question.unchanged(self._original[1], self.outputs(states)).cpu()
+        return self.unchanged(self._original[1], self.outputs(states)).cpu()
 
 
 def _some_sets(positions: int) -> Bool[Tensor, "set position"]:

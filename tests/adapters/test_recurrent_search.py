@@ -97,7 +97,7 @@ def both(hooked: maskhooks.Hooked, batch: Any, monkeypatch: pytest.MonkeyPatch, 
 def used(hooked: maskhooks.Hooked, batch: Any, example: int = 0) -> Tree | None:
     site = hooked.sites["embed:output"]
     clean = clean_pass(hooked, batch, [site])
-    with tree(Repeated(clean, site, example, Zero(), lambda one, other: kl(one, other) < 1)) as found:
+    with tree(Repeated(clean, site, example, Zero()), lambda one, other: kl(one, other) < 1) as found:
         return found
 
 
