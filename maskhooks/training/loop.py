@@ -74,7 +74,8 @@ class Loop:
         )
         self.checkpoints = [Checkpoint(group, problem.margin) for group in by_shared_modules(problem.groups)]
         self.result = Fitted()
-        self.done = self.stale = self.epoch = self.index = 0  # steps made; where the next batch is
+        self.done = self.epoch = self.index = 0  # steps made; where the next batch is
+        self.stale = 0  # validations in a row without a better checkpoint
         self.batch: Any = None  # the one before it
 
     def start(self) -> None:

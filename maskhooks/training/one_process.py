@@ -42,12 +42,12 @@ def run_here(fabric: Fabric, run: Run) -> Fitted:
             stack.callback(store.clear)
         train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.number, ranks.world)
         stack.enter_context(train.drawn())
-        held = None
+        validation = None
         if run.validation is not None:
-            held = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
-            stack.enter_context(held.drawn())
+            validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
+            stack.enter_context(validation.drawn())
         total = run.steps or run.epochs * (train.rounds or 0)
-        loop = Loop(problem, fabric, ranks, log, total=total, validation=held, store=store)
+        loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, store=store)
         snapshots = Snapshots(run.folder if ranks.first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
         loop.result.error = _go(loop, run, train, snapshots)

@@ -99,7 +99,7 @@ def gather(
             for masking in maskings:
                 masking.start(masking.sizes_for(clean.values), device)
         rows = {}
-        for site in sites:
+        for site in sites:  # a vote may read rows that are picked, which were not read as such
             value = value_at(site, clean.values)
             rows[site] = site.gating().rows(value, site=site)[hooked.task.real(site, clean.batch, value)]
         for vote in votes.values():

@@ -15,7 +15,7 @@ import torch
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks import atomic_write as drafts
+from maskhooks import atomic_write
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
 from maskhooks.runs.interrupts import Interrupts, as_exception
 from maskhooks.runs.run_log import RunLog
@@ -145,7 +145,7 @@ class TestFullDisk:
         fit = {"steps": 24, "run_dir": tmp_path / "run", "progress": False, "accelerator": "cpu"}
         batches, held = runs.loader(42, 8, shuffled=True), runs.loader(13, 4)
         with monkeypatch.context() as patch:
-            patch.setattr(drafts.os, "fsync", full)
+            patch.setattr(atomic_write.os, "fsync", full)
             with pytest.raises(StorageError, match=r"No space left.*stopped at step 12.*resume"):
                 made.fit(batches, held, **fit)
         assert made.fitted
@@ -180,7 +180,7 @@ class TestFullDisk:
         def full(number: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(drafts.os, "fsync", full)
+        monkeypatch.setattr(atomic_write.os, "fsync", full)
         with pytest.raises(StorageError, match="No space left"):
             made.save(tmp_path)
         assert results(tmp_path) == before

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskhooks import atomic_write as drafts
+from maskhooks import atomic_write
 from maskhooks.errors import CorruptFileError, ResumeWarning, StorageError
 from maskhooks.runs.run_state import decode, drop_states, encode, has_state, load_state, save_state
 from tests.conftest import same_bits
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_the_states_before(tmp_path: Path, monkeypatch: pytes
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(drafts.os, "fsync", full)
+    monkeypatch.setattr(atomic_write.os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         save_state(tmp_path, 2, {"step": 2})
     assert load_state(tmp_path) == {"step": 1}

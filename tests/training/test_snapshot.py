@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from maskhooks import Recipe
-from maskhooks import atomic_write as drafts
+from maskhooks import atomic_write
 from maskhooks.errors import ResumeError, ResumeWarning, SettingError
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import load_state
@@ -107,7 +107,7 @@ def test_killed_while_the_state_is_written(tmp_path: Path, whole: dict[str, byte
 
         count[0] = 1
         Path.replace = deadly_replace  # type: ignore[assignment, method-assign]
-        drafts.os.fsync = deadly_fsync  # type: ignore[assignment]
+        atomic_write.os.fsync = deadly_fsync  # type: ignore[assignment]
         resumed(tmp_path)
 
     with elsewhere(run) as process:
