@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskhooks import Recipe
-from maskhooks import atomic_write
+from maskhooks import Recipe, atomic_write
 from maskhooks.errors import ResumeError, ResumeWarning, SettingError
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import load_state
