@@ -166,7 +166,7 @@ class TestFullDisk:
                 os._exit(7 if "cannot be written" in str(error) else 8)
 
         with elsewhere(limited) as process:
-            process.join(60)
+            process.join(200)
         assert process.exitcode == 7
         with pytest.warns(ResumeWarning, match="nothing to go on from"):
             train(tmp_path / "run", fit={"resume": True})
