@@ -57,7 +57,7 @@ def killed_at(step: int, folder: Path, **settings: Any) -> None:
         resumed(folder, **settings)
 
     with elsewhere(run) as process:
-        process.join(60)
+        process.join(200)
     assert process.exitcode == -signal.SIGKILL
 
 
@@ -110,7 +110,7 @@ def test_killed_while_the_state_is_written(tmp_path: Path, whole: dict[str, byte
         resumed(tmp_path)
 
     with elsewhere(run) as process:
-        process.join(60)
+        process.join(200)
     assert process.exitcode == -signal.SIGKILL
     resumed(tmp_path)
     assert results(tmp_path) == whole
