@@ -155,4 +155,4 @@ class Factory(Source):
         return found  # type: ignore[no-any-return] # callable, as checked
 
 
-SOURCES = declare("source", Source)
+SOURCES = declare("source", Source, made=True)

@@ -20,13 +20,14 @@ class Kind(Generic[T]):
     Attributes:
         name: in the singular, as messages have it; it gives the hook's name.
         type: what a part is an instance of.
-        listed: whether the hook returns a list of parts, each with a `name`, instead of a mapping by name to parts or
-            to what makes them, such as their classes.
+        listed: whether the hook returns a list of parts, each with a `name`, instead of a mapping by name.
+        made: whether such a mapping holds the parts themselves, instead of what makes them, such as their classes.
     """
 
     name: str
     type: type[T]
     listed: bool = False
+    made: bool = False
 
     @property
     def hook(self) -> str:
@@ -39,7 +40,7 @@ class Kind(Generic[T]):
         return f"a list of {self.type.__name__} objects" if self.listed else f"a mapping from name to {self.name}"
 
     def names(self, returned: object) -> list[str] | None:
-        """The names of the parts that a hook returned; None where it is not what the hook returns."""
+        """The names of the parts that a hook returned; None where that is something else than it should return."""
         if self.listed:
             if not isinstance(returned, (list, tuple)) or not all(map(self.is_one, returned)):
                 return None
@@ -53,16 +54,18 @@ class Kind(Generic[T]):
         return isinstance(part, self.type)
 
     def _fits(self, part: object) -> bool:
-        """Whether an object is such a part, or may make one."""
-        return issubclass(part, self.type) if inspect.isclass(part) else callable(part) or self.is_one(part)
+        """Whether an object may stand in the mapping."""
+        if self.made:
+            return self.is_one(part)
+        return issubclass(part, self.type) if inspect.isclass(part) else callable(part)
 
 
 _declared: dict[str, Kind[Any]] = {}
 declared: Mapping[str, Kind[Any]] = MappingProxyType(_declared)  # every kind by its hook
 
 
-def declare(name: str, type: type[T], *, listed: bool = False) -> Kind[T]:
+def declare(name: str, type: type[T], *, listed: bool = False, made: bool = False) -> Kind[T]:
     """A kind that the registry is to know; see `Kind`."""
-    kind = Kind(name, type, listed)
+    kind = Kind(name, type, listed, made)
     _declared[kind.hook] = kind
     return kind

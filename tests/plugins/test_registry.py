@@ -21,6 +21,7 @@ from maskhooks.errors import NameTakenError, PluginError, PluginWarning, Unknown
 from maskhooks.masks.baselines import BASELINES, Zero
 from maskhooks.masks.gates import GATES, Bernoulli, HardConcrete
 from maskhooks.model.adapter import ADAPTERS, Adapter
+from maskhooks.model.source import Factory
 from maskhooks.model.task import TASKS, Task
 from maskhooks.plugins import hookspecs
 from maskhooks.plugins.kind import declared
@@ -193,6 +194,7 @@ BROKEN = {
     "empty": (ModuleType("empty"), "implements no hook of maskhooks"),
     "list": (plugin(maskhooks_gates=[Bernoulli]), "it returns a mapping from name to gate"),
     "others": (plugin(maskhooks_gates={"x": Zero}), "it returns a mapping from name to gate"),
+    "class": (plugin(maskhooks_sources={"x": Factory}), "it returns a mapping from name to source"),
     "neither": (plugin(maskhooks_sources={"x": 1}), "it returns a mapping from name to source"),
     "classes": (plugin(maskhooks_adapters=[ProbeAdapter]), "it returns a list of Adapter objects"),
     "nothing": (plugin(maskhooks_tasks=None), "it returns a list of Task objects"),
