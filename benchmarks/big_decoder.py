@@ -123,7 +123,7 @@ def main() -> None:
     ids = torch.randint(3, 1000, (size, length), generator=torch.Generator().manual_seed(0)).to(device)
     hooked = maskhooks.wrap(model)
     hidden = hooked.sites.tagged("hidden")
-    asked: dict[str, Any] = {"input": {"sites": [hidden[0]], "given": hidden}}
+    asked: dict[str, Any] = {"input": {"sites": [hidden[0]], "conditioned_on": hidden}}
     asked |= {str(site): {"sites": [site]} for site in (hidden[0], hidden[len(hidden) // 2], hidden[-1])}
     costs = {}
     for name, what in asked.items():

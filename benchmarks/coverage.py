@@ -195,7 +195,7 @@ def explainers(hooked: Hooked) -> list[DiffMask]:
     made = [DiffMask(hooked, some(hooked.sites.tagged("hidden")))]
     for site in hooked.sites.tagged("input"):
         alike = [one for one in hooked.sites.tagged("hidden") if positions(one) == positions(site)]
-        made.append(DiffMask(hooked, [site], given=some(alike)))
+        made.append(DiffMask(hooked, [site], conditioned_on=some(alike)))
     return made
 
 
@@ -234,7 +234,7 @@ def masks_learn(explainer: DiffMask, batch: Any) -> None:
 def sparsity_falls(clean: Clean, masking: Masking) -> bool:
     weights = [weight for vote in masking.votes for weight in vote.probe.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-2)
-    places, course = Places(clean.places[masking.site].real), []
+    places, course = Places(clean.places[masking.site].valid), []
     for step in range(11):
         kept = masking.sample(clean.values, places, generator(0, 2, step)).expected_l0.mean()
         course.append(float(kept))

@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", MaskhooksWarning)
     train, validation = digits.generate()
-    everything = (validation.query, validation.digits, validation.real)
+    everything = (validation.query, validation.digits, validation.valid)
     rows: list[dict[str, Any]] = []
     for seed in range(1 if given.quick else given.seeds):
         begun = time.perf_counter()
@@ -46,7 +46,7 @@ def main() -> None:
         hooked = digits.hook(model)
         row: dict[str, Any] = {"seed": seed, "accuracy": digits.accuracy(model, validation)}
         for name, setting in SETTINGS.items():
-            explainer = DiffMask(hooked, setting.sites, given=setting.given, margin=setting.margin, seed=seed)
+            explainer = DiffMask(hooked, setting.sites, conditioned_on=setting.given, margin=setting.margin, seed=seed)
             steps = setting.steps // 4 if given.quick else setting.steps
             explainer.fit(train.loader(shuffle=True), validation.loader(500), steps=steps, progress=False)
             found = digits.attribution(explainer.explain(everything), validation)

@@ -69,9 +69,9 @@ def forward(size: int, repeats: int, *, within: bool = False) -> float:
     x = torch.randn(BATCH, LENGTH, size)
     hooked = maskhooks.wrap(nn.GRU(size, size, batch_first=True))
     masking, value, sample = gated(hooked, "h_l0:output", x)
-    real = torch.ones(value.shape[:2], dtype=torch.bool)
+    valid = torch.ones(value.shape[:2], dtype=torch.bool)
     with torch.no_grad():
-        onto = masking.replacement(masking.mask(value, Places(real), sample))
+        onto = masking.replacement(masking.mask(value, Places(valid), sample))
 
         def fused() -> None:
             with torch.no_grad():
@@ -100,11 +100,11 @@ def backward(size: int, repeats: int) -> float:
 
     def learn(address: str) -> Callable[[], None]:
         masking, value, sample = gated(hooked, address, x)
-        real = torch.ones(value.shape[:2], dtype=torch.bool)
+        valid = torch.ones(value.shape[:2], dtype=torch.bool)
 
         def run() -> None:
             leaf = sample.clone().requires_grad_()
-            onto = masking.replacement(masking.mask(value, Places(real), leaf))
+            onto = masking.replacement(masking.mask(value, Places(valid), leaf))
             with hooked.tap(replace={address: onto}):
                 hooked(x)[0].square().mean().backward()
 

@@ -36,13 +36,13 @@ from maskhooks.errors import MaskhooksWarning
 from maskhooks.explanations import analyses
 from maskhooks.model.outputs import kl
 from maskhooks.passes.clean import clean_pass
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.passes.masked import masked_pass
 
 HELD_OUT = 0.1
 LANGUAGE = dataclasses.replace(Recipe.named("language"), validations=8)
 TRAINED = {
-    "input": (0.1, dataclasses.replace(LANGUAGE, steps=900, price=0.03)),
+    "input": (0.1, dataclasses.replace(LANGUAGE, steps=900, l0_price=0.03)),
     "hidden": (0.1, dataclasses.replace(LANGUAGE, steps=1300)),
 }
 
@@ -131,11 +131,11 @@ def measure(explainer: DiffMask, batches: Sequence[dict[str, Tensor]]) -> list[d
 def train(hooked: maskhooks.Hooked, kind: str, fit_on: Data, choose_on: Data, seed: int, share: float) -> DiffMask:
     margin, recipe = TRAINED[kind]
     recipe = dataclasses.replace(recipe, steps=max(1, round(recipe.steps * share)))
-    explainer = DiffMask(hooked, kind, product=False, margin=margin, recipe=recipe, seed=seed)
+    explainer = DiffMask(hooked, kind, cumulative=False, margin=margin, recipe=recipe, seed=seed)
     return explainer.fit(
         fit_on.loader(),
         choose_on.batches,
-        store=Store(dtype=torch.bfloat16),
+        cache=CleanCache(dtype=torch.bfloat16),
         precision="bf16-mixed",
         accelerator="cpu",
     )

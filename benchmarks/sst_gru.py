@@ -120,7 +120,7 @@ class Data:
         return [self._tokenizer.convert_ids_to_tokens(row) for row in batch["ids"].tolist()]
 
 
-def real(batch: Batch) -> Tensor:
+def valid(batch: Batch) -> Tensor:
     return batch["words"] >= 0
 
 
@@ -140,7 +140,7 @@ def loaded(*, quick: bool = False) -> tuple[Classifier, maskhooks.Hooked, Data, 
     cut = len(trees) - TRAINED["held_out"]
     taught, held = Data(trees[: cut // 5 if quick else cut], tokenizer), Data(trees[cut:], tokenizer)
     dev = Data(sst.read(home / "data" / "sst" / "dev.txt"), tokenizer)
-    hooked = maskhooks.wrap(model, real=real, units=lambda batch: batch["words"], names=dev.names, call=_call)
+    hooked = maskhooks.wrap(model, valid=valid, units=lambda batch: batch["words"], names=dev.names, call=_call)
     return model, hooked, taught, held, dev
 
 
@@ -206,7 +206,7 @@ class Truth:
 
 
 def search(hooked: maskhooks.Hooked, data: Data, chosen: Sequence[int], longest: int) -> Truth:
-    erasure = Erasure(hooked, SITE, positions=longest)
+    erasure = Erasure(hooked, SITE, max_positions=longest)
     begin = time.perf_counter()
     known, solutions, unfinished = [], [], [longest + 1]
     for number in track(sorted(chosen, key=data.pieces), "searching"):
@@ -227,7 +227,7 @@ def kept_words(explanation: Explanation, batches: Sequence[Batch]) -> list[set[i
     """The words of each sentence that a rounded mask keeps."""
     words = [row for batch in batches for row in batch["words"].tolist()]
     kept: list[set[int]] = [set() for _ in words]
-    rows = explanation.select(real=True)
+    rows = explanation.select(valid=True)
     for example, position in zip(rows["example"][rows["kept"]], rows["position"][rows["kept"]], strict=True):
         kept[example].add(words[example][position])
     return kept
@@ -316,7 +316,7 @@ def main() -> None:
     say(f"{len(sizes)} sentences searched in {truth.seconds:.0f} s")
     settings = {
         **Recipe.named("subset").__dict__,
-        **({"starts": 3, "steps": 40} if given.quick else {}),
+        **({"restarts": 3, "steps": 40} if given.quick else {}),
         **given.recipe,
     }
     result: dict[str, Any] = {}

@@ -86,7 +86,9 @@ def main() -> None:
     train(model, taught, given.cache)
 
     recipe = dataclasses.replace(RECIPE, steps=20, baseline_steps=5) if given.quick else RECIPE
-    explainer = DiffMask(hooked, SITE, given=["rnn.h_l0:output"], margin=MARGIN, baseline="zero", recipe=recipe)
+    explainer = DiffMask(
+        hooked, SITE, conditioned_on=["rnn.h_l0:output"], margin=MARGIN, baseline="zero", recipe=recipe
+    )
     explainer.fit(batches(taught), batches(held)[: 2 if given.quick else 8], accelerator="cpu")
     (row,) = explainer.evaluate(batches(dev)[: 2 if given.quick else None])
     say(f"{row}")
@@ -101,7 +103,7 @@ def main() -> None:
     scores = []
     for number in chosen:
         batch = dev.batch([number])
-        rows = explainer.explain(batch).select(real=None)
+        rows = explainer.explain(batch).select(valid=None)
         scores.append(by_word(rows["score"].tolist(), batch["words"][0].tolist()))
     if given.out is not None:
         draw(shown, dev, chosen, scores).savefig(given.out, dpi=160)

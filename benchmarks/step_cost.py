@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 import maskhooks
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 
 BATCH, LENGTH = 32, 64
 
@@ -100,11 +100,11 @@ def step_cost(
     hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], steps: int, stored: bool, **settings: Any
 ) -> float:
     """The median cost of a training step over that of a bare forward pass, through `fit`."""
-    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=2)  # these are not measured
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics_batches=1, baseline_steps=2)  # these are not measured
     watch = Stopwatch(hooked.model, data)
     explainer = maskhooks.DiffMask(hooked, recipe=recipe, **settings)
-    store = Store(dtype=torch.bfloat16) if stored else None
-    explainer.fit([watch], steps=steps + 2, progress=False, accelerator="cpu", store=store)
+    cache = CleanCache(dtype=torch.bfloat16) if stored else None
+    explainer.fit([watch], steps=steps + 2, progress=False, accelerator="cpu", cache=cache)
     return ratio(watch.steps[-steps:], watch.units[-steps - 1 :])
 
 
@@ -141,7 +141,7 @@ def step_costs(hooked: maskhooks.Hooked, data: dict[str, torch.Tensor], quick: b
     chosen = [hidden[0], hidden[4], hidden[-1]] if quick else hidden
     steps, end = 2 if quick else 9, "_stored" if stored else ""
     inputs = [
-        step_cost(hooked, data, steps, stored, sites=[hidden[0]], given=hidden[: (site.depth or 0) + 1])
+        step_cost(hooked, data, steps, stored, sites=[hidden[0]], conditioned_on=hidden[: (site.depth or 0) + 1])
         for site in (chosen[-1:] if quick else chosen)
     ]
     say(f"input_step{end} {statistics.mean(inputs):.3f}")
@@ -183,7 +183,9 @@ def main() -> None:
         result["capture"] = beside_bare(model, data, capture, 3 if quick else 25)
         say(f"capture {result['capture']:.3f}")
         result |= step_costs(hooked, data, quick, stored=False)
-        recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=2)  # these are not measured
+        recipe = dataclasses.replace(
+            maskhooks.Recipe(), statistics_batches=1, baseline_steps=2
+        )  # these are not measured
         explainer = maskhooks.DiffMask(hooked, "hidden", recipe=recipe).fit([data], steps=1, progress=False)
         result["attribution"] = beside_bare(model, data, lambda: explainer.explain(data), 3 if quick else 25)
         say(f"attribution {result['attribution']:.3f}")

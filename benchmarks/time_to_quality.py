@@ -47,7 +47,7 @@ from maskhooks.masks.probes import PaperMLP
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import agreement, kl
 from maskhooks.passes.clean import clean_pass
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
 from maskhooks.training.evaluation import Measure
@@ -142,7 +142,7 @@ def ours(hooked: Hooked, train: list[dict[str, Tensor]], held: list[dict[str, Te
     explainer.fit(
         [Timed(batch, clock.go) for batch in train],
         [Timed(batch, measured) for batch in held],
-        store=Store(dtype=torch.bfloat16),
+        cache=CleanCache(dtype=torch.bfloat16),
         precision="bf16-mixed",
         accelerator="cpu",
         progress=False,

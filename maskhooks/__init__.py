@@ -1,6 +1,6 @@
 """Hook any PyTorch model and learn which inputs, hidden states or graph edges its predictions need."""
 
-from maskhooks.checks.doctor import examine
+from maskhooks.checks.doctor import doctor
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.erasure import Erasure
@@ -40,7 +40,7 @@ __all__ = [
     "Shards",
     "Site",
     "Task",
-    "examine",
+    "doctor",
     "hookimpl",
     "load",
     "register",

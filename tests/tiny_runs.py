@@ -21,7 +21,7 @@ from maskhooks import DiffMask, Recipe
 from tests.masks.test_masking import TOKENS, Tagger
 
 SITES = ["embedding:output", "layers.0:output", "layers.1:output"]
-QUICK = dataclasses.replace(Recipe(), steps=12, baseline_steps=4, warmup=5, validations=4)
+QUICK = dataclasses.replace(Recipe(), steps=12, baseline_steps=4, warmup_steps=5, validations=4)
 
 
 def categorical(logits: Tensor) -> Categorical:
@@ -34,22 +34,22 @@ def padding(batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def collate(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """As long as the longest, so that batches differ in shape."""
-    ids, real = (torch.stack(column) for column in zip(*rows, strict=True))
-    longest = int(real.sum(1).max())
-    return ids[:, :longest], real[:, :longest]
+    ids, valid = (torch.stack(column) for column in zip(*rows, strict=True))
+    longest = int(valid.sum(1).max())
+    return ids[:, :longest], valid[:, :longest]
 
 
 def loader(count: int, size: int, *, shuffled: bool = False) -> DataLoader[Any]:
     source = torch.Generator().manual_seed(5)
-    real = torch.arange(6) < torch.randint(2, 7, (count, 1), generator=source)
-    data = TensorDataset(torch.randint(0, 11, (count, 6), generator=source), real)
+    valid = torch.arange(6) < torch.randint(2, 7, (count, 1), generator=source)
+    data = TensorDataset(torch.randint(0, 11, (count, 6), generator=source), valid)
     own = torch.Generator().manual_seed(3) if shuffled else None
     return DataLoader(data, batch_size=size, shuffle=shuffled, collate_fn=collate, generator=own)
 
 
 def explainer(sites: str | list[str] = SITES[1:], **settings: Any) -> DiffMask:
     torch.manual_seed(0)
-    hooked = maskhooks.wrap(Tagger(), sites=dict.fromkeys(SITES, TOKENS), output=categorical, real=padding)
+    hooked = maskhooks.wrap(Tagger(), sites=dict.fromkeys(SITES, TOKENS), output=categorical, valid=padding)
     return DiffMask(hooked, sites, **{"margin": 0.5, "recipe": QUICK, **settings})
 
 

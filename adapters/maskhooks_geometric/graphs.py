@@ -201,7 +201,7 @@ class Graphs:
         if several and all(self.graph_of(kind) is None for kind in kinds):
             raise BatchError(
                 f"the batch holds {self.count} graphs, and no `batch` that says which of them each node is of. Make it "
-                "with torch_geometric.data.Batch.from_data_list, or say it: wrap(model, examples=...)"
+                "with torch_geometric.data.Batch.from_data_list, or say it: wrap(model, example_index=...)"
             )
         return not several
 

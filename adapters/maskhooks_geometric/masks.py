@@ -55,7 +55,7 @@ def edge_masks(explanation: Explanation, graphs: Graphs) -> dict[Relation | None
 
 def _of(explanation: Explanation, graphs: Graphs, relation: Relation | None, number: int | None) -> EdgeMasks:
     columns = explanation.columns
-    chosen = (columns["edge"] >= 0) & columns["real"]
+    chosen = (columns["edge"] >= 0) & columns["valid"]
     if number is not None:
         chosen &= columns["relation"] == number
     edges = graphs.edges(relation)

@@ -133,7 +133,7 @@ class Peer(Explainer):
     def _rows(self, clean: Clean, found: Sequence[Any]) -> Tensor:
         """The masks of all graphs, in the rows of the site."""
         columns = self._task.messages(clean.batch, self.site, clean.values).columns(called=False)
-        examples = self._task.examples(self.site, clean.batch, clean.values)
+        examples = self._task.example_index(self.site, clean.batch, clean.values)
         assert examples is not None
         relations = self._task.graphs(clean.batch).relations
         scores = torch.zeros(len(examples))

@@ -133,10 +133,10 @@ class GraphTask(Task):
     def beside(self, site: Site) -> Sequence[Site]:
         return _beside(site)
 
-    def examples(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
+    def example_index(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
         axis = _axis(site)
-        if self._examples is not None or axis is None or (axis == "edge" and not self.beside(site)):
-            return super().examples(site, batch, values)
+        if self._example_index is not None or axis is None or (axis == "edge" and not self.beside(site)):
+            return super().example_index(site, batch, values)
         graphs = self.graphs(batch)
         if axis == "node":
             relation = _relation(graphs, site)
@@ -153,7 +153,7 @@ class GraphTask(Task):
             raise BatchError(
                 f"site {site}: the layer has other nodes than the batch, as after pooling, so it is not known whose "
                 "its messages are. Explain one graph at a time, mask an earlier layer, or say it: "
-                "wrap(model, examples=lambda batch, site: ...)"
+                "wrap(model, example_index=lambda batch, site: ...)"
             )
         return found
 
@@ -194,10 +194,10 @@ class GraphTask(Task):
             return None
         return Batch.from_data_list([own[number] for number in numbers]) if max(numbers) < len(own) else None
 
-    def vary(self, batch: Any, generator: Generator) -> Any | None:
+    def perturb(self, batch: Any, generator: Generator) -> Any | None:
         """The same graphs with the features of their nodes, and of their edges, in another order."""
-        if self._vary is not None or isinstance(batch, (Mapping, tuple, list, Tensor)):
-            return super().vary(batch, generator)
+        if self._perturb is not None or isinstance(batch, (Mapping, tuple, list, Tensor)):
+            return super().perturb(batch, generator)
         varied, changed = batch.clone(), False
         for store in varied.stores:
             for name in ("x", "edge_attr", "edge_weight", "pos"):

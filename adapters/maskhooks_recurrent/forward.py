@@ -67,7 +67,7 @@ def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None)
         sides = []
         for suffix in suffixes(module)[layer * width : (layer + 1) * width]:
             begin = tuple(states[len(last)] for states in first)
-            outputs, end = _sequence(module, suffix, own[suffix], values, begin, layout.real)
+            outputs, end = _sequence(module, suffix, own[suffix], values, begin, layout.valid)
             sides.append(outputs)
             last.append(end)
         values = torch.cat(sides, -1) if width == 2 else sides[0]
@@ -82,7 +82,7 @@ def _lowered(module: nn.RNNBase, device: str) -> torch.dtype | None:
 
 
 def _sequence(
-    module: nn.RNNBase, suffix: str, own: Weights, values: Tensor, begin: tuple[Tensor, ...], real: Tensor | None
+    module: nn.RNNBase, suffix: str, own: Weights, values: Tensor, begin: tuple[Tensor, ...], valid: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction: its outputs as `token batch hidden`, and its last states."""
     stands, steps = places(module), len(values)
@@ -95,9 +95,9 @@ def _sequence(
         place = functools.partial(c_place, step=at, steps=steps) if c_place is not None and c_tapped else _same
         new, cell_state = step(at, h, c, place)
         new = h_place(new, at, steps) if h_tapped else new
-        if real is not None:  # a sequence that is over, or backwards has not begun, keeps its state
-            new = torch.where(real[at], new, h)
-            cell_state = None if cell_state is None or c is None else torch.where(real[at], cell_state, c)
+        if valid is not None:  # a sequence that is over, or backwards has not begun, keeps its state
+            new = torch.where(valid[at], new, h)
+            cell_state = None if cell_state is None or c is None else torch.where(valid[at], cell_state, c)
         outputs[at] = h = new
         c = cell_state
     return torch.stack(outputs), (h,) if c is None else (h, c)

@@ -30,7 +30,7 @@ class Layout:
     packed: PackedSequence | None
     alone: bool
     batch_first: bool
-    real: Tensor | None
+    valid: Tensor | None
 
     @classmethod
     def of(cls, module: nn.RNNBase, given: Tensor | PackedSequence) -> tuple[Layout, Tensor]:
@@ -41,11 +41,11 @@ class Layout:
         """
         if isinstance(given, PackedSequence):
             values, lengths = pad_packed_sequence(given)
-            real = torch.arange(len(values))[:, None] < lengths
-            if not bool(real.any(0).all()):
+            valid = torch.arange(len(values))[:, None] < lengths
+            if not bool(valid.any(0).all()):
                 raise BatchError("a sequence in the batch is empty, so that it has no state. Leave it out")
-            full = bool(real.all())
-            return cls(given, False, False, None if full else real[..., None].to(values.device)), values
+            full = bool(valid.all())
+            return cls(given, False, False, None if full else valid[..., None].to(values.device)), values
         alone = given.dim() == 2
         batched = given.unsqueeze(int(not module.batch_first)) if alone else given
         values = batched.transpose(0, 1) if module.batch_first else batched

@@ -61,7 +61,7 @@ class Recurrent(Recurrence):
         if heard is None:
             return None
         layout, values, _ = heard
-        return values[: len(values) if layout.real is None else int(layout.real[:, 0].sum()), 0]
+        return values[: len(values) if layout.valid is None else int(layout.valid[:, 0].sum()), 0]
 
     def walk(self, kept: Tensor, closed: Tensor) -> GRULayer | Layers:
         heard = self._heard()

@@ -40,7 +40,7 @@ class Head(ABC):
         self.words = words
 
     @abstractmethod
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         """The prediction.
 
         Args:
@@ -78,7 +78,7 @@ class SequenceClassification(Head):
 
     name = "sequence classification"
 
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         logits = self._logits(outputs)
         problem = self._problem(logits.shape[-1], labels(batch))
         if problem == "regression":
@@ -127,9 +127,9 @@ class TokenClassification(Head):
 
     name = "token classification"
 
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         logits = field(outputs, "logits", 0)
-        chosen = places(logits, batch, real())
+        chosen = places(logits, batch, valid())
         return Positions(Categorical(logits=logits, validate_args=False), chosen.to(logits.device))
 
     def targets(self, batch: Any) -> Sequence[str] | None:
@@ -142,11 +142,11 @@ class QuestionAnswering(Head):
 
     name = "question answering"
 
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         if isinstance(getattr(outputs, _ANSWERS, None), Tensor):
             return Categorical(logits=field(outputs, _ANSWERS, 0), validate_args=False)
         logits = {"start": field(outputs, "start_logits", 0), "end": field(outputs, "end_logits", 1)}
-        padding = ~places(logits["start"], batch, real()).to(logits["start"].device)
+        padding = ~places(logits["start"], batch, valid()).to(logits["start"].device)
         return {
             name: Categorical(logits=part.masked_fill(padding, PADDING_LOGIT), validate_args=False)
             for name, part in logits.items()
@@ -171,9 +171,9 @@ class MaskedLanguageModel(Head):
 
     name = "masked language model"
 
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         ids, given = token_ids(batch), labels(batch)
-        chosen = real()
+        chosen = valid()
         if ids is not None and self.words.mask_token is not None:
             chosen = _where_any(ids == self.words.mask_token, chosen)
         if given is not None and given.shape == chosen.shape:
@@ -212,9 +212,9 @@ class CausalLanguageModel(_Writer):
     name = "causal language model"
     positions: str | Callable[[Any], Tensor] | None = None
 
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         logits = field(outputs, "logits", 0)
-        tokens = real().to(logits.device)
+        tokens = valid().to(logits.device)
         continued = self._continuation(batch)
         if callable(self.positions):
             return at_positions(logits, self._named(self.positions(batch), tokens))
@@ -285,7 +285,7 @@ class Translation(_Writer):
 
     name = "sequence to sequence language model"
 
-    def distribution(self, outputs: Any, batch: Any, real: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
         logits, given = field(outputs, "logits", 0), labels(batch)
         chosen = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         mask = as_mapping(batch).get("decoder_attention_mask")

@@ -46,7 +46,7 @@ def real_tokens(batch: Any) -> Bool[Tensor, "batch token"] | None:
         shape = f"of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise BatchError(
             f"attention_mask is {shape}; which tokens are real is read from a tensor (batch, token). "
-            f"Say it yourself: wrap(model, real=lambda batch: ...)"
+            f"Say it yourself: wrap(model, valid=lambda batch: ...)"
         )
     return mask.bool()
 

@@ -123,7 +123,7 @@ class TransformersTask(Task):
         present = [key for key in (*inputs, *_OTHER_INPUTS) if key in kwargs]
         way_out = (
             f"{type(model).__name__} takes what tokenizer(texts, padding=True, return_tensors='pt') gives. "
-            f"For other batches: wrap(model, call=lambda model, batch: model(input_ids=batch[0]), real=...)"
+            f"For other batches: wrap(model, call=lambda model, batch: model(input_ids=batch[0]), valid=...)"
         )
         if not present:
             has = f"has {', '.join(map(str, mapping))}" if mapping else f"is {nested.describe(batch)}"
@@ -168,7 +168,7 @@ class TransformersTask(Task):
         """The labels in the words of `config.id2label`."""
         return None if self.head is None else self.head.targets(batch)
 
-    def real(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
+    def valid(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
         """Which positions are real: by the attention mask, where the pattern has the axes batch and token.
 
         A continuation's tokens do not count among them, where the batch has one.
@@ -180,10 +180,10 @@ class TransformersTask(Task):
         pattern = site.gating()
         axis = "target" if "target" in pattern.positions else "token"
         mask = None
-        if self._real is None and {"batch", axis} <= set(pattern.positions):
+        if self._valid is None and {"batch", axis} <= set(pattern.positions):
             mask = self._maskable(batch) if axis == "token" else real_targets(batch)
         if mask is None:
-            return super().real(site, batch, value)
+            return super().valid(site, batch, value)
         sizes = pattern.shape(value, site=site)
         others = {name: sizes[name] for name in pattern.positions if name not in ("batch", axis)}
         arrow = f"batch {axis} -> {' '.join(pattern.positions)}"
@@ -217,15 +217,15 @@ class TransformersTask(Task):
             return None
         return torch.tensor([self.words.pieces(row) for row in ids.tolist()])
 
-    def vary(self, batch: Any, generator: Generator) -> Any | None:
+    def perturb(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding: real tokens change places, special ones stay.
 
         They do so within the whole batch. None where that changes nothing, as for a batch of one token.
         """
         key = "inputs_embeds" if token_ids(batch) is None else "input_ids"
         tokens, mask = as_mapping(batch).get(key), real_tokens(batch)
-        if self._vary is not None or mask is None or not isinstance(tokens, Tensor):
-            return super().vary(batch, generator)
+        if self._perturb is not None or mask is None or not isinstance(tokens, Tensor):
+            return super().perturb(batch, generator)
         free = mask.to(tokens.device)
         if key == "input_ids":
             free = free & ~torch.isin(tokens, torch.tensor(sorted(self.words.special)).to(tokens))
@@ -243,13 +243,13 @@ class TransformersTask(Task):
         return tokens if tokens is None or self.head is None or self._output else self.head.masked(batch, tokens)
 
     def _real_tokens(self, batch: Any) -> Bool[Tensor, "batch token"]:
-        if self._real is not None and self._takes_batch_only():
-            return torch.as_tensor(self._real(batch)).bool()
+        if self._valid is not None and self._takes_batch_only():
+            return torch.as_tensor(self._valid(batch)).bool()
         mask = real_tokens(batch)
         if mask is None:
             raise BatchError(
                 f"which tokens of the batch, {nested.describe(batch)}, are real is not known, and the task "
-                f"{self.name!r} needs it. Say so: wrap(model, real=lambda batch: batch[1] != 0)"
+                f"{self.name!r} needs it. Say so: wrap(model, valid=lambda batch: batch[1] != 0)"
             )
         return mask
 

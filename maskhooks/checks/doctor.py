@@ -121,8 +121,8 @@ class Report:
         if any(f.bypassed is None and not f.trouble and not is_read(f.site) for f in self.findings):
             notes.append(
                 "bypassed unknown: no other input could be made of this batch, or none changes the output. "
-                "wrap(model, real=...) says which positions are no padding and may change places, wrap(model, "
-                "vary=...) makes another input"
+                "wrap(model, valid=...) says which positions are no padding and may change places, wrap(model, "
+                "perturb=...) makes another input"
             )
         if self.others:
             names = ", ".join(f"{name} on {count} module{'s' * (count > 1)}" for name, count in self.others.items())
@@ -136,7 +136,7 @@ class Report:
         return table.markup(self.rows()) + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
 
 
-def examine(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
+def doctor(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
     """Runs a batch and reports on every site; the model and the random state are left as they were.
 
     Args:

@@ -42,7 +42,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
     """
     with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
         usual = _outputs(hooked, batch)  # before `vary`: a batch that does not fit the model is told as such
-        other = hooked.task.vary(batch, generator(seed))
+        other = hooked.task.perturb(batch, generator(seed))
         if other is None or _same(usual, _outputs(hooked, other)):
             return dict.fromkeys(sites)
         found: dict[Site, bool | None] = {}

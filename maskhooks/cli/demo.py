@@ -110,7 +110,7 @@ def _explainers(model: DigitsModel, train: Digits, validation: Digits, seed: int
     found: dict[str, Explainer] = {}
     for name, setting in task.SETTINGS.items():
         say(f"Masking the {name}, within {setting.margin:g} nats:")
-        mask = DiffMask(hooked, setting.sites, given=setting.given, margin=setting.margin, seed=seed)
+        mask = DiffMask(hooked, setting.sites, conditioned_on=setting.given, margin=setting.margin, seed=seed)
         found[f"DiffMask, {name}"] = mask.fit(
             train.loader(shuffle=True), validation.loader(_BATCH), steps=setting.steps, accelerator="cpu"
         )
@@ -118,7 +118,7 @@ def _explainers(model: DigitsModel, train: Digits, validation: Digits, seed: int
 
 
 def _attribution(explainer: Explainer, data: Digits) -> Float[Tensor, "example token"]:
-    return task.attribution(explainer.explain((data.query, data.digits, data.real)), data)
+    return task.attribution(explainer.explain((data.query, data.digits, data.valid)), data)
 
 
 def _table(attributions: Mapping[str, Tensor], data: Digits) -> dict[str, float]:
@@ -133,7 +133,7 @@ def _table(attributions: Mapping[str, Tensor], data: Digits) -> dict[str, float]
 
 def _explanation(explainers: Mapping[str, Explainer], data: Digits) -> Explanation:
     """What the masks say of all examples, each with its question."""
-    batch = (data.query, data.digits, data.real)
+    batch = (data.query, data.digits, data.valid)
     both = Explanation.concat([e.explain(batch) for e in explainers.values() if isinstance(e, DiffMask)])
     questions = [f"more {first} than {second}?" for first, second in data.query.tolist()]
     answers = ["yes" if label else "no" for label in data.label.tolist()]

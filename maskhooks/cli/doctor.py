@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from maskhooks.checks.doctor import examine
+from maskhooks.checks.doctor import doctor as check
 from maskhooks.cli.console import say, say_table
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import Data, Device, LabelColumn, MaxLength, Model, SecondColumn, TextColumn
@@ -39,7 +39,7 @@ def doctor(
     batch = material.example(data)
     if batch is None:
         raise SettingError(f"there is no batch to run {model} with: have the factory return (model, training batches)")
-    report = examine(material.hooked, move(batch, device_of(material.hooked.model)))
+    report = check(material.hooked, move(batch, device_of(material.hooked.model)))
     say_table(
         report.rows(),
         f"Sites of {model}",

@@ -69,10 +69,10 @@ def explain(
             show_default=False,
         ),
     ] = None,
-    part: Annotated[
+    shard: Annotated[
         str | None,
         typer.Option(
-            help="Do one part of the work, such as 0/4, while other machines do 1/4, 2/4 and 3/4 into the same --out.",
+            help="Do one shard of the work, such as 0/4, while other machines do 1/4, 2/4 and 3/4 into the same --out.",
             rich_help_panel=_MUCH,
             show_default=False,
         ),
@@ -82,7 +82,7 @@ def explain(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A setting of an explainer that is named, such as sites=input or positions=30. May be repeated.",
+            help="A setting of an explainer that is named, such as sites=input or max_positions=30. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -100,19 +100,19 @@ def explain(
     - `maskhooks explain run bert-base-uncased-sst5 --data dev.txt --out explained`
     - `maskhooks explain run my_package.networks:make --out explained`
     - `maskhooks explain run my_folder/my_model --data reviews.parquet --out explained --devices 4`
-    - `maskhooks explain erasure my_package.networks:make --out erased --set positions=20 --set subsets=1000000`
+    - `maskhooks explain erasure my_package.networks:make --out erased --set max_positions=20 --set max_sets=1000000`
     """
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     rows = out / "explanation.parquet"
     job = Job(run, model, rows, data, limit, columns, batch_size, max_length, _settings(settings), units)
     try:
-        shards = _work(job, device, devices, part, overwrite)
+        shards = _work(job, device, devices, shard, overwrite)
     except KeyboardInterrupt:
         tell("stopped", f"{_there(job.rows)} Give the same command to go on after them.", "yellow")
         raise typer.Exit(_INTERRUPTED) from None
     if not shards.complete:
-        say(f"Part {part} is done. The page is written when the other parts are. So far: {_there(job.rows)}")
+        say(f"Shard {shard} is done. The page is written when the other shards are. So far: {_there(job.rows)}")
         return
     files = [*show(_first(shards, max(shown, plots)), out, shown, plots), job.rows]
     means = [
@@ -147,23 +147,23 @@ def show(explanation: Explanation, out: Path, shown: int, plots: int) -> list[Pa
     numbers = sorted(set(explanation["example"].tolist()))
     page = out / "explanation.html"
     pictures = [out / f"example-{number}.png" for number in numbers[:plots]]
-    explanation.select(example=numbers[:shown], real=None).to_html(page)
+    explanation.select(example=numbers[:shown], valid=None).to_html(page)
     for number, picture in zip(numbers, pictures, strict=False):
         explanation.plot(number).savefig(picture, dpi=150)
     return [page, *pictures]
 
 
-def _work(job: Job, device: str | None, devices: str | None, part: str | None, overwrite: bool) -> Shards:
+def _work(job: Job, device: str | None, devices: str | None, shard: str | None, overwrite: bool) -> Shards:
     """Explains what is not there yet, in this process or in several."""
-    if part is not None and (devices is not None or overwrite):
+    if shard is not None and (devices is not None or overwrite):
         other = "--devices" if devices is not None else "--overwrite"
         raise SettingError(
-            f"--part and {other} exclude each other: parts are one process each, and keep the others' rows"
+            f"--shard and {other} exclude each other: shards are one process each, and keep the others' rows"
         )
     places = [] if devices is None else devices_of(devices, device)
     total = job.total()
     if len(places) < 2:
-        return job.work(places[0] if places else device, _part(part), total=total, overwrite=overwrite)
+        return job.work(places[0] if places else device, _shard(shard), total=total, overwrite=overwrite)
     if overwrite:
         remove(job.rows)
     with counting("explaining", total, _examples(job.rows)) as advance:
@@ -171,12 +171,12 @@ def _work(job: Job, device: str | None, devices: str | None, part: str | None, o
     return Shards(job.rows)
 
 
-def _part(text: str | None) -> tuple[int, int]:
+def _shard(text: str | None) -> tuple[int, int]:
     if text is None:
         return 0, 1
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or not int(found[1]) < int(found[2]):
-        raise SettingError(f"--part {text} is none: give which part of how many, from 0/4 to 3/4")
+        raise SettingError(f"--shard {text} is none: give which part of how many, from 0/4 to 3/4")
     return int(found[1]), int(found[2])
 
 

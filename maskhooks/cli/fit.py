@@ -31,7 +31,7 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.base import EXPLAINERS
 from maskhooks.explainers.learned import Learned
 from maskhooks.model.task import device_of
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.runs.run_state import folder_of, has_state
 
@@ -71,7 +71,7 @@ def fit(
             rich_help_panel=_MASKS,
         ),
     ] = None,
-    given: Annotated[
+    conditioned_on: Annotated[
         list[str] | None,
         typer.Option(
             help="The states that masks are read from; by default the hidden states for input, else each "
@@ -114,7 +114,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    store: Annotated[
+    cache: Annotated[
         str | None,
         typer.Option(
             help="Keep the first epoch's clean passes for the later ones, in memory or in a folder: steps get cheaper.",
@@ -122,7 +122,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    store_dtype: Annotated[
+    cache_dtype: Annotated[
         str | None,
         typer.Option(help="bfloat16 halves the room that --store takes; by default values are kept exactly."),
     ] = None,
@@ -156,7 +156,12 @@ def fit(
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, units=units, columns=columns, batch_size=batch_size, seed=seed)
-    settings = {"sites": _one_or_more(sites), "given": _one_or_more(given), "margin": margin, "gate": gate}
+    settings = {
+        "sites": _one_or_more(sites),
+        "conditioned_on": _one_or_more(conditioned_on),
+        "margin": margin,
+        "gate": gate,
+    }
     settings |= {"baseline": baseline, "recipe": recipe}
     masks = _kind(explainer)(material.hooked, **_given(settings), seed=seed)
     train, held = material.for_training(data, validation, limit)
@@ -174,7 +179,7 @@ def fit(
             accelerator=where.type,
             devices=1 if where.index is None else [where.index],
             precision=precision,
-            store=None if store is None else Store.named(store, _dtype(store_dtype)),
+            cache=None if cache is None else CleanCache.named(cache, _dtype(cache_dtype)),
         )
     _tell(masks, held if held is not None else train, trained_only=held is None)
     say(f"Saved to {out}. Next, see what the masks keep:")

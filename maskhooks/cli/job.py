@@ -53,7 +53,7 @@ class Job:
     def work(
         self,
         device: str | None,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
         *,
         total: int | None = None,
         overwrite: bool = False,
@@ -63,7 +63,7 @@ class Job:
 
         Args:
             device: where the model runs; None is a CUDA GPU where there is one.
-            part: which of how many parts.
+            shard: which of how many parts.
             total: examples in all.
             overwrite: begin anew.
             progress: as `explain_to` takes it.
@@ -78,13 +78,13 @@ class Job:
         )
         explainer = self._explainer(material.hooked)
         given = material.for_explaining(self.data, self.limit)
-        about: dict[str, Any] = {**given.about, "max_length": self.max_length}
+        metadata: dict[str, Any] = {**given.metadata, "max_length": self.max_length}
         shards: Shards = explainer.explain_to(
             given.data,
             self.rows,
-            part=part,
+            shard=shard,
             total=total,
-            about=about,
+            metadata=metadata,
             overwrite=overwrite,
             progress=progress,
             **given.settings,

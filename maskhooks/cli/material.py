@@ -32,12 +32,12 @@ class Portioned:
 
     Args:
         data: examples or batches.
-        about: what tells them from others, as JSON has it.
+        metadata: what tells them from others, as JSON has it.
         settings: how batches are made of examples.
     """
 
     data: Iterable[Any]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -126,9 +126,9 @@ class Material:
         if data is None:
             own = self._own_batches(None, limit)
             return Portioned(own if self.opened.validation is None else self.opened.validation, {"data": self.name})
-        about = {"data": {**identity(data), **asdict(self.columns), "limit": limit}}
+        metadata = {"data": {**identity(data), **asdict(self.columns), "limit": limit}}
         collate = {"collate": self._batch(data), "batch_size": self.batch_size, "length": _length}
-        return Portioned(itertools.islice(self._stream(data), limit), about, collate)
+        return Portioned(itertools.islice(self._stream(data), limit), metadata, collate)
 
     def _own_batches(self, validation: str | None, limit: int | None) -> Iterable[Any]:
         if validation is not None or limit is not None:

@@ -89,10 +89,10 @@ def share(job: Job, places: list[str], advance: Callable[[int], None]) -> None:
         )
 
 
-def _start(job: Job, place: str, part: tuple[int, int]) -> _Worker:
+def _start(job: Job, place: str, shard: tuple[int, int]) -> _Worker:
     context = multiprocessing.get_context("spawn")  # CUDA allows no other way
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(job, place, part, torch.get_num_threads(), theirs), daemon=True)
+    process = context.Process(target=_work, args=(job, place, shard, torch.get_num_threads(), theirs), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of its messages
     return _Worker(place, process, ours)
@@ -123,13 +123,13 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def _work(job: Job, place: str, part: tuple[int, int], threads: int, messages: Connection) -> None:
+def _work(job: Job, place: str, shard: tuple[int, int], threads: int, messages: Connection) -> None:
     """A process: tells how many examples it has explained, and of an error. Without a reader it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     if torch.device(place).type == "cpu":
-        torch.set_num_threads(max(1, threads // part[1]))
+        torch.set_num_threads(max(1, threads // shard[1]))
     try:
-        job.work(place, part, progress=messages.send)
+        job.work(place, shard, progress=messages.send)
     except BrokenPipeError:
         return
     except MaskhooksError as error:

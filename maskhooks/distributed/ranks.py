@@ -151,8 +151,8 @@ class Ranks:
         before = itertools.accumulate((examples for _, examples in sizes), initial=0)
         rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
         parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        sample, log_open, real, index, divergence, penalty, agreement = parts
-        samples = GateSamples(sample, log_open, real > 0, ExampleIndex(index.long(), len(divergence)))
+        sample, log_open, valid, index, divergence, penalty, agreement = parts
+        samples = GateSamples(sample, log_open, valid > 0, ExampleIndex(index.long(), len(divergence)))
         return Pooled(samples, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
@@ -203,8 +203,8 @@ def _unpack(packed: Float[Tensor, " number"], sizes: Shape, before: int, longest
     """What one rank has packed; examples are counted on from those before it."""
     (gates, examples), (long, many) = sizes, longest
     parts = packed.split([long, long, long, long, many, many, many])
-    sample, log_open, real, index = (part[:gates] for part in parts[:4])
-    return [sample, log_open, real, index + before, *(part[:examples] for part in parts[4:])]
+    sample, log_open, valid, index = (part[:gates] for part in parts[:4])
+    return [sample, log_open, valid, index + before, *(part[:examples] for part in parts[4:])]
 
 
 def _padded(part: Shaped[Tensor, "*size"], shape: Shape) -> Shaped[Tensor, "*longest"]:

@@ -68,15 +68,15 @@ class Explainer(ABC):
         """The sites from which `scores` runs the model again."""
         return ()
 
-    def explain(self, batch: Any, *, first: int | Sequence[int] = 0) -> Explanation:
+    def explain(self, batch: Any, *, start_index: int | Sequence[int] = 0) -> Explanation:
         """Explains a batch; the model and the random state are left as they were.
 
         Args:
             batch: as the loaders give it.
-            first: the number of its first example in the rows, or the number of each.
+            start_index: the number of its first example in the rows, or the number of each.
         """
         self.check_ready()
-        return self._explain(batch, first, self.provenance())
+        return self._explain(batch, start_index, self.provenance())
 
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
         """Explains all batches, examples numbered on, with a progress bar on stderr.
@@ -104,9 +104,9 @@ class Explainer(ABC):
         batch_size: int = 32,
         length: Callable[[Any], int] | None = None,
         batches: int = 32,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
         total: int | None = None,
-        about: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         progress: bool | Callable[[int], None] = True,
     ) -> Shards:
@@ -124,9 +124,9 @@ class Explainer(ABC):
             length: with `collate`, about how long an example is. Examples of a file that are of like length then share
                 a batch, which saves padding; rows stay in the order of the data.
             batches: in a file.
-            part: `(i, n)` writes only every n-th file from the i-th on, so that n processes share the work.
+            shard: `(i, n)` writes only every n-th file from the i-th on, so that n processes share the work.
             total: examples in all, for the progress bar.
-            about: what else must be the same when a call goes on, such as the name of the data; as JSON has it.
+            metadata: what else must be the same when a call goes on, such as the name of the data; as JSON has it.
             overwrite: begin anew where the folder holds other rows.
             progress: whether to show a bar on stderr, or what is called with each number of examples explained.
 
@@ -137,9 +137,14 @@ class Explainer(ABC):
             SettingError: a number is out of range.
         """
         self.check_ready()
-        chunks = Chunks(data, collate, batch_size, length, batches, part)
+        chunks = Chunks(data, collate, batch_size, length, batches, shard)
         provenance = self.provenance()
-        made = {"explainer": provenance, "weights": self._weights(), **chunks.settings(), "about": dict(about or {})}
+        made = {
+            "explainer": provenance,
+            "weights": self._weights(),
+            **chunks.settings(),
+            "metadata": dict(metadata or {}),
+        }
         shards = Shards.begin(folder, made, overwrite=overwrite)
         if shards.complete:
             return shards
@@ -166,7 +171,7 @@ class Explainer(ABC):
         """
         task, here = self.hooked.task, clean.places[site]
         names, edges = task.names(site, clean.batch), task.edges(site, clean.batch, clean.values)
-        return Scores(site, depth, values, here.real, names, here.examples, edges)
+        return Scores(site, depth, values, here.valid, names, here.examples, edges)
 
     def provenance(self) -> dict[str, Any]:
         """What made an explanation, as JSON has it."""
@@ -185,7 +190,9 @@ class Explainer(ABC):
     def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
         on_device = move(batch, device_of(self.hooked.model))
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
-        return Explanation.build(self.scores(clean), provenance=provenance, examples=self._about(clean), first=first)
+        return Explanation.build(
+            self.scores(clean), provenance=provenance, examples=self._about(clean), start_index=first
+        )
 
     def _fill(
         self,

@@ -39,15 +39,15 @@ class DiffMask(Learned):
     """
 
     name = "diffmask"
-    own_settings = ("amortized", "product")
+    own_settings = ("amortized", "cumulative")
 
     def __init__(
         self,
         hooked: Hooked,
         sites: Selector = "hidden",
         *,
-        given: Selector | None = None,
-        product: bool = True,
+        conditioned_on: Selector | None = None,
+        cumulative: bool = True,
         margin: float = 0.1,
         gate: str | Gate = "hard-concrete",
         baseline: str | Baseline | None = None,
@@ -57,35 +57,35 @@ class DiffMask(Learned):
         seed: int = 0,
     ) -> None:
         super().__init__(hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed)
-        if given is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
-            given = hooked.alike(self.sites)
-        self.given = None if given is None else hooked.needed(given)
-        self.product = product
-        self._baselines_first |= self.given is not None
-        if not amortized and self.given is not None:
+        if conditioned_on is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
+            conditioned_on = hooked.alike(self.sites)
+        self.conditioned_on = None if conditioned_on is None else hooked.needed(conditioned_on)
+        self.cumulative = cumulative
+        self._baselines_first |= self.conditioned_on is not None
+        if not amortized and self.conditioned_on is not None:
             raise SettingError("free logits read no states: leave out `given`, or use amortized=True")
         self.groups = self._make_groups()
 
     def settings(self) -> dict[str, Any]:
-        given = None if self.given is None else [site.to_dict() for site in self.given]
-        return {**super().settings(), "given": given, "product": self.product}
+        conditioned_on = None if self.conditioned_on is None else [site.to_dict() for site in self.conditioned_on]
+        return {**super().settings(), "conditioned_on": conditioned_on, "cumulative": self.cumulative}
 
     @classmethod
     def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        given = settings["given"]
-        conditions = None if given is None else [Site.from_dict(site) for site in given]
-        return {**super()._own(settings), "given": conditions}
+        conditioned_on = settings["conditioned_on"]
+        conditions = None if conditioned_on is None else [Site.from_dict(site) for site in conditioned_on]
+        return {**super()._own(settings), "conditioned_on": conditions}
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
-        if self.given is None:
+        if self.conditioned_on is None:
             maskings = [self._masking(site, self._vote(site)) for site in self.sites]
         else:
-            maskings = [masking for site in self.sites for masking in self._conditioned(site, self.given)]
+            maskings = [masking for site in self.sites for masking in self._conditioned(site, self.conditioned_on)]
         return [MaskingGroup([masking]) for masking in maskings]
 
-    def _conditioned(self, site: Site, given: Sequence[Site]) -> list[Masking]:
+    def _conditioned(self, site: Site, conditioned_on: Sequence[Site]) -> list[Masking]:
         """A masking of one site for each depth of the states that it is conditioned on."""
-        states = [state for state in given if _depth(state) >= _depth(site)]
+        states = [state for state in conditioned_on if _depth(state) >= _depth(site)]
         if not states:
             raise SettingError(
                 f"no state of `given` comes at or after {site} (depth {_depth(site)}), so nothing can be known of "
@@ -93,7 +93,7 @@ class DiffMask(Learned):
             )
         depths = sorted(set(map(_depth, states)))
         reads = [(site, *(s for s in states if _depth(s) == depth and s != site)) for depth in depths]
-        if not self.product:
+        if not self.cumulative:
             return [self._masking(site, self._vote(*read), depth) for depth, read in zip(depths, reads, strict=True)]
         votes = [Vote(read, self.recipe.make_probe(number, len(depths))) for number, read in enumerate(reads)]
         baseline = self._make_baseline()

@@ -74,12 +74,12 @@ class Erasure(SmallestSets):
         criterion: Judge | None = None,
         margin: float | None = None,
         divergence: Divergence = kl,
-        positions: int = 25,
-        largest: int | None = None,
-        subsets: int | None = None,
-        seconds: float | None = None,
+        max_positions: int = 25,
+        max_set_size: int | None = None,
+        max_sets: int | None = None,
+        time_limit: float | None = None,
         batch_size: int = 64,
-        memory: float = 2e9,
+        memory_limit: float = 2e9,
         replay: bool = True,
         seed: int = 0,
     ) -> None:
@@ -94,10 +94,15 @@ class Erasure(SmallestSets):
             replay=replay,
             seed=seed,
         )
-        above_zero(seconds=seconds, memory=memory)
-        whole(positions=positions, largest=largest, subsets=subsets)
-        self.positions, self.largest, self.subsets, self.seconds = positions, largest, subsets, seconds
-        self.memory = memory
+        above_zero(time_limit=time_limit, memory_limit=memory_limit)
+        whole(max_positions=max_positions, max_set_size=max_set_size, max_sets=max_sets)
+        self.max_positions, self.max_set_size, self.max_sets, self.time_limit = (
+            max_positions,
+            max_set_size,
+            max_sets,
+            time_limit,
+        )
+        self.memory_limit = memory_limit
         self._latest: list[Found] = []
 
     def search(self, batch: Any, *, state: str | Path | None = None, progress: bool = True) -> list[Found]:
@@ -129,7 +134,12 @@ class Erasure(SmallestSets):
         return scores
 
     def provenance(self) -> dict[str, Any]:
-        return {**super().provenance(), "positions": self.positions, "largest": self.largest, "subsets": self.subsets}
+        return {
+            **super().provenance(),
+            "max_positions": self.max_positions,
+            "max_set_size": self.max_set_size,
+            "max_sets": self.max_sets,
+        }
 
     def _search(
         self, clean: Clean, state: str | Path | None, progress: bool
@@ -163,11 +173,11 @@ class Erasure(SmallestSets):
             if saved is not None:
                 saved.later()
 
-        limits: dict[str, Any] = {"subsets": self.subsets, "seconds": self.seconds, "progress": progress}
+        limits: dict[str, Any] = {"subsets": self.max_sets, "seconds": self.time_limit, "progress": progress}
         found = yield from search.asking(Flat(question.positions, question.rows), largest=1, **limits)
-        if found.stopped == "largest" and self.largest != 1:  # a tree takes longer to prepare for
+        if found.stopped == "largest" and self.max_set_size != 1:  # a tree takes longer to prepare for
             with self._way(question) as way:
-                found = yield from search.asking(way, largest=self.largest, **limits)
+                found = yield from search.asking(way, largest=self.max_set_size, **limits)
         advance(search, 1)
         numbered = tuple(tuple(question.units[unit][0] for unit in one) for one in found.solutions)
         return dataclasses.replace(found, solutions=numbered)
@@ -176,17 +186,21 @@ class Erasure(SmallestSets):
     def _way(self, question: Question) -> Iterator[Way]:
         """How the sets of an example are tried."""
         with (
-            tree(question, self.unchanged, memory=self.memory) if isinstance(question, Repeated) else _NO_TREE as shared
+            tree(question, self.unchanged, memory=self.memory_limit)
+            if isinstance(question, Repeated)
+            else _NO_TREE as shared
         ):
             yield Flat(question.positions, question.rows) if shared is None else shared
 
     def _check_length(self, question: Question) -> None:
-        if question.positions > self.positions:
+        if question.positions > self.max_positions:
             with self._way(question) as way:
                 text, top = outlook(way, question.positions, lambda sets: question.measured(sets, self.unchanged))
             raise SearchLimitError(
-                f"{_of(question)} has {question.positions} positions, and up to {self.positions} are searched: {text}. "
-                f"Leave it out, or allow more: Erasure(hooked, positions={question.positions}, largest={max(top, 1)})"
+                f"{_of(question)} has {question.positions} positions, and up to {self.max_positions} are "
+                f"searched: {text}. "
+                f"Leave it out, or allow more: Erasure(hooked, max_positions={question.positions}, "
+                f"max_set_size={max(top, 1)})"
             )
 
     def _identity(self, clean: Clean, questions: Sequence[Question]) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.masks.gates import GATES, Gate
 from maskhooks.masks.group import MaskingGroup, modules_of, reads_of
 from maskhooks.masks.masking import Masking
-from maskhooks.masks.probes import FreeLogits
+from maskhooks.masks.probes import PerExampleLogits
 from maskhooks.masks.votes import Vote
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DIVERGENCES, Divergence
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
@@ -139,7 +139,7 @@ class Learned(Explainer):
         epochs: int | None = None,
         run_dir: str | Path | None = None,
         progress: bool = True,
-        store: Store | str | Path | None = None,
+        cache: CleanCache | str | Path | None = None,
         resume: bool = False,
         save_every: float = 60.0,
         tensorboard: bool | str | Path = False,
@@ -190,14 +190,14 @@ class Learned(Explainer):
             self._problem(),
             train,
             validation,
-            steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.groups) // self.recipe.per_step)),
+            steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.groups) // self.recipe.maskings_per_step)),
             epochs=epochs or 0,
             folder=folder,
             resume=resume,
             save_every=save_every,
             about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
-            store=None if store is None else Store.named(store),
+            cache=None if cache is None else CleanCache.named(cache),
             board=Board.named(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
         )
 
@@ -293,7 +293,7 @@ class Learned(Explainer):
     @property
     def parts(self) -> list[nn.Module]:
         """Probes and baselines, each once; no free logits, which live for one batch."""
-        return [module for module in modules_of(self.maskings) if not isinstance(module, FreeLogits)]
+        return [module for module in modules_of(self.maskings) if not isinstance(module, PerExampleLogits)]
 
     def shapes(self) -> list[dict[str, Any]]:
         """For each masking the sizes that its parts were started with."""
@@ -360,7 +360,7 @@ class Learned(Explainer):
 
     def _vote(self, *reads: Site) -> Vote:
         """A vote with a probe of its own that reads these sites; without amortisation it has free logits instead."""
-        return Vote(reads, self.recipe.make_probe()) if self.amortized else Vote((), self.recipe.make_free())
+        return Vote(reads, self.recipe.make_probe()) if self.amortized else Vote((), self.recipe.make_logits())
 
     def _masking(self, site: Site, vote: Vote, depth: int | None = None) -> Masking:
         """A masking with one vote and a baseline of its own."""

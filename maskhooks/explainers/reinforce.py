@@ -28,7 +28,7 @@ class Reinforce(Learned):
     Args:
         hooked, sites, margin, gate, baseline, divergence, recipe, seed: as `Learned` takes them; the gate has a
             log-probability, and the recipe "subset" is made for this.
-        memory: of the moving average, the weight of what was before each step.
+        ema_decay: of the moving average, the weight of what was before each step.
 
     Raises:
         SettingError, UnknownSiteError, PatternError: as with `Learned`.
@@ -43,24 +43,24 @@ class Reinforce(Learned):
         sites: Selector = "hidden",
         *,
         margin: float = 0.1,
-        memory: float = 0.9,
+        ema_decay: float = 0.9,
         gate: str | Gate = "bernoulli",
         baseline: str | Baseline | None = None,
         divergence: Divergence = kl,
         recipe: str | Recipe = "stable",
         seed: int = 0,
     ) -> None:
-        if not 0 <= memory < 1:
-            raise SettingError(f"the memory of a moving average is a weight from 0 and below 1, got {memory!r}")
+        if not 0 <= ema_decay < 1:
+            raise SettingError(f"the decay of a moving average is a weight from 0 and below 1, got {ema_decay!r}")
         super().__init__(hooked, sites, margin, gate, baseline, divergence, False, recipe, seed)
-        self.memory = memory
+        self.ema_decay = ema_decay
         self.groups = self._make_groups()
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "memory": self.memory}
+        return {**super().settings(), "memory": self.ema_decay}
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
         return [MaskingGroup([self._masking(site, self._vote())]) for site in self.sites]
 
     def _estimator(self) -> Estimate:
-        return ScoreFunction(self.memory)
+        return ScoreFunction(self.ema_decay)

@@ -29,7 +29,7 @@ from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
 from maskhooks.sites.site import Site
-from maskhooks.training.run import Fitted
+from maskhooks.training.run import FitResult
 
 FORMAT = 1
 SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
@@ -53,7 +53,7 @@ class Saveable(Protocol):
         """Modules whose weights are saved, always in the same order."""
 
     def settings(self) -> dict[str, Any]:
-        """What rebuilds the explainer, as JSON has it; `sites` and `given` hold sites as dictionaries."""
+        """What rebuilds the explainer, as JSON has it; `sites` and `conditioned_on` hold sites as dictionaries."""
 
     def shapes(self) -> list[dict[str, Any]]:
         """What allocates the parts, as JSON has it."""
@@ -131,7 +131,7 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
     with forked(hooked.model):  # parts are drawn at random before their weights are read
         explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts)
-    explainer.result = Fitted(**saved["result"])
+    explainer.result = FitResult(**saved["result"])
     explainer.fitted = True
     return explainer
 
@@ -149,7 +149,7 @@ def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) 
     if settings.get("units") not in (None, "function"):
         given = {"units": settings["units"], **given}
     hooked = wrap(model, **given)
-    sites = [Site.from_dict(site) for key in ("given", "sites") for site in settings.get(key) or ()]
+    sites = [Site.from_dict(site) for key in ("conditioned_on", "sites") for site in settings.get(key) or ()]
     if all(hooked.sites.get(str(site)) is not None for site in sites):
         return hooked
     every = sorted({str(site): site for site in sites}.values(), key=lambda site: site.depth or 0)

@@ -201,7 +201,7 @@ def top(explanation: Explanation, group: Group = "label", *, depth: int | None =
     if depth is not None and depth not in depths:
         raise SettingError(f"no depth {depth} here; there are {', '.join(map(str, depths))}")
     _check_any(inside.rows)
-    here = explanation["real"] & (explanation["depth"] == (depths[-1] if depth is None else depth))
+    here = explanation["valid"] & (explanation["depth"] == (depths[-1] if depth is None else depth))
     codes = np.full(len(explanation), -1)
     codes[inside.rows] = inside.codes
     _, first, cells = np.unique(

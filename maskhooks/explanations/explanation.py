@@ -60,7 +60,7 @@ class Explanation:
         provenance: Mapping[str, Any],
         examples: Sequence[Mapping[str, str]] | None = None,
         threshold: float = 0.5,
-        first: int | Sequence[int] = 0,
+        start_index: int | Sequence[int] = 0,
     ) -> Explanation:
         """An explanation of one batch.
 
@@ -69,7 +69,7 @@ class Explanation:
             provenance: what made them; anything that JSON can hold.
             examples: for each example of the batch its prediction, target and the like, in words.
             threshold: a position is kept where its score is larger.
-            first: the number of the batch's first example, or the number of each.
+            start_index: the number of the batch's first example, or the number of each.
 
         Raises:
             SettingError: no scores, two of one site and depth, or a provenance that is no JSON.
@@ -82,20 +82,20 @@ class Explanation:
             raise SettingError(
                 f"two scores of one site and depth: {max(layers, key=layers.count)}. Give each its own depth"
             )
-        columns, sites = stack([(part.rows(first, threshold), [str(part.site)]) for part in scores])
+        columns, sites = stack([(part.rows(start_index, threshold), [str(part.site)]) for part in scores])
         batch = max(part.count for part in scores)
         if examples is not None and len(examples) != batch:
             raise BatchError(
                 f"what is known of {len(examples)} examples, with scores for {batch}. Give one mapping for "
                 f"each, such as {{'prediction': 'positive'}}"
             )
-        numbers = range(first, first + batch) if isinstance(first, int) else first
+        numbers = range(start_index, start_index + batch) if isinstance(start_index, int) else start_index
         known = {number: dict(about) for number, about in zip(numbers, examples or (), strict=False)}
         return cls(columns, sites, _as_json(provenance), known)
 
     @staticmethod
     def concat(parts: Iterable[Explanation]) -> Explanation:
-        """The rows of several explanations: other examples (`build(first=...)`), sites or depths.
+        """The rows of several explanations: other examples (`build(start_index=...)`), sites or depths.
 
         The provenance is that of the parts, where they agree; otherwise it lists the different ones as
         `"of"`.
@@ -110,7 +110,7 @@ class Explanation:
         if repeated(columns, [len(part) for part in found]):
             raise SettingError(
                 "two of the explanations hold the same site of the same example at the same depth. Number "
-                "the examples of later batches on: Explanation.build(scores, first=32, ...)"
+                "the examples of later batches on: Explanation.build(scores, start_index=32, ...)"
             )
         made = [part.provenance for part in found]
         different = [one for index, one in enumerate(made) if one not in made[:index]]
@@ -160,7 +160,7 @@ class Explanation:
         example: int | Iterable[int] | None = None,
         site: str | Site | Iterable[str | Site] | None = None,
         depth: int | Iterable[int] | None = None,
-        real: bool | None = True,
+        valid: bool | None = True,
     ) -> Explanation:
         """The rows of some examples, sites and depths; None is all.
 
@@ -171,7 +171,7 @@ class Explanation:
             UnknownSiteError: no such site here; near names are listed.
             SettingError: no such example or depth here.
         """
-        chosen = np.ones(len(self), bool) if real is None else self["real"] == real
+        chosen = np.ones(len(self), bool) if valid is None else self["valid"] == valid
         for name, wanted in (("example", example), ("depth", depth)):
             if wanted is not None:
                 numbers = [wanted] if isinstance(wanted, (int, np.integer)) else list(wanted)
@@ -358,7 +358,7 @@ class Explanation:
 
     def _each(self) -> Iterator[tuple[int, Column]]:
         """Each example: its number, and which rows are its real ones."""
-        rows = np.flatnonzero(self["real"])
+        rows = np.flatnonzero(self["valid"])
         rows = rows[np.argsort(self["example"][rows], kind="stable")]
         numbers, starts = np.unique(self["example"][rows], return_index=True)
         for number, start, stop in zip(numbers, starts, [*starts[1:], len(rows)], strict=False):

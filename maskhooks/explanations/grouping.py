@@ -49,7 +49,7 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
     Raises:
         SettingError: no such column, or tags that do not fit.
     """
-    rows = np.flatnonzero(explanation["real"])
+    rows = np.flatnonzero(explanation["valid"])
     if isinstance(group, str):
         codes, found = _by_name(explanation, group, rows)
     elif isinstance(group, Mapping):

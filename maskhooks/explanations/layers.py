@@ -73,8 +73,8 @@ class Layers:
 
     def means(self) -> Scored:
         """`[layer]`, the mean score over real positions; NaN where there is none."""
-        real = self.columns["real"]
-        return _means(self.columns["score"][real], self.which[real], len(self))
+        valid = self.columns["valid"]
+        return _means(self.columns["score"][valid], self.which[valid], len(self))
 
     def grid(self, rows: Column | slice = _ALL) -> tuple[Scored, list[str]]:
         """`[layer, position]`, the mean over further axes in some rows; NaN where there is none; labels.

@@ -16,7 +16,7 @@ from maskhooks.explanations.scores import FIXED, Column, Columns
 
 FORMAT = 1
 _ARRAYS, ABOUT = "explanation.safetensors", "explanation.json"
-_TYPES: dict[str, type] = {"label": object, "real": np.bool_, "score": np.float32, "kept": np.bool_}
+_TYPES: dict[str, type] = {"label": object, "valid": np.bool_, "score": np.float32, "kept": np.bool_}
 
 
 def write_folder(folder: Path, columns: Columns, about: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ Column = npt.NDArray[Any]
 Columns = dict[str, Column]
 
 INTEGERS = ("example", "site", "depth", "position")
-FIXED = (*INTEGERS, "label", "real", "score", "kept")
+FIXED = (*INTEGERS, "label", "valid", "score", "kept")
 _PATCH = re.compile(r"\((\d+), (\d+)\)")
 
 
@@ -46,7 +46,7 @@ class Scores:
     site: Site
     depth: int
     values: Float[Tensor, "*gated"]
-    real: Bool[Tensor, "*positions"]
+    valid: Bool[Tensor, "*positions"]
     names: Sequence[Sequence[str]] | None = None
     examples: ExampleIndex | None = None
     edges: Mapping[str, Int[Tensor, " row"]] | None = None
@@ -90,7 +90,7 @@ class Scores:
         elif axes:
             position, own = _places(pattern, axes)
             further |= own
-        real = np.broadcast_to(self._real(pattern, values.shape), values.shape)
+        valid = np.broadcast_to(self._valid(pattern, values.shape), values.shape)
         labels = self._labels(example, position, further, named=bool(axes) or self.examples is not None)
         if "patch" in pattern.positions and "row" not in further:
             further |= _of_patches(labels)
@@ -100,9 +100,9 @@ class Scores:
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,
             "label": labels,
-            "real": real,
+            "valid": valid,
             "score": values,
-            "kept": (values > threshold) & real,
+            "kept": (values > threshold) & valid,
             **further,
         }
         return {name: column.reshape(-1) for name, column in columns.items()}
@@ -145,17 +145,17 @@ class Scores:
             line[: len(names)] = names
         return table[example, position]
 
-    def _real(self, pattern: Pattern, shape: tuple[int, ...]) -> Column:
-        real = self.real.detach().bool().cpu().numpy()
+    def _valid(self, pattern: Pattern, shape: tuple[int, ...]) -> Column:
+        valid = self.valid.detach().bool().cpu().numpy()
         sizes = dict(zip(pattern.gated, shape, strict=True))
         wanted = tuple(sizes[axis] for axis in pattern.positions)
-        if real.shape != wanted:
+        if valid.shape != wanted:
             raise BatchError(
-                f"site {self.site}: the mask of real positions has shape {list(real.shape)}, the scores have "
+                f"site {self.site}: the mask of valid positions has shape {list(valid.shape)}, the scores have "
                 f"positions ({', '.join(pattern.positions)}) of shape {list(wanted)}. Give one that fits: "
-                f"wrap(model, real=lambda batch, site: ...)"
+                f"wrap(model, valid=lambda batch, site: ...)"
             )
-        return real.reshape([sizes[axis] if axis in pattern.positions else 1 for axis in pattern.gated])
+        return valid.reshape([sizes[axis] if axis in pattern.positions else 1 for axis in pattern.gated])
 
 
 def _places(pattern: Pattern, axes: Mapping[str, Column]) -> tuple[Column, Columns]:

@@ -138,8 +138,8 @@ class Shards:
         """As `Explanation.mean_kept`, over all files, with one in memory at a time."""
         totals: dict[tuple[str, int], Any] = {}
         for explanation in self:
-            real, layers = explanation["real"], Layers(explanation.columns, explanation.sites)
-            which, scores = layers.which[real], explanation["score"][real].astype(np.float64)
+            valid, layers = explanation["valid"], Layers(explanation.columns, explanation.sites)
+            which, scores = layers.which[valid], explanation["score"][valid].astype(np.float64)
             sums = np.bincount(which, scores, len(layers))
             counts = np.bincount(which, minlength=len(layers))
             for pair, *found in zip(layers.pairs, sums, counts, strict=True):

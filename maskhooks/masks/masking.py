@@ -163,7 +163,7 @@ class Masking:
         sample = sample if places.units is None else places.units.shared(sample, self.pattern)
         log_open = (sample != 0).float().log() if log_open is None else log_open
         counted = self._real_gates(places.leads, sample)
-        sample = torch.where(self._real_gates(places.real, sample), sample, 1.0)
+        sample = torch.where(self._real_gates(places.valid, sample), sample, 1.0)
         return Masked(
             sample,
             log_open,
@@ -180,12 +180,12 @@ class Masking:
         sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
         return Gated(self.site, sample, baseline.to(value))
 
-    def _real_gates(self, real: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
+    def _real_gates(self, valid: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
         """Real positions as real gates: group axes share their position's."""
         pattern = self.pattern
         left = " ".join(pattern.positions)
         right = " ".join(axis if axis in pattern.positions else "1" for axis in pattern.gated)
-        return einops.rearrange(real, f"{left} -> {right}").expand_as(like)
+        return einops.rearrange(valid, f"{left} -> {right}").expand_as(like)
 
     def _vote(self, vote: Vote, values: Values) -> Float[Tensor, "*gated"]:
         pattern, value = self.pattern, values[self.site]

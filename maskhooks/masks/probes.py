@@ -80,22 +80,24 @@ class MLP(Probe):
         self,
         *,
         hidden: int | None = None,
-        start_logit: float = 2.0,
-        low: float = -7.0,
-        high: float = 5.0,
+        init_logit: float = 2.0,
+        min_logit: float = -7.0,
+        max_logit: float = 5.0,
         scale: float = 3.0,
     ) -> None:
         super().__init__()
-        if not low < start_logit < high:
-            raise SettingError(f"a probe's logits start between low and high, got {low} < {start_logit} < {high}")
-        self.hidden, self.low, self.high, self.scale = hidden, low, high, scale
-        self.start_logit = start_logit
+        if not min_logit < init_logit < max_logit:
+            raise SettingError(
+                f"a probe's logits start between min_logit and max_logit, got {min_logit} < {init_logit} < {max_logit}"
+            )
+        self.hidden, self.min_logit, self.max_logit, self.scale = hidden, min_logit, max_logit, scale
+        self.init_logit = init_logit
 
     def start(self, features: Sequence[int], groups: int) -> None:
         size = sum(features)
         width = self.hidden or max(32, size // 4)
         self.first, self.last = nn.Linear(size, width), nn.Linear(width, groups)
-        self.bias = nn.Parameter(torch.full((groups,), self.start_logit))
+        self.bias = nn.Parameter(torch.full((groups,), self.init_logit))
         least = min(features)
         scale = math.sqrt(size / (len(features) * least))
         equal = [scale * least / count for count in features for _ in range(count)]
@@ -112,7 +114,7 @@ class MLP(Probe):
         x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
         scaled = self.first.weight * (self.weight / self.variance.sqrt().clamp(min=1e-6))
         hidden = torch.tanh(F.linear(x, scaled, self.first.bias - scaled @ self.mean))  # x standardised on the way
-        return _clamp(self.scale * self.last(hidden) + self.bias, self.low, self.high)
+        return _clamp(self.scale * self.last(hidden) + self.bias, self.min_logit, self.max_logit)
 
 
 class SummedMLP(Probe):
@@ -131,10 +133,10 @@ class SummedMLP(Probe):
     picks = True
 
     def __init__(
-        self, *, hidden: int | None = None, start_logit: float = 2.0, low: float = -7.0, high: float = 7.0
+        self, *, hidden: int | None = None, init_logit: float = 2.0, min_logit: float = -7.0, max_logit: float = 7.0
     ) -> None:
         super().__init__()
-        self.hidden, self.start_logit, self.low, self.high = hidden, start_logit, low, high
+        self.hidden, self.init_logit, self.min_logit, self.max_logit = hidden, init_logit, min_logit, max_logit
 
     def start(self, features: Sequence[int], groups: int) -> None:
         width = self.hidden or max(32, features[-1])
@@ -142,7 +144,7 @@ class SummedMLP(Probe):
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in features])
         self.shift = nn.Parameter(torch.zeros(width))
         self.last = nn.Linear(width, groups, bias=False)
-        self.bias = nn.Parameter(torch.full((groups,), self.start_logit))
+        self.bias = nn.Parameter(torch.full((groups,), self.init_logit))
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Gathers nothing."""
@@ -172,7 +174,7 @@ class SummedMLP(Probe):
         hidden: Tensor = self.shift
         for number, value in enumerate(values):
             hidden = hidden + (value.rows if isinstance(value, Picked) else self._term(number, value))
-        return _clamp(self.last(torch.relu(hidden)) / len(values) + self.bias, self.low, self.high)
+        return _clamp(self.last(torch.relu(hidden)) / len(values) + self.bias, self.min_logit, self.max_logit)
 
 
 class PaperMLP(Probe):
@@ -205,7 +207,7 @@ class PaperMLP(Probe):
         return logits
 
 
-class FreeLogits(Probe):
+class PerExampleLogits(Probe):
     """Free numbers, one per example, position and group: no amortisation. They live for one batch.
 
     Args:
@@ -216,9 +218,11 @@ class FreeLogits(Probe):
 
     logits: nn.Parameter
 
-    def __init__(self, *, start_logit: float = 2.0, spread: float = 0.0, low: float = -7.0, high: float = 5.0) -> None:
+    def __init__(
+        self, *, init_logit: float = 2.0, init_std: float = 0.0, min_logit: float = -7.0, max_logit: float = 5.0
+    ) -> None:
         super().__init__()
-        self.start_logit, self.spread, self.low, self.high = start_logit, spread, low, high
+        self.init_logit, self.init_std, self.min_logit, self.max_logit = init_logit, init_std, min_logit, max_logit
 
     def start(self, features: Sequence[int], groups: int) -> None:
         self.groups = groups
@@ -232,12 +236,12 @@ class FreeLogits(Probe):
         Args:
             generator: of where they start, where that is spread.
         """
-        drawn = torch.randn(*positions, self.groups, generator=generator) if self.spread else torch.zeros(1)
-        logits = (self.start_logit + self.spread * drawn).clamp(self.low, self.high)
+        drawn = torch.randn(*positions, self.groups, generator=generator) if self.init_std else torch.zeros(1)
+        logits = (self.init_logit + self.init_std * drawn).clamp(self.min_logit, self.max_logit)
         self.logits = nn.Parameter(logits.expand(*positions, self.groups).clone().to(device))
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
-        return _clamp(self.logits, self.low, self.high)
+        return _clamp(self.logits, self.min_logit, self.max_logit)
 
 
 def _portions(value: Float[Tensor, "position *any"] | Picked) -> Sequence[Tensor | Picked]:
@@ -247,23 +251,23 @@ def _portions(value: Float[Tensor, "position *any"] | Picked) -> Sequence[Tensor
     return parts
 
 
-def _clamp(logits: Float[Tensor, "*any"], low: float, high: float) -> Float[Tensor, "*any"]:
+def _clamp(logits: Float[Tensor, "*any"], min_logit: float, max_logit: float) -> Float[Tensor, "*any"]:
     if not torch.is_grad_enabled():
-        return logits.clamp(low, high)
-    clamped: Tensor = _ProjectedClamp.apply(logits, low, high)  # type: ignore[no-untyped-call] # torch's own
+        return logits.clamp(min_logit, max_logit)
+    clamped: Tensor = _ProjectedClamp.apply(logits, min_logit, max_logit)  # type: ignore[no-untyped-call] # torch's own
     return clamped
 
 
 class _ProjectedClamp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, low: float, high: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, min_logit: float, max_logit: float) -> Tensor:
         ctx.save_for_backward(logits)
-        ctx.range = low, high
-        return logits.clamp(low, high)
+        ctx.range = min_logit, max_logit
+        return logits.clamp(min_logit, max_logit)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
-        low, high = ctx.range
-        outward = ((logits >= high) & (grad < 0)) | ((logits <= low) & (grad > 0))
+        min_logit, max_logit = ctx.range
+        outward = ((logits >= max_logit) & (grad < 0)) | ((logits <= min_logit) & (grad > 0))
         return torch.where(outward, 0, grad), None, None

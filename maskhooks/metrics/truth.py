@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def normalize(
-    scores: Float[Tensor, "example token"], real: Bool[Tensor, "example token"]
+    scores: Float[Tensor, "example token"], valid: Bool[Tensor, "example token"]
 ) -> Float[Tensor, "example token"]:
     """Non-negative scores as a distribution over real tokens; uniform where all scores are zero."""
-    kept = torch.where(real, scores, 0).double()
+    kept = torch.where(valid, scores, 0).double()
     total = kept.sum(1, keepdim=True)
-    uniform = real.double() / real.sum(1, keepdim=True)
+    uniform = valid.double() / valid.sum(1, keepdim=True)
     return torch.where(total > 0, kept / total.clamp(min=1e-300), uniform).to(scores.dtype)
 
 
@@ -32,9 +32,9 @@ def js(truth: Float[Tensor, "example token"], attribution: Float[Tensor, "exampl
 
 
 def entropy_ratio(
-    attribution: Float[Tensor, "example token"], real: Bool[Tensor, "example token"]
+    attribution: Float[Tensor, "example token"], valid: Bool[Tensor, "example token"]
 ) -> Float[Tensor, " example"]:
     """H(attribution) / ln n over n real tokens: 1 where nothing is singled out; NaN for fewer than two tokens."""
     entropy = -torch.special.xlogy(attribution, attribution).sum(1)
-    count = real.sum(1)
+    count = valid.sum(1)
     return torch.where(count > 1, entropy / count.clamp(min=2).log(), math.nan)

@@ -64,7 +64,7 @@ def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
 
     A divergence for masks that are to keep the prediction and nothing else, at a margin below 0.05.
     """
-    return overtaken(original, masked, 0.05)
+    return flip_loss(original, masked, 0.05)
 
 
 # By the name under which settings are saved.
@@ -89,14 +89,14 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     return same.flatten(1).amin(1) if same.dim() > 1 else same
 
 
-def overtaken(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Tensor, " batch"]:
+def flip_loss(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Tensor, " batch"]:
     """How far another class overtakes the predicted one, max(0, min(lead, L) - L_masked) per example, in nats.
 
     L is the log-odds of the original's predicted class against the next one in the original, L_masked those of the
     same class against the best other one in the masked outputs: 0 while the prediction keeps its lead, or `lead` of
     it. Heads add up, positions are averaged; 0 for distributions that are no classes.
     """
-    return _each(original, masked, functools.partial(_overtaken, lead=lead))
+    return _each(original, masked, functools.partial(_flip_loss, lead=lead))
 
 
 def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
@@ -164,7 +164,7 @@ def _bases(original: Distribution, masked: Distribution) -> tuple[Distribution, 
     return original, masked
 
 
-def _overtaken(original: Distribution, masked: Distribution, lead: float) -> Tensor:
+def _flip_loss(original: Distribution, masked: Distribution, lead: float) -> Tensor:
     base, other = _bases(original, masked)
     if isinstance(base, Categorical) and isinstance(other, Categorical):
         own = base.logits.argmax(-1, keepdim=True)

@@ -36,13 +36,13 @@ class Task:
             position (as many items as the model's forward takes, so that trailing labels are left out),
             anything else as it is.
         output: `outputs -> distribution` or `(outputs, batch) -> distribution`.
-        real: `batch -> bool tensor` over the sites' position axes, True where a position is no padding; or
+        valid: `batch -> bool tensor` over the sites' position axes, True where a position is no padding; or
             `(batch, site) -> ...` where sites differ. It may go on where a site has ended, with False alone, as where
             the longest packed sequence is shorter than its batch is wide. Default: all positions are real.
         names: `batch -> names`, a list per example of what its positions are called.
-        vary: `(batch, generator) -> batch`, another input of the same shape and padding, for the bypass test.
-        examples: `batch -> numbers`, or `(batch, site) -> ...`: the example of each position, where the first axis of
-            sites is no batch, as with edges of many graphs.
+        perturb: `(batch, generator) -> batch`, another input of the same shape and padding, for the bypass test.
+        example_index: `batch -> numbers`, or `(batch, site) -> ...`: the example index of each row, where the first
+            axis of a value is not the batch axis, as with edges of many graphs.
         edges: `batch -> {"source": numbers, "target": numbers}`, or `(batch, site) -> ...`: which nodes the positions
             of a site connect, numbered within their example; with `relation` where there are several kinds.
         select: `(batch, numbers) -> batch`, the examples with these numbers, each as often as it is listed. Default:
@@ -54,23 +54,33 @@ class Task:
 
     name = "function"
     # What `given` takes; a subclass adds its own.
-    options: tuple[str, ...] = ("call", "output", "real", "names", "vary", "examples", "edges", "select", "units")
+    options: tuple[str, ...] = (
+        "call",
+        "output",
+        "valid",
+        "names",
+        "perturb",
+        "example_index",
+        "edges",
+        "select",
+        "units",
+    )
 
     def __init__(
         self,
         *,
         call: Callable[[nn.Module, Any], Any] | None = None,
         output: Callable[..., Outputs] | None = None,
-        real: Callable[..., Tensor] | None = None,
+        valid: Callable[..., Tensor] | None = None,
         names: Callable[[Any], Sequence[Sequence[str]]] | None = None,
-        vary: Callable[[Any, Generator], Any] | None = None,
-        examples: Callable[..., Tensor] | None = None,
+        perturb: Callable[[Any, Generator], Any] | None = None,
+        example_index: Callable[..., Tensor] | None = None,
         edges: Callable[..., Mapping[str, Tensor]] | None = None,
         select: Callable[[Any, Sequence[int]], Any] | None = None,
         units: Callable[..., Tensor] | str | None = None,
     ) -> None:
-        self._call, self._output, self._real, self._names, self._vary = call, output, real, names, vary
-        self._examples, self._edges, self._select, self._units = examples, edges, select, units
+        self._call, self._output, self._valid, self._names, self._perturb = call, output, valid, names, perturb
+        self._example_index, self._edges, self._select, self._units = example_index, edges, select, units
 
     def types(self) -> tuple[type[nn.Module], ...]:
         """The model types that a plugin's task serves; the most derived claim wins, as with adapters."""
@@ -135,7 +145,7 @@ class Task:
         """
         return outputs.check(_apply(self._output, result, batch) if self._output is not None else result)
 
-    def real(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
+    def valid(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
         """Which positions of a site are real, over the position axes of its pattern.
 
         Raises:
@@ -144,13 +154,13 @@ class Task:
         pattern = site.gating()
         sizes = pattern.shape(value, site=site)
         shape = tuple(sizes[axis] for axis in pattern.positions)
-        if self._real is None:
+        if self._valid is None:
             return torch.ones(shape, dtype=torch.bool, device=value.device)
         return self._fit(self._mask(site, batch, value), shape, site, pattern)
 
     def _mask(self, site: Site, batch: Any, value: Tensor) -> Tensor:
         """What the user's function says is real, as it is."""
-        return torch.as_tensor(_apply(self._real, batch, site)).to(value.device).bool()
+        return torch.as_tensor(_apply(self._valid, batch, site)).to(value.device).bool()
 
     def _fit(self, mask: Tensor, shape: tuple[int, ...], site: Site, pattern: Pattern) -> Tensor:
         if _ends(mask, shape):
@@ -159,7 +169,7 @@ class Task:
             raise BatchError(
                 f"the mask of real positions has shape {list(mask.shape)}, site {site} has positions "
                 f"({', '.join(pattern.positions)}) of shape {list(shape)}. Give a function of (batch, site) "
-                "that fits each: wrap(model, real=lambda batch, site: ...)"
+                "that fits each: wrap(model, valid=lambda batch, site: ...)"
             )
         return mask
 
@@ -168,7 +178,7 @@ class Task:
         is alone.
 
         Args:
-            values: as `examples` gets them.
+            values: as `example_index` gets them.
 
         Raises:
             BatchError: the numbers given have another shape, or are no whole numbers; or a word is given that
@@ -182,7 +192,7 @@ class Task:
         numbers = torch.as_tensor(_apply(self._units, batch, site)).to(value.device)
         sizes = site.gating().shape(value, site=site)
         shape = [sizes[axis] for axis in site.gating().positions]
-        if list(numbers.shape) != shape and self._real is not None:
+        if list(numbers.shape) != shape and self._valid is not None:
             mask = self._mask(site, batch, value)
             numbers = numbers[_within(shape)] if mask.shape == numbers.shape and _ends(mask, shape) else numbers
         if list(numbers.shape) != shape or numbers.is_floating_point():
@@ -204,7 +214,7 @@ class Task:
         if found is None:
             return None
         columns = [torch.as_tensor(found[name]) for name in ("source", "target", "relation") if name in found]
-        whose = self.examples(site, batch, values)
+        whose = self.example_index(site, batch, values)
         return undirected(*columns, *([] if whose is None else [whose.to(columns[0].device)]))
 
     @property
@@ -213,16 +223,16 @@ class Task:
         return self._units if self._units is None or isinstance(self._units, str) else "function"
 
     def beside(self, site: Site) -> Sequence[Site]:
-        """Sites that are read wherever this one is, since `examples` and `edges` need their values."""
+        """Sites that are read wherever this one is, since `example_index` and `edges` need their values."""
         return ()
 
-    def examples(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
+    def example_index(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
         """The number of each row's example, where the first axis of a site is no batch; None where it is.
 
         Args:
             values: by address, of this site and those `beside` it.
         """
-        return None if self._examples is None else torch.as_tensor(_apply(self._examples, batch, site))
+        return None if self._example_index is None else torch.as_tensor(_apply(self._example_index, batch, site))
 
     def edges(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Mapping[str, Int[Tensor, " row"]] | None:
         """What rows of an explanation tell of each edge: `source` and `target`, numbered within its example, `relation`
@@ -259,35 +269,35 @@ class Task:
         """As `select`, where rows are no batch; None where it is not known how."""
         return None if self._select is None else self._select(batch, numbers)
 
-    def vary(self, batch: Any, generator: Generator) -> Any | None:
+    def perturb(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding, for the bypass test; None where none can be made.
 
         Default: floating-point tensors and token ids are permuted among the real positions of the whole
         batch; masks, lengths and labels (bool, or one number an example) stay.
         """
-        if self._vary is not None:
-            return self._vary(batch, generator)
-        real = torch.as_tensor(_apply(self._real, batch, None)).bool() if self._takes_batch_only() else None
+        if self._perturb is not None:
+            return self._perturb(batch, generator)
+        valid = torch.as_tensor(_apply(self._valid, batch, None)).bool() if self._takes_batch_only() else None
         varied = batch
         for path, tensor in nested.tensors(batch):
             if tensor.is_nested or tensor.layout is not torch.strided:
                 continue  # whose rows cannot be taken by number
-            if tensor.dtype == torch.bool or tensor.dim() < 2 or (real is None and not tensor.is_floating_point()):
+            if tensor.dtype == torch.bool or tensor.dim() < 2 or (valid is None and not tensor.is_floating_point()):
                 continue
-            if real is None:
+            if valid is None:
                 order = torch.randperm(len(tensor), generator=generator)
                 varied = nested.put(varied, path, tensor[order.to(tensor.device)])
-            elif tensor.shape[: real.dim()] == real.shape and not torch.equal(tensor, real.to(tensor)):
-                rows = tensor[real.to(tensor.device)]
+            elif tensor.shape[: valid.dim()] == valid.shape and not torch.equal(tensor, valid.to(tensor)):
+                rows = tensor[valid.to(tensor.device)]
                 order = torch.randperm(len(rows), generator=generator).to(tensor.device)
                 changed = tensor.clone()
-                changed[real.to(tensor.device)] = rows[order]
+                changed[valid.to(tensor.device)] = rows[order]
                 varied = nested.put(varied, path, changed)
         pairs = zip(nested.tensors(batch), nested.tensors(varied), strict=True)
         return None if all(old is new or torch.equal(old, new) for (_, old), (_, new) in pairs) else varied
 
     def _takes_batch_only(self) -> bool:
-        return self._real is not None and _arity(self._real) == 1
+        return self._valid is not None and _arity(self._valid) == 1
 
 
 def move(batch: Any, device: torch.device) -> Any:

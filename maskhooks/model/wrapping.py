@@ -34,10 +34,10 @@ def wrap(
     task: Task | None = None,
     call: Callable[[nn.Module, Any], Any] | None = None,
     output: Callable[..., Outputs] | None = None,
-    real: Callable[..., Tensor] | None = None,
+    valid: Callable[..., Tensor] | None = None,
     names: Callable[[Any], Sequence[Sequence[str]]] | None = None,
-    vary: Callable[[Any, Generator], Any] | None = None,
-    examples: Callable[..., Tensor] | None = None,
+    perturb: Callable[[Any, Generator], Any] | None = None,
+    example_index: Callable[..., Tensor] | None = None,
     edges: Callable[..., Mapping[str, Tensor]] | None = None,
     units: Callable[..., Tensor] | str | None = None,
     **options: Any,
@@ -52,7 +52,7 @@ def wrap(
         example: a batch to run once, so that shapes are known and every site is checked to fire.
         adapter: one or more adapters for this call; they go before registered ones.
         task: how to call the model; found by a plugin where not given.
-        call, output, real, names, vary, examples, edges, units: functions of the task; see `Task`.
+        call, output, valid, names, perturb, example_index, edges, units: functions of the task; see `Task`.
         **options: further settings of the task that is found, such as `tokenizer=` for Hugging Face models.
 
     Raises:
@@ -76,8 +76,8 @@ def wrap(
     else:
         chosen = [Site.parse(site) if isinstance(site, str) else site for site in sites]
     chosen = [site if site.depth is not None else dataclasses.replace(site, depth=i) for i, site in enumerate(chosen)]
-    functions: dict[str, Any] = {"call": call, "output": output, "real": real, "names": names, "vary": vary}
-    functions |= {"examples": examples, "edges": edges, "units": units, **options}
+    functions: dict[str, Any] = {"call": call, "output": output, "valid": valid, "names": names, "perturb": perturb}
+    functions |= {"example_index": example_index, "edges": edges, "units": units, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
     chosen_task = (task or _task(model, found)).given(functions)
     hooked = Hooked(model, SiteTable(chosen), chosen_task, found)

@@ -60,7 +60,7 @@ class _Places:
         value, examples = self._values[site], self._examples(site)
         numbers = self._task.units(site, self._batch, self._values)
         units = None if numbers is None else Units.of(numbers.to(value.device), examples)
-        self._found[site] = Places(self._task.real(site, self._batch, value), examples, units)
+        self._found[site] = Places(self._task.valid(site, self._batch, value), examples, units)
         return self._found[site]
 
     def _examples(self, site: Site) -> ExampleIndex | None:
@@ -69,7 +69,7 @@ class _Places:
         Raises:
             BatchError: there are not as many numbers as rows, or larger ones than there are examples.
         """
-        index = self._task.examples(site, self._batch, self._values)
+        index = self._task.example_index(site, self._batch, self._values)
         if index is None:
             return None
         value = self._values[site]
@@ -81,7 +81,7 @@ class _Places:
                 f"site {site} has {rows} positions of {total} examples (as many as there are outputs), and the "
                 f"examples given for them have shape {list(index.shape)}"
                 + (f" and numbers from {low} to {high}" if index.numel() else "")
-                + ". Give the number of each position's example, from 0: wrap(model, examples=lambda batch: ...)"
+                + ". Give the number of each position's example, from 0: wrap(model, example_index=lambda batch: ...)"
             )
         return ExampleIndex(index.to(value.device), total)
 

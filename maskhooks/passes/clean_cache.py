@@ -34,7 +34,7 @@ class Numbered(NamedTuple):
     batch: Any
 
 
-class Store:
+class CleanCache:
     """Keeps the clean pass of each batch: values at sites, outputs, and the recording to go on from.
 
     Batches are those that the loader gives in the first epoch. Later epochs have the same batches, in an order drawn
@@ -59,17 +59,17 @@ class Store:
         self._expected = 1
 
     @classmethod
-    def named(cls, place: Store | str | Path, dtype: torch.dtype | None = None) -> Store:
+    def named(cls, place: CleanCache | str | Path, dtype: torch.dtype | None = None) -> CleanCache:
         """A store as users write it: "memory", a folder, or a `Store`."""
-        if isinstance(place, Store):
+        if isinstance(place, CleanCache):
             return place
         return cls(None if place == "memory" else place, dtype=dtype)
 
-    def for_rank(self, number: int, world: int) -> Store:
+    def for_rank(self, number: int, world: int) -> CleanCache:
         """A store of one of several processes, which keep their files apart."""
         if world == 1 or self.folder is None:
             return self
-        return Store(self.folder / f"process-{number}", dtype=self.dtype)
+        return CleanCache(self.folder / f"process-{number}", dtype=self.dtype)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -141,7 +141,7 @@ class Stored:
         store: keeps their clean passes.
     """
 
-    def __init__(self, batches: Iterable[Any], seed: int, store: Store) -> None:
+    def __init__(self, batches: Iterable[Any], seed: int, cache: CleanCache) -> None:
         if not isinstance(batches, Sized):
             raise SettingError(
                 "a store needs a loader with a length; use a DataLoader or a list of batches, or no store"
@@ -149,7 +149,7 @@ class Stored:
         self.batches, self.seed = batches, seed
         self.epoch = 0
         self._seen: list[Any] = []
-        store.begin(len(batches))
+        cache.begin(len(batches))
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -143,7 +143,7 @@ class Rows:
             SettingError: there are no rows.
         """
         first = next(iter(self), None)
-        if first is None or not first["real"].any():
+        if first is None or not first["valid"].any():
             raise SettingError("the explanation has no rows with a real position, so there is nothing to report")
         overview = _Overview(shown)
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
@@ -228,7 +228,7 @@ def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     margin, within = made.get("margin"), made.get("within_margin")
     if margin is not None:
         kept = {True: ", kept by all masks", False: ", not kept by all masks", None: ", not checked"}[within]
-    given = [str(site.get("address", site)) for site in made.get("given") or () if isinstance(site, Mapping)]
+    given = [str(site.get("address", site)) for site in made.get("conditioned_on") or () if isinstance(site, Mapping)]
     named = {key: made.get(key) for key in ("explainer", "recipe", "gate", "baseline", "seed")}
     known = {
         "masked": _span(sites),

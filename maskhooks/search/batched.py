@@ -62,7 +62,7 @@ class Panel:
         self._shape = site.gating().mask_shape(self._value, site=site)
         here = clean.places[site]
         assert here.examples is not None
-        self._places = Places(here.real)
+        self._places = Places(here.valid)
         index = here.examples.index.cpu()
         parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.examples.count).tolist())
         self.members = [Member(self, here, part, example, rows) for example, part in enumerate(parts)]

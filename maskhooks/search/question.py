@@ -101,11 +101,11 @@ def units_of(pattern: Pattern, sizes: Mapping[str, int], here: Places, rows: Int
     if here.units is not None:
         owners = here.units.first.reshape(here.units.shape)[rows].cpu().flatten()
     keys = owners[:, None] * groups + torch.arange(groups)
-    real = here.real[rows].cpu().reshape(count, 1).expand(-1, groups)
+    valid = here.valid[rows].cpu().reshape(count, 1).expand(-1, groups)
     order = [axes.index(axis) for axis in pattern.gated]
-    keys, real = (part.reshape(shape).permute(order).reshape(-1) for part in (keys, real))
+    keys, valid = (part.reshape(shape).permute(order).reshape(-1) for part in (keys, valid))
     found: dict[int, list[int]] = {}
-    for gate, (key, there) in enumerate(zip(keys.tolist(), real.tolist(), strict=True)):
+    for gate, (key, there) in enumerate(zip(keys.tolist(), valid.tolist(), strict=True)):
         if there:
             found.setdefault(key, []).append(gate)
     return list(found.values())

@@ -78,9 +78,9 @@ class Repeated(Question):
         """
         batch = self.hooked.task.select(self.clean.batch, [self.example] * rows, self.count)
         clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
-        found = Copies(clean, Places(clean.places[self.site].real), self._units(clean, 0))
+        found = Copies(clean, Places(clean.places[self.site].valid), self._units(clean, 0))
         here, there = self._values(clean, -1), self._values(self.clean, self.example)
-        same = len(found.places.real) == rows and [len(unit) for unit in found.units] == [
+        same = len(found.places.valid) == rows and [len(unit) for unit in found.units] == [
             len(unit) for unit in self.units
         ]
         if not same or here.shape != there.shape or not torch.allclose(here, there, rtol=0.01, atol=0.001):
@@ -93,7 +93,7 @@ class Repeated(Question):
     @torch.no_grad()
     def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
         width = min(self.rows, len(kept))
-        if self._copies is None or len(self._copies.places.real) != width:
+        if self._copies is None or len(self._copies.places.valid) != width:
             self._copies = self.copies(width)
         found = []
         for part in kept.split(width):
@@ -120,4 +120,4 @@ class Repeated(Question):
     def _values(self, clean: Clean, example: int) -> Float[Tensor, "position feature"]:
         """The values at an example's real positions."""
         rows = self.site.gating().rows(clean.values[self.site], site=self.site)
-        return rows[example][clean.places[self.site].real[example]].float()
+        return rows[example][clean.places[self.site].valid[example]].float()

@@ -23,14 +23,14 @@ class Places:
         units: which positions are gated together; None where each is alone.
     """
 
-    real: Bool[Tensor, "*positions"]
+    valid: Bool[Tensor, "*positions"]
     examples: ExampleIndex | None = None
     units: Units | None = None
 
     @property
     def leads(self) -> Bool[Tensor, "*positions"]:
         """The real positions that have a gate of their own: of those gated together, the first."""
-        return self.real if self.units is None else self.real & self.units.leads.to(self.real.device)
+        return self.valid if self.units is None else self.valid & self.units.leads.to(self.valid.device)
 
 
 @runtime_checkable

@@ -60,13 +60,13 @@ class Digits:
 
     query: Int[Tensor, "batch 2"]
     digits: Int[Tensor, "batch token"]
-    real: Bool[Tensor, "batch token"]
+    valid: Bool[Tensor, "batch token"]
 
     def __len__(self) -> int:
         return len(self.query)
 
     def __getitem__(self, rows: slice | Tensor) -> Digits:
-        return Digits(self.query[rows], self.digits[rows], self.real[rows])
+        return Digits(self.query[rows], self.digits[rows], self.valid[rows])
 
     @property
     def label(self) -> Float[Tensor, " batch"]:
@@ -89,11 +89,11 @@ class Digits:
 
     def loader(self, batch_size: int = 128, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of (query, digits, real)."""
-        data = TensorDataset(self.query, self.digits, self.real)
+        data = TensorDataset(self.query, self.digits, self.valid)
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
 
     def _equals(self, which: int) -> Bool[Tensor, "batch token"]:
-        return (self.digits == self.query[:, which, None]) & self.real
+        return (self.digits == self.query[:, which, None]) & self.valid
 
 
 def generate(count: int = 10_000, seed: int = 0) -> tuple[Digits, Digits]:
@@ -107,8 +107,8 @@ def generate(count: int = 10_000, seed: int = 0) -> tuple[Digits, Digits]:
     weights = torch.full((count, 10), 0.5 / 8).scatter(1, query, 0.25)
     digits = torch.multinomial(weights, LENGTH, replacement=True, generator=generator)
     length = torch.randint(1, LENGTH + 1, (count, 1), generator=generator)
-    real = torch.arange(LENGTH) < length
-    data = Digits(query, torch.where(real, digits, 0), real)
+    valid = torch.arange(LENGTH) < length
+    data = Digits(query, torch.where(valid, digits, 0), valid)
     cut = count * 9 // 10
     return data[:cut], data[cut:]
 
@@ -129,12 +129,12 @@ class DigitsModel(nn.Module):
         self,
         query: Int[Tensor, "batch 2"],
         digits: Int[Tensor, "batch token"],
-        real: Bool[Tensor, "batch token"],
+        valid: Bool[Tensor, "batch token"],
     ) -> Float[Tensor, " batch"]:
         """Logits of the label."""
         asked = self.query_embedding(query).flatten(1)[:, None].expand(-1, digits.shape[1], -1)
         states = self.bottleneck(torch.tanh(self.feedforward(torch.cat([asked, self.embedding(digits)], -1))))
-        packed = pack_padded_sequence(states, real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(states, valid.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         logits: Tensor = self.classifier(self.gru(packed)[1][0]).squeeze(-1)
         return logits
 
@@ -157,7 +157,7 @@ def train_model(
         model.train()
         for rows in torch.randperm(len(train), generator=generator).split(128):
             batch = train[rows]
-            logits = model(batch.query, batch.digits, batch.real)
+            logits = model(batch.query, batch.digits, batch.valid)
             entropy = Bernoulli(logits=logits).entropy().mean()
             loss = F.binary_cross_entropy_with_logits(logits, batch.label) - 0.35 * entropy
             optimizer.zero_grad()
@@ -170,14 +170,14 @@ def train_model(
 @torch.no_grad()
 def accuracy(model: DigitsModel, data: Digits) -> float:
     """The fraction of right predictions."""
-    logits = model(data.query, data.digits, data.real)
+    logits = model(data.query, data.digits, data.valid)
     return float(((logits > 0) == data.label.bool()).float().mean())
 
 
 def attribution(explanation: Explanation, data: Digits) -> Float[Tensor, "example token"]:
     """Scores of all examples at one depth, normalised over real tokens."""
     scores = torch.from_numpy(explanation["score"]).view(data.digits.shape)
-    return metrics.normalize(scores, data.real)
+    return metrics.normalize(scores, data.valid)
 
 
 def distances(found: Float[Tensor, "example token"], data: Digits) -> dict[str, float]:
@@ -188,7 +188,7 @@ def distances(found: Float[Tensor, "example token"], data: Digits) -> dict[str, 
     return {
         "kl": metrics.kl(truth[asked], found[asked]).mean().item(),
         "js": metrics.js(truth[asked], found[asked]).mean().item(),
-        "entropy_ratio": metrics.entropy_ratio(found, data.real).nanmean().item(),
+        "entropy_ratio": metrics.entropy_ratio(found, data.valid).nanmean().item(),
     }
 
 
@@ -202,9 +202,9 @@ def hook(model: nn.Module) -> Hooked:
             Site.parse(HIDDEN, pattern, tags=frozenset({"hidden"})),
         ],
         output=lambda logits: Bernoulli(logits=logits),
-        real=lambda batch: batch[2],
+        valid=lambda batch: batch[2],
         names=_names,
-        vary=_vary,
+        perturb=_perturb,
     )
 
 
@@ -212,8 +212,8 @@ def _names(batch: Sequence[Tensor]) -> list[list[str]]:
     return [[str(digit) for digit in row] for row in batch[1].tolist()]
 
 
-def _vary(batch: Sequence[Tensor], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _perturb(batch: Sequence[Tensor], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Other digits, the same query: the query is not masked, so it goes its own way."""
-    query, digits, real = batch
+    query, digits, valid = batch
     other = torch.randint(0, 10, digits.shape, generator=generator).to(digits.device)
-    return query, torch.where(real, other, digits), real
+    return query, torch.where(valid, other, digits), valid

@@ -51,13 +51,13 @@ class Stars:
 
     query: Int[Tensor, "star 2"]
     colour: Int[Tensor, "star leaf"]
-    real: Bool[Tensor, "star leaf"]
+    valid: Bool[Tensor, "star leaf"]
 
     def __len__(self) -> int:
         return len(self.query)
 
     def __getitem__(self, rows: slice | Tensor) -> Stars:
-        return Stars(self.query[rows], self.colour[rows], self.real[rows])
+        return Stars(self.query[rows], self.colour[rows], self.valid[rows])
 
     @property
     def label(self) -> Float[Tensor, " star"]:
@@ -66,11 +66,11 @@ class Stars:
 
     def truth(self) -> Bool[Tensor, " edge"]:
         """Whether each edge of all stars, one star after another, has a colour that is asked for."""
-        return (self._equals(0) | self._equals(1))[self.real]
+        return (self._equals(0) | self._equals(1))[self.valid]
 
     def graphs(self) -> Graphs:
         """All stars as one batch."""
-        leaves = self.real.sum(1)
+        leaves = self.valid.sum(1)
         centre = (leaves + 1).cumsum(0) - 1
         target = centre.repeat_interleave(leaves)
         is_leaf = torch.ones(int(centre[-1]) + 1, dtype=torch.bool)
@@ -78,14 +78,14 @@ class Stars:
         asked = F.one_hot(self.query, COLOURS).flatten(1).float()
         features = asked.new_full((len(is_leaf), 2 * COLOURS), -1.0)
         features[is_leaf] = asked.repeat_interleave(leaves, 0)
-        return Graphs(features, torch.stack([is_leaf.nonzero()[:, 0], target]), self.colour[self.real], centre)
+        return Graphs(features, torch.stack([is_leaf.nonzero()[:, 0], target]), self.colour[self.valid], centre)
 
     def batches(self, size: int = 128) -> list[Graphs]:
         """Batches of stars, in order."""
         return [self[start : start + size].graphs() for start in range(0, len(self), size)]
 
     def _equals(self, which: int) -> Bool[Tensor, "star leaf"]:
-        return (self.colour == self.query[:, which, None]) & self.real
+        return (self.colour == self.query[:, which, None]) & self.valid
 
 
 def generate(count: int = 11_000, seed: int = 0) -> tuple[Stars, Stars, Stars]:
@@ -97,8 +97,8 @@ def generate(count: int = 11_000, seed: int = 0) -> tuple[Stars, Stars, Stars]:
     query = torch.rand(count, COLOURS, generator=generator).argsort(1)[:, :2]
     colour = torch.randint(0, COLOURS, (count, MOST), generator=generator)
     leaves = torch.randint(FEWEST, MOST + 1, (count, 1), generator=generator)
-    real = torch.arange(MOST) < leaves
-    data = Stars(query, torch.where(real, colour, -1), real)
+    valid = torch.arange(MOST) < leaves
+    data = Stars(query, torch.where(valid, colour, -1), valid)
     held = min(500, count // 11)
     return data[: count - 2 * held], data[count - 2 * held : count - held], data[count - held :]
 
@@ -234,10 +234,10 @@ def hook(model: nn.Module) -> Hooked:
         ],
         output=lambda logits: Bernoulli(logits=logits),
         call=lambda model, batch: model(*batch),
-        examples=lambda batch: batch.star,
+        example_index=lambda batch: batch.star,
         edges=_nodes,
         names=_names,
-        vary=_vary,
+        perturb=_perturb,
     )
 
 
@@ -247,7 +247,7 @@ def _nodes(batch: Graphs) -> dict[str, Tensor]:
     return {"source": batch.edges[0] - first, "target": batch.edges[1] - first, "relation": batch.colour}
 
 
-def _vary(batch: Graphs, generator: Generator) -> Graphs:
+def _perturb(batch: Graphs, generator: Generator) -> Graphs:
     """Other colours, the same nodes: a centre's own state is no message."""
     other = torch.randint(0, COLOURS, batch.colour.shape, generator=generator)
     return batch._replace(colour=other.to(batch.colour.device))

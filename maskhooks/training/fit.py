@@ -20,10 +20,10 @@ from maskhooks.training.one_process import run_here
 from maskhooks.training.preparation import gather_and_fit_baselines
 from maskhooks.training.problem import EPOCH, Problem
 from maskhooks.training.processes import run_in_processes
-from maskhooks.training.run import Fitted, Run
+from maskhooks.training.run import FitResult, Run
 
 
-def fit(run: Run, **devices: Any) -> Fitted:
+def fit(run: Run, **devices: Any) -> FitResult:
     """Trains the maskings; their modules hold the chosen state afterwards, and the model is as it was.
 
     Args:

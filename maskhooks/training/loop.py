@@ -24,7 +24,7 @@ from maskhooks.masks.masking import Masking
 from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
-from maskhooks.passes.clean_cache import Numbered, Store
+from maskhooks.passes.clean_cache import CleanCache, Numbered
 from maskhooks.passes.masked import masked_pass
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
@@ -32,7 +32,7 @@ from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.objectives import Objective
 from maskhooks.training.problem import CHOOSE, MODEL, SAMPLE, VALIDATE, Problem
-from maskhooks.training.run import Fitted
+from maskhooks.training.run import FitResult
 
 
 class Loop:
@@ -57,10 +57,10 @@ class Loop:
         *,
         total: int,
         validation: Epochs | None = None,
-        store: Store | None = None,
+        cache: CleanCache | None = None,
     ) -> None:
         self.problem, self.fabric, self.ranks, self.log = problem, fabric, ranks, log
-        self.total, self.validation, self.store = total, validation, store
+        self.total, self.validation, self.cache = total, validation, cache
         self.interval = max(1, total // problem.recipe.validations)
         self.replay = Replay(problem.hooked.model) if problem.recipe.replay else None
         self.evaluation = Evaluation(
@@ -70,10 +70,11 @@ class Loop:
             self._drawn,
             replay=self.replay,
             ranks=ranks,
-            passes=self.interval * problem.recipe.per_step,  # several draws take no more than the steps in between
+            passes=self.interval
+            * problem.recipe.maskings_per_step,  # several draws take no more than the steps in between
         )
         self.checkpoints = [Checkpoint(group, problem.margin) for group in by_shared_modules(problem.groups)]
-        self.result = Fitted()
+        self.result = FitResult()
         self.done = self.epoch = self.index = 0  # steps made; where the next batch is
         self.stale = 0  # validations in a row without a better checkpoint
         self.batch: Any = None  # the one before it
@@ -111,7 +112,7 @@ class Loop:
     def _step(self, batch: Any, optimizer: Any) -> None:
         problem, step = self.problem, self.done
         order = torch.randperm(self._joined(), generator=generator(problem.seed, CHOOSE, step))
-        chosen = order[: problem.recipe.per_step].tolist()
+        chosen = order[: problem.recipe.maskings_per_step].tolist()
         with self.fabric.autocast():
             clean = None if batch is None else self._clean(batch, [problem.groups[number] for number in chosen])
         self.optimizer.zero_grad()
@@ -138,14 +139,14 @@ class Loop:
 
     def _joined(self) -> int:
         """How many of the groups take part; those that share modules join one after another."""
-        count, over = len(self.problem.groups), self.problem.recipe.stagger * self.total
+        count, over = len(self.problem.groups), self.problem.recipe.layer_warmup * self.total
         if len(self.checkpoints) == count or self.done >= over:
             return count
         return min(count, 1 + int(count * self.done / over))
 
     def _staged(self, group: MaskingGroup) -> MaskingGroup:
         """What of a group takes part now."""
-        over = self.problem.recipe.stagger * self.total
+        over = self.problem.recipe.layer_warmup * self.total
         return group.staged(self.done / over) if self.done < over else group
 
     def _masked(
@@ -180,14 +181,14 @@ class Loop:
     def _clean(self, batch: Any, chosen: Sequence[MaskingGroup]) -> Clean:
         """A batch's clean pass, which reads what groups need and records what their masked passes skip."""
         hooked, every = self.problem.hooked, self.problem.groups
-        if self.store is None:
+        if self.cache is None:
             return clean_pass(hooked, batch, reads_of(chosen), sites_of(chosen), self.replay)
         assert isinstance(batch, Numbered)
 
         def compute() -> Clean:
             return clean_pass(hooked, batch.batch, reads_of(every), sites_of(every), self.replay)
 
-        return self.store.clean(hooked, batch, compute, reads_of(chosen), sites_of(chosen))
+        return self.cache.clean(hooked, batch, compute, reads_of(chosen), sites_of(chosen))
 
     def _check_loss(self, loss: Float[Tensor, ""], group: MaskingGroup) -> None:
         if not torch.isfinite(loss):
@@ -243,7 +244,7 @@ class Loop:
         """Of the samples for a validation batch; the same for all checkpoints."""
         return generator(seeded(self.problem.seed, VALIDATE, number), *others)
 
-    def finish(self) -> Fitted:
+    def finish(self) -> FitResult:
         """Puts the chosen states back; what the run has come to."""
         if self.result.validation:
             for checkpoint in self.checkpoints:

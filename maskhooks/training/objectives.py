@@ -85,10 +85,16 @@ class AugmentedLagrangian(Objective):
     scale: Float[Tensor, ""] | Float[Tensor, " batch"]
 
     def __init__(
-        self, margin: float, *, aim: float = 0.85, rate: float = 0.004, damping: float = 5.0, initial: float = 0.5
+        self,
+        margin: float,
+        *,
+        target_fraction: float = 0.85,
+        rate: float = 0.004,
+        damping: float = 5.0,
+        initial: float = 0.5,
     ) -> None:
         super().__init__(margin)
-        self.target = aim * margin
+        self.target = target_fraction * margin
         self.rate, self.damping, self.initial = rate, damping, initial
         self.register_buffer("multiplier", torch.tensor(initial))
         self.register_buffer("scale", torch.ones(()))
@@ -143,23 +149,23 @@ class RatioLagrangian(Objective):
         self,
         margin: float,
         *,
-        aim: float = 0.85,
+        target_fraction: float = 0.85,
         rate: float = 0.005,
         power: float = 1.0,
         initial: float = 0.5,
-        floor: float = 0.0,
-        memory: float = 0.9,
+        l0_price: float = 0.0,
+        ema_decay: float = 0.9,
     ) -> None:
         super().__init__(margin)
-        self.target = aim * margin
-        self.rate, self.power, self.memory = rate, power, memory
-        self.floor, self.initial = floor, initial
+        self.target = target_fraction * margin
+        self.rate, self.power, self.ema_decay = rate, power, ema_decay
+        self.l0_price, self.initial = l0_price, initial
         self.register_buffer("multiplier", torch.tensor(initial))
         self.register_buffer("smoothed", torch.tensor(self.target))
 
     def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
         worst = closed.detach().float().clamp(min=self.target)
-        self.multiplier = (self.initial * self.target / worst).clamp(min=self.floor)
+        self.multiplier = (self.initial * self.target / worst).clamp(min=self.l0_price)
         self.smoothed = torch.full_like(self.multiplier, self.target)
 
     def forward(
@@ -170,9 +176,9 @@ class RatioLagrangian(Objective):
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
-        self.smoothed = self.memory * self.smoothed + (1 - self.memory) * self._level(divergence.detach())
+        self.smoothed = self.ema_decay * self.smoothed + (1 - self.ema_decay) * self._level(divergence.detach())
         ascended = self.multiplier * (self.rate * self._excess().clamp(-1, 1)).exp()
-        self.multiplier = ascended.clamp(min=self.floor)
+        self.multiplier = ascended.clamp(min=self.l0_price)
 
     def _excess(self) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """log r, within two e-folds."""

@@ -22,12 +22,12 @@ from maskhooks.seeds import forked, seeded
 from maskhooks.training.loop import Loop
 from maskhooks.training.preparation import prepare
 from maskhooks.training.problem import EPOCH, VALIDATE
-from maskhooks.training.run import Fitted, Run
+from maskhooks.training.run import FitResult, Run
 from maskhooks.training.snapshot import Snapshots, check_batch, restore, snapshot
 from maskhooks.training.step_bar import StepBar
 
 
-def run_here(fabric: Fabric, run: Run) -> Fitted:
+def run_here(fabric: Fabric, run: Run) -> FitResult:
     """Trains in this process, which may be one of several; the maskings' modules hold the chosen states."""
     problem = run.problem
     model, ranks = problem.hooked.model, ranks_of(fabric)
@@ -36,10 +36,10 @@ def run_here(fabric: Fabric, run: Run) -> Fitted:
             stack.enter_context(context)
         log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
         batches: Iterable[Any] = run.train
-        store = None if run.store is None else run.store.for_rank(ranks.number, ranks.world)
-        if store is not None:
-            batches = Stored(run.train, problem.seed, store)
-            stack.callback(store.clear)
+        cache = None if run.cache is None else run.cache.for_rank(ranks.number, ranks.world)
+        if cache is not None:
+            batches = Stored(run.train, problem.seed, cache)
+            stack.callback(cache.clear)
         train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.number, ranks.world)
         stack.enter_context(train.drawn())
         validation = None
@@ -47,7 +47,7 @@ def run_here(fabric: Fabric, run: Run) -> Fitted:
             validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
             stack.enter_context(validation.drawn())
         total = run.steps or run.epochs * (train.rounds or 0)
-        loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, store=store)
+        loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
         loop.result.error = _go(loop, run, train, snapshots)
@@ -118,5 +118,5 @@ def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     """What must be the same in a run that goes on."""
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
     sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
-    ours = {"steps": total, "processes": fabric.world_size, "store": run.store is not None}
+    ours = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
     return {**run.about, **sizes, **ours, "precision": fabric.strategy.precision.precision}

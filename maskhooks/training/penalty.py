@@ -6,29 +6,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskhooks.model.outputs import Outputs, overtaken, predicted
+from maskhooks.model.outputs import Outputs, flip_loss, predicted
 
 _HEAVIEST = 10.0  # no class weighs more than so many examples, however rare
 
 
 class Penalty:
-    """w(c) (D + overtaken * O), per example: D its divergence, c the predicted class, O how far another overtakes it.
+    """w(c) (D + flip_penalty * O), per example: D its divergence, c the predicted class, O how far another leads it.
 
     A mean of divergences can be kept small by giving up predictions near a boundary, and classes that are rarely
     predicted: then four of five predictions stay, and two of five classes are lost. O charges for lost predictions
-    (`outputs.overtaken`), and with w(c) = 1 / (classes * share of c) each predicted class counts the same; classes are
+    (`outputs.flip_loss`), and with w(c) = 1 / (classes * share of c) each predicted class counts the same; classes are
     those seen, and w is at most 10. Free logits, whose examples have a multiplier each, are not balanced.
 
     Args:
-        overtaken: how much O counts, in nats of divergence for each nat that another class lies ahead.
+        flip_penalty: how much O counts, in nats of divergence for each nat that another class lies ahead.
         balance: whether examples are weighted; outputs that are not one class an example are not.
 
     Attributes:
         counts: how often each class was predicted, in the batches seen; None before any, and where there are none.
     """
 
-    def __init__(self, overtaken: float = 0.0, *, balance: bool = False) -> None:
-        self.overtaken, self.balance = overtaken, balance
+    def __init__(self, flip_penalty: float = 0.0, *, balance: bool = False) -> None:
+        self.flip_penalty, self.balance = flip_penalty, balance
         self.counts: Int[Tensor, " class"] | None = None
 
     def fit(self, outputs: Outputs) -> None:
@@ -47,7 +47,7 @@ class Penalty:
         Args:
             divergence: of the two outputs.
         """
-        charged = divergence + self.overtaken * overtaken(original, masked) if self.overtaken else divergence
+        charged = divergence + self.flip_penalty * flip_loss(original, masked) if self.flip_penalty else divergence
         classes = predicted(original) if self.counts is not None else None
         if self.counts is None or classes is None:
             return charged

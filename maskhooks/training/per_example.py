@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from maskhooks.checks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
 from maskhooks.masks.group import MaskingGroup
-from maskhooks.masks.probes import FreeLogits
+from maskhooks.masks.probes import PerExampleLogits
 from maskhooks.masks.samples import GateSamples, Masked
 from maskhooks.passes.clean import Clean
 from maskhooks.passes.masked import masked_pass, onward_pass
@@ -102,10 +102,10 @@ def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] =
     recipe = problem.recipe
     for number, (group, objective) in enumerate(zip(problem.groups, problem.objectives, strict=True)):
         chosen: Chosen | None = None
-        for attempt in range(recipe.starts):
+        for attempt in range(recipe.restarts):
             begin(group, clean, generator(problem.seed, _START, number, attempt))
             _descend(problem, clean, group, objective, (number, attempt), estimator())
-            if recipe.starts > 1:
+            if recipe.restarts > 1:
                 found = Chosen.of(problem, clean, group, generator(problem.seed, _DRAW, number, attempt))
                 chosen = found if chosen is None else chosen.or_better(found)
         if chosen is not None:
@@ -128,22 +128,22 @@ def _descend(
     if not bool(closed.any()):  # all may be closed, and there may be no gradient to say so
         with torch.no_grad():
             for probe, _ in _probes(clean, group):
-                probe.logits.fill_(probe.low)
+                probe.logits.fill_(probe.min_logit)
         return
     if estimate is pathwise and bool((closed > problem.margin).any()):  # else nothing is needed, gradient or not
         check_gradients(problem.hooked, clean.batch, group.sites)
     logits = [weight for probe, _ in _probes(clean, group) for weight in probe.parameters()]
-    optimizer = torch.optim.Adam(logits, lr=recipe.free_rate, betas=(0.9, recipe.free_memory))
+    optimizer = torch.optim.Adam(logits, lr=recipe.logit_learning_rate, betas=(0.9, recipe.adam_beta2))
     try:
         for step in range(recipe.steps):
             for masking, gate in zip(group.maskings, gates, strict=True):
-                masking.gate = gate.heated(recipe.heat ** (1 - step / recipe.steps))
+                masking.gate = gate.heated(recipe.initial_temperature ** (1 - step / recipe.steps))
             source = generator(problem.seed, _EXPLAIN, *numbers, step)
             optimizer.zero_grad()
             with torch.enable_grad(), contextlib.ExitStack() as held:
                 samples, divergence, penalty = estimate(problem, clean, group, source, held)
                 objective(samples, divergence, penalty).backward()
-            optimizer.param_groups[0]["lr"] = recipe.free_rate * recipe.rate(step, recipe.steps)
+            optimizer.param_groups[0]["lr"] = recipe.logit_learning_rate * recipe.rate(step, recipe.steps)
             optimizer.step()
             objective.ascend(divergence)
     finally:
@@ -162,7 +162,7 @@ class Chosen:
         kept: the expected fraction kept.
     """
 
-    probes: Sequence[tuple[FreeLogits, ExampleIndex | None]]
+    probes: Sequence[tuple[PerExampleLogits, ExampleIndex | None]]
     logits: list[Float[Tensor, "..."]]
     far: Float[Tensor, " batch"]
     kept: Float[Tensor, " batch"]
@@ -223,15 +223,15 @@ def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) ->
         masking.start(masking.sizes_for(clean.values), value.device)
         known = pattern.shape(value)
         for vote in masking.votes:
-            assert isinstance(vote.probe, FreeLogits)  # shared by tied maskings: the last one's sizes hold
+            assert isinstance(vote.probe, PerExampleLogits)  # shared by tied maskings: the last one's sizes hold
             vote.probe.begin([known[axis] for axis in pattern.positions], value.device, source)
 
 
-def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[FreeLogits, ExampleIndex | None]]:
+def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[PerExampleLogits, ExampleIndex | None]]:
     """The probes that hold free logits, each once, with the example of each row."""
     found = {}
     for masking in group.maskings:
         for vote in masking.votes:
-            assert isinstance(vote.probe, FreeLogits)
+            assert isinstance(vote.probe, PerExampleLogits)
             found[id(vote.probe)] = (vote.probe, clean.places[masking.site].examples)
     return list(found.values())

@@ -43,7 +43,7 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
     closed = closed_divergences(
         problem.hooked,
         problem.groups,
-        itertools.islice(train.batches, min(4, problem.recipe.statistics) * ranks.world),
+        itertools.islice(train.batches, min(4, problem.recipe.statistics_batches) * ranks.world),
         problem.divergence,
         ranks.device,
         replay,
@@ -57,7 +57,7 @@ def gather_and_fit_baselines(
     problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool
 ) -> None:
     """Statistics of values, and the baselines that are fitted before any gate."""
-    most = problem.recipe.statistics * ranks.world
+    most = problem.recipe.statistics_batches * ranks.world
     read = itertools.islice(train.batches, most)
     known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
     shown = track(read, "reading values", total=known, shown=progress)
@@ -101,7 +101,7 @@ def gather(
         rows = {}
         for site in sites:  # a vote may read rows that are picked, which were not read as such
             value = value_at(site, clean.values)
-            rows[site] = site.gating().rows(value, site=site)[hooked.task.real(site, clean.batch, value)]
+            rows[site] = site.gating().rows(value, site=site)[hooked.task.valid(site, clean.batch, value)]
         for vote in votes.values():
             _check_positions(vote.reads, rows)
             vote.probe.fit([rows[site] for site in vote.reads])
@@ -116,7 +116,7 @@ def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Shaped[Tensor, "
         raise PatternError(
             f"site {other}: it has {len(rows[other])} real positions in this batch, and {reads[0]}, which is read "
             f"beside it, has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
-            f"DiffMask(hooked, sites, given=sites). With wrap(model, example=batch) such sites are found",
+            f"DiffMask(hooked, sites, conditioned_on=sites). With wrap(model, example=batch) such sites are found",
             site=other,
         )
 

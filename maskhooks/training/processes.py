@@ -18,11 +18,11 @@ from maskhooks.model.task import device_of
 from maskhooks.runs.interrupts import Interrupts, as_exception
 from maskhooks.runs.run_state import decode, encode
 from maskhooks.training.one_process import run_here
-from maskhooks.training.run import Fitted, Run, exception
+from maskhooks.training.run import FitResult, Run, exception
 from maskhooks.training.snapshot import parts_of, put_parts
 
 
-def run_in_processes(fabric: Fabric, run: Run) -> Fitted:
+def run_in_processes(fabric: Fabric, run: Run) -> FitResult:
     """Trains in processes that the strategy starts, and brings back what the first one has."""
     interrupts = Interrupts(passed_on=True)
     try:
@@ -42,7 +42,7 @@ def run_in_processes(fabric: Fabric, run: Run) -> Fitted:
     if "failed" in outcome:
         raise exception(outcome["failed"])
     put_parts(run.problem, outcome, device_of(run.problem.hooked.model))
-    result = Fitted(**outcome["result"])
+    result = FitResult(**outcome["result"])
     if interrupts.asked and result.error is None:
         result.error = {"signal": interrupts.asked, "message": "training was interrupted after its last step"}
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from maskhooks.errors import SettingError, UnknownNameError, near
-from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe, SummedMLP
+from maskhooks.masks.probes import MLP, PaperMLP, PerExampleLogits, Probe, SummedMLP
 from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
 from maskhooks.training.optimizers import Lookahead
 from maskhooks.training.penalty import Penalty
@@ -70,26 +70,26 @@ class Recipe:
 
     name: str = "stable"
     steps: int = 700
-    per_step: int = 1
+    maskings_per_step: int = 1
     learning_rate: float = 1e-2
-    free_rate: float = 0.03
-    free_start: float = 2.0
-    free_spread: float = 0.0
-    free_memory: float = 0.99
-    starts: int = 1
-    heat: float = 1.0
-    baseline_rate: float = 1e-3
+    logit_learning_rate: float = 0.03
+    logit_init: float = 2.0
+    logit_init_std: float = 0.0
+    adam_beta2: float = 0.99
+    restarts: int = 1
+    initial_temperature: float = 1.0
+    baseline_learning_rate: float = 1e-3
     baseline_steps: int = 300
-    lowest: float = -7.0
-    price: float = 0.0
-    overtaken: float = 0.0
+    min_logit: float = -7.0
+    l0_price: float = 0.0
+    flip_penalty: float = 0.0
     balance: bool = False
-    stagger: float = 0.0
-    warmup: int = 50
-    decay: float = 0.3
+    layer_warmup: float = 0.0
+    warmup_steps: int = 50
+    decay_fraction: float = 0.3
     validations: int = 10
     patience: int | None = None
-    statistics: int = 64
+    statistics_batches: int = 64
     replay: bool = True
     optimizer: str = "adam"
     probe: str = "mlp"
@@ -102,10 +102,10 @@ class Recipe:
                 raise UnknownNameError(
                     f"no {name} of a recipe is named {kind!r}. There are: {', '.join(known)}.", near=near(kind, known)
                 )
-        for name in ("steps", "per_step", "starts", "validations", "statistics"):
+        for name in ("steps", "maskings_per_step", "restarts", "validations", "statistics_batches"):
             if getattr(self, name) < 1:
                 raise SettingError(f"a recipe's {name} is a whole number from 1, got {getattr(self, name)}")
-        for name in ("stagger", "decay"):
+        for name in ("layer_warmup", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"a recipe's {name} is a fraction of the steps, 0 to 1, got {getattr(self, name)}")
 
@@ -122,23 +122,23 @@ class Recipe:
                 name="language",
                 steps=1000,
                 objective="ratio",
-                lowest=-3.0,
-                price=0.05,
-                overtaken=1.0,
+                min_logit=-3.0,
+                l0_price=0.05,
+                flip_penalty=1.0,
                 balance=True,
-                stagger=0.6,
+                layer_warmup=0.6,
                 learning_rate=5e-3,
-                baseline_rate=0.005,
+                baseline_learning_rate=0.005,
                 baseline_steps=0,
                 validations=5,
             ),
             "paper": cls(
                 name="paper",
                 learning_rate=3e-4,
-                baseline_rate=1e-3,
+                baseline_learning_rate=1e-3,
                 baseline_steps=0,
-                warmup=200,
-                decay=0.0,
+                warmup_steps=200,
+                decay_fraction=0.0,
                 optimizer="lookahead",
                 probe="paper",
                 objective="paper",
@@ -146,16 +146,16 @@ class Recipe:
             "subset": cls(
                 name="subset",
                 steps=100,
-                warmup=10,
-                starts=16,
-                free_rate=1.0,
-                free_start=-1.0,
-                free_spread=2.0,
-                free_memory=0.9,
-                lowest=-5.0,
-                heat=5.0,
+                warmup_steps=10,
+                restarts=16,
+                logit_learning_rate=1.0,
+                logit_init=-1.0,
+                logit_init_std=2.0,
+                adam_beta2=0.9,
+                min_logit=-5.0,
+                initial_temperature=5.0,
             ),
-            "graph": cls(name="graph", steps=600, learning_rate=2e-3, probe="summed", stagger=0.5),
+            "graph": cls(name="graph", steps=600, learning_rate=2e-3, probe="summed", layer_warmup=0.5),
         }
         if name not in presets:
             raise UnknownNameError(
@@ -163,9 +163,9 @@ class Recipe:
             )
         return presets[name]
 
-    def make_free(self) -> FreeLogits:
+    def make_logits(self) -> PerExampleLogits:
         """The free logits of one site, without amortisation."""
-        return FreeLogits(start_logit=self.free_start, spread=self.free_spread, low=self.lowest)
+        return PerExampleLogits(init_logit=self.logit_init, init_std=self.logit_init_std, min_logit=self.min_logit)
 
     def make_probe(self, number: int = 0, votes: int = 1) -> Probe:
         """The probe of one vote.
@@ -178,21 +178,21 @@ class Recipe:
         if self.probe == "paper":
             return PaperMLP()
         if self.probe == "summed":
-            return SummedMLP(low=self.lowest)
-        return MLP(start_logit=2.0 if number == 0 else 4.0, low=self.lowest, high=5.0 + math.log(votes))
+            return SummedMLP(min_logit=self.min_logit)
+        return MLP(init_logit=2.0 if number == 0 else 4.0, min_logit=self.min_logit, max_logit=5.0 + math.log(votes))
 
     def make_objective(self, margin: float) -> Objective:
         if self.objective == "ratio":
-            return RatioLagrangian(margin, floor=self.price)
+            return RatioLagrangian(margin, l0_price=self.l0_price)
         return AugmentedLagrangian(margin) if self.objective == "augmented" else PaperLagrangian(margin)
 
     def make_penalty(self) -> Penalty:
-        return Penalty(self.overtaken, balance=self.balance)
+        return Penalty(self.flip_penalty, balance=self.balance)
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate}
-            for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_rate))
+            for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_learning_rate))
             if parameters
         ]
         if self.optimizer == "lookahead":
@@ -201,6 +201,6 @@ class Recipe:
 
     def rate(self, step: int, steps: int) -> float:
         """The factor on learning rates at a step: linear warm-up, constant, linear decay."""
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        fall = min(1.0, (steps - step) / (self.decay * steps)) if self.decay else 1.0
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        fall = min(1.0, (steps - step) / (self.decay_fraction * steps)) if self.decay_fraction else 1.0
         return rise * fall

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskhooks import errors
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.runs.interrupts import as_exception
 from maskhooks.runs.tensorboard import Board
 from maskhooks.training.problem import Problem
@@ -43,12 +43,12 @@ class Run:
     save_every: float = 60.0
     about: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
-    store: Store | None = None
+    cache: CleanCache | None = None
     board: Board | None = None
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """What a training run leaves behind.
 
     Attributes:

@@ -110,9 +110,9 @@ def test_states_of_nodes_are_masked(unchanged: Unchanged) -> None:
 def test_a_store_keeps_what_edges_need(unchanged: Unchanged) -> None:
     hooked = maskhooks.wrap(unchanged(Pooled()))
     found = []
-    for store in (None, "memory"):
+    for cache in (None, "memory"):
         masks = maskhooks.DiffMask(hooked, "message", recipe=maskhooks.Recipe(steps=4))
-        found.append(masks.fit([batch()], progress=False, store=store).explain(batch())["score"])
+        found.append(masks.fit([batch()], progress=False, cache=cache).explain(batch())["score"])
     assert found[0].tolist() == found[1].tolist()
 
 

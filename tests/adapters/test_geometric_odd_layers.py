@@ -133,7 +133,7 @@ def test_a_network_without_the_library() -> None:
         Own(),
         sites={"message:output": "edge feature -> edge"},
         output=lambda out: torch.distributions.Categorical(logits=out),
-        examples=lambda given: given["batch"][given["edge_index"][1]],
+        example_index=lambda given: given["batch"][given["edge_index"][1]],
         edges=lambda given: {"source": given["edge_index"][0], "target": given["edge_index"][1]},
     )
     data = batch()

@@ -23,7 +23,7 @@ from tests.distributed.test_ranks import TWO, same
 pytestmark = pytest.mark.filterwarnings(
     "ignore::maskhooks.errors.MarginWarning", "ignore:.*multi-threaded.*fork.*:DeprecationWarning"
 )
-QUICK = dataclasses.replace(Recipe.named("graph"), steps=16, warmup=4, validations=4, baseline_steps=4)
+QUICK = dataclasses.replace(Recipe.named("graph"), steps=16, warmup_steps=4, validations=4, baseline_steps=4)
 
 
 class Net(nn.Module):

@@ -119,7 +119,7 @@ def test_layers_for_one_relation_each_have_one_depth(made: str) -> None:
     assert depths == ["0", "1"]
     assert not (scores != scores).any()
     if made == "HeteroConv":  # by `to_hetero` films are predicted too, and a type alone is not asked about
-        masks = maskhooks.GraphMask(hooked, recipe=maskhooks.Recipe(steps=2, stagger=0.5))
+        masks = maskhooks.GraphMask(hooked, recipe=maskhooks.Recipe(steps=2, layer_warmup=0.5))
         with pytest.warns(UnfiredSiteWarning, match="rates"):
             masks.fit([data], [data], progress=False)
         assert [part.depth for part in masks.groups[0].maskings] == [0, 0, 0, 1, 1]

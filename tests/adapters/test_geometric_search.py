@@ -87,7 +87,7 @@ def test_the_smallest_sets_and_each_edge_left_out(site: str, units: Any, unchang
     hooked = maskhooks.wrap(model, example=three(), units=units)
     layers = () if site == "edge" else ("second",)
     scores = maskhooks.LeaveOneOut(hooked, site).explain(three())
-    found = maskhooks.Erasure(hooked, site, margin=0.1, positions=12).search(three(), progress=False)
+    found = maskhooks.Erasure(hooked, site, margin=0.1, max_positions=12).search(three(), progress=False)
     for number, data in enumerate(three().to_data_list()):
         run = lambda data=data: model(data.x, data.edge_index)  # noqa: E731
         loops = [(node, node) for node in range(data.num_nodes)] if layers else []  # which the layer adds

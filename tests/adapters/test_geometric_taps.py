@@ -16,7 +16,7 @@ pytest.importorskip("torch_geometric")
 from torch_geometric.nn import GCNConv
 
 import maskhooks
-from maskhooks.checks.doctor import examine
+from maskhooks.checks.doctor import doctor
 from maskhooks.errors import CompiledModelError, ReplacementError, SiteNeverFiredError, TappedModelError
 from maskhooks.sites.site import Site
 from tests.adapters.geometric_models import EDGES, Pooled, batch, graph, randn
@@ -78,7 +78,7 @@ def test_what_is_only_read_is_not_replaced() -> None:
 
 
 def test_the_doctor_knows_messages() -> None:
-    report = examine(maskhooks.wrap(Pooled()), batch())
+    report = doctor(maskhooks.wrap(Pooled()), batch())
     assert report.healthy
     rows = {row["site"]: row for row in report.rows()}
     assert rows["first.source:output"]["bypassed"] == "only read"

@@ -169,7 +169,7 @@ def test_a_node_by_its_number() -> None:
 
 def test_another_input_for_the_bypass_test() -> None:
     hooked, data = maskhooks.wrap(Pooled()), graph(edge_attr=randn(7, 2))
-    varied = hooked.task.vary(data, torch.Generator().manual_seed(0))
+    varied = hooked.task.perturb(data, torch.Generator().manual_seed(0))
     assert varied is not None
     assert not torch.equal(varied.x, data.x)
     assert torch.equal(varied.x.sort(0).values, data.x.sort(0).values)

@@ -37,7 +37,7 @@ def draw(count: int) -> tuple[Tensor, Tensor]:
     return torch.randint(10, (count, 6)), torch.randint(2, 7, (count,))
 
 
-def real(batch: Any) -> Tensor:
+def valid(batch: Any) -> Tensor:
     return torch.arange(6)[None, : int(batch[1].max())] < batch[1][:, None]
 
 
@@ -57,7 +57,7 @@ def classifier() -> Classifier:
 
 
 def test_diffmask_learns_to_drop_states_of_a_gru(classifier: Classifier) -> None:
-    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, real=real)
+    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, valid=valid)
     batches = [draw(32) for _ in range(4)]
     kept = []
     for steps in (1, 80):
@@ -70,14 +70,14 @@ def test_diffmask_learns_to_drop_states_of_a_gru(classifier: Classifier) -> None
 
 
 def test_an_empty_sequence_is_named_where_masks_are_optimised(classifier: Classifier) -> None:
-    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, real=real)
+    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, valid=valid)
     explainer = maskhooks.DiffMask(hooked, "rnn.h_l0:output", amortized=False)
     with pytest.raises(BatchError, match="a sequence in the batch is empty"):
         explainer.explain((draw(3)[0], torch.tensor([6, 0, 2])))
 
 
 def test_replay_skips_what_comes_before_the_module(classifier: Classifier) -> None:
-    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, real=real)
+    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, valid=valid)
     site, batch, replay = hooked.sites["rnn.h_l0:output"], draw(4), Replay(classifier)
     clean = clean_pass(hooked, batch, [site], [site], replay)
     assert replay._skippable(site) == [classifier.embed]
@@ -86,10 +86,10 @@ def test_replay_skips_what_comes_before_the_module(classifier: Classifier) -> No
 
 
 def test_doctor_of_a_gru(classifier: Classifier) -> None:
-    def vary(batch: Any, generator: torch.Generator) -> Any:
+    def perturb(batch: Any, generator: torch.Generator) -> Any:
         return torch.randint(10, batch[0].shape, generator=generator), batch[1]
 
-    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, real=real, vary=vary)
-    report = maskhooks.examine(hooked, draw(8))
+    hooked = maskhooks.wrap(classifier, adapter=RecurrentAdapter, valid=valid, perturb=perturb)
+    report = maskhooks.doctor(hooked, draw(8))
     assert report.healthy, str(report)
     assert [finding.bypassed for finding in report.findings] == [False, False]

@@ -72,11 +72,11 @@ class Reader(nn.Module):
 
 
 def hooked_of(model: Reader) -> maskhooks.Hooked:
-    def real(batch: Any) -> Tensor:
+    def valid(batch: Any) -> Tensor:
         return torch.arange(6) < batch[1][:, None]
 
     return maskhooks.wrap(
-        model, sites={"embed:output": "batch token hidden -> batch token"}, adapter=RecurrentAdapter, real=real
+        model, sites={"embed:output": "batch token hidden -> batch token"}, adapter=RecurrentAdapter, valid=valid
     )
 
 
@@ -103,7 +103,7 @@ def used(hooked: maskhooks.Hooked, batch: Any, example: int = 0) -> Tree | None:
 
 def test_packed_inputs_may_be_shorter_than_the_mask_of_their_batch() -> None:
     model = Reader(nn.GRU(5, 8, 2, batch_first=True, bidirectional=True))
-    hooked = maskhooks.wrap(model, real=lambda batch: torch.arange(6) < batch[1][:, None])
+    hooked = maskhooks.wrap(model, valid=lambda batch: torch.arange(6) < batch[1][:, None])
     words = torch.randint(20, (3, 6)), torch.tensor([4, 5, 2])
     assert [found.positions for found in Erasure(hooked, "rnn.inputs:output").search(words, progress=False)] == [
         4,
@@ -111,7 +111,7 @@ def test_packed_inputs_may_be_shorter_than_the_mask_of_their_batch() -> None:
         2,
     ]
     for kind in (maskhooks.Beam, maskhooks.LeaveOneOut, maskhooks.Erasure):
-        rows = kind(hooked, "rnn.inputs:output").explain(words).select(real=True)
+        rows = kind(hooked, "rnn.inputs:output").explain(words).select(valid=True)
         assert [int((rows["example"] == number).sum()) for number in range(3)] == [4, 5, 2]
 
 
@@ -208,7 +208,7 @@ def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
     state = tmp_path / "deep" / "state.json"
     wanted = Erasure(hooked, "embed:output", margin=1e-9).search(words, progress=False)
     with pytest.warns(SearchLimitWarning, match="stopped by subsets"):
-        found = Erasure(hooked, "embed:output", margin=1e-9, subsets=20).search(words, state=state, progress=False)
+        found = Erasure(hooked, "embed:output", margin=1e-9, max_sets=20).search(words, state=state, progress=False)
     assert all(one.stopped == "subsets" for one in found if not one.solutions)
     tried = [search["tried"] for search in json.loads(state.read_text())["searches"]]
     found = Erasure(hooked, "embed:output", margin=1e-9).search(words, state=state, progress=False)
@@ -228,7 +228,7 @@ def test_a_length_over_the_limit_says_how_long_it_would_take() -> None:
     words = torch.randint(20, (1, 40)), torch.tensor([40])
     with pytest.raises(SearchLimitError, match=f"all {2**40:,} sets of them take .* (days|years) at "):
         Erasure(hooked, "embed:output").search(words, progress=False)
-    erasure = Erasure(hooked, "embed:output", positions=40, largest=2, margin=1e-9)
+    erasure = Erasure(hooked, "embed:output", max_positions=40, max_set_size=2, margin=1e-9)
     with pytest.warns(SearchLimitWarning, match="stopped by largest"):
         explanation = erasure.explain(words)
     assert explanation["kept"].all()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import maskhooks
-from maskhooks.checks.doctor import examine
+from maskhooks.checks.doctor import doctor
 from maskhooks.errors import BatchError, CompiledModelError, ReplacementError, SiteConflictError, SiteFiredTooOftenError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.sites.site import Site
@@ -167,13 +167,13 @@ def test_a_module_that_reads_two_sequences_is_reported_and_listed() -> None:
     model, pair = Siamese(), (torch.randn(3, 5, 4), torch.randn(3, 6, 4))
     before = fingerprint(model)
     hooked = maskhooks.wrap(model, adapter=RecurrentAdapter, output=rows_of)
-    report = examine(hooked, pair)
+    report = doctor(hooked, pair)
     assert fingerprint(model) == before
     assert [(str(f.site), f.calls) for f in report.findings] == [("rnn.inputs:output", 2), ("rnn.h_l0:output", 11)]
     assert report.findings[0].trouble.endswith("address one call, rnn.inputs@0:output to rnn.inputs@1:output")
     assert report.findings[1].trouble.endswith("address one call, rnn.h_l0@0:output to rnn.h_l0@10:output")
     assert not report.healthy
-    one = examine(hooked, pair, ["rnn.inputs@1:output", "rnn.h_l0@7:output"])
+    one = doctor(hooked, pair, ["rnn.inputs@1:output", "rnn.h_l0@7:output"])
     assert [(f.shape, f.trouble) for f in one.findings] == [((3, 6, 4), ""), ((3, 6), "")]
     shaped = maskhooks.wrap(model, adapter=RecurrentAdapter, example=pair)
     found = {str(site): site.shape for site in shaped.sites}
@@ -196,7 +196,7 @@ def test_one_step_is_gated_by_example() -> None:
     own = Site.parse("0.h_l0@3:output", "batch hidden -> batch hidden")
     assert hooked.find(own) == [own]
     x = torch.randn(3, 5, 4)
-    (finding,) = examine(hooked, x, step).findings
+    (finding,) = doctor(hooked, x, step).findings
     assert (finding.shape, finding.trouble) == ((3, 6), "")
     explanation = maskhooks.LeaveOneOut(hooked, "0.h_l0@3:output").explain(x)
     assert len(explanation["score"]) == 3

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import maskhooks
 from maskhooks import Hooked, Site
-from maskhooks.checks.doctor import examine
+from maskhooks.checks.doctor import doctor
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
 from tests.adapters.transformers_models import (
@@ -138,7 +138,7 @@ def test_each_site_matters(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_goes_around_a_closed_site(family: str) -> None:
-    findings = examine(wrapped(family), batch(), "hidden").findings
+    findings = doctor(wrapped(family), batch(), "hidden").findings
     around = [str(finding.site) for finding in findings if finding.bypassed is not False]
     # The convolution also reads what the first layer is given: this site is bypassed, and the doctor says so.
     known = ["deberta.encoder.layer.0:input"] if family == "deberta-v2 with a convolution" else []
@@ -152,8 +152,8 @@ def test_what_stands_at_padding_does_not_matter(family: str) -> None:
     for site in states(hooked)[:-1]:
 
         def replaced(value: Tensor, site: Any = site) -> Tensor:
-            real = hooked.task.real(site, batch(), value)
-            return torch.where(real[..., None], value, 0.5)
+            valid = hooked.task.valid(site, batch(), value)
+            return torch.where(valid[..., None], value, 0.5)
 
         with hooked.tap(replace={site: replaced}):
             assert torch.allclose(run(hooked), clean, atol=1e-6), site

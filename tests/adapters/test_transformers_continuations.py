@@ -39,17 +39,17 @@ def test_a_continuation_counts_and_its_prompt_is_masked(family: str) -> None:
         assert hooked.task.predictions(result) == [tokenizer().decode(row) for row in best]
         for site in hooked.find(["hidden", "head"]):
             value = torch.zeros(2, 6, HIDDEN if "hidden" in site.tags else 32)
-            real = hooked.task.real(
+            valid = hooked.task.valid(
                 site, given, value if family == "llama" or "hidden" in site.tags else value[..., :16]
             )
-            assert torch.equal(real, given["attention_mask"].bool() & (given["labels"] == -100)), site
+            assert torch.equal(valid, given["attention_mask"].bool() & (given["labels"] == -100)), site
 
 
 def test_which_tokens_count_may_be_said() -> None:
     batch = Prompts(hook("llama"))(TEXTS, ENDS)
     outputs, last = predict(hook_like := hook("llama", positions="last"), batch)
     assert torch.allclose(categorical(last).logits, outputs.logits[[0, 1], [5, 5]].log_softmax(-1))
-    assert hook_like.task.real(hook_like.sites[0], batch, torch.zeros(2, 6, HIDDEN)).sum() == 12
+    assert hook_like.task.valid(hook_like.sites[0], batch, torch.zeros(2, 6, HIDDEN)).sum() == 12
     assert positions(predict(hook("llama", positions="all"), batch)[1]).chosen.sum(1).tolist() == [5, 5]
     named = hook("llama", positions=lambda batch: torch.isin(batch["input_ids"], torch.tensor([5, 7, 8, PAD])))
     outputs, result = predict(named, batch)
@@ -68,7 +68,7 @@ def test_labels_without_a_prompt() -> None:
     every = {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
     assert positions(predict(hooked, every)[1]).chosen.sum(1).tolist() == [4, 2]
     with pytest.raises(BatchError, match=r"example 0 has no prompt.*positions='last'"):
-        hooked.task.real(hooked.sites[0], every, torch.zeros(2, 5, HIDDEN))
+        hooked.task.valid(hooked.sites[0], every, torch.zeros(2, 5, HIDDEN))
     classes = {**batch, "labels": torch.tensor([0, 1])}  # of another task
     assert predict(hooked, classes)[1].batch_shape == (2,)  # type: ignore[union-attr] # a Categorical
     assert hooked.task.targets(classes) is None
@@ -166,15 +166,15 @@ def test_with_the_prompt_closed_nothing_of_it_is_left(family: str) -> None:
     hooked = hook(family)
     batch = Prompts(hooked)(TEXTS, [[10, 11], [12, 13]])
     site = hooked.find("input")[0]
-    real = hooked.task.real(site, batch, torch.zeros(2, 7, HIDDEN))
+    valid = hooked.task.valid(site, batch, torch.zeros(2, 7, HIDDEN))
 
     def closed(given: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad(), hooked.tap(replace={site: lambda value: value.masked_fill(real[..., None], 0)}):
+        with torch.no_grad(), hooked.tap(replace={site: lambda value: value.masked_fill(valid[..., None], 0)}):
             return categorical(positions(hooked.distribution(hooked(given), given)).distribution).logits
 
     usual = closed(batch)
     prompt, end = (copy.deepcopy(batch) for _ in range(2))
-    prompt["input_ids"][real] = 9
+    prompt["input_ids"][valid] = 9
     assert same_bits(closed(prompt), usual)
     end["input_ids"][0, 5] = end["labels"][0, 5] = 20
     assert torch.equal(closed(end)[0, 0], usual[0, 0])

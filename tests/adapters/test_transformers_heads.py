@@ -193,8 +193,8 @@ def test_an_encoder_decoder_predicts_each_target_token() -> None:
     labelled = predict(hooked, {**both, "labels": torch.tensor([[5, -100, 7, 3], [8, 9, 3, -100], [5, 3, -100, -100]])})
     assert labelled[1].chosen.sum(1).tolist() == [3, 3, 2]
     encoder, decoder = (hooked.sites.tagged(side)[0] for side in ("encoder", "decoder"))
-    assert hooked.task.real(encoder, both, torch.zeros(3, 7, HIDDEN)).sum(1).tolist() == [7, 4, 5]
-    assert hooked.task.real(decoder, both, torch.zeros(3, 4, HIDDEN)).sum(1).tolist() == [4, 3, 2]
+    assert hooked.task.valid(encoder, both, torch.zeros(3, 7, HIDDEN)).sum(1).tolist() == [7, 4, 5]
+    assert hooked.task.valid(decoder, both, torch.zeros(3, 4, HIDDEN)).sum(1).tolist() == [4, 3, 2]
     assert [len(row) for row in hooked.task.names(decoder, both) or ()] == [4, 4, 4]
 
 

@@ -13,7 +13,7 @@ import maskhooks
 from maskhooks import DiffMask, Recipe
 from maskhooks.masks.masking import Masked, Masking
 
-QUICK = dataclasses.replace(Recipe(), steps=15, validations=3, warmup=5)
+QUICK = dataclasses.replace(Recipe(), steps=15, validations=3, warmup_steps=5)
 
 
 def bert() -> transformers.PreTrainedModel:
@@ -29,9 +29,9 @@ def bert() -> transformers.PreTrainedModel:
 
 def batches(count: int) -> list[dict[str, Any]]:
     source = torch.Generator().manual_seed(count)
-    real = (torch.arange(12) < torch.randint(4, 13, (count, 8, 1), generator=source)).long()
+    valid = (torch.arange(12) < torch.randint(4, 13, (count, 8, 1), generator=source)).long()
     ids = torch.randint(5, 50, (count, 8, 12), generator=source)
-    return [{"input_ids": one, "attention_mask": mask} for one, mask in zip(ids, real, strict=True)]
+    return [{"input_ids": one, "attention_mask": mask} for one, mask in zip(ids, valid, strict=True)]
 
 
 @pytest.mark.parametrize("sites", ["hidden", "input"])

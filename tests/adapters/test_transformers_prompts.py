@@ -53,8 +53,8 @@ def test_a_batch_for_an_encoder_decoder() -> None:
     assert batch["decoder_attention_mask"].sum(1).tolist() == [3, 5]
     assert hooked.task.targets(batch) == ["[CLS] word10 [SEP]", "[CLS] word11 word12 word13 [SEP]"]
     encoder, decoder = (hooked.sites.tagged(side)[0] for side in ("encoder", "decoder"))
-    assert hooked.task.real(encoder, batch, torch.zeros(2, 6, HIDDEN)).sum(1).tolist() == [6, 4]
-    assert hooked.task.real(decoder, batch, torch.zeros(2, 5, HIDDEN)).sum(1).tolist() == [3, 5]
+    assert hooked.task.valid(encoder, batch, torch.zeros(2, 6, HIDDEN)).sum(1).tolist() == [6, 4]
+    assert hooked.task.valid(decoder, batch, torch.zeros(2, 5, HIDDEN)).sum(1).tolist() == [3, 5]
     assert set(Prompts(hooked)(TEXTS)) == {"input_ids", "attention_mask"}
 
 

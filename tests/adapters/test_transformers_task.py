@@ -51,7 +51,7 @@ def test_a_tensor_is_token_ids() -> None:
     hooked = maskhooks.wrap(make("bert"))
     ids = batch()["input_ids"][:1]
     assert same_bits(predict(hooked, ids)[0].logits, predict(hooked, {"input_ids": ids})[0].logits)
-    assert hooked.task.vary(ids, torch.Generator().manual_seed(0)).shape == ids.shape
+    assert hooked.task.perturb(ids, torch.Generator().manual_seed(0)).shape == ids.shape
 
 
 def test_embeddings_instead_of_token_ids() -> None:
@@ -60,7 +60,7 @@ def test_embeddings_instead_of_token_ids() -> None:
     given = {"inputs_embeds": embeds, "attention_mask": batch()["attention_mask"]}
     assert same_bits(predict(hooked, given)[0].logits, predict(hooked, batch())[0].logits)
     assert hooked.task.names(hooked.sites[1], given) is None
-    other = hooked.task.vary(given, torch.Generator().manual_seed(0))
+    other = hooked.task.perturb(given, torch.Generator().manual_seed(0))
     assert other["inputs_embeds"].shape == embeds.shape
     assert torch.equal(other["inputs_embeds"][~REAL], embeds[~REAL])
     assert not torch.equal(other["inputs_embeds"], embeds)
@@ -78,18 +78,18 @@ def test_batches_that_cannot_be_called() -> None:
         hooked({"input_ids": batch()["input_ids"][0]})
     square = {"input_ids": batch()["input_ids"], "attention_mask": torch.ones(3, 1, 7, 7)}
     with pytest.raises(BatchError, match=r"attention_mask is of shape \[3, 1, 7, 7\].*real="):
-        hooked.task.real(hooked.sites[0], square, torch.zeros(3, 7, HIDDEN))
+        hooked.task.valid(hooked.sites[0], square, torch.zeros(3, 7, HIDDEN))
 
 
 def test_a_users_own_call_takes_any_batch() -> None:
     hooked = maskhooks.wrap(
         make("bert"),
         call=lambda model, pair: model(input_ids=pair[0], attention_mask=pair[1]),
-        real=lambda pair: pair[1],
+        valid=lambda pair: pair[1],
     )
     pair = (batch()["input_ids"], batch()["attention_mask"])
     assert isinstance(predict(hooked, pair)[1], Categorical)
-    assert torch.equal(hooked.task.real(hooked.sites[0], pair, torch.zeros(3, 7, HIDDEN)), REAL)
+    assert torch.equal(hooked.task.valid(hooked.sites[0], pair, torch.zeros(3, 7, HIDDEN)), REAL)
     assert hooked.task.names(hooked.sites[0], pair) is None
     assert hooked.task.targets(pair) is None
     tokens = maskhooks.wrap(
@@ -111,19 +111,19 @@ def test_real_positions_by_the_pattern_of_a_site() -> None:
         },
     )
     states, whole, pooled = hooked.sites
-    assert torch.equal(hooked.task.real(states, batch(), torch.zeros(3, 7, HIDDEN)), REAL)
-    each = hooked.task.real(whole, batch(), torch.zeros(3, 7, HIDDEN))
+    assert torch.equal(hooked.task.valid(states, batch(), torch.zeros(3, 7, HIDDEN)), REAL)
+    each = hooked.task.valid(whole, batch(), torch.zeros(3, 7, HIDDEN))
     assert torch.equal(each, REAL[..., None].expand(3, 7, HIDDEN))
-    assert hooked.task.real(pooled, batch(), torch.zeros(3, HIDDEN)).all()
+    assert hooked.task.valid(pooled, batch(), torch.zeros(3, HIDDEN)).all()
     assert hooked.task.names(pooled, batch()) is None
     with pytest.raises(BatchError, match=r"\[3, 7\].*\[3, 9\]"):
-        hooked.task.real(states, batch(), torch.zeros(3, 9, HIDDEN))
+        hooked.task.valid(states, batch(), torch.zeros(3, 9, HIDDEN))
 
 
 def test_all_tokens_are_real_without_a_mask() -> None:
     hooked = maskhooks.wrap(make("bert"))
     ids = {"input_ids": batch()["input_ids"]}
-    assert hooked.task.real(hooked.sites[0], ids, torch.zeros(3, 7, HIDDEN)).all()
+    assert hooked.task.valid(hooked.sites[0], ids, torch.zeros(3, 7, HIDDEN)).all()
 
 
 def test_tokens_are_called_by_the_tokenizer() -> None:
@@ -135,7 +135,7 @@ def test_tokens_are_called_by_the_tokenizer() -> None:
         ["[CLS]", "word9", "[SEP]", "[PAD]", "[PAD]"],
     ]
     assert isinstance(predict(hooked, given)[1], Categorical)
-    other = hooked.task.vary(given, torch.Generator().manual_seed(1))
+    other = hooked.task.perturb(given, torch.Generator().manual_seed(1))
     assert type(other) is type(given)
     assert sorted(other["input_ids"].flatten().tolist()) == sorted(given["input_ids"].flatten().tolist())
 
@@ -191,7 +191,7 @@ def test_another_input_keeps_special_tokens_and_padding(left: bool) -> None:
     hooked = maskhooks.wrap(make("bert"))
     given = batch(left=left, labels=torch.tensor([0, 1, 0]))
     before = copy.deepcopy(given)
-    other = hooked.task.vary(given, torch.Generator().manual_seed(0))
+    other = hooked.task.perturb(given, torch.Generator().manual_seed(0))
     assert all(torch.equal(given[key], before[key]) for key in before)
     assert all(torch.equal(other[key], given[key]) for key in given if key != "input_ids")
     special = given["input_ids"] < FIRST
@@ -203,11 +203,11 @@ def test_another_input_keeps_special_tokens_and_padding(left: bool) -> None:
 def test_no_other_input_where_nothing_can_change_places() -> None:
     hooked = maskhooks.wrap(make("bert"))
     generator = torch.Generator().manual_seed(0)
-    assert hooked.task.vary({"input_ids": torch.tensor([[CLS, 9, SEP]])}, generator) is None
-    assert hooked.task.vary({"input_ids": torch.tensor([[CLS, 9, 9, SEP]])}, generator) is None
+    assert hooked.task.perturb({"input_ids": torch.tensor([[CLS, 9, SEP]])}, generator) is None
+    assert hooked.task.perturb({"input_ids": torch.tensor([[CLS, 9, 9, SEP]])}, generator) is None
     two = {"input_ids": torch.tensor([[CLS, 8, 9, SEP]])}
     for seed in range(4):  # half of all permutations of two leave them where they are
-        other = hooked.task.vary(two, torch.Generator().manual_seed(seed))
+        other = hooked.task.perturb(two, torch.Generator().manual_seed(seed))
         assert other["input_ids"].tolist() == [[CLS, 9, 8, SEP]]
 
 

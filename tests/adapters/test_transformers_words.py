@@ -37,7 +37,7 @@ PIECES = [
 ]
 WORDS = [[0, 1, 1, 1, 2, 3, 4], [0, 1, 2, 3, 3, 4, 5]]
 QUICK = dataclasses.replace(Recipe(), steps=3, baseline_steps=1)
-FREE = dataclasses.replace(QUICK, steps=20, warmup=1, free_rate=0.3)
+FREE = dataclasses.replace(QUICK, steps=20, warmup_steps=1, logit_learning_rate=0.3)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_pieces_of_a_word_have_one_score(tokenizer: PreTrainedTokenizerFast, bat
     assert explanation["label"][:5].tolist() == ["[CLS]", "un", "##good", "##ness", "films"]
     for site in set(explanation["site"]):
         for example, words in enumerate(WORDS):
-            rows = explanation.select(site=site, example=example, real=None)
+            rows = explanation.select(site=site, example=example, valid=None)
             scores = rows["score"]
             found = {number: set(scores[np.array(words) == number].tolist()) for number in set(words)}
             assert all(len(values) == 1 for values in found.values())
@@ -92,7 +92,7 @@ def test_pieces_of_a_word_have_one_score(tokenizer: PreTrainedTokenizerFast, bat
 def test_heads_have_gates_of_their_own_in_each_word(tokenizer: PreTrainedTokenizerFast, batch: BatchEncoding) -> None:
     hooked = maskhooks.wrap(make("bert", "SequenceClassification"), tokenizer=tokenizer, units="words")
     explanation = Random(hooked, "head").explain(batch)
-    first = explanation.select(example=0, site=explanation["site"][0], real=None)
+    first = explanation.select(example=0, site=explanation["site"][0], valid=None)
     scores = first["score"].reshape(7, -1)
     assert (scores[1] == scores[3]).all()
     assert scores[1][0] != scores[1][1]

@@ -52,5 +52,5 @@ def left(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def alone(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     """One example without padding."""
-    real = batch["attention_mask"][row].bool()
-    return {key: value[row : row + 1, real] for key, value in batch.items()}
+    valid = batch["attention_mask"][row].bool()
+    return {key: value[row : row + 1, valid] for key, value in batch.items()}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-from maskhooks.checks.doctor import bypassed, examine
+from maskhooks.checks.doctor import bypassed, doctor
 from maskhooks.errors import BypassedWarning
 from tests.masks.test_masking import TOKENS, Tagger
 from tests.training.tagger_fits import SITES, batches, fitted, wrapped
@@ -21,13 +21,13 @@ def hooked():
 class Skips(Tagger):
     """Adds the embedding's mean to the last state: information goes around the layers."""
 
-    def forward(self, ids, real):
-        return super().forward(ids, real) + self.embedding(ids).mean((1, 2))[:, None] * torch.tensor([1.0, 0, 0])
+    def forward(self, ids, valid):
+        return super().forward(ids, valid) + self.embedding(ids).mean((1, 2))[:, None] * torch.tensor([1.0, 0, 0])
 
 
 class TestDoctor:
     def test_sound_sites(self, hooked):
-        report = examine(hooked, batches(1)[0])
+        report = doctor(hooked, batches(1)[0])
         assert report.healthy
         assert [f.calls for f in report.findings] == [1] * 4
         assert all(f.bypassed is False for f in report.findings)
@@ -37,7 +37,7 @@ class TestDoctor:
     def test_a_way_around(self):
         names = SITES[1:]
         hooked = wrapped(Skips(), sites={**dict.fromkeys(names, TOKENS)})
-        report = examine(hooked, batches(1)[0])
+        report = doctor(hooked, batches(1)[0])
         assert all(f.bypassed for f in report.findings)
         assert not report.healthy
         with pytest.warns(BypassedWarning, match=r"layers\.1:output"):
@@ -50,14 +50,14 @@ class TestDoctor:
 
     def test_troubles(self):
         class Twice(Tagger):
-            def forward(self, ids, real):
+            def forward(self, ids, valid):
                 self.layers[0](self.embedding(ids))
-                return super().forward(ids, real)
+                return super().forward(ids, valid)
 
         model = Twice()
         model.unused = nn.Linear(2, 2)
         hooked = wrapped(model, sites=dict.fromkeys(["layers.0:output", "unused:output", "layers.1:output"], TOKENS))
-        report = examine(hooked, batches(1)[0])
+        report = doctor(hooked, batches(1)[0])
         assert [bool(f.trouble) for f in report.findings] == [True, True, False]
         assert "fires 2 times" in report.findings[0].trouble
         assert "never fired" in report.findings[1].trouble

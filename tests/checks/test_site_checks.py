@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.checks.doctor import Report, check_gradients, examine, warn_bypassed
+from maskhooks.checks.doctor import Report, check_gradients, doctor, warn_bypassed
 from maskhooks.checks.site_checks import owners
 from maskhooks.errors import BatchError, GradientError, TappedModelError, UnfiredSiteWarning
 from maskhooks.hooks.tap import Tap
@@ -54,7 +54,7 @@ class Odd(Tiny):
 
 
 def report(model: nn.Module, address: str = "site:output", x: Any = None) -> Report:
-    return examine(maskhooks.wrap(model, sites=[address]), torch.randn(3, 4) if x is None else x)
+    return doctor(maskhooks.wrap(model, sites=[address]), torch.randn(3, 4) if x is None else x)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_all_calls_closed_at_once(around: bool) -> None:
             return states + x[:, :1, 0] if around else states
 
     hooked = maskhooks.wrap(Loop(), sites=["cell@*:output", "cell@1:output"])
-    every, single = examine(hooked, torch.randn(2, 3, 4)).findings
+    every, single = doctor(hooked, torch.randn(2, 3, 4)).findings
     assert (every.bypassed, every.trouble) == (around, "")
     assert single.bypassed
 
@@ -134,7 +134,7 @@ def test_batches_and_outputs_that_are_no_rows_and_columns(kind: str) -> None:
             return self.first(x), self.bias(torch.ones(2, 1))
 
     sites = {"first:output": "batch hidden -> batch", "bias:output": "batch hidden -> batch"}
-    found = examine(maskhooks.wrap(Passes(), sites=sites), batch)
+    found = doctor(maskhooks.wrap(Passes(), sites=sites), batch)
     first, bias = found.findings
     assert ("to_padded_tensor" in first.trouble) == (kind != "sparse")
     assert not bias.trouble
@@ -157,15 +157,15 @@ def test_values_that_no_mask_is_learned_on(dtype: torch.dtype) -> None:
             self.cast, self.head = nn.Identity(), nn.Linear(3, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.head(self.cast(x.to(dtype)).real.float())
+            result: Tensor = self.head(self.cast(x.to(dtype)).valid.float())
             return result
 
     hooked = maskhooks.wrap(Casts(), sites={"cast:output": "batch hidden -> batch"}, output=rows)
-    (found,) = examine(hooked, torch.randn(4, 3)).findings
+    (found,) = doctor(hooked, torch.randn(4, 3)).findings
     assert found.trouble == f"its values are {dtype}, and masks are learned on floating-point ones"
     with pytest.raises(GradientError, match=r"masks are learned on floating-point ones\. Mask a site further on"):
         maskhooks.DiffMask(hooked, "cast:output", margin=0.1).fit([torch.randn(4, 3)], steps=1, progress=False)
-    (read,) = examine(maskhooks.wrap(Casts(), sites=["cast:output"], output=rows), torch.randn(4, 3)).findings
+    (read,) = doctor(maskhooks.wrap(Casts(), sites=["cast:output"], output=rows), torch.randn(4, 3)).findings
     assert not read.trouble
     with torch.no_grad(), hooked.tap(read="cast:output", replace={"cast:output": torch.zeros_like}) as tap:
         assert torch.equal(hooked(torch.randn(4, 3)), hooked(torch.randn(4, 3)))
@@ -208,14 +208,14 @@ def test_what_stands_around_a_place_is_in_the_report() -> None:
     """A place is no module of the model; the hooks are those of the module that computes what passes it."""
     rnn = nn.GRU(3, 4, batch_first=True)
     rnn.register_forward_hook(lambda *_: None)
-    found = maskhooks.examine(
+    found = maskhooks.doctor(
         maskhooks.wrap(rnn, output=lambda out: Categorical(logits=out[1][0])), torch.randn(2, 5, 3)
     )
     assert {finding.foreign_hooks for finding in found.findings} == {1}
     assert {tuple(finding.foreign) for finding in found.findings} == {("tests",)}
     vars(rnn)["forward"] = functools.partial(nn.GRU.forward, rnn)
     rnn._forward_hooks.clear()
-    found = maskhooks.examine(
+    found = maskhooks.doctor(
         maskhooks.wrap(rnn, output=lambda out: Categorical(logits=out[1][0])), torch.randn(2, 5, 3)
     )
     assert {row["foreign hooks"] for row in found.rows()} == {"forward of torch"}
@@ -226,16 +226,16 @@ def both(outputs: Tensor) -> Categorical:
 
 
 def test_the_report_of_a_model_without_sites_says_so() -> None:
-    report = examine(maskhooks.wrap(nn.Linear(4, 2)), torch.randn(3, 4))
+    report = doctor(maskhooks.wrap(nn.Linear(4, 2)), torch.randn(3, 4))
     assert str(report).startswith("no sites are listed: wrap(model, sites=...) lists some\noutput: unknown")
 
 
 def test_the_report_says_why_a_way_around_is_unknown() -> None:
     hooked = maskhooks.wrap(nn.Embedding(9, 3), sites={":output": "batch token hidden -> batch token"}, output=both)
     words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-    assert "bypassed unknown: no other input could be made" in str(maskhooks.examine(hooked, words))
-    known = maskhooks.wrap(hooked.model, sites=list(hooked.sites), output=both, real=lambda batch: batch != 0)
-    assert "bypassed unknown" not in str(maskhooks.examine(known, words))
+    assert "bypassed unknown: no other input could be made" in str(maskhooks.doctor(hooked, words))
+    known = maskhooks.wrap(hooked.model, sites=list(hooked.sites), output=both, valid=lambda batch: batch != 0)
+    assert "bypassed unknown" not in str(maskhooks.doctor(known, words))
 
 
 def test_hooks_removed_by_others_are_noticed() -> None:
@@ -261,7 +261,7 @@ def test_a_kernel_that_refuses_gradients_before_any_backward() -> None:
             return x * 2
 
     hooked = maskhooks.wrap(nn.Sequential(nn.Linear(4, 4), Kernel()), sites={"0:output": "batch hidden -> batch"})
-    (finding,) = examine(hooked, torch.randn(2, 4)).findings
+    (finding,) = doctor(hooked, torch.randn(2, 4)).findings
     assert finding.trouble == "no gradient comes back: no backward on this device"
     with pytest.raises(GradientError, match="no backward on this device"):
         check_gradients(hooked, torch.randn(2, 4), hooked.find("0:output"))

@@ -65,7 +65,7 @@ def texts(tmp_path: Path, network: str) -> Path:
     path = tmp_path / "texts.csv"
     path.write_text("text\n" + "\n".join(lines) + "\n")
     hooked = Factory().open(f"{network}:of_texts").hooked
-    explainer = maskhooks.DiffMask(hooked, "layer:output", recipe=maskhooks.Recipe(statistics=1))
+    explainer = maskhooks.DiffMask(hooked, "layer:output", recipe=maskhooks.Recipe(statistics_batches=1))
     explainer.fit([(torch.randint(1, 9, (4, 5)),)], steps=2, progress=False, accelerator="cpu")
     explainer.save(tmp_path / "run")
     return path

@@ -101,7 +101,7 @@ def test_factory_from_its_batches_to_page(run: Run, network: str, tmp_path: Path
 
 def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_path: Path) -> None:
     words = ("explain", "erasure", f"{network}:with_data", "--out", "erased", "--set", "sites=embed:output")
-    explained = run(*words, "--set", "positions=8")
+    explained = run(*words, "--set", "max_positions=8")
     assert explained.exit_code == 0, explained.stderr
     explanation = Explanation.from_parquet(tmp_path / "erased" / "explanation.parquet")
     assert set(explanation["score"].tolist()) <= {0.0, 1.0}
@@ -109,7 +109,7 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
     assert explanation.provenance["positions"] == 8
     for wrong, said in {
         ("diffmask",): "call fit",
-        ("erasure", "--set", "positions"): "--set positions=VALUE",
+        ("erasure", "--set", "max_positions"): "--set max_positions=VALUE",
         ("erasre",): "neither the folder of a run nor the name of an explainer",
         ("erasre", "--units", "words"): "Did you mean 'erasure'?",
         ("erasure", "--set", "position=3"): "erasure has no setting 'position'. There are: baseline,",
@@ -137,7 +137,7 @@ def test_options_reach_the_masks(run: Run, network: str, tmp_path: Path) -> None
     )
     assert fitted.exit_code == 0, fitted.stderr
     saved = json.loads((tmp_path / "run" / "explainer.json").read_text())["settings"]
-    assert [site["address"] for site in saved["given"]] == ["embed:output", "layer:output"]
+    assert [site["address"] for site in saved["conditioned_on"]] == ["embed:output", "layer:output"]
     assert (saved["gate"]["name"], saved["baseline"], saved["seed"]) == ("bernoulli", "zero", 3)
     assert saved["recipe"]["name"] == "paper"
 

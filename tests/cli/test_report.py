@@ -47,7 +47,7 @@ def test_either_is_enough(run: Run, made: Path) -> None:
 def test_several_parquet_files_with_other_examples(run: Run, made: Path) -> None:
     whole = Explanation.from_parquet(made / "explained" / "explanation.parquet")
     for name, examples in (("first", range(5)), ("second", range(5, 8))):
-        whole.select(example=examples, real=None).to_parquet(made / f"{name}.parquet")
+        whole.select(example=examples, valid=None).to_parquet(made / f"{name}.parquet")
     assert run("report", "second.parquet", "first.parquet").exit_code == 0
     assert "8 examples" in (made / "report.html").read_text(encoding="utf-8")
     twice = run("report", "first.parquet", "explained")

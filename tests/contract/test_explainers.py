@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("strangers", "unchecked")
 
 TOKENS = "batch token hidden -> batch token"
 SITES = ["embedding:output", "layers.0:output", "layers.1:output"]
-COLUMNS = ["example", "site", "depth", "position", "label", "real", "score", "kept"]
+COLUMNS = ["example", "site", "depth", "position", "label", "valid", "score", "kept"]
 BAD = {"nonsense": torch.zeros(1)}
 
 
@@ -49,17 +49,17 @@ class Case:
         return made
 
 
-QUICK = dataclasses.replace(Recipe(), steps=4, baseline_steps=2, warmup=2, validations=2)
-STARTS = dataclasses.replace(QUICK, starts=2, free_spread=1.0, heat=3.0)
+QUICK = dataclasses.replace(Recipe(), steps=4, baseline_steps=2, warmup_steps=2, validations=2)
+STARTS = dataclasses.replace(QUICK, restarts=2, logit_init_std=1.0, initial_temperature=3.0)
 DIFFMASK = {"margin": 5.0, "recipe": QUICK}
 FIT = {"progress": False, "accelerator": "cpu"}
 # What a registered explainer needs to be quick; one that is not here is made with its defaults.
 TUNED = {
     "diffmask": [
         Case("diffmask", DIFFMASK, FIT, "hidden"),
-        Case("diffmask", {**DIFFMASK, "sites": SITES[0], "given": SITES[1:]}, FIT, "conditioned"),
+        Case("diffmask", {**DIFFMASK, "sites": SITES[0], "conditioned_on": SITES[1:]}, FIT, "conditioned"),
         Case("diffmask", {**DIFFMASK, "amortized": False}, FIT, "free"),
-        Case("diffmask", {**DIFFMASK, "amortized": False, "recipe": STARTS}, FIT, "starts"),
+        Case("diffmask", {**DIFFMASK, "amortized": False, "recipe": STARTS}, FIT, "restarts"),
     ],
     "erasure": [Case("erasure", {"sites": SITES[0]}), Case("erasure", {"sites": SITES, "margin": 0.01}, {}, "margin")],
     "leave-one-out": [Case("leave-one-out", {"sites": SITES})],
@@ -84,11 +84,11 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm1d(6)
         self.head = nn.Linear(6, 3)
 
-    def forward(self, ids: Tensor, real: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
         states = self.embedding(ids)
         for layer in self.layers:
             states = torch.tanh(layer(self.drop(states)))
-        return self.head(self.norm((states * real[..., None]).sum(1)))
+        return self.head(self.norm((states * valid[..., None]).sum(1)))
 
 
 class Fuse:
@@ -126,7 +126,7 @@ def hooked(model: Net) -> Hooked:
         model,
         sites=dict.fromkeys(SITES, TOKENS),
         output=lambda logits: Categorical(logits=3 * logits),
-        real=lambda batch: batch[1],
+        valid=lambda batch: batch[1],
         names=lambda batch: [[f"t{index}" for index in row[mask]] for row, mask in zip(*batch, strict=True)],
     )
 
@@ -242,8 +242,8 @@ class TestRows:
     def test_the_columns(self, explanation: Explanation) -> None:
         assert sorted(explanation.columns) == sorted(COLUMNS)
         assert {len(column) for column in explanation.columns.values()} == {len(explanation)}
-        kinds = {name: explanation[name].dtype for name in ("score", "real", "kept")}
-        assert kinds == {"score": np.float32, "real": bool, "kept": bool}
+        kinds = {name: explanation[name].dtype for name in ("score", "valid", "kept")}
+        assert kinds == {"score": np.float32, "valid": bool, "kept": bool}
         assert all(explanation[name].dtype.kind == "i" for name in ("example", "depth", "position"))
 
     def test_a_row_for_each_position_of_each_site_and_depth(self, explanation: Explanation) -> None:
@@ -258,13 +258,13 @@ class TestRows:
         assert np.isfinite(score).all()
         assert score.min() >= 0
         assert score.max() <= 1
-        assert np.array_equal(explanation["kept"], (score > 0.5) & explanation["real"])
+        assert np.array_equal(explanation["kept"], (score > 0.5) & explanation["valid"])
 
     def test_padding_is_not_real(self, explanation: Explanation) -> None:
-        real = BATCH[1].numpy()[explanation["example"], explanation["position"]]
-        assert not real.all()
-        assert np.array_equal(explanation["real"], real)
-        assert explanation.select()["real"].all()
+        valid = BATCH[1].numpy()[explanation["example"], explanation["position"]]
+        assert not valid.all()
+        assert np.array_equal(explanation["valid"], valid)
+        assert explanation.select()["valid"].all()
 
     def test_positions_have_the_names_of_the_task(self, explanation: Explanation) -> None:
         kept = explanation.select()
@@ -274,8 +274,8 @@ class TestRows:
     def test_examples_are_numbered_on(self, explainer: Explainer, explanation: Explanation) -> None:
         both = explainer.explain_all([BATCH, BATCH])
         assert sorted(set(both["example"])) == list(range(8))
-        assert explainer.explain(BATCH, first=4) == both.select(example=range(4, 8), real=None)
-        assert both.select(example=range(4), real=None) == explanation
+        assert explainer.explain(BATCH, start_index=4) == both.select(example=range(4, 8), valid=None)
+        assert both.select(example=range(4), valid=None) == explanation
 
 
 class TestProvenance:

@@ -131,8 +131,8 @@ def test_doctor_of_a_torch_encoder(x: Tensor) -> None:
     """It reports instead of raising: which sites are nested, which are computed by a kernel, what hooks move."""
     model = Encoder().eval()
     addresses = [*LAYERS[:1], *ATTENTION, "encoder.layers.0.self_attn.out_proj:output", "encoder:output"]
-    hooked = maskhooks.wrap(model, sites=addresses, vary=lambda batch, generator: (batch[0].flip(0), batch[1]))
-    report = maskhooks.examine(hooked, (x, PAD))
+    hooked = maskhooks.wrap(model, sites=addresses, perturb=lambda batch, generator: (batch[0].flip(0), batch[1]))
+    report = maskhooks.doctor(hooked, (x, PAD))
     troubles = [finding.trouble for finding in report.findings]
     assert ["nested tensor" in trouble for trouble in troubles] == [True, True, False, False]
     assert "takes its weights, a fused path" in troubles[2]
@@ -143,7 +143,7 @@ def test_doctor_of_a_torch_encoder(x: Tensor) -> None:
 
 def test_doctor_says_how_far_hooks_move_a_fused_path(x: Tensor) -> None:
     model = Encoder(nested=False).eval()
-    report = maskhooks.examine(maskhooks.wrap(model, sites=LAYERS[:1]), (x,))
+    report = maskhooks.doctor(maskhooks.wrap(model, sites=LAYERS[:1]), (x,))
     with torch.no_grad(), frozen(model):
         plain = model(x)
         with Tap(model, [Site.parse(LAYERS[0])]):
@@ -163,7 +163,7 @@ def test_one_of_three_arguments_that_are_one_object(address: str, x: Tensor) -> 
     with Tap(model, [Site.parse(address)], {Site.parse(address): gate(1.0)}) as tap:
         model(x)
     torch.testing.assert_close(tap.outputs, model(x))
-    (finding,) = maskhooks.examine(maskhooks.wrap(model, sites=[address]), x).findings
+    (finding,) = maskhooks.doctor(maskhooks.wrap(model, sites=[address]), x).findings
     assert finding.trouble.startswith("open gates change the output's bits")
 
 
@@ -172,7 +172,7 @@ def test_the_inside_of_multihead_attention_is_refused(x: Tensor) -> None:
     address = "mha.out_proj:output"
     with pytest.raises(SiteNeverFiredError, match="bypassed by a fused path"), Tap(model, [Site.parse(address)]):
         model(x)
-    (finding,) = maskhooks.examine(maskhooks.wrap(model, sites=[address]), x).findings
+    (finding,) = maskhooks.doctor(maskhooks.wrap(model, sites=[address]), x).findings
     assert finding.trouble == (
         "never fired: multi_head_attention_forward takes its weights, a fused path; address the module around it"
     )

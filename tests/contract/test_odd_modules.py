@@ -169,7 +169,7 @@ def places(model: Odd) -> Iterator[str]:
             yield f"part{at}:input{path}"
 
 
-def examine(model: Odd) -> Counter[str]:
+def doctor(model: Odd) -> Counter[str]:
     """All that must hold for one odd module; counts what was looked at."""
     looked: Counter[str] = Counter()
     x, other = torch.randn(5, 4), torch.randn(5, 4)
@@ -257,20 +257,20 @@ PLAIN = [(returns, call) for returns in RETURNS for call in CALLS]
 
 @pytest.mark.parametrize(("returns", "call"), PLAIN)
 def test_what_it_returns_and_how_it_is_called(returns: str, call: str) -> None:
-    looked = examine(Odd(returns, call))
+    looked = doctor(Odd(returns, call))
     assert looked == {"output": 1, "input": len(CALLS[call][1])}
 
 
 @pytest.mark.parametrize(("after", "calls"), list(itertools.product(AFTER, (1, 3))))
 def test_what_happens_after_it(after: str, calls: int) -> None:
-    assert examine(Odd("tuple", "by keyword", after, calls))["output"] == calls
+    assert doctor(Odd("tuple", "by keyword", after, calls))["output"] == calls
 
 
 @pytest.mark.parametrize("calls", [2, 3])
 @pytest.mark.parametrize("kind", ["alias", "tied", "left", "named"])
 def test_kinds(kind: str, calls: int) -> None:
     model = Odd("dictionary", calls=calls, **{kind: True})
-    assert examine(model)["output"] == calls - (kind == "left")
+    assert doctor(model)["output"] == calls - (kind == "left")
     if kind == "alias":
         x = torch.randn(5, 4)
         with Tap(model, [Site.parse("alias@1:output.x"), Site.parse("part@1:output.x")]) as tap:
@@ -287,7 +287,7 @@ def test_kinds(kind: str, calls: int) -> None:
     kind=st.fixed_dictionaries({name: st.booleans() for name in ("alias", "tied", "named")}),
 )
 def test_any_of_these(returns: str, call: str, after: str, calls: int, kind: dict[str, bool]) -> None:
-    looked = examine(Odd(returns, call, after, calls, **kind))
+    looked = doctor(Odd(returns, call, after, calls, **kind))
     assert looked["output"] == calls
 
 
@@ -299,7 +299,7 @@ def test_hooks_of_others_that_edit(returns: str) -> None:
     model.part.register_forward_hook(lambda module, args, out: pack(get(out) + 1))
     model.part.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
     model.register_forward_hook(lambda module, args, out: out / 2)
-    assert examine(model)["output"] == 2
+    assert doctor(model)["output"] == 2
 
 
 def test_repeated_steps_do_not_shift_the_numbers() -> None:

@@ -91,7 +91,7 @@ def test_weights_offloaded_by_accelerate(kind: str, tmp_path: Path) -> None:
     assert [(n, w.device.type, w.requires_grad) for n, w in model.named_parameters()] == flags
     assert owners(model[0]) == ["accelerate"]
     hooked = maskhooks.wrap(model, sites={"0:output": "batch hidden -> batch"})
-    assert maskhooks.examine(hooked, x).healthy
+    assert maskhooks.doctor(hooked, x).healthy
     assert [(n, w.device.type, w.requires_grad) for n, w in model.named_parameters()] == flags
 
 
@@ -157,7 +157,7 @@ def test_quantised_values() -> None:
     with torch.no_grad(), hooked.tap(read="rounded:output") as tap:
         hooked(torch.randn(3, 4))
     assert tap.values["rounded:output"].dtype == torch.qint8
-    (found,) = maskhooks.examine(hooked, torch.randn(3, 4)).findings
+    (found,) = maskhooks.doctor(hooked, torch.randn(3, 4)).findings
     assert found.trouble == "its values are torch.qint8, and masks are learned on floating-point ones"
     assert found.bypassed is False
 
@@ -176,4 +176,4 @@ def test_weights_of_whole_numbers() -> None:
     model = nn.Sequential(Whole(4, 5), nn.GELU(), Whole(5, 2))
     gates(model, torch.randn(3, 4), "0:output", 5)
     hooked = maskhooks.wrap(model, sites={"0:output": "batch hidden -> batch"}, output=rows)
-    assert maskhooks.examine(hooked, torch.randn(3, 4)).healthy
+    assert maskhooks.doctor(hooked, torch.randn(3, 4)).healthy

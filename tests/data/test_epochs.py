@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, Weighte
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.errors import EmptyLoaderError
-from maskhooks.passes.clean_cache import Store, Stored
+from maskhooks.passes.clean_cache import CleanCache, Stored
 
 
 class Noisy(torch.utils.data.Dataset[Any]):
@@ -55,7 +55,7 @@ def loaders() -> dict[str, Any]:
         "a stream": DataLoader(Streamed(), 3),
         "a list": list(range(4)),
         "told": Told(range(4)),
-        "stored": Stored(DataLoader(data, 3, shuffle=True), 0, Store()),
+        "stored": Stored(DataLoader(data, 3, shuffle=True), 0, CleanCache()),
     }
 
 

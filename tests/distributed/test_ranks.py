@@ -75,7 +75,7 @@ def test_two_processes_are_one_with_the_global_batch(strategy: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sites": runs.SITES[0], "given": runs.SITES},
+        {"sites": runs.SITES[0], "conditioned_on": runs.SITES},
         {"gate": "bernoulli"},
         {"recipe": dataclasses.replace(QUICK, objective="paper")},
         {"sites": runs.SITES[1], "recipe": dataclasses.replace(QUICK, validations=1)},  # several draws
@@ -95,10 +95,10 @@ def test_a_list_of_batches_with_stored_passes(tmp_path: Path) -> None:
     for devices in ({}, TWO):
         made = runs.explainer()
         batches = list(runs.loader(42, 4 if devices else 8))
-        made.fit(batches, epochs=1, progress=False, accelerator="cpu", store=tmp_path / "store", **devices)
+        made.fit(batches, epochs=1, progress=False, accelerator="cpu", cache=tmp_path / "cache", **devices)
         found.append(made)
     same(*found)
-    made.fit(batches, epochs=3, progress=False, accelerator="cpu", store="memory", **TWO)
+    made.fit(batches, epochs=3, progress=False, accelerator="cpu", cache="memory", **TWO)
     assert len(made.result.log) == 18
 
 

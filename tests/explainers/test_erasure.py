@@ -36,13 +36,13 @@ class Sum(nn.Module):
 BATCH = torch.tensor([[1, 2, 1, 0, 7], [1, 1, 0, 0, 0], [7, 1, 3, 2, 0]]), torch.tensor([4, 5, 3])
 
 
-def real(batch: Any) -> Tensor:
+def valid(batch: Any) -> Tensor:
     return torch.arange(5) < batch[1][:, None]
 
 
 @pytest.fixture
 def hooked() -> maskhooks.Hooked:
-    return maskhooks.wrap(Sum(), sites={"embed:output": TOKENS}, real=real)
+    return maskhooks.wrap(Sum(), sites={"embed:output": TOKENS}, valid=valid)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -81,7 +81,7 @@ def _two() -> Any:
 def test_units_are_closed_together() -> None:
     pieces = torch.tensor([[0, 0, 1, 2, 2]]).expand(3, -1)
     hooked = maskhooks.wrap(
-        Sum(), sites={"embed:output": TOKENS}, real=real, units=lambda batch: pieces[: len(batch[0])]
+        Sum(), sites={"embed:output": TOKENS}, valid=valid, units=lambda batch: pieces[: len(batch[0])]
     )
     erasure = Erasure(hooked, "embed:output")
     assert [one.solutions for one in erasure.search(BATCH, progress=False)] == [((0,),), ((),), ((0,), (2,))]

@@ -34,8 +34,8 @@ class Network(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        real = (tokens != 0).float()[..., None]
-        return self.head((torch.tanh(self.layer(self.embed(tokens))) * real).sum(1) / real.sum(1))
+        valid = (tokens != 0).float()[..., None]
+        return self.head((torch.tanh(self.layer(self.embed(tokens))) * valid).sum(1) / valid.sum(1))
 
 
 def hooked() -> maskhooks.Hooked:
@@ -45,7 +45,7 @@ def hooked() -> maskhooks.Hooked:
         Network(),
         sites={"embed:output": pattern, "layer:output": pattern},
         output=lambda logits: Categorical(logits=logits),
-        real=lambda batch: batch != 0,
+        valid=lambda batch: batch != 0,
         names=lambda batch: [[f"<{token}>" for token in row] for row in batch.tolist()],
     )
 
@@ -69,7 +69,7 @@ def random_explainer() -> Explainer:
 
 
 def diffmask() -> Explainer:
-    found = maskhooks.DiffMask(hooked(), "layer:output", recipe=maskhooks.Recipe(statistics=1))
+    found = maskhooks.DiffMask(hooked(), "layer:output", recipe=maskhooks.Recipe(statistics_batches=1))
     return found.fit([collate(texts(8))], steps=2, progress=False, accelerator="cpu")
 
 
@@ -92,7 +92,7 @@ def test_rows_are_those_of_explain_all(make: Callable[[], Explainer], tmp_path: 
     assert again.provenance == whole.provenance
     assert len(again) == len(whole)
     for number in range(22):
-        assert again.select(example=number, real=None) == whole.select(example=number, real=None)
+        assert again.select(example=number, valid=None) == whole.select(example=number, valid=None)
 
 
 def test_examples_of_like_length_share_batches_and_keep_their_numbers(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_parts_give_the_files_of_one_call(tmp_path: Path, order: tuple[int, ...]
         data, settings = [collate(data[i : i + 5]) for i in range(0, 61, 5)], {"batches": 2, "progress": False}  # type: ignore[misc]
     whole = explainer.explain_to(data, tmp_path / "whole", **settings)
     for done, which in enumerate(order):
-        shards = explainer.explain_to(data, tmp_path / "rows", part=(which, 3), **settings)
+        shards = explainer.explain_to(data, tmp_path / "rows", shard=(which, 3), **settings)
         assert shards.complete == (done == 2)
     assert contents(shards) == contents(whole)
 
@@ -171,7 +171,7 @@ def test_batches_that_count_otherwise_than_by_their_first_axis(tmp_path: Path) -
     batches = [(torch.randn(4, 3),)] * 3
     assert explainer.explain_to(batches, tmp_path / "one", progress=False).examples == 6
     with pytest.raises(BatchError, match="batches of 12 examples, by the first axis of their first tensor, gave 6"):
-        explainer.explain_to(batches, tmp_path / "two", progress=False, part=(0, 2))
+        explainer.explain_to(batches, tmp_path / "two", progress=False, shard=(0, 2))
 
 
 def test_a_shuffling_loader_keeps_its_order(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_shuffling_loader_keeps_its_order(tmp_path: Path) -> None:
 
 def test_it_is_not_gone_on_with_by_another(tmp_path: Path) -> None:
     data, first = texts(10), diffmask()
-    first.explain_to(data, tmp_path, about={"data": "a"}, **SETTINGS)
+    first.explain_to(data, tmp_path, metadata={"data": "a"}, **SETTINGS)
 
     def differences(explainer: Explainer, **given: Any) -> str:
         with pytest.raises(ResumeError) as caught:
@@ -200,9 +200,9 @@ def test_it_is_not_gone_on_with_by_another(tmp_path: Path) -> None:
     assert "batch_size was 4 and is 5" in differences(first, batch_size=5)
     assert "batches was 2 and is 3" in differences(first, batches=3)
     assert "by_length was false and is true" in differences(first, length=len)
-    assert 'about.data was "a" and is "b"' in differences(first, about={"data": "b"})
+    assert 'metadata.data was "a" and is "b"' in differences(first, metadata={"data": "b"})
     assert "explainer.explainer" in differences(random_explainer())
-    further = maskhooks.DiffMask(hooked(), "layer:output", recipe=maskhooks.Recipe(statistics=1))
+    further = maskhooks.DiffMask(hooked(), "layer:output", recipe=maskhooks.Recipe(statistics_batches=1))
     further.fit([collate(texts(8))], steps=3, progress=False, accelerator="cpu")
     assert differences(further).startswith("weights was")
     other = diffmask()
@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFittedError):
         maskhooks.DiffMask(hooked(), "layer:output").explain_to(texts(4), tmp_path / "none", **SETTINGS)
     with pytest.raises(SettingError, match="part 4 of 4"):
-        random_explainer().explain_to(texts(4), tmp_path / "none", part=(4, 4), **SETTINGS)
+        random_explainer().explain_to(texts(4), tmp_path / "none", shard=(4, 4), **SETTINGS)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file cannot be made"):
         random_explainer().explain_to(texts(4), tmp_path / "file", **SETTINGS)

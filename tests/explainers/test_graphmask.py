@@ -22,7 +22,7 @@ from maskhooks.sites.site import Site
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-QUICK = dataclasses.replace(Recipe.named("graph"), steps=6, warmup=2, validations=2)
+QUICK = dataclasses.replace(Recipe.named("graph"), steps=6, warmup_steps=2, validations=2)
 EDGE = "edge feature -> edge"
 Graphs = tuple[Tensor, Tensor, Tensor]  # states, edges, the graph of each node
 
@@ -81,7 +81,7 @@ def hook(companions: bool = True) -> Hooked:
         Net().eval(),
         sites=sites(companions),
         output=lambda logits: Categorical(logits=3 * logits),
-        examples=lambda graphs: graphs[2][graphs[1][0]],
+        example_index=lambda graphs: graphs[2][graphs[1][0]],
         edges=lambda graphs: {"source": graphs[1][0] % 3, "target": graphs[1][1] % 3},
     )
 
@@ -149,7 +149,7 @@ def test_without_amortisation_each_edge_has_a_gate_of_its_own() -> None:
 
 
 def test_layers_join_from_the_top_down() -> None:
-    explainer = fitted(hook(), recipe=dataclasses.replace(QUICK, steps=8, stagger=0.5))
+    explainer = fitted(hook(), recipe=dataclasses.replace(QUICK, steps=8, layer_warmup=0.5))
     first, last = (explainer.result.log[step]["site"] for step in (0, 7))
     assert first == "layers.1.message:output"
     assert last == "layers.0.message:output, layers.1.message:output"
@@ -234,7 +234,7 @@ def test_gates_read_states_and_numbers_in_place_of_rows(probe: type[Probe]) -> N
             ],
             call=lambda model, batch: model(*batch),
             output=lambda logits: Categorical(logits=logits),
-            examples=lambda batch: batch[2][batch[1][1]],
+            example_index=lambda batch: batch[2][batch[1][1]],
         )
         recipe = dataclasses.replace(QUICK, probe="summed" if probe is SummedMLP else "mlp")
         explainer = GraphMask(hooked, margin=5.0, recipe=recipe).fit([batch(1), batch(2)], [batch(3)], progress=False)

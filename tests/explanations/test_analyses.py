@@ -29,20 +29,20 @@ def explanation(seed: int = 0, depths: int = 3, first: int = 0, site: str = "lay
     scores = torch.rand(depths, 3, 6, generator=generator).where(REAL, 1.0)  # padding would win, if it counted
     parts = [Scores(Site.parse(site.format(d), PATTERN), d, part, REAL, WORDS) for d, part in enumerate(scores)]
     known = [{"target": name} for name in ("bad", "good", "bad")]
-    return Explanation.build(parts, provenance={"seed": seed}, examples=known, first=first)
+    return Explanation.build(parts, provenance={"seed": seed}, examples=known, start_index=first)
 
 
 def heads(values: torch.Tensor) -> Explanation:
     site = Site.parse("attention:output", "batch token (head dim) -> batch token head, head=2")
-    real = torch.ones(values.shape[:2], dtype=torch.bool)
-    return Explanation.build([Scores(site, 0, values, real, [["a", "b"]] * len(values))], provenance={})
+    valid = torch.ones(values.shape[:2], dtype=torch.bool)
+    return Explanation.build([Scores(site, 0, values, valid, [["a", "b"]] * len(values))], provenance={})
 
 
 def test_kept_by_is_the_mean_over_the_rows_of_a_group() -> None:
     whole = explanation()
     found = kept_by(whole, token_kind)
     frame = whole.to_pandas()
-    frame = frame[frame["real"]].assign(kind=lambda rows: rows["label"].map(token_kind))
+    frame = frame[frame["valid"]].assign(kind=lambda rows: rows["label"].map(token_kind))
     expected = frame.groupby(["depth", "kind"])
     assert len(found) == expected.ngroups == 3 * 5
     for row in found:
@@ -52,8 +52,8 @@ def test_kept_by_is_the_mean_over_the_rows_of_a_group() -> None:
         assert row.kept == pytest.approx(rows["kept"].mean())
         assert (row.positions, row.examples) == (len(rows), rows["example"].nunique())
     assert [row.depth for row in found] == sorted(row.depth for row in found)
-    lowest = [row.score for row in found if row.depth == 0]
-    assert lowest == sorted(lowest, reverse=True)
+    min_logit = [row.score for row in found if row.depth == 0]
+    assert min_logit == sorted(min_logit, reverse=True)
 
 
 def test_rows_make_a_table() -> None:
@@ -75,7 +75,7 @@ def test_parts_count_like_the_whole() -> None:
         for analyse in (kept_by, depths_kept):
             found, expected = pd.DataFrame(analyse(iter(parts), group)), pd.DataFrame(analyse(whole, group))
             pd.testing.assert_frame_equal(found, expected)
-    without_rows = whole.select(example=0, real=False)
+    without_rows = whole.select(example=0, valid=False)
     assert depths_kept([without_rows, whole], "label") == depths_kept(whole, "label")
 
 
@@ -90,7 +90,7 @@ def test_files_of_any_number_are_parts(tmp_path: Path) -> None:
 def test_depths_kept_counts_depths_a_position() -> None:
     whole = explanation()
     found = {row.group: row for row in depths_kept(whole, "label")}
-    rows = whole.to_pandas().query("real")
+    rows = whole.to_pandas().query("valid")
     counts = rows.groupby(["label", "example", "position"], observed=True)["kept"].sum()
     for label, row in found.items():
         assert row.depths == pytest.approx(counts[label].mean())
@@ -103,11 +103,11 @@ def test_depths_kept_counts_depths_a_position() -> None:
 def test_the_error_takes_examples_for_the_unit() -> None:
     counts = torch.tensor([0.0, 1.0, 3.0, 3.0])
     scores = (torch.arange(3)[:, None] < counts)[:, :, None].float()  # [depth, example, position]
-    real = torch.ones(4, 1, dtype=torch.bool)
+    valid = torch.ones(4, 1, dtype=torch.bool)
 
     def found(repeat: int) -> tuple[float, float]:
         parts = [
-            Scores(Site.parse(f"layer.{d}:output", PATTERN), d, part.expand(4, repeat), real.expand(4, repeat))
+            Scores(Site.parse(f"layer.{d}:output", PATTERN), d, part.expand(4, repeat), valid.expand(4, repeat))
             for d, part in enumerate(scores)
         ]
         (row,) = depths_kept(Explanation.build(parts, provenance={}), lambda _: "all")
@@ -164,7 +164,7 @@ def test_top_is_where_the_largest_real_score_is() -> None:
 
 
 def test_top_tells_types_of_edges_apart() -> None:
-    numbers, real, whose = (
+    numbers, valid, whose = (
         torch.arange(2),
         torch.ones(2, dtype=torch.bool),
         ExampleIndex(torch.zeros(2, dtype=torch.long), 1),
@@ -174,7 +174,7 @@ def test_top_tells_types_of_edges_apart() -> None:
             Site.parse(f"conv.{relation}:output", "edge feature -> edge"),
             0,
             torch.tensor(values),
-            real,
+            valid,
             examples=whose,
             edges={"source": numbers, "target": numbers + 5 * relation, "relation": torch.full((2,), relation)},
         )
@@ -186,8 +186,8 @@ def test_top_tells_types_of_edges_apart() -> None:
 def test_equal_scores_share_an_example() -> None:
     scores = torch.tensor([[0.9, 0.9, 0.1], [0.2, 0.5, 0.4]])
     names = [["[CLS]", "a", "b"], ["[CLS]", "a", "b"]]
-    real = torch.ones(2, 3, dtype=torch.bool)
-    one = Explanation.build([Scores(Site.parse("x:output", PATTERN), 0, scores, real, names)], provenance={})
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    one = Explanation.build([Scores(Site.parse("x:output", PATTERN), 0, scores, valid, names)], provenance={})
     assert top(one) == {"a": 0.75, "[CLS]": 0.25}
     assert top(one, {"[CLS]": "special"}) == {"special": 0.25}  # words take part, their share is not in the result
 
@@ -210,7 +210,7 @@ def test_stability_is_the_mean_deviation_over_seeds() -> None:
 def test_stability_does_not_depend_on_the_order_of_rows() -> None:
     one, other = (Explanation.concat([explanation(seed), explanation(seed + 9, first=3)]) for seed in (0, 1))
     turned = Explanation.concat(
-        [explanation(10, first=3), *(explanation(1).select(depth=d, real=None) for d in (2, 0, 1))]
+        [explanation(10, first=3), *(explanation(1).select(depth=d, valid=None) for d in (2, 0, 1))]
     )
     assert turned != other
     assert stability([one, turned]) == stability([one, other])
@@ -236,7 +236,7 @@ def test_stability_refuses_what_differs() -> None:
 
 
 def test_nothing_to_count_is_an_error_with_a_way_out() -> None:
-    empty = explanation().select(example=1, real=False)
+    empty = explanation().select(example=1, valid=False)
     for analyse in (kept_by, depths_kept, top):
         for part, group in ((explanation(), {"nothing": "here"}), (empty, "label")):
             with pytest.raises(SettingError, match="no real position is in any group"):
@@ -249,8 +249,8 @@ def test_nothing_to_count_is_an_error_with_a_way_out() -> None:
 
 def test_a_million_rows_cost_less_than_a_second() -> None:
     names = [[f"w{i % 1000}" for i in range(row, row + 50)] for row in range(2500)]
-    real = torch.ones(2500, 50, dtype=torch.bool)
-    parts = [Scores(Site.parse(f"l.{d}:output", PATTERN), d, torch.rand(2500, 50), real, names) for d in range(8)]
+    valid = torch.ones(2500, 50, dtype=torch.bool)
+    parts = [Scores(Site.parse(f"l.{d}:output", PATTERN), d, torch.rand(2500, 50), valid, names) for d in range(8)]
     large = Explanation.build(parts, provenance={})
     assert len(large) == 1_000_000
     kept_by(large.select(example=0), token_kind)  # pandas is imported

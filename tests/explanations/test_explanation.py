@@ -39,8 +39,8 @@ def built(depths: int = 3, address: str = "embed:output", **settings: Any) -> Ex
 
 def patches(depths: int = 2) -> Explanation:
     site = Site.parse("conv:output", "batch channel height width -> batch height width")
-    real = torch.ones(1, 3, 5, dtype=torch.bool)
-    return Explanation.build([Scores(site, d, torch.rand(1, 3, 5), real) for d in range(depths)], provenance={})
+    valid = torch.ones(1, 3, 5, dtype=torch.bool)
+    return Explanation.build([Scores(site, d, torch.rand(1, 3, 5), valid) for d in range(depths)], provenance={})
 
 
 def test_rows_hold_each_score_once() -> None:
@@ -49,15 +49,15 @@ def test_rows_hold_each_score_once() -> None:
     assert explanation.sites == ("embed:output",)
     for row in explanation.to_pandas().itertuples():
         assert row.score == values()[row.depth, row.example, row.position]
-        assert row.kept == (row.score > 0.5 and row.real)
-        assert row.real == REAL[row.example, row.position]
-        assert row.label == (TOKENS[row.example][row.position] if row.real else str(row.position))
+        assert row.kept == (row.score > 0.5 and row.valid)
+        assert row.valid == REAL[row.example, row.position]
+        assert row.label == (TOKENS[row.example][row.position] if row.valid else str(row.position))
 
 
 def test_rows_of_bert_cost_a_few_milliseconds() -> None:
     site = Site.parse("embed:output", "batch token hidden -> batch token")
-    real, names = torch.ones(32, 64, dtype=torch.bool), [[f"w{i}" for i in range(64)]] * 32
-    parts = [Scores(site, depth, torch.rand(32, 64), real, names) for depth in range(8)]
+    valid, names = torch.ones(32, 64, dtype=torch.bool), [[f"w{i}" for i in range(64)]] * 32
+    parts = [Scores(site, depth, torch.rand(32, 64), valid, names) for depth in range(8)]
     seconds = []
     for _ in range(7):
         start = time.process_time()
@@ -67,7 +67,7 @@ def test_rows_of_bert_cost_a_few_milliseconds() -> None:
 
 
 def test_provenance_and_examples_are_kept() -> None:
-    explanation = built(first=5)
+    explanation = built(start_index=5)
     assert explanation.provenance == {"seed": 0, "parts": ["hard concrete", "learned"]}
     assert explanation.examples[6] == {"prediction": "positive"}
     assert sorted(set(explanation["example"])) == [5, 6]
@@ -105,8 +105,8 @@ def test_select_narrows_down() -> None:
         examples=[{"target": "a"}, {"target": "b"}],
     )
     assert len(explanation.select()) == 21
-    assert len(explanation.select(real=None)) == 24
-    assert explanation.select(real=False)["position"].tolist() == [3, 3, 3]
+    assert len(explanation.select(valid=None)) == 24
+    assert explanation.select(valid=False)["position"].tolist() == [3, 3, 3]
     one = explanation.select(example=1, site="layer.2:output")
     np.testing.assert_array_equal(one["score"], values()[2, 1, :3].numpy())
     assert one.sites == ("layer.2:output",)
@@ -123,17 +123,17 @@ def test_select_narrows_down() -> None:
 
 
 def test_concat_puts_batches_and_sites_together() -> None:
-    first, second = built(), built(first=2)
+    first, second = built(), built(start_index=2)
     both = Explanation.concat([first, second])
     assert len(both) == 48
     assert both.provenance == first.provenance
     assert sorted(both.examples) == [0, 1, 2, 3]
-    assert both.select(example=[0, 1], real=None) == first
+    assert both.select(example=[0, 1], valid=None) == first
     other = Explanation.concat([both, built(address="z:output", provenance={"seed": 1})])
     assert other.sites == ("embed:output", "z:output")
     assert other.provenance == {"of": [first.provenance, {"seed": 1}]}
     assert other.matrix(0)[1][:2] == ["0 (embed:output)", "0 (z:output)"]
-    with pytest.raises(SettingError, match="first=32"):
+    with pytest.raises(SettingError, match="start_index=32"):
         Explanation.concat([first, built()])
     with pytest.raises(SettingError, match="at least one"):
         Explanation.concat([])
@@ -144,16 +144,16 @@ def test_matrix_is_depth_by_position() -> None:
     np.testing.assert_array_equal(scores, values()[:, 1, :3].numpy())
     assert depths == ["0", "1", "2"]
     assert labels == TOKENS[1]
-    np.testing.assert_array_equal(built(first=4).matrix()[0], values()[:, 0].numpy())
+    np.testing.assert_array_equal(built(start_index=4).matrix()[0], values()[:, 0].numpy())
 
 
 def test_matrix_averages_heads_and_leaves_gaps() -> None:
     site = Site.parse("attention:output", "batch token (head dim) -> batch token head, head=3")
     heads = torch.rand(1, 4, 3)
-    real = torch.ones(1, 4, dtype=torch.bool)
+    valid = torch.ones(1, 4, dtype=torch.bool)
     short = Site.parse("pooled:output", "batch hidden -> batch")
     explanation = Explanation.build(
-        [Scores(site, 0, heads, real), Scores(short, 1, torch.tensor([0.25]), torch.tensor([True]))],
+        [Scores(site, 0, heads, valid), Scores(short, 1, torch.tensor([0.25]), torch.tensor([True]))],
         provenance={},
     )
     scores, _, labels = explanation.matrix()
@@ -183,7 +183,7 @@ def test_repr_html_is_escaped() -> None:
     text = explanation._repr_html_()
     assert "<img" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
-    assert "<table" in built().select(real=False)._repr_html_()
+    assert "<table" in built().select(valid=False)._repr_html_()
 
 
 def test_pandas_has_categories() -> None:
@@ -194,9 +194,9 @@ def test_pandas_has_categories() -> None:
 
 
 def test_plot_chooses_the_kind() -> None:
-    heat = built().plot(0)
-    assert len(heat.axes[0].collections) == 1
-    assert heat.axes[0].get_title(loc="left") == "example 0 · prediction: positive · target: positive"
+    initial_temperature = built().plot(0)
+    assert len(initial_temperature.axes[0].collections) == 1
+    assert initial_temperature.axes[0].get_title(loc="left") == "example 0 · prediction: positive · target: positive"
     assert len(built(1).plot().axes[0].patches) == 4
     assert len(built(3).plot(kind="bars").axes[0].patches) == 12
     images = patches().plot()
@@ -207,7 +207,7 @@ def test_plot_chooses_the_kind() -> None:
     with pytest.raises(SettingError, match="needs patches"):
         built().plot(kind="image")
     with pytest.raises(SettingError, match="no rows"):
-        built().select(depth=0, example=0, real=False).plot()
+        built().select(depth=0, example=0, valid=False).plot()
 
 
 def test_plot_draws_on_axes_that_are_given() -> None:

@@ -90,6 +90,6 @@ def test_what_does_not_fit_is_named(group: Any, message: str) -> None:
 
 
 def test_an_explanation_without_rows_has_no_groups() -> None:
-    empty = explanation().select(example=0, real=False)
+    empty = explanation().select(example=0, valid=False)
     for group in ("label", str.upper, {}, [["S"]], np.array([])):
         assert len(grouped(empty, group).rows) == 0

@@ -17,8 +17,8 @@ NAMES = ["[CLS]", *(f"({row}, {column})" for row in range(2) for column in range
 
 
 def scores(depth: int, pattern: str, values: Tensor, names: list[str] | None = None) -> Scores:
-    real = torch.ones(values.shape[:2] if pattern == HEADS else values.shape, dtype=torch.bool)
-    return Scores(Site.parse(f"layer{depth}:output", pattern), depth, values, real, names and [names])
+    valid = torch.ones(values.shape[:2] if pattern == HEADS else values.shape, dtype=torch.bool)
+    return Scores(Site.parse(f"layer{depth}:output", pattern), depth, values, valid, names and [names])
 
 
 def test_patches_of_a_state_stand_where_those_of_the_input_do() -> None:
@@ -70,8 +70,8 @@ def edges(depth: int, relation: int, values: list[float], name: str = "") -> Sco
     rows = torch.arange(len(values))
     columns = {"source": rows, "target": rows + 1, "edge": rows, "relation": torch.full_like(rows, relation)}
     site = Site.parse(f"{name or relation}{depth}:output", "edge feature -> edge")
-    real, whose = torch.ones(len(values), dtype=torch.bool), ExampleIndex(torch.zeros_like(rows), 1)
-    return Scores(site, depth, torch.tensor(values), real, examples=whose, edges=columns)
+    valid, whose = torch.ones(len(values), dtype=torch.bool), ExampleIndex(torch.zeros_like(rows), 1)
+    return Scores(site, depth, torch.tensor(values), valid, examples=whose, edges=columns)
 
 
 def test_sites_with_types_of_edges_of_their_own_are_one_layer() -> None:

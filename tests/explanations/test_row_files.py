@@ -26,13 +26,15 @@ from maskhooks.sites.site import Site
 def explanation() -> Explanation:
     tokens = Site.parse("embed:output", "batch token hidden -> batch token")
     heads = Site.parse("attention:output[0]", "batch token (head dim) -> batch token head, head=2")
-    real = torch.tensor([[True, True, True], [True, False, False]])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
     names = [["a", "</script>", "\n"], ["ü"]]
     scores = [
-        Scores(tokens, 0, torch.rand(2, 3), real, names),
-        Scores(heads, 1, torch.tensor([[[0.1, float("nan")]] * 3] * 2), real, names),
+        Scores(tokens, 0, torch.rand(2, 3), valid, names),
+        Scores(heads, 1, torch.tensor([[[0.1, float("nan")]] * 3] * 2), valid, names),
     ]
-    return Explanation.build(scores, provenance={"seed": 3, "parts": ["x"]}, examples=[{"target": "t"}, {}], first=7)
+    return Explanation.build(
+        scores, provenance={"seed": 3, "parts": ["x"]}, examples=[{"target": "t"}, {}], start_index=7
+    )
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_parquet_and_back(explanation: Explanation, tmp_path: Path) -> None:
 
 
 def test_a_selection_without_rows_survives(explanation: Explanation, tmp_path: Path) -> None:
-    empty = explanation.select(example=7, real=False)
+    empty = explanation.select(example=7, valid=False)
     assert len(empty) == 0
     empty.save(tmp_path)
     empty.to_parquet(tmp_path / "rows.parquet")
@@ -147,7 +149,7 @@ def shards(explanation: Explanation, tmp_path: Path) -> Path:
     folder = tmp_path / "rows.parquet"
     folder.mkdir()
     for number in (8, 7):
-        explanation.select(example=number, real=None).to_parquet(folder / f"part-{number}.parquet")
+        explanation.select(example=number, valid=None).to_parquet(folder / f"part-{number}.parquet")
     (folder / "_manifest.json").write_text("{}")
     (folder / ".part-9.parquet-x.draft").write_bytes(b"half")
     return folder
@@ -159,14 +161,14 @@ def test_a_folder_is_read_like_a_file(explanation: Explanation, shards: Path) ->
     assert again.examples == explanation.examples
     assert again.provenance == explanation.provenance
     for number in (7, 8):
-        assert again.select(example=number, real=None) == explanation.select(example=number, real=None)
+        assert again.select(example=number, valid=None) == explanation.select(example=number, valid=None)
     assert len(pd.read_parquet(shards)) == len(explanation)
 
 
 @pytest.mark.parametrize("wanted", [7, [8], [7, 8]])
 def test_examples_are_chosen_while_reading(explanation: Explanation, shards: Path, tmp_path: Path, wanted: Any) -> None:
     explanation.to_parquet(tmp_path / "one.parquet")
-    found = explanation.select(example=wanted, real=None)
+    found = explanation.select(example=wanted, valid=None)
     for path in (shards, tmp_path / "one.parquet"):
         again = Explanation.from_parquet(path, example=wanted)
         assert again.examples == found.examples

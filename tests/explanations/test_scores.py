@@ -11,24 +11,26 @@ from maskhooks.explanations.scores import FIXED, Scores, stack
 from maskhooks.sites.site import Site
 
 
-def scores(pattern: str, values: torch.Tensor, real: torch.Tensor | None = None, **settings: object) -> Scores:
+def scores(pattern: str, values: torch.Tensor, valid: torch.Tensor | None = None, **settings: object) -> Scores:
     site = Site.parse("net.layer:output", pattern)
-    if real is None:
+    if valid is None:
         sizes = dict(zip(site.gating().gated, values.shape, strict=True))
-        real = torch.ones([sizes[axis] for axis in site.gating().positions], dtype=torch.bool)
-    return Scores(site, 3, values, real, **settings)  # type: ignore[arg-type]
+        valid = torch.ones([sizes[axis] for axis in site.gating().positions], dtype=torch.bool)
+    return Scores(site, 3, values, valid, **settings)  # type: ignore[arg-type]
 
 
 def test_tokens_are_rows_in_the_order_of_the_mask() -> None:
-    real = torch.tensor([[True, True, False], [True, True, True]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
     values = torch.tensor([[0.5, 0.6, 0.0], [1.0, 0.2, 0.3]], dtype=torch.bfloat16, requires_grad=True)
-    rows = scores("batch token hidden -> batch token", values, real, names=[["a", "b"], ["c", "d", "e"]]).rows(first=10)
+    rows = scores("batch token hidden -> batch token", values, valid, names=[["a", "b"], ["c", "d", "e"]]).rows(
+        first=10
+    )
     assert list(rows) == list(FIXED)
     assert rows["example"].tolist() == [10, 10, 10, 11, 11, 11]
     assert rows["position"].tolist() == [0, 1, 2, 0, 1, 2]
     assert rows["depth"].tolist() == [3] * 6
     assert rows["label"].tolist() == ["a", "b", "2", "c", "d", "e"]
-    assert rows["real"].tolist() == [True, True, False, True, True, True]
+    assert rows["valid"].tolist() == [True, True, False, True, True, True]
     assert rows["score"].dtype == np.float32
     np.testing.assert_array_equal(rows["score"], values.detach().float().reshape(-1).numpy())
     assert rows["kept"].tolist() == [False, True, False, True, False, False]  # .5 is not above .5
@@ -41,12 +43,12 @@ def test_the_threshold_moves_kept() -> None:
 
 def test_heads_are_a_column_and_share_the_tokens_padding() -> None:
     values = torch.rand(2, 3, 4)
-    real = torch.tensor([[True, True, False], [True, False, False]])
-    rows = scores("batch token (head dim) -> batch token head, head=4", values, real).rows()
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    rows = scores("batch token (head dim) -> batch token head, head=4", values, valid).rows()
     for example, token, head, is_real, score in zip(
-        *(rows[n].tolist() for n in ("example", "position", "head", "real", "score")), strict=True
+        *(rows[n].tolist() for n in ("example", "position", "head", "valid", "score")), strict=True
     ):
-        assert is_real == real[example, token]
+        assert is_real == valid[example, token]
         assert score == pytest.approx(values[example, token, head].item())
 
 

@@ -21,11 +21,11 @@ MADE = {"explainer": {"name": "random", "sites": ["a:output"]}, "batch_size": 3}
 
 
 def explanation(first: int, count: int = 3) -> Explanation:
-    real = torch.ones(count, 4, dtype=torch.bool)
-    real[0, 2:] = False
+    valid = torch.ones(count, 4, dtype=torch.bool)
+    valid[0, 2:] = False
     sites = [Site.parse(f"{name}:output", "batch token hidden -> batch token") for name in "ba"]
-    scores = [Scores(site, depth, torch.rand(count, 4), real) for depth, site in enumerate(sites)]
-    return Explanation.build(scores, provenance={"seed": 1}, examples=[{"target": "t"}] * count, first=first)
+    scores = [Scores(site, depth, torch.rand(count, 4), valid) for depth, site in enumerate(sites)]
+    return Explanation.build(scores, provenance={"seed": 1}, examples=[{"target": "t"}] * count, start_index=first)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.group import MaskingGroup
 from maskhooks.masks.masking import Masking
-from maskhooks.masks.probes import MLP, FreeLogits
+from maskhooks.masks.probes import MLP, PerExampleLogits
 from maskhooks.masks.samples import GateSamples
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
@@ -61,7 +61,7 @@ def hooked() -> Hooked:
         Net().eval(),
         sites=dict.fromkeys(SITES, "edge feature -> edge"),
         output=lambda logits: Categorical(logits=3 * logits),
-        examples=lambda batch: batch[2][batch[1][1]],
+        example_index=lambda batch: batch[2][batch[1][1]],
     )
 
 
@@ -194,7 +194,7 @@ def test_random_masks_have_a_rate_for_each_graph(hooked, batch) -> None:
 
 def test_free_logits_are_one_for_each_edge(hooked, batch) -> None:
     site = hooked.sites[0]
-    masking = Masking(site, 0, [Vote((), FreeLogits())], HardConcrete(), Zero())
+    masking = Masking(site, 0, [Vote((), PerExampleLogits())], HardConcrete(), Zero())
     gather(hooked, [masking], [batch], torch.device("cpu"))
     masking.votes[0].probe.begin([4], torch.device("cpu"))
     clean = clean_pass(hooked, batch, masking.reads)
@@ -208,7 +208,7 @@ def test_examples_that_do_not_fit_are_refused(batch, given: Tensor) -> None:
         Net().eval(),
         sites=dict.fromkeys(SITES, "edge feature -> edge"),
         output=lambda logits: Categorical(logits=logits),
-        examples=lambda batch: given,
+        example_index=lambda batch: given,
     )
     masking = Masking(hooked.sites[0], 0, [Vote((hooked.sites[0],), MLP())], HardConcrete(), Zero())
     gather(hooked, [masking], [batch], torch.device("cpu"))

@@ -18,7 +18,7 @@ from maskhooks.masks.baselines import Learned, Zero
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.masks.group import MaskingGroup
 from maskhooks.masks.masking import Masking
-from maskhooks.masks.probes import MLP, FreeLogits, PaperMLP, Probe
+from maskhooks.masks.probes import MLP, PaperMLP, PerExampleLogits, Probe
 from maskhooks.masks.samples import GateSamples
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import kl
@@ -46,11 +46,11 @@ class Tagger(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
         self.head = nn.Linear(12, 3)
 
-    def forward(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         states = self.embedding(ids)
         for layer in self.layers:
             states = torch.tanh(layer(states))
-        return self.head((states * real[..., None]).sum(1) / real.sum(1, keepdim=True))
+        return self.head((states * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def hooked():
         Tagger(),
         sites=dict.fromkeys(names, TOKENS),
         output=lambda o: Categorical(logits=o),
-        real=lambda b: b[1],
+        valid=lambda b: b[1],
     )
 
 
@@ -142,7 +142,7 @@ def test_grouped_positions(batch):
         Tagger(),
         sites={"layers.1:output": pattern},
         output=lambda o: Categorical(logits=o),
-        real=lambda b: b[1],
+        valid=lambda b: b[1],
     )
     masking = make(hooked, batch)
     assert masking.sizes == {"baseline": [3, 4], "reads": [[12]], "groups": 3}
@@ -182,7 +182,7 @@ def test_positions_of_a_unit_share_one_gate_and_count_as_one(batch):
         Tagger(),
         sites={"layers.1:output": TOKENS},
         output=lambda o: Categorical(logits=o),
-        real=lambda b: b[1],
+        valid=lambda b: b[1],
         units=lambda b: numbers,
     )
     masking = make(hooked, batch)
@@ -202,13 +202,13 @@ def test_positions_of_a_unit_share_one_gate_and_count_as_one(batch):
 
 def test_units_have_the_shape_of_positions(batch):
     for numbers in (torch.zeros(4, 5).long(), torch.zeros(4, 6)):
-        hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, real=lambda b: b[1], units=lambda b, n=numbers: n)
+        hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, valid=lambda b: b[1], units=lambda b, n=numbers: n)
         with pytest.raises(BatchError, match=r"units have shape .* whole number for each"):
             hooked.task.units(hooked.find("layers.1:output")[0], batch, {"layers.1:output": torch.zeros(4, 6, 12)})
 
 
 def test_words_are_unknown_to_a_task_without_a_tokenizer(batch):
-    hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, real=lambda b: b[1], units="words")
+    hooked = wrap(Tagger(), sites={"layers.1:output": TOKENS}, valid=lambda b: b[1], units="words")
     with pytest.raises(BatchError, match=r"units='words': the task 'function' does not know"):
         hooked.task.units(hooked.find("layers.1:output")[0], batch, {"layers.1:output": torch.zeros(4, 6, 12)})
 
@@ -226,7 +226,7 @@ class TestProbes:
         torch.testing.assert_close(probe.variance, both.var(0, unbiased=False), rtol=1e-3, atol=1e-5)
 
     def test_the_clamp_lets_a_logit_come_back(self):
-        probe = FreeLogits(start_logit=2.0, low=-7.0, high=5.0)
+        probe = PerExampleLogits(init_logit=2.0, min_logit=-7.0, max_logit=5.0)
         probe.start([], 1)
         probe.begin([2], torch.device("cpu"))
         probe.logits.data.copy_(torch.tensor([[9.0], [-9.0]]))
@@ -239,8 +239,8 @@ class TestProbes:
         assert probe.logits.grad.flatten().tolist() == [0.0, 0.0]
 
     def test_settings_out_of_range(self):
-        with pytest.raises(SettingError, match="between low and high"):
-            MLP(start_logit=9.0)
+        with pytest.raises(SettingError, match="between min_logit and max_logit"):
+            MLP(init_logit=9.0)
 
     def test_the_papers_head_saturates_open(self):
         probe = PaperMLP()
@@ -251,9 +251,9 @@ class TestProbes:
 
 
 class TestObjectives:
-    def masked(self, probability: torch.Tensor, real: torch.Tensor | None = None) -> GateSamples:
-        real = torch.ones_like(probability, dtype=torch.bool) if real is None else real
-        return GateSamples(probability, probability.log(), real)
+    def masked(self, probability: torch.Tensor, valid: torch.Tensor | None = None) -> GateSamples:
+        valid = torch.ones_like(probability, dtype=torch.bool) if valid is None else valid
+        return GateSamples(probability, probability.log(), valid)
 
     @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan])
     def test_the_margin_is_positive(self, margin):
@@ -261,7 +261,7 @@ class TestObjectives:
             RatioLagrangian(margin)
 
     def test_augmented_formula(self):
-        objective = AugmentedLagrangian(0.125, aim=0.8, rate=0.05, damping=5.0, initial=0.5)
+        objective = AugmentedLagrangian(0.125, target_fraction=0.8, rate=0.05, damping=5.0, initial=0.5)
         objective.start(torch.tensor(2.0))
         masked = self.masked(torch.tensor([[0.2, 0.4], [0.6, 0.8]]))
         divergence = torch.tensor([0.5, 0.3])
@@ -277,7 +277,9 @@ class TestObjectives:
         assert objective.multiplier == 0
 
     def test_ratio_formula(self):
-        objective = RatioLagrangian(0.125, aim=0.8, rate=0.1, power=2.0, initial=4.0, floor=0.1, memory=0.5)
+        objective = RatioLagrangian(
+            0.125, target_fraction=0.8, rate=0.1, power=2.0, initial=4.0, l0_price=0.1, ema_decay=0.5
+        )
         objective.start(torch.tensor(2.0))  # the multiplier is now 4 * .1 / 2
         masked = self.masked(torch.tensor([[0.2, 0.4], [0.6, 0.8]]))
         divergence = torch.tensor([0.5, 0.3])
@@ -352,7 +354,7 @@ def test_recipes_by_name():
 
 
 def test_rates_rise_and_fall():
-    recipe = dataclasses.replace(Recipe(), warmup=10, decay=0.5)
+    recipe = dataclasses.replace(Recipe(), warmup_steps=10, decay_fraction=0.5)
     rates = [recipe.rate(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[49] == 1

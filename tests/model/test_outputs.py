@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, VonMises
 
 from maskhooks.errors import UnknownDistributionError
-from maskhooks.model.outputs import Positions, agreement, check, count, kl, overtaken, prediction_loss, predictions
+from maskhooks.model.outputs import Positions, agreement, check, count, kl, flip_loss, prediction_loss, predictions
 
 
 def categorical(logits: Tensor) -> Categorical:
@@ -144,26 +144,26 @@ class TestOvertaken:
         masked = Categorical(
             logits=torch.tensor([[2.0, 0.0, -1.0], [0.4, 0.0, 0.0], [0.1, 0.0, -5.0], [0.0, 1.0, 5.0]])
         )
-        torch.testing.assert_close(overtaken(original, masked), torch.tensor([0.0, 0.0, 0.2, 5.3]))
+        torch.testing.assert_close(flip_loss(original, masked), torch.tensor([0.0, 0.0, 0.2, 5.3]))
 
     def test_a_lead_that_was_small_need_not_grow(self):
         close = Categorical(logits=torch.tensor([[0.1, 0.0]]))
-        torch.testing.assert_close(overtaken(close, close), torch.tensor([0.0]))
+        torch.testing.assert_close(flip_loss(close, close), torch.tensor([0.0]))
 
     def test_binary_heads_and_positions(self):
         original = Bernoulli(logits=torch.tensor([[3.0, -3.0]]))
         masked = Bernoulli(logits=torch.tensor([[-1.0, -2.0]]))
-        torch.testing.assert_close(overtaken(original, masked), torch.tensor([1.3]))
-        both = overtaken({"a": original, "b": original}, {"a": masked, "b": original})
+        torch.testing.assert_close(flip_loss(original, masked), torch.tensor([1.3]))
+        both = flip_loss({"a": original, "b": original}, {"a": masked, "b": original})
         torch.testing.assert_close(both, torch.tensor([1.3]))
         tokens = Categorical(logits=torch.tensor([[[2.0, 0.0], [2.0, 0.0]]]))
         moved = Categorical(logits=torch.tensor([[[0.0, 1.0], [2.0, 0.0]]]))
         chosen = torch.tensor([[True, True]])
-        torch.testing.assert_close(overtaken(Positions(tokens, chosen), Positions(moved, chosen)), torch.tensor([0.65]))
+        torch.testing.assert_close(flip_loss(Positions(tokens, chosen), Positions(moved, chosen)), torch.tensor([0.65]))
 
     def test_numbers_are_not_overtaken(self):
         one, other = Normal(torch.zeros(2), torch.ones(2)), Normal(torch.ones(2), torch.ones(2))
-        assert overtaken(one, other).tolist() == [0.0, 0.0]
+        assert flip_loss(one, other).tolist() == [0.0, 0.0]
 
 
 def test_prediction_loss_is_that_of_the_original_prediction() -> None:

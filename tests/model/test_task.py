@@ -85,27 +85,27 @@ def test_distribution() -> None:
 
 
 def test_real_positions() -> None:
-    assert Task().real(SITE, (X,), X).all()
+    assert Task().valid(SITE, (X,), X).all()
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert torch.equal(Task(real=lambda batch: mask).real(SITE, (X,), X), mask.bool())
-    assert torch.equal(Task(real=lambda batch, site: mask.numpy()).real(SITE, (X,), X), mask.bool())
+    assert torch.equal(Task(valid=lambda batch: mask).valid(SITE, (X,), X), mask.bool())
+    assert torch.equal(Task(valid=lambda batch, site: mask.numpy()).valid(SITE, (X,), X), mask.bool())
     with pytest.raises(
         BatchError, match=r"shape \[2, 2\], site x:output has positions \(batch, token\) of shape \[2, 3\]"
     ):
-        Task(real=lambda batch: mask[:, :2]).real(SITE, (X,), X)
+        Task(valid=lambda batch: mask[:, :2]).valid(SITE, (X,), X)
 
 
 def test_a_mask_may_go_on_with_padding_where_a_site_has_ended() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
     numbers = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, 1, 1]])
-    task = Task(real=lambda batch: mask, units=lambda batch: numbers)
-    assert torch.equal(task.real(SITE, (X,), X), mask[:, :3])
+    task = Task(valid=lambda batch: mask, units=lambda batch: numbers)
+    assert torch.equal(task.valid(SITE, (X,), X), mask[:, :3])
     found = task.units(SITE, (X,), {str(SITE): X})
     assert found is not None
     assert torch.equal(found, numbers[:, :3])
     for other in (mask.roll(1, 1), mask & (torch.arange(5) < 2), mask[:1]):
         with pytest.raises(BatchError, match="the mask of real positions has shape"):
-            Task(real=lambda batch, other=other: other).real(SITE, (X,), X)  # type: ignore[misc]
+            Task(valid=lambda batch, other=other: other).valid(SITE, (X,), X)  # type: ignore[misc]
     with pytest.raises(BatchError, match="the units have shape"):
         Task(units=lambda batch: numbers).units(SITE, (X,), {str(SITE): X})
 
@@ -121,7 +121,7 @@ def test_given_functions_go_in_front() -> None:
     assert changed.names(SITE, X) == [["b"]]
     assert task.names(SITE, X) == [["a"]]
     with pytest.raises(
-        BatchError, match="task 'function' takes no tokenizer; it takes call, output, real, names, vary"
+        BatchError, match="task 'function' takes no tokenizer; it takes call, output, real, names, perturb"
     ):
         task.given({"tokenizer": None})
 
@@ -129,42 +129,42 @@ def test_given_functions_go_in_front() -> None:
 # Another input of the same shape and padding
 
 
-def vary(task: Task, batch: Any, seed: int = 0) -> Any:
-    return task.vary(batch, Generator().manual_seed(seed))
+def perturb(task: Task, batch: Any, seed: int = 0) -> Any:
+    return task.perturb(batch, Generator().manual_seed(seed))
 
 
 def test_vary_permutes_among_real_positions() -> None:
     ids = torch.tensor([[5, 6, 7, 0], [8, 0, 0, 0]])  # 0 pads, and the ids are no mask all the same
-    real = ids != 0
-    batch = {"ids": ids, "mask": real.long(), "flags": real, "labels": torch.tensor([0, 1])}
-    varied = vary(Task(real=lambda batch: batch["ids"] != 0), batch)
+    valid = ids != 0
+    batch = {"ids": ids, "mask": valid.long(), "flags": valid, "labels": torch.tensor([0, 1])}
+    varied = perturb(Task(valid=lambda batch: batch["ids"] != 0), batch)
     assert not torch.equal(varied["ids"], ids)
-    assert sorted(varied["ids"][real].tolist()) == [5, 6, 7, 8]
-    assert varied["ids"][~real].eq(0).all()
+    assert sorted(varied["ids"][valid].tolist()) == [5, 6, 7, 8]
+    assert varied["ids"][~valid].eq(0).all()
     for key in ("mask", "flags", "labels"):
         assert torch.equal(varied[key], batch[key])
     assert ids.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
 
 
 def test_vary_without_a_mask_permutes_examples() -> None:
-    varied = vary(Task(), (X, torch.tensor([0, 1])), seed=1)
+    varied = perturb(Task(), (X, torch.tensor([0, 1])), seed=1)
     assert sorted(varied[0].tolist()) == sorted(X.tolist())
 
 
 @pytest.mark.parametrize("batch", [(X[:1],), {"ids": torch.arange(4).reshape(2, 2)}, "text"])
 def test_vary_where_nothing_can_be_made(batch: Any) -> None:
     """One example, or token ids without a word about padding: no other input, and not the same one either."""
-    assert vary(Task(), batch) is None
+    assert perturb(Task(), batch) is None
 
 
 def test_vary_given() -> None:
-    assert vary(Task(vary=lambda batch, generator: batch + 1), 1) == 2
+    assert perturb(Task(perturb=lambda batch, generator: batch + 1), 1) == 2
 
 
 def test_vary_is_reproducible_and_leaves_the_global_state() -> None:
     state = torch.get_rng_state()
     x = torch.randn(20, 3, generator=Generator().manual_seed(0))
-    assert torch.equal(vary(Task(), (x,))[0], vary(Task(), (x,))[0])
+    assert torch.equal(perturb(Task(), (x,))[0], perturb(Task(), (x,))[0])
     assert torch.equal(torch.get_rng_state(), state)
 
 

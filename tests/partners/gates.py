@@ -16,7 +16,7 @@ from maskhooks.model.hooked import Hooked
 from tests.conftest import same_bits
 
 PATTERN = "batch token hidden -> batch token"
-QUICK = dataclasses.replace(Recipe(), steps=6, baseline_steps=2, warmup=2, validations=2)
+QUICK = dataclasses.replace(Recipe(), steps=6, baseline_steps=2, warmup_steps=2, validations=2)
 
 
 def last_token(outputs: Any) -> Categorical:

@@ -125,7 +125,7 @@ def test_calls_structured_values_and_keywords() -> None:
         states
     )
     assert fingerprint(model) == before
-    report = maskhooks.examine(hooked, ids)
+    report = maskhooks.doctor(hooked, ids)
     assert report.findings[0].foreign == ["nnsight"]
     assert not report.findings[0].trouble
 

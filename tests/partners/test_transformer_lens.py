@@ -96,7 +96,7 @@ def test_gates_act_and_everything_is_as_it_was(bridge: Any) -> None:
     hooked = maskhooks.wrap(bridge, sites={FIRST: PATTERN}, output=last_token)  # found ones are tried below
     before = state(bridge)
     act(hooked, IDS, OTHER, FIRST, lambda outputs: outputs)
-    report = maskhooks.examine(hooked, IDS)
+    report = maskhooks.doctor(hooked, IDS)
     assert report.healthy, str(report)
     with pytest.raises(ZeroDivisionError), hooked.tap(replace={FIRST: lambda value: 1 / 0}):  # type: ignore[dict-item, return-value]
         hooked(IDS)
@@ -130,7 +130,7 @@ def test_sites_and_what_it_predicts_are_found(bridge: Any) -> None:
     mask = PADDING if bridge.cfg.attention_dir == "causal" else PADDING.flip(1)  # a bridge moves positions by it
     batch = {"input_ids": IDS, "attention_mask": mask}
     before = state(bridge)
-    report = maskhooks.examine(hooked, IDS)
+    report = maskhooks.doctor(hooked, IDS)
     assert report.healthy, str(report)
     with torch.no_grad(), hooked.tap(read=list(hooked.sites)) as tap:
         found = hooked.distribution(hooked(batch), batch)

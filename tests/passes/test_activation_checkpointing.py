@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import maskhooks
 from maskhooks import DiffMask, Recipe
 from maskhooks.errors import GradientError
-from maskhooks.passes.clean_cache import Store
+from maskhooks.passes.clean_cache import CleanCache
 from tests.conftest import fingerprint, same_bits
 
 # PyTorch's own, of a pass without gradients, as clean ones are
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 
 PATTERN = "batch token hidden -> batch token"
 SITES = ["embed:output", "layers.0:output", "layers.1.a:output", "shared@1:output", "layers.2:input"]
-QUICK = dataclasses.replace(Recipe(), steps=4, baseline_steps=2, warmup=2, validations=2)
+QUICK = dataclasses.replace(Recipe(), steps=4, baseline_steps=2, warmup_steps=2, validations=2)
 BATCHES = [torch.randint(0, 20, (3, 4), generator=Generator().manual_seed(seed)) for seed in range(2)]
 
 
@@ -81,8 +81,8 @@ def test_fit_is_the_fit_without_checkpointing(apart: bool, replay: bool, stored:
     for how in (None, "not reentrant"):
         made = explainer(how, apart, SITES, replay=replay)
         before = fingerprint(made.hooked.model)
-        store = Store(dtype=torch.bfloat16) if stored else None
-        made.fit(BATCHES, BATCHES[:1], accelerator="cpu", progress=False, store=store)
+        cache = CleanCache(dtype=torch.bfloat16) if stored else None
+        made.fit(BATCHES, BATCHES[:1], accelerator="cpu", progress=False, cache=cache)
         assert fingerprint(made.hooked.model) == before
         found.append(learned(made))
     assert all(same_bits(one, other) for one, other in zip(*found, strict=True))
@@ -105,7 +105,7 @@ def test_a_site_before_reentrant_checkpointing(given: bool) -> None:
     """With `given` a baseline is fitted first, by a backward pass of its own."""
     found = []
     for how in (None, "reentrant"):
-        made = explainer(how, True, SITES[:1], **({"given": SITES[:1]} if given else {}))
+        made = explainer(how, True, SITES[:1], **({"conditioned_on": SITES[:1]} if given else {}))
         found.append(learned(made.fit(BATCHES, accelerator="cpu", progress=False)))
     assert all(same_bits(one, other) for one, other in zip(*found, strict=True))
 

@@ -11,9 +11,9 @@ from torch.distributions import Categorical
 import maskhooks
 from maskhooks import DiffMask
 from maskhooks.errors import CorruptFileError, SettingError
-from maskhooks.passes import clean_cache as store
+from maskhooks.passes import clean_cache as cache
 from maskhooks.passes.clean import clean_pass
-from maskhooks.passes.clean_cache import Numbered, Store, Stored
+from maskhooks.passes.clean_cache import CleanCache, Numbered, Stored
 from maskhooks.passes.masked import masked_pass
 from maskhooks.seeds import generator
 from tests.models import Stack
@@ -29,7 +29,7 @@ def stacked():
 
 @pytest.fixture(params=["memory", "folder"])
 def place(request, tmp_path):
-    return "memory" if request.param == "memory" else tmp_path / "store"
+    return "memory" if request.param == "memory" else tmp_path / "cache"
 
 
 @pytest.mark.parametrize(("make", "batch"), [(wrapped, batches(1)[0]), (stacked, (torch.randint(0, 10, (2, 3)),))])
@@ -38,7 +38,7 @@ def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, plac
     explainer = DiffMask(hooked, hooked.sites)
     explainer.fit([batch], steps=1, progress=False)
     sites = explainer.reads
-    kept, item, calls = Store.named(place), Numbered(0, batch), []
+    kept, item, calls = CleanCache.named(place), Numbered(0, batch), []
 
     def compute():
         calls.append(1)
@@ -59,7 +59,7 @@ def test_a_fit_with_a_store_is_the_fit_without_while_batches_are_the_same(place)
     one = batches(1)
     plain = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False)
     hooked = wrapped()
-    kept = DiffMask(hooked, "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False, store=place)
+    kept = DiffMask(hooked, "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False, cache=place)
     assert plain.result.log == [
         {**row, "epoch": other["epoch"]} for row, other in zip(kept.result.log, plain.result.log, strict=True)
     ]
@@ -71,9 +71,9 @@ def test_the_model_runs_once_for_each_batch_and_nothing_is_left(tmp_path):
     hooked = wrapped()
     runs = []
     handle = hooked.model.embedding.register_forward_hook(lambda *_: runs.append(1))
-    recipe = dataclasses.replace(QUICK, statistics=1)
-    folder = tmp_path / "store"
-    DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False, store=folder)
+    recipe = dataclasses.replace(QUICK, statistics_batches=1)
+    folder = tmp_path / "cache"
+    DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False, cache=folder)
     with_store = len(runs)
     runs.clear()
     DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False)
@@ -83,14 +83,14 @@ def test_the_model_runs_once_for_each_batch_and_nothing_is_left(tmp_path):
 
 
 def test_every_epoch_has_every_batch_once_in_an_order_of_the_seed():
-    stored = Stored(list("abcdefgh"), 0, Store())
+    stored = Stored(list("abcdefgh"), 0, CleanCache())
     epochs = [[item.number for item in stored] for _ in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
     assert epochs[0] == list(range(8))
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    again = Stored(list("abcdefgh"), 0, Store())
+    again = Stored(list("abcdefgh"), 0, CleanCache())
     assert [[item.number for item in again] for _ in range(3)] == epochs
-    other = Stored(list("abcdefgh"), 1, Store())
+    other = Stored(list("abcdefgh"), 1, CleanCache())
     assert [[item.number for item in other] for _ in range(3)][1:] != epochs[1:]
 
 
@@ -99,7 +99,7 @@ def test_bfloat16_halves_the_room_and_rounds():
     sites = list(hooked.sites)
     kept = {}
     for dtype in (None, torch.bfloat16):
-        keeper = Store(dtype=dtype)
+        keeper = CleanCache(dtype=dtype)
         clean = keeper.clean(hooked, Numbered(0, batch), lambda: clean_pass(hooked, batch, sites), sites, [])
         kept[dtype] = keeper._kept[0].shelf.size, clean
     (full, exact), (half, rounded) = kept[None], kept[torch.bfloat16]
@@ -111,24 +111,24 @@ def test_bfloat16_halves_the_room_and_rounds():
 
 
 def test_what_does_not_fit_is_said_after_the_first_batch(monkeypatch):
-    monkeypatch.setattr(store, "_free", lambda folder: (1000.0, "in memory"))
+    monkeypatch.setattr(cache, "_free", lambda folder: (1000.0, "in memory"))
     with pytest.raises(SettingError, match=r"clean passes of 3 batches would take .*bfloat16"):
-        DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(batches(), steps=9, progress=False, store="memory")
+        DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(batches(), steps=9, progress=False, cache="memory")
 
 
 def test_a_loader_without_a_length_is_refused():
     with pytest.raises(SettingError, match="needs a loader with a length"):
-        Stored((batch for batch in batches()), 0, Store())
+        Stored((batch for batch in batches()), 0, CleanCache())
 
 
 def test_whole_numbers_are_no_dtype_for_values():
     with pytest.raises(SettingError, match=r"torch.int8"):
-        Store(dtype=torch.int8)
+        CleanCache(dtype=torch.int8)
 
 
 def test_a_file_that_breaks_is_named(tmp_path):
     hooked, batch = wrapped(), batches(1)[0]
-    kept, sites = Store(tmp_path), list(hooked.sites)
+    kept, sites = CleanCache(tmp_path), list(hooked.sites)
 
     def clean():
         return kept.clean(hooked, Numbered(0, batch), lambda: clean_pass(hooked, batch, sites), sites, [])

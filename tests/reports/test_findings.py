@@ -23,7 +23,7 @@ def explained(known: tuple[str, str] = ("positive", "negative"), copies: int = 2
             [Scores(site, depth, VALUES[depth], REAL, WORDS) for depth, site in enumerate(sites)],
             provenance={},
             examples=[{"prediction": name, "target": str(copy)} for name in known],
-            first=2 * copy,
+            start_index=2 * copy,
         )
         for copy in range(copies)
     ]

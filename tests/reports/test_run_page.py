@@ -79,7 +79,7 @@ def explanation(count: int = 3, first: int = 0, words: list[str] | None = None) 
         for depth in range(2)
     ]
     known = [{"prediction": "yes" if index % 2 else "no", "target": "no"} for index in range(first, first + count)]
-    return Explanation.build(parts, provenance={"seed": 7}, examples=known, first=first)
+    return Explanation.build(parts, provenance={"seed": 7}, examples=known, start_index=first)
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +242,8 @@ def test_a_long_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_patches_have_no_words() -> None:
     site = Site.parse("conv:output", "batch channel height width -> batch height width")
-    real = torch.ones(2, 2, 3, dtype=torch.bool)
-    text = report(None, Explanation.build([Scores(site, 0, torch.rand(2, 2, 3), real)], provenance={}))
+    valid = torch.ones(2, 2, 3, dtype=torch.bool)
+    text = report(None, Explanation.build([Scores(site, 0, torch.rand(2, 2, 3), valid)], provenance={}))
     assert headings(text) == ["What this is about", "What is kept at each depth", "Examples"]
     assert Page(text).data["examples"][0]["width"] == 3
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_reported(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="nothing to report: give the folder of a run"):
         report()
     with pytest.raises(SettingError, match="no rows with a real position"):
-        report(None, explanation().select(real=False))
+        report(None, explanation().select(valid=False))
     with pytest.raises(SettingError, match="examples 2 to 4 come twice"):
         report(None, [explanation(3), explanation(3, 2)])
     with pytest.raises(SettingError, match="examples 0 to 9 come twice"):

@@ -49,7 +49,7 @@ def wrapped(pattern: str = "row feature -> row", **more: Any) -> maskhooks.Hooke
         Summed(),
         sites={"row:output": pattern},
         output=lambda logits: Categorical(logits=logits),
-        examples=lambda batch: batch[1],
+        example_index=lambda batch: batch[1],
         **more,
     )
 
@@ -259,7 +259,7 @@ def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
     hooked, state = wrapped(), tmp_path / "state.json"
     wanted = Erasure(hooked, "row:output", margin=1e-3).search(batch(), progress=False)
     with pytest.warns(SearchLimitWarning, match="at row:output.*stopped by subsets"):
-        found = Erasure(hooked, "row:output", margin=1e-3, subsets=3, batch_size=2).search(
+        found = Erasure(hooked, "row:output", margin=1e-3, max_sets=3, batch_size=2).search(
             batch(), state=state, progress=False
         )
     assert found[1].stopped == "subsets"
@@ -298,11 +298,11 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 def test_limits_and_bars(capsys: pytest.CaptureFixture[str]) -> None:
     hooked = wrapped()
     with pytest.raises(SearchLimitError, match=r"example 1 at row:output has 4 positions, .* all 16 sets of them take"):
-        Erasure(hooked, "row:output", positions=3).search(batch(), progress=False)
+        Erasure(hooked, "row:output", max_positions=3).search(batch(), progress=False)
     Erasure(hooked, "row:output").search(batch())
     assert "searching" in capsys.readouterr().err
     with pytest.warns(SearchLimitWarning, match="stopped by seconds"):
-        Erasure(hooked, "row:output", margin=1e-9, seconds=1e-9, batch_size=1).search(batch(), progress=False)
+        Erasure(hooked, "row:output", margin=1e-9, time_limit=1e-9, batch_size=1).search(batch(), progress=False)
 
 
 @pytest.mark.usefixtures("unchecked")

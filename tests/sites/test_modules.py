@@ -68,7 +68,7 @@ def test_such_names_are_sites() -> None:
     assert same_bits(tap.values[address], tap.values["blocks.0.inner:output"])
     with torch.no_grad(), maskhooks.wrap(model).tap(replace={address: torch.zeros_like}):
         assert not hooked(x).any()
-    assert maskhooks.examine(hooked, x).healthy
+    assert maskhooks.doctor(hooked, x).healthy
     with pytest.raises(UnknownSiteError, match=r"blocks\.0\.inner:output"):
         hooked.find("blocks.0.iner:output")
     with pytest.raises(UnknownSiteError, match=r"no module 'blocks\.0\.size'"):

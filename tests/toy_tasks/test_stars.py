@@ -28,7 +28,7 @@ def model(data: tuple[stars.Stars, ...]) -> stars.StarsModel:
 def test_sizes_and_rates(data: tuple[stars.Stars, ...]) -> None:
     train, validation, test = data
     assert [len(part) for part in data] == [3600, 400, 400]
-    leaves = train.real.sum(1)
+    leaves = train.valid.sum(1)
     assert set(leaves.tolist()) == set(range(6, 13))
     assert bool((train.query[:, 0] != train.query[:, 1]).all())
     assert train.truth().float().mean() == pytest.approx(1 / 3, abs=0.02)
@@ -39,7 +39,7 @@ def test_sizes_and_rates(data: tuple[stars.Stars, ...]) -> None:
 def test_graphs_hold_each_star_with_its_centre_last(data: tuple[stars.Stars, ...]) -> None:
     part = data[2][:3]
     batch = part.graphs()
-    leaves = part.real.sum(1).tolist()
+    leaves = part.valid.sum(1).tolist()
     assert batch.centre.tolist() == [leaves[0], leaves[0] + leaves[1] + 1, sum(leaves) + 2]
     assert batch.star.tolist() == [0] * leaves[0] + [1] * leaves[1] + [2] * leaves[2]
     assert bool((batch.edges[1] == batch.centre[batch.star]).all())
@@ -63,7 +63,7 @@ def test_graphmask_finds_the_true_edges(data: tuple[stars.Stars, ...], model: st
     explanation = explainer.explain(test.graphs())
     found = stars.quality(stars.kept(explanation), test)
     assert min(found) > 0.95
-    assert explanation["relation"].tolist() == test.colour[test.real].tolist()
+    assert explanation["relation"].tolist() == test.colour[test.valid].tolist()
     assert explanation["label"][0] == f"colour {explanation['relation'][0]}"
     assert explanation["source"].tolist() == explanation["position"].tolist()
     assert int(explanation["example"].max()) == 399

@@ -12,7 +12,7 @@ from maskhooks.seeds import generator
 from tests.masks.test_masking import TOKENS, Tagger
 from tests.tiny_runs import categorical, padding
 
-QUICK = dataclasses.replace(Recipe(), steps=30, baseline_steps=5, warmup=5, validations=3)
+QUICK = dataclasses.replace(Recipe(), steps=30, baseline_steps=5, warmup_steps=5, validations=3)
 SITES = ["embedding:output", "layers.0:output", "layers.1:output", "layers.2:output"]
 
 
@@ -24,7 +24,7 @@ def batches(count=3, size=8):
 
 def wrapped(model=None, **settings):
     model = Tagger() if model is None else model
-    given = {"sites": dict.fromkeys(SITES, TOKENS), "output": categorical, "real": padding, **settings}
+    given = {"sites": dict.fromkeys(SITES, TOKENS), "output": categorical, "valid": padding, **settings}
     return maskhooks.wrap(model, **given)
 
 

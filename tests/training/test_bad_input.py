@@ -108,7 +108,7 @@ class TestBadInput:
 
     def test_a_state_before_the_masked_site(self, hooked):
         with pytest.raises(SettingError, match="given"):
-            DiffMask(hooked, SITES[2], given=SITES[0])
+            DiffMask(hooked, SITES[2], conditioned_on=SITES[0])
 
 
 class TestRecipe:
@@ -119,7 +119,7 @@ class TestRecipe:
             ({"optimizer": "adamw"}, r"no optimizer of a recipe is named 'adamw'"),
             ({"probe": "x"}, r"There are: mlp, summed, paper"),
             ({"validations": 0}, r"validations is a whole number from 1, got 0"),
-            ({"stagger": 1.5}, r"stagger is a fraction of the steps"),
+            ({"layer_warmup": 1.5}, r"stagger is a fraction of the steps"),
         ],
     )
     def test_settings_that_no_recipe_has(self, setting: dict[str, Any], found: str) -> None:

@@ -33,21 +33,21 @@ source = partial(generator, 7)
 
 def batches(count: int, size: int) -> list[tuple[int, Batch]]:
     random = generator(1)
-    real = torch.ones(size, 6, dtype=torch.bool)
-    return [(number, (torch.randint(0, 11, (size, 6), generator=random), real)) for number in range(count)]
+    valid = torch.ones(size, 6, dtype=torch.bool)
+    return [(number, (torch.randint(0, 11, (size, 6), generator=random), valid)) for number in range(count)]
 
 
 @pytest.fixture
 def hooked() -> Hooked:
     sites = dict.fromkeys(["layers.0:output", "layers.1:output"], TOKENS)
-    return wrap(Tagger(), sites=sites, output=lambda out: Categorical(logits=3 * out), real=lambda batch: batch[1])
+    return wrap(Tagger(), sites=sites, output=lambda out: Categorical(logits=3 * out), valid=lambda batch: batch[1])
 
 
 @pytest.fixture
 def groups(hooked: Hooked) -> list[MaskingGroup]:
     torch.manual_seed(0)
     found = [
-        Masking(site, depth, [Vote((site,), MLP(start_logit=0.0))], HardConcrete(), Learned())
+        Masking(site, depth, [Vote((site,), MLP(init_logit=0.0))], HardConcrete(), Learned())
         for depth, site in enumerate(hooked.sites)
     ]
     gather(hooked, found, [batches(1, 8)[0][1]], torch.device("cpu"))

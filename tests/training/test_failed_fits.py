@@ -15,8 +15,8 @@ from tests.training.tagger_fits import QUICK, SITES, batches, fitted, wrapped
 class Explodes(Tagger):
     """Gives NaN from a certain masked pass on."""
 
-    def forward(self, ids, real):
-        logits = super().forward(ids, real)
+    def forward(self, ids, valid):
+        logits = super().forward(ids, valid)
         return logits * float("nan") if torch.is_grad_enabled() and logits.requires_grad and self.after() else logits
 
     def after(self):

@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 import maskhooks
 from maskhooks import DiffMask, Recipe
-from maskhooks.checks.doctor import examine
+from maskhooks.checks.doctor import doctor
 from maskhooks.errors import MarginWarning, SettingError
 from maskhooks.masks.baselines import Token
 from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
@@ -29,7 +29,7 @@ class TestFit:
         explainer = fitted(hooked)
         explainer.explain(batches(1)[0])
         explainer.evaluate(batches(1), progress=False)
-        examine(hooked, batches(1)[0])
+        doctor(hooked, batches(1)[0])
         assert state(hooked.model) == before
 
     def test_the_model_comes_back_when_it_raises(self, hooked):
@@ -39,7 +39,7 @@ class TestFit:
                 raise RuntimeError("on demand")
             return batch[1]
 
-        hooked = wrapped(hooked.model, real=broken)
+        hooked = wrapped(hooked.model, valid=broken)
         before = state(hooked.model)
         with pytest.raises(RuntimeError, match="on demand"):
             fitted(hooked)
@@ -93,7 +93,7 @@ class TestFit:
             explainer.fit((b for b in batches()), epochs=1)
 
     def test_early_stop(self, hooked):
-        recipe = dataclasses.replace(QUICK, patience=1, validations=30, learning_rate=0.0, baseline_rate=0.0)
+        recipe = dataclasses.replace(QUICK, patience=1, validations=30, learning_rate=0.0, baseline_learning_rate=0.0)
         explainer = fitted(hooked, recipe=recipe, steps=300)
         assert len(explainer.result.log) < 300
         assert "no better checkpoint" in explainer.result.stopped
@@ -106,27 +106,29 @@ class TestFit:
         assert "divergence" in err
 
     def test_no_checkpoint_within_the_margin(self, hooked):
-        recipe = dataclasses.replace(QUICK, learning_rate=0.0, baseline_rate=0.0)
+        recipe = dataclasses.replace(QUICK, learning_rate=0.0, baseline_learning_rate=0.0)
         with pytest.warns(MarginWarning, match=r"layers\.1:output.*nearest"):
             explainer = fitted(hooked, margin=1e-9, recipe=recipe)
         assert explainer.within_margin is False
 
     def test_the_papers_recipe_runs(self, hooked):
-        explainer = fitted(hooked, recipe=dataclasses.replace(Recipe.named("paper"), steps=20, warmup=2, validations=2))
+        explainer = fitted(
+            hooked, recipe=dataclasses.replace(Recipe.named("paper"), steps=20, warmup_steps=2, validations=2)
+        )
         assert len(explainer.result.log) == 20
         assert explainer.explain(batches(1)[0])["score"].min() > 0
 
     def test_a_price_keeps_the_multiplier_up(self, hooked):
-        recipe = dataclasses.replace(Recipe.named("language"), steps=30, warmup=2, validations=2)
+        recipe = dataclasses.replace(Recipe.named("language"), steps=30, warmup_steps=2, validations=2)
         cheap, dear = (
-            fitted(hooked, recipe=dataclasses.replace(recipe, price=price), margin=5.0) for price in (0.0, 0.9)
+            fitted(hooked, recipe=dataclasses.replace(recipe, l0_price=l0_price), margin=5.0) for l0_price in (0.0, 0.9)
         )
         assert all(row["multiplier"] > 0.89 for row in dear.result.log)
         assert min(row["multiplier"] for row in cheap.result.log) < 0.89
 
     def test_masks_that_share_votes_join_one_after_another(self, hooked):
-        recipe = dataclasses.replace(QUICK, stagger=0.6, baseline_steps=0)
-        together = DiffMask(hooked, SITES[0], given=SITES[1:], margin=5.0, recipe=recipe)
+        recipe = dataclasses.replace(QUICK, layer_warmup=0.6, baseline_steps=0)
+        together = DiffMask(hooked, SITES[0], conditioned_on=SITES[1:], margin=5.0, recipe=recipe)
         together.fit(batches(), steps=100, progress=False)
         first = {depth: next(r["step"] for r in together.result.log if r["depth"] == depth) for depth in (1, 2, 3)}
         assert first[1] == 0
@@ -137,10 +139,12 @@ class TestFit:
     def test_several_maskings_a_step_from_one_clean_pass(self, hooked):
         runs = []
         handle = hooked.model.embedding.register_forward_hook(lambda *_: runs.append(1))
-        counts, recipe = [], dataclasses.replace(QUICK, statistics=1)
-        for per_step, steps in ((1, 20), (2, 10)):
+        counts, recipe = [], dataclasses.replace(QUICK, statistics_batches=1)
+        for maskings_per_step, steps in ((1, 20), (2, 10)):
             runs.clear()
-            explainer = DiffMask(hooked, SITES[2:], recipe=dataclasses.replace(recipe, per_step=per_step))
+            explainer = DiffMask(
+                hooked, SITES[2:], recipe=dataclasses.replace(recipe, maskings_per_step=maskings_per_step)
+            )
             explainer.fit(batches(), steps=steps, progress=False)
             counts.append(len(runs))
         handle.remove()
@@ -151,11 +155,11 @@ class TestFit:
         assert explainer.result.log[-1]["step"] == QUICK.steps - 1
 
     def test_a_step_has_a_masking(self):
-        with pytest.raises(SettingError, match="per_step"):
-            dataclasses.replace(QUICK, per_step=0)
+        with pytest.raises(SettingError, match="maskings_per_step"):
+            dataclasses.replace(QUICK, maskings_per_step=0)
 
     def test_inputs_given_states(self, hooked):
-        explainer = fitted(hooked, SITES[0], given=SITES[:3])
+        explainer = fitted(hooked, SITES[0], conditioned_on=SITES[:3])
         found = explainer.explain(batches(1)[0])
         assert list(found.mean_kept()) == [(SITES[0], 0), (SITES[0], 1), (SITES[0], 2)]
         by_depth = [found.select(depth=depth)["score"] for depth in range(3)]
@@ -163,7 +167,7 @@ class TestFit:
         assert len(by_shared_modules(explainer.groups)) == 1
 
     def test_votes_of_each_depth_alone(self, hooked, tmp_path):
-        explainer = fitted(hooked, SITES[0], given=SITES[:3], product=False)
+        explainer = fitted(hooked, SITES[0], conditioned_on=SITES[:3], cumulative=False)
         assert [len(masking.votes) for masking in explainer.maskings] == [1, 1, 1]
         assert len(by_shared_modules(explainer.groups)) == 3
         found = explainer.explain(batches(1)[0])
@@ -174,7 +178,7 @@ class TestFit:
     @pytest.mark.parametrize("product", [True, False])
     def test_states_of_one_depth_are_read_together(self, product):
         sites = [maskhooks.Site.parse(name, TOKENS, depth=min(i, 2)) for i, name in enumerate(SITES)]
-        explainer = fitted(wrapped(sites=sites), SITES[0], given=SITES[1:], product=product)
+        explainer = fitted(wrapped(sites=sites), SITES[0], conditioned_on=SITES[1:], cumulative=product)
         assert [masking.depth for masking in explainer.maskings] == [1, 2]
         assert [str(site) for site in explainer.maskings[1].votes[-1].reads] == [SITES[0], *SITES[2:]]
         assert list(explainer.explain(batches(1)[0]).mean_kept()) == [(SITES[0], 1), (SITES[0], 2)]
@@ -227,8 +231,8 @@ class TestFit:
 
 def test_padding_is_never_kept(hooked):
     found = fitted(hooked).explain(batches(1)[0])
-    assert not found["kept"][~found["real"]].any()
-    assert found["kept"][found["real"]].any()
+    assert not found["kept"][~found["valid"]].any()
+    assert found["kept"][found["valid"]].any()
 
 
 def test_the_sparsest_checkpoint_within_the_margin(hooked):

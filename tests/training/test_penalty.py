@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Categorical, Normal
 
-from maskhooks.model.outputs import kl, overtaken
+from maskhooks.model.outputs import kl, flip_loss
 from maskhooks.training.penalty import Penalty
 
 
@@ -22,7 +22,7 @@ def test_lost_predictions_are_charged_for():
     original, masked = classes(0, 1), classes(1, 1)
     divergence = kl(original, masked)
     charged = Penalty(2.0)(original, masked, divergence)
-    torch.testing.assert_close(charged, divergence + 2 * overtaken(original, masked))
+    torch.testing.assert_close(charged, divergence + 2 * flip_loss(original, masked))
     assert charged[0] > divergence[0]
     assert charged[1] == divergence[1] == 0
 

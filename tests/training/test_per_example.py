@@ -18,7 +18,7 @@ import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe, Reinforce
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
-from maskhooks.masks.probes import FreeLogits
+from maskhooks.masks.probes import PerExampleLogits
 from maskhooks.model.outputs import kl, lost_lead
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.seeds import generator
@@ -26,7 +26,7 @@ from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.training.per_example import Chosen, ScoreFunction, begin
 
 SMALLEST = {0: [{2}], 1: [{0, 1}], 2: [{0}]}
-SUBSET = dataclasses.replace(Recipe.named("subset"), starts=8, steps=60, free_rate=0.5)
+SUBSET = dataclasses.replace(Recipe.named("subset"), restarts=8, steps=60, logit_learning_rate=0.5)
 
 
 class Votes(nn.Module):
@@ -77,7 +77,7 @@ def test_the_smallest_sets_are_found(hooked: Hooked, batch: Tensor, kind: Callab
 
 
 def test_each_example_keeps_the_sparsest_start_within_the_margin_or_the_nearest() -> None:
-    probe = FreeLogits()
+    probe = PerExampleLogits()
     probe.start([], 1)
     probe.begin([4, 2], torch.device("cpu"))
 
@@ -94,7 +94,7 @@ def test_each_example_keeps_the_sparsest_start_within_the_margin_or_the_nearest(
 
 
 def test_rows_of_many_examples_follow_theirs() -> None:
-    probe = FreeLogits()
+    probe = PerExampleLogits()
     probe.start([], 1)
     probe.begin([5], torch.device("cpu"))
     rows = [(probe, ExampleIndex(torch.tensor([1, 0, 1, 1, 0]), 2))]
@@ -104,7 +104,7 @@ def test_rows_of_many_examples_follow_theirs() -> None:
 
 
 def test_starts_are_drawn_and_stay_in_range() -> None:
-    probe = FreeLogits(start_logit=0.0, spread=3.0, low=-5.0, high=5.0)
+    probe = PerExampleLogits(init_logit=0.0, init_std=3.0, min_logit=-5.0, max_logit=5.0)
     probe.start([], 2)
     probe.begin([40, 50], torch.device("cpu"), generator(0))
     logits = probe.logits.detach()
@@ -135,7 +135,7 @@ def test_gates_cool_down_to_their_own_temperature(hooked: Hooked, batch: Tensor)
 
 def test_the_score_function_is_unbiased(hooked: Hooked, batch: Tensor) -> None:
     """Its mean gradient is that of the expected penalty, found by going through all masks."""
-    recipe, copies = dataclasses.replace(SUBSET, free_spread=0.5), 500
+    recipe, copies = dataclasses.replace(SUBSET, logit_init_std=0.5), 500
     explainer = Reinforce(hooked, "hidden", margin=0.1, recipe=recipe)
     clean = clean_pass(hooked, batch.repeat(copies, 1, 1), explainer.reads)
     problem = explainer._problem()
@@ -172,6 +172,6 @@ def test_what_reinforce_refuses(hooked: Hooked) -> None:
     with pytest.raises(TypeError, match="amortized"):
         Reinforce(hooked, amortized=True)  # type: ignore[call-arg] # there is nothing to choose
     with pytest.raises(SettingError, match="weight from 0 and below 1, got 1"):
-        Reinforce(hooked, memory=1.0)
+        Reinforce(hooked, ema_decay=1.0)
     with pytest.raises(SettingError, match="starts is a whole number from 1"):
-        Recipe(starts=0)
+        Recipe(restarts=0)

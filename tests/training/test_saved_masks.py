@@ -23,7 +23,7 @@ class TestStorage:
         explainer.save(tmp_path)
         batch = batches(1)[0]
         for model in (hooked, hooked.model):
-            given = {} if model is hooked else {"output": categorical, "real": padding}
+            given = {} if model is hooked else {"output": categorical, "valid": padding}
             again = maskhooks.load(tmp_path, model, **given)
             assert again.explain(batch) == explainer.explain(batch)
             assert again.within_margin == explainer.within_margin

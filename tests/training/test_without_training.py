@@ -32,7 +32,7 @@ class TestNotAmortized:
 
     def test_free_logits_read_nothing(self, hooked):
         with pytest.raises(SettingError, match="read no states"):
-            DiffMask(hooked, SITES[0], given=SITES[1], amortized=False)
+            DiffMask(hooked, SITES[0], conditioned_on=SITES[1], amortized=False)
 
 
 def test_random_scores(hooked):
