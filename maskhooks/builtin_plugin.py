@@ -1,8 +1,10 @@
-"""Our own gates, baselines, explainers and sources, registered through the same hooks as a third party's."""
+"""Our own parts of every kind, registered through the same hooks as a third party's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+
+from torch.optim import Optimizer
 
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.beam import Beam
@@ -14,8 +16,15 @@ from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
+from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
+from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss
 from maskhooks.model.source import Factory, Source
 from maskhooks.plugins.hookspecs import hookimpl
+from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
+from maskhooks.training.optimizers import adam, lookahead
+from maskhooks.training.penalty import Penalty
+from maskhooks.training.presets import presets
+from maskhooks.training.recipe import Recipe
 
 
 @hookimpl
@@ -31,6 +40,36 @@ def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:
 @hookimpl
 def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
     return {"learned": Learned, "zero": Zero, "mean": Mean, "token": Token}
+
+
+@hookimpl
+def maskhooks_probes() -> Mapping[str, Callable[..., Probe]]:
+    return {"mlp": MLP, "summed": SummedMLP, "paper": PaperMLP}
+
+
+@hookimpl
+def maskhooks_objectives() -> Mapping[str, Callable[..., Objective]]:
+    return {"augmented": AugmentedLagrangian, "ratio": RatioLagrangian, "paper": PaperLagrangian}
+
+
+@hookimpl
+def maskhooks_penalties() -> Mapping[str, Callable[..., Penalty]]:
+    return {"divergence": Penalty}
+
+
+@hookimpl
+def maskhooks_optimizers() -> Mapping[str, Callable[..., Optimizer]]:
+    return {"adam": adam, "lookahead": lookahead}
+
+
+@hookimpl
+def maskhooks_divergences() -> Mapping[str, Divergence]:
+    return {"kl": kl, "prediction-loss": prediction_loss, "lost-lead": lost_lead}
+
+
+@hookimpl
+def maskhooks_recipes() -> Mapping[str, Recipe]:
+    return presets()
 
 
 @hookimpl

@@ -29,6 +29,7 @@
     │   └── MissingExtraError
     └── StorageError                 .path
         ├── CorruptFileError
+        ├── FormatError
         ├── FingerprintError         .differences
         └── ResumeError              .differences
 
@@ -217,6 +218,10 @@ class StorageError(MaskhooksError):
 
 class CorruptFileError(StorageError):
     """A saved file that is missing, broken, or of a kind that is never read (a pickle)."""
+
+
+class FormatError(StorageError):
+    """A saved file or folder of another version's format."""
 
 
 class FingerprintError(StorageError):

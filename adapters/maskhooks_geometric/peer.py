@@ -22,6 +22,7 @@ from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.seeds import seeded
 from maskhooks.sites.signature import signature
+from maskhooks.settings.types import Seed
 from maskhooks.sites.site import Site
 from maskhooks_geometric.heads import level_of
 from maskhooks_geometric.restored import restored
@@ -51,11 +52,11 @@ class Peer(Explainer):
 
     name = "pyg"
 
-    def __init__(self, hooked: Hooked, algorithm: ExplainerAlgorithm, *, seed: int = 0, **settings: Any) -> None:
+    def __init__(self, hooked: Hooked, algorithm: ExplainerAlgorithm, *, seed: Seed = 0, **settings: Any) -> None:
         super().__init__(hooked, seed=seed)
         if not isinstance(hooked.task, GraphTask) or not hooked.sites.tagged("edge"):
             raise ModelError("PyTorch Geometric explains models with its layers, and this one holds none")
-        self.algorithm, self.settings = algorithm, settings
+        self.algorithm, self.config = algorithm, settings
         self.changed: set[str] = set()
         (self.site,) = hooked.sites.tagged("edge")
 
@@ -63,7 +64,7 @@ class Peer(Explainer):
     def reads(self) -> Sequence[Site]:
         return [self.site]
 
-    def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None, **settings: Any) -> Peer:
+    def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None) -> Peer:
         """Trains an algorithm that has a `train`, for as many epochs as it has been given; others learn nothing."""
         learn = getattr(type(self.algorithm), "train", None)
         if learn is None or learn is torch.nn.Module.train:
@@ -117,7 +118,7 @@ class Peer(Explainer):
         level = level_of(hooked(graph), self._task.graphs(graph), self._task.level)
         index = self._task.chosen(graph, level)
         kind = "phenomenon" if isinstance(self.algorithm, PGExplainer) else "model"  # it knows no other
-        settings = {"edge_mask_type": "object", "explanation_type": kind, **self.settings}
+        settings = {"edge_mask_type": "object", "explanation_type": kind, **self.config}
         explainer = GeometricExplainer(
             hooked.model,
             self.algorithm,

@@ -15,6 +15,7 @@ from maskhooks.cli.explain import explain
 from maskhooks.cli.fit import fit
 from maskhooks.cli.plugins import plugins
 from maskhooks.cli.report import report
+from maskhooks.cli.settings import settings
 from maskhooks.cli.sites import sites
 
 
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, sites, doctor, fit, explain, report, plugins):
+for command in (demo, sites, doctor, fit, explain, report, plugins, settings):
     app.command()(command)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,6 +21,7 @@ from maskhooks.cli.options import (
     SecondColumn,
     TextColumn,
     Units,
+    parsed,
 )
 from maskhooks.cli.workers import devices_of, share
 from maskhooks.data.records import Columns
@@ -105,7 +105,7 @@ def explain(
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     rows = out / "explanation.parquet"
-    job = Job(run, model, rows, data, limit, columns, batch_size, max_length, _settings(settings), units)
+    job = Job(run, model, rows, data, limit, columns, batch_size, max_length, parsed(settings), units)
     try:
         shards = _work(job, device, devices, shard, overwrite)
     except KeyboardInterrupt:
@@ -121,20 +121,6 @@ def explain(
     ]
     say_table(means, f"Fraction kept on average over {shards.examples} examples")
     say(f"Open {files[0]} in a browser. Written too: {', '.join(map(str, files[1:]))}.")
-
-
-def _settings(given: list[str] | None) -> dict[str, Any]:
-    """Settings as they are written, values as JSON has them or else as text."""
-    found: dict[str, Any] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise SettingError(f"--set {text} has no value: write it as --set {name}=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
 
 
 def show(explanation: Explanation, out: Path, shown: int, plots: int) -> list[Path]:

@@ -25,17 +25,26 @@ from maskhooks.cli.options import (
     Seed,
     TextColumn,
     Units,
+    parsed,
+    setting_help,
 )
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explainers.base import EXPLAINERS
+from maskhooks.explainers.diffmask import DiffMask
+from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.learned import Learned
+from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.runs.run_state import folder_of, has_state
 
 _MASKS = "Masks"
+
+
+def _help(name: str) -> str:
+    return setting_help(name, DiffMask, GraphMask, Reinforce)
 
 
 def fit(
@@ -59,42 +68,31 @@ def fit(
     explainer: Annotated[
         str,
         typer.Option(
-            help="diffmask, or graphmask: masks on the messages of all layers of a graph network at once.",
+            help="diffmask; graphmask for messages of all layers of a graph network at once; or another explainer that "
+            "is trained.",
             rich_help_panel=_MASKS,
         ),
     ] = "diffmask",
     sites: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to mask: hidden, input, head, mlp, message, an address or a glob; by default hidden, for "
-            "graphmask message. May be repeated.",
-            rich_help_panel=_MASKS,
-        ),
+        list[str] | None, typer.Option(help=_help("sites") + " May be repeated.", rich_help_panel=_MASKS)
     ] = None,
     conditioned_on: Annotated[
         list[str] | None,
-        typer.Option(
-            help="The states that masks are read from; by default the hidden states for input, else each "
-            "site itself. May be repeated.",
-            rich_help_panel=_MASKS,
-        ),
+        typer.Option(help=setting_help("conditioned_on", DiffMask) + " May be repeated.", rich_help_panel=_MASKS),
     ] = None,
-    margin: Annotated[
-        float | None,
+    margin: Annotated[float | None, typer.Option(help=_help("margin"), rich_help_panel=_MASKS)] = None,
+    gate: Annotated[str | None, typer.Option(help=_help("gate"), rich_help_panel=_MASKS)] = None,
+    baseline: Annotated[str | None, typer.Option(help=_help("baseline"), rich_help_panel=_MASKS)] = None,
+    recipe: Annotated[str | None, typer.Option(help=_help("recipe"), rich_help_panel=_MASKS)] = None,
+    settings: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Divergence allowed on average, in nats; by default 0.1, for graphmask 0.03.", rich_help_panel=_MASKS
-        ),
-    ] = None,
-    gate: Annotated[str, typer.Option(help="Kind of gate.", rich_help_panel=_MASKS)] = "hard-concrete",
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="What a closed gate lets through; by default learned.", rich_help_panel=_MASKS),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Way of training: stable, the default; language, for pretrained models of text; graph, that of "
-            "graphmask; or paper.",
+            "--set",
+            metavar="NAME=VALUE",
+            help="Another setting of the explainer, such as divergence=lost-lead, with JSON for mappings: "
+            """recipe='{"name": "language", "layer_warmup": 0.5}'. May be repeated; `maskhooks settings NAME` lists """
+            "them.",
+            show_default=False,
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -124,7 +122,7 @@ def fit(
     ] = None,
     cache_dtype: Annotated[
         str | None,
-        typer.Option(help="bfloat16 halves the room that --store takes; by default values are kept exactly."),
+        typer.Option(help="bfloat16 halves the size of --cache; by default values are kept exactly."),
     ] = None,
     resume: Annotated[
         bool,
@@ -156,14 +154,10 @@ def fit(
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
     material = Material.of(model, device, max_length, units=units, columns=columns, batch_size=batch_size, seed=seed)
-    settings = {
-        "sites": _one_or_more(sites),
-        "conditioned_on": _one_or_more(conditioned_on),
-        "margin": margin,
-        "gate": gate,
-    }
-    settings |= {"baseline": baseline, "recipe": recipe}
-    masks = _kind(explainer)(material.hooked, **_given(settings), seed=seed)
+    options = {"sites": _one_or_more(sites), "conditioned_on": _one_or_more(conditioned_on), "margin": margin}
+    options |= {"gate": gate, "baseline": baseline, "recipe": recipe}
+    given = {key: value for key, value in options.items() if value is not None}
+    masks = _kind(explainer)(material.hooked, **{**given, "seed": seed, **parsed(settings)})
     train, held = material.for_training(data, validation, limit)
     count = len(masks.groups)
     say(f"Training {count} mask{'s' * (count > 1)} of {model}, within {masks.margin:g} nats of its predictions.")
@@ -189,7 +183,7 @@ def fit(
 def _dtype(name: str | None) -> torch.dtype | None:
     found = None if name is None else getattr(torch, name, None)
     if name is not None and not isinstance(found, torch.dtype):
-        raise SettingError(f"--store-dtype names a type of torch such as bfloat16, got {name!r}")
+        raise SettingError(f"--cache-dtype names a type of torch such as bfloat16, got {name!r}")
     return found
 
 
@@ -285,10 +279,6 @@ def _kind(name: str) -> Callable[..., Learned]:
 
 def _trained(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Learned)
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _one_or_more(selectors: Sequence[str] | None) -> str | list[str] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from maskhooks.explainers.saving import load, settings_of
 from maskhooks.explanations.shards import Shards
 from maskhooks.model.hooked import Hooked
 from maskhooks.plugins.registry import registry
+from maskhooks.settings.schema import REQUIRED, schema_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ class Job:
 
         Raises:
             NotFittedError: the one that is named has to be fitted first.
-            UnknownNameError: it has no setting of a name.
             SettingError: it does not take these settings, or a folder got some.
         """
         name = str(self.run)
@@ -127,23 +126,12 @@ class Job:
             if self.settings:
                 raise SettingError(f"--set is for an explainer that is named, and {name} is a folder of trained masks")
             return load(self.run, hooked)
-        _check_settings(name, self.settings)
-        try:
-            explainer: Explainer = registry.make(EXPLAINERS, name, hooked=hooked, **self.settings)
-        except TypeError as error:
-            raise SettingError(f"{name} does not take these settings: {error}") from error
+        kind = registry.part(EXPLAINERS, name)
+        missing = [
+            one.name for one in schema_of(kind).values() if one.default is REQUIRED and one.name not in self.settings
+        ]
+        if missing:
+            raise SettingError(f"{name} needs {', '.join(missing)}: give each with --set {missing[0]}=VALUE")
+        explainer: Explainer = kind(hooked, **self.settings)
         explainer.check_ready()
         return explainer
-
-
-def _check_settings(explainer: str, settings: Iterable[str]) -> None:
-    """Raises UnknownNameError for a setting that the explainer of this name does not have."""
-    parameters = inspect.signature(registry.part(EXPLAINERS, explainer)).parameters
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return
-    known = [name for name in parameters if name != "hooked"]
-    for name in settings:
-        if name not in known:
-            raise UnknownNameError(
-                f"{explainer} has no setting {name!r}. There are: {', '.join(sorted(known))}.", near=near(name, known)
-            )

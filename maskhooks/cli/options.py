@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+
+from maskhooks.errors import SettingError
+from maskhooks.settings.schema import schema_of
+
+
+def parsed(given: list[str] | None) -> dict[str, Any]:
+    """Settings as they are written, values as JSON has them or else as text."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text} has no value: write it as --set {name}=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def setting_help(name: str, *owners: Callable[..., Any]) -> str:
+    """The help of an option, from the schema: what the setting means, and its default for each explainer."""
+    settings = [schema_of(owner)[name] for owner in owners]
+    text = settings[0].description
+    defaults: dict[str, list[str]] = {}
+    for owner, setting in zip(owners, settings, strict=True):
+        if setting.default is not None:
+            defaults.setdefault(str(setting.default), []).append(getattr(owner, "name", owner.__name__))
+    if len(defaults) == 1:
+        text += f" Default: {next(iter(defaults))}."
+    elif defaults:
+        text += " Default: " + "; ".join(f"{value} for {', '.join(names)}" for value, names in defaults.items()) + "."
+    return text[0].upper() + text[1:]
+
 
 Model = Annotated[
     str,
@@ -51,4 +86,4 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where the model runs, such as cpu or cuda:1; by default a CUDA GPU where there is one."),
 ]
-Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, help="The random seed.")]

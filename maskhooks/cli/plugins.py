@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 from maskhooks.cli.console import say, say_table
 from maskhooks.errors import PluginWarning
-from maskhooks.plugins.registry import registry
+from maskhooks.plugins.kind import declared
+from maskhooks.plugins.registry import OURS, registry
 
 
 def plugins() -> None:
-    """List the plugins that were found, what each offers, and what failed and why.
+    """List every registered part: its kind, name, package, and what it does; and plugins that failed to load.
 
-    A package offers a plugin with an entry point in the group `maskhooks`.
+    A package offers a plugin by an entry point in the group `maskhooks`. `maskhooks settings NAME` lists what
+    a part can be set to.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the table has them
+        warnings.simplefilter("ignore", PluginWarning)  # the second table has them
         registry.load()
-    rows = [
-        {
-            "plugin": report.name,
-            "distribution": report.distribution,
-            "version": report.version,
-            "offers": _grouped(report.offers),
-            "failed": report.error,
-        }
+    kinds = [kind.name for kind in declared.values()]
+    parts = [
+        {"kind": offer.kind, "name": offer.name, "package": report.package, "what it does": offer.line}
         for report in registry.reports
+        for offer in report.offers
     ]
-    say_table(rows, "Plugins", alarm=lambda row: bool(row["failed"]))
-    failed = sum(bool(report.error) for report in registry.reports)
+    say_table(
+        sorted(parts, key=lambda row: (kinds.index(row["kind"]), not row["package"].startswith(f"{OURS} "))),
+        "Registered parts",
+    )
+    failed = [
+        {"plugin": one.name, "package": one.package, "failed": one.error} for one in registry.reports if one.error
+    ]
     if failed:
-        say(f"{failed} of {len(rows)} could not be loaded; the others work all the same.")
-
-
-def _grouped(offers: Sequence[str]) -> str:
-    """Parts such as "gate bernoulli", a line for each kind."""
-    kinds: dict[str, list[str]] = {}
-    for offer in offers:
-        kind, _, name = offer.partition(" ")
-        kinds.setdefault(kind, []).append(name)
-    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
+        say_table(failed, "Plugins that could not be loaded", alarm=lambda row: True)
+        say(f"{len(failed)} of {len(registry.reports)} plugins could not be loaded; the others work.")

@@ -12,28 +12,20 @@ from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from maskhooks.distributed.ranks import Ranks
-from maskhooks.errors import SettingError, near
-
-_SETTINGS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+from maskhooks.errors import SettingError
 
 
 def connect(**settings: Any) -> Fabric:
     """Lightning's Fabric for these settings, not launched yet.
 
     Args:
-        settings: accelerator, devices, num_nodes, precision, strategy; see Lightning's documents.
+        settings: accelerator, devices, num_nodes, precision, strategy; see Lightning's documentation. None is Fabric's
+            default.
 
     Raises:
-        SettingError: there is no such setting, a precision would rewrite the model's weights, or a strategy would
-            split them.
+        SettingError: a precision would rewrite the model's weights, or a strategy would split them.
     """
-    for name in settings:
-        if name not in _SETTINGS:
-            close = near(name, _SETTINGS)
-            raise SettingError(
-                f"fit has no setting {name!r}. There are, besides its own: {', '.join(_SETTINGS)}, as in Lightning's "
-                f"Fabric." + (f" Did you mean {close[0]!r}?" if close else "")
-            )
+    settings = {name: value for name, value in settings.items() if value is not None}
     if str(settings.get("precision", "")).endswith("-true"):
         raise SettingError(
             f"precision={settings['precision']!r} would rewrite the model's weights. Use '16-mixed' or 'bf16-mixed', "

@@ -7,7 +7,6 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskhooks.errors import EmptyLoaderError
+from maskhooks.explainers.stored_settings import stored
 from maskhooks.explanations.chunks import Chunks
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
@@ -27,6 +27,8 @@ from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.kind import declare
 from maskhooks.progress import counting, track
 from maskhooks.seeds import forked, seeded
+from maskhooks.settings.schema import checked
+from maskhooks.settings.types import Count, Folder, Natural, Seed
 from maskhooks.sites.site import Site
 
 _STREAM = 102  # the purpose of the seed of a shuffling loader's order
@@ -37,19 +39,35 @@ class Explainer(ABC):
 
     Args:
         hooked: the wrapped model.
-        seed: of all random numbers.
+        seed: the random seed.
     """
 
     name: str
-    replay: Replay | None = None
+    recorder: Replay | None = None  # records clean passes for `onward`
 
-    def __init__(self, hooked: Hooked, *, seed: int = 0) -> None:
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Checks the arguments of each explainer's own `__init__` and `fit` against their signatures."""
+        super().__init_subclass__(**keywords)
+        for name in ("__init__", "fit"):
+            if name in vars(cls):
+                setattr(cls, name, checked(vars(cls)[name]))
+
+    def __init__(self, hooked: Hooked, *, seed: Seed = 0) -> None:
         self.hooked = hooked
         self.seed = seed
 
-    def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None, **settings: Any) -> Explainer:
-        """Learns from batches; explainers that have nothing to learn return at once."""
+    @checked
+    def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None) -> Explainer:
+        """Does nothing: only explainers that are trained override this.
+
+        Raises:
+            SettingError: settings are given, and there are none.
+        """
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """The settings, each JSON-serialisable."""
+        return stored(self)
 
     def check_ready(self) -> None:  # noqa: B027 # most explainers have nothing to learn
         """Raises NotFittedError where something has to be learned first."""
@@ -68,6 +86,7 @@ class Explainer(ABC):
         """The sites from which `scores` runs the model again."""
         return ()
 
+    @checked
     def explain(self, batch: Any, *, start_index: int | Sequence[int] = 0) -> Explanation:
         """Explains a batch; the model and the random state are left as they were.
 
@@ -78,6 +97,7 @@ class Explainer(ABC):
         self.check_ready()
         return self._explain(batch, start_index, self.provenance())
 
+    @checked
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
         """Explains all batches, examples numbered on, with a progress bar on stderr.
 
@@ -95,17 +115,18 @@ class Explainer(ABC):
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         return Explanation.concat(parts)
 
+    @checked
     def explain_to(
         self,
         data: Iterable[Any],
-        folder: str | Path,
+        folder: Folder,
         *,
         collate: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = 32,
+        batch_size: Count = 32,
         length: Callable[[Any], int] | None = None,
-        batches: int = 32,
+        batches: Count = 32,
         shard: tuple[int, int] = (0, 1),
-        total: int | None = None,
+        total: Natural | None = None,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         progress: bool | Callable[[int], None] = True,
@@ -177,7 +198,7 @@ class Explainer(ABC):
         """What made an explanation, as JSON has it."""
         return {
             "explainer": self.name,
-            "seed": self.seed,
+            **self.settings(),
             "units": self.hooked.task.together,
             "fingerprint": fingerprint(self.hooked.model)["digest"],
             "versions": {
@@ -189,7 +210,7 @@ class Explainer(ABC):
 
     def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
         on_device = move(batch, device_of(self.hooked.model))
-        clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.replay if self.onward else None)
+        clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.recorder if self.onward else None)
         return Explanation.build(
             self.scores(clean), provenance=provenance, examples=self._about(clean), start_index=first
         )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from maskhooks.explainers.closing import whole
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
+from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Outputs
+from maskhooks.model.outputs import DivergenceSetting, Outputs
 from maskhooks.passes.clean import Clean
-from maskhooks.search.question import Question
+from maskhooks.search.question import Judge, Question
 from maskhooks.search.scheduler import Asking
+from maskhooks.settings.types import Count, Positive, Seed
 from maskhooks.sites.site import Selector
 
 
@@ -28,15 +27,37 @@ class Beam(SmallestSets):
     equal ones that which moves the output least. It need not be minimal; `Erasure` says what is.
 
     Args:
-        hooked, sites, and settings: as `SmallestSets` takes them.
+        hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `SmallestSets` takes them.
         width: sets in the beam.
     """
 
     name = "beam"
 
-    def __init__(self, hooked: Hooked, sites: Selector = "input", *, width: int = 8, **settings: Any) -> None:
-        super().__init__(hooked, sites, **settings)
-        whole(width=width)
+    def __init__(
+        self,
+        hooked: Hooked,
+        sites: Selector = "input",
+        *,
+        width: Count = 8,
+        baseline: BaselineSetting = "zero",
+        criterion: Judge | None = None,
+        margin: Positive | None = None,
+        divergence: DivergenceSetting = "kl",
+        batch_size: Count = 64,
+        replay: bool = True,
+        seed: Seed = 0,
+    ) -> None:
+        super().__init__(
+            hooked,
+            sites,
+            baseline=baseline,
+            criterion=criterion,
+            margin=margin,
+            divergence=divergence,
+            batch_size=batch_size,
+            replay=replay,
+            seed=seed,
+        )
         self.width = width
 
     def scores(self, clean: Clean) -> list[Scores]:
@@ -46,9 +67,6 @@ class Beam(SmallestSets):
             kept = self.answers(questions, self._best, self._judged)
             found.append(self.spread_scores(clean, questions, kept, rest=1.0))
         return found
-
-    def provenance(self) -> dict[str, Any]:
-        return {**super().provenance(), "width": self.width}
 
     def _judged(self, original: Outputs, masked: Outputs) -> Float[Tensor, "row 2"]:
         """Whether each prediction is unchanged, and how far its output moves."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +12,9 @@ from maskhooks.errors import SettingError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.baselines import BASELINES, Baseline
+from maskhooks.masks.baselines import BASELINES, Baseline, BaselineSetting
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Divergence, kl
+from maskhooks.model.outputs import DIVERGENCES, DivergenceSetting
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.registry import registry
@@ -23,6 +22,7 @@ from maskhooks.search.batched import Member, Panel
 from maskhooks.search.question import Judge, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.scheduler import Asking, answered
+from maskhooks.settings.types import Count, Seed
 from maskhooks.sites.site import Selector, Site
 
 T = TypeVar("T")
@@ -33,12 +33,12 @@ class Closing(Explainer):
 
     Args:
         hooked: the wrapped model.
-        sites: where positions are closed: a tag, an address, a glob, a Site, or several of these, each by itself.
-        baseline: what a closed position gets: a registered name, or a `Baseline` for a single site.
-        divergence: of original and masked outputs, in nats per example.
+        sites: where positions are closed, each site by itself: a tag, an address, a glob, a Site, or several of these.
+        baseline: what replaces a closed position; a `Baseline` object serves a single site.
+        divergence: distance between original and masked outputs, in nats per example.
         batch_size: sets of positions in one pass of the model.
-        replay: run the model from the site onward only, where it can be.
-        seed: of the order in which a shuffling loader gives batches to `explain_to`; nothing else is random.
+        replay: whether passes start at the site, where that is possible, instead of running the whole model.
+        seed: the random seed, for the order in which a shuffling loader gives batches to `explain_to`.
 
     Raises:
         SettingError: a number is out of range.
@@ -50,20 +50,21 @@ class Closing(Explainer):
         hooked: Hooked,
         sites: Selector = "input",
         *,
-        baseline: str | Baseline = "zero",
-        divergence: Divergence = kl,
-        batch_size: int = 64,
+        baseline: BaselineSetting = "zero",
+        divergence: DivergenceSetting = "kl",
+        batch_size: Count = 64,
         replay: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(hooked, seed=seed)
-        whole(batch_size=batch_size)
         self.sites = hooked.needed(sites)
-        if not isinstance(baseline, str) and len(self.sites) > 1:
+        if isinstance(baseline, Baseline) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
         _check_baseline(baseline)
-        self.baseline, self.divergence, self.batch_size = baseline, divergence, batch_size
-        self.replay = Replay(hooked.model) if replay else None
+        self.baseline, self.batch_size = baseline, batch_size
+        self.divergence = registry.make(DIVERGENCES, divergence)
+        self.replay = replay
+        self.recorder = Replay(hooked.model) if replay else None
 
     @property
     def reads(self) -> Sequence[Site]:
@@ -80,7 +81,7 @@ class Closing(Explainer):
         if clean.places[site].examples is not None:
             return Panel(clean, site, baseline, rows=rows).members
         return [
-            Repeated(clean, site, example, baseline, rows=rows, replay=self.replay)
+            Repeated(clean, site, example, baseline, rows=rows, replay=self.recorder)
             for example in range(len(clean.values[site]))
         ]
 
@@ -111,13 +112,6 @@ class Closing(Explainer):
             question.write(numbers, values.view(-1))
         return self.site_scores(clean, site, site.depth or 0, values)
 
-    def provenance(self) -> dict[str, Any]:
-        return {
-            **super().provenance(),
-            "sites": [site.to_dict() for site in self.sites],
-            "baseline": self.baseline if isinstance(self.baseline, str) else type(self.baseline).__name__,
-        }
-
 
 def _answered(question: Question, asking: Asking[T], function: Judge) -> T:
     try:
@@ -126,33 +120,11 @@ def _answered(question: Question, asking: Asking[T], function: Judge) -> T:
         question.forget()
 
 
-def above_zero(**settings: int | float | None) -> None:
-    """Refuses settings that are not above zero.
-
-    Raises:
-        SettingError: one is not.
-    """
-    for name, value in settings.items():
-        if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
-            raise SettingError(f"{name} is a number above 0, got {value!r}")
-
-
-def whole(**settings: int | None) -> None:
-    """Refuses settings that are no whole numbers from 1.
-
-    Raises:
-        SettingError: one is not.
-    """
-    for name, value in settings.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise SettingError(f"{name} is a whole number from 1, got {value!r}")
-
-
-def _check_baseline(baseline: str | Baseline) -> None:
+def _check_baseline(baseline: str | Mapping[str, Any] | Baseline) -> None:
     """Refuses a baseline that knows nothing without training data, and would be zero in silence."""
     made = registry.make(BASELINES, baseline)
     if not made.started and type(made).fit is not Baseline.fit:
         raise SettingError(
-            f"the baseline {baseline if isinstance(baseline, str) else type(baseline).__name__!r} comes from training "
+            f"the baseline {type(made).__name__} comes from training "
             "data, which a search does not see. Use 'zero', or give a vector: Token(values.mean((0, 1)))"
         )

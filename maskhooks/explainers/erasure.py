@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
-from maskhooks.explainers.closing import above_zero, whole
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
-from maskhooks.masks.baselines import Baseline
+from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Divergence, kl, parameters
+from maskhooks.model.outputs import DivergenceSetting, parameters
 from maskhooks.passes.clean import Clean, with_beside
 from maskhooks.progress import bar
 from maskhooks.search.batched import Member
@@ -33,6 +32,8 @@ from maskhooks.search.saved import Saved
 from maskhooks.search.scheduler import Asking
 from maskhooks.search.shared import tree
 from maskhooks.seeds import forked
+from maskhooks.settings.schema import checked
+from maskhooks.settings.types import Count, Folder, Positive, Seed
 from maskhooks.sites.site import Selector
 
 _NO_TREE = contextlib.nullcontext(None)
@@ -51,12 +52,12 @@ class Erasure(SmallestSets):
     Args:
         hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `SmallestSets` takes
             them.
-        positions: the longest example that is searched.
-        largest: positions that a set may have; None searches on.
-        subsets: sets tried for an example; None without end.
-        seconds: spent on trying sets of an example in one call, each of which comes further; None without end. Of
-            examples whose sets are tried in the same passes, on all of them.
-        memory: bytes for the states of a recurrence; with less it computes some of them again.
+        max_positions: the longest example that is searched, in positions.
+        max_set_size: positions that a set may have; None searches on.
+        max_sets: sets tried for an example; None for no limit.
+        time_limit: seconds spent on the sets of an example in one call; None for no limit. Examples whose sets are
+            tried in the same passes share it.
+        memory_limit: bytes for the states of a recurrence; with less, some are computed again.
 
     Raises:
         SettingError: a number is out of range, or both a criterion and a margin are given.
@@ -70,18 +71,18 @@ class Erasure(SmallestSets):
         hooked: Hooked,
         sites: Selector = "input",
         *,
-        baseline: str | Baseline = "zero",
+        baseline: BaselineSetting = "zero",
         criterion: Judge | None = None,
-        margin: float | None = None,
-        divergence: Divergence = kl,
-        max_positions: int = 25,
-        max_set_size: int | None = None,
-        max_sets: int | None = None,
-        time_limit: float | None = None,
-        batch_size: int = 64,
-        memory_limit: float = 2e9,
+        margin: Positive | None = None,
+        divergence: DivergenceSetting = "kl",
+        max_positions: Count = 25,
+        max_set_size: Count | None = None,
+        max_sets: Count | None = None,
+        time_limit: Positive | None = None,
+        batch_size: Count = 64,
+        memory_limit: Positive = 2e9,
         replay: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(
             hooked,
@@ -94,8 +95,6 @@ class Erasure(SmallestSets):
             replay=replay,
             seed=seed,
         )
-        above_zero(time_limit=time_limit, memory_limit=memory_limit)
-        whole(max_positions=max_positions, max_set_size=max_set_size, max_sets=max_sets)
         self.max_positions, self.max_set_size, self.max_sets, self.time_limit = (
             max_positions,
             max_set_size,
@@ -105,7 +104,8 @@ class Erasure(SmallestSets):
         self.memory_limit = memory_limit
         self._latest: list[Found] = []
 
-    def search(self, batch: Any, *, state: str | Path | None = None, progress: bool = True) -> list[Found]:
+    @checked
+    def search(self, batch: Any, *, state: Folder | None = None, progress: bool = True) -> list[Found]:
         """What is found out about each example, site by site; positions count as in the rows of an explanation.
 
         Args:
@@ -132,14 +132,6 @@ class Erasure(SmallestSets):
             kept = [_kept(question, one) for question, one in zip(questions, found, strict=True)]
             scores.append(self.spread_scores(clean, questions, kept, rest=1.0))
         return scores
-
-    def provenance(self) -> dict[str, Any]:
-        return {
-            **super().provenance(),
-            "max_positions": self.max_positions,
-            "max_set_size": self.max_set_size,
-            "max_sets": self.max_sets,
-        }
 
     def _search(
         self, clean: Clean, state: str | Path | None, progress: bool

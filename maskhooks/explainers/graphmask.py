@@ -12,16 +12,17 @@ from torch import Tensor
 from maskhooks.errors import SettingError
 from maskhooks.explainers.learned import Learned
 from maskhooks.explanations.explanation import Scores
-from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.gates import Gate
+from maskhooks.masks.baselines import BaselineSetting
+from maskhooks.masks.gates import GateSetting
 from maskhooks.masks.group import MaskingGroup
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Divergence, kl
+from maskhooks.model.outputs import DivergenceSetting
 from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.settings.types import Positive, Seed
 from maskhooks.sites.site import Selector, Site
-from maskhooks.training.recipe import Recipe
+from maskhooks.training.recipe import RecipeSetting
 
 
 class GraphMask(Learned):
@@ -43,21 +44,20 @@ class GraphMask(Learned):
     """
 
     name = "graphmask"
-    own_settings = ("amortized", "tied")
 
     def __init__(
         self,
         hooked: Hooked,
         sites: Selector = "message",
         *,
-        margin: float = 0.03,
+        margin: Positive = 0.03,
         tied: bool = False,
-        gate: str | Gate = "hard-concrete",
-        baseline: str | Baseline | None = None,
-        divergence: Divergence = kl,
+        gate: GateSetting = "hard-concrete",
+        baseline: BaselineSetting | None = None,
+        divergence: DivergenceSetting = "kl",
         amortized: bool = True,
-        recipe: str | Recipe = "graph",
-        seed: int = 0,
+        recipe: RecipeSetting = "graph",
+        seed: Seed = 0,
     ) -> None:
         super().__init__(hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed)
         self.tied = tied
@@ -97,9 +97,6 @@ class GraphMask(Learned):
                     f"messages along the same edges in the same order ({len(first[0])} and {len(along[0])}), as where "
                     f"one of them adds self-loops. {way}"
                 )
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "tied": self.tied}
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
         """One mask of all layers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -19,17 +18,18 @@ from maskhooks.distributed.ranks import first_rank
 from maskhooks.errors import NotFittedError, SettingError, StorageError, UnfiredSiteWarning
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.saving import save
+from maskhooks.explainers.stored_settings import restored
 from maskhooks.explanations.explanation import Scores
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.baselines import BASELINES, Baseline
-from maskhooks.masks.gates import GATES, Gate
+from maskhooks.masks.baselines import BASELINES, Baseline, BaselineSetting
+from maskhooks.masks.gates import GATES, GateSetting
 from maskhooks.masks.group import MaskingGroup, modules_of, reads_of
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import PerExampleLogits
 from maskhooks.masks.votes import Vote
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import DIVERGENCES, Divergence
+from maskhooks.model.outputs import DIVERGENCES, DivergenceSetting
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean
 from maskhooks.passes.clean_cache import CleanCache
@@ -37,11 +37,13 @@ from maskhooks.plugins.registry import registry
 from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import forked, generator, seeded
+from maskhooks.settings.schema import checked
+from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.per_example import Estimate, optimise, pathwise
 from maskhooks.training.problem import Problem
-from maskhooks.training.recipe import Recipe
+from maskhooks.training.recipe import RECIPES, RecipeSetting
 from maskhooks.training.run import Run
 
 _EVALUATE = 100
@@ -49,32 +51,33 @@ _Itself = TypeVar("_Itself", bound="Learned")
 
 
 class Learned(Explainer):
-    """An explainer with maskings whose probes and baselines `fit` learns.
+    """An explainer whose probes and baselines `fit` trains.
 
     Args:
         hooked: the wrapped model.
         sites: what to mask: a tag ("hidden", "input", "message"), an address, a glob, a Site, or several of these.
         margin: the divergence allowed on average, in nats.
-        gate: a registered name or a `Gate`.
-        baseline: what a closed gate lets through: a registered name, or a `Baseline` for a single masked site. Default
-            "learned", without amortisation "zero".
-        divergence: of original and masked outputs, in nats per example; default KL(original || masked).
-        amortized: False optimises free logits for each batch in `explain` instead of learning probes in `fit`.
-        recipe: a `Recipe`, or the name of one ("stable", "language", "graph", "subset", "paper").
-        seed: of all random numbers.
+        gate: the distribution of gate values.
+        baseline: what a closed gate lets through; a `Baseline` object serves a single masked site. Default "learned",
+            for per-example logits "zero".
+        divergence: distance between original and masked outputs, in nats per example.
+        amortized: True trains probes in `fit`, which compute masks for any batch; False optimises per-example logits
+            for each batch in `explain`.
+        recipe: how masks are trained.
+        seed: the random seed.
 
     Attributes:
         sites: what is masked.
-        groups: what is trained, each in masked passes of its own and with an objective of its own.
+        groups: what is trained; each group has masked passes and an objective of its own.
         result: what the last fit left: log, validation, within_margin, chosen steps.
 
     Raises:
-        SettingError: the margin is not positive, or another setting is out of range.
-        UnknownSiteError: no site is meant; near names are listed.
+        SettingError: a setting is of the wrong type or out of range.
+        UnknownNameError: no part is registered under a name.
+        UnknownSiteError: no site matches; near names are listed.
         PatternError: a site has no pattern.
     """
 
-    own_settings: tuple[str, ...] = ()  # the arguments of a class beside those of all
     groups: Sequence[MaskingGroup]
     fitted = False
     result: Any = None
@@ -83,28 +86,29 @@ class Learned(Explainer):
         self,
         hooked: Hooked,
         sites: Selector,
-        margin: float,
-        gate: str | Gate,
-        baseline: str | Baseline | None,
-        divergence: Divergence,
+        margin: Positive,
+        gate: GateSetting,
+        baseline: BaselineSetting | None,
+        divergence: DivergenceSetting,
         amortized: bool,
-        recipe: str | Recipe,
-        seed: int,
+        recipe: RecipeSetting,
+        seed: Seed,
     ) -> None:
         super().__init__(hooked, seed=seed)
-        self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
-        self.recipe.make_objective(margin)  # checks the margin
-        self.margin, self.divergence, self.amortized = margin, divergence, amortized
+        self.recipe = registry.make(RECIPES, recipe)
+        self.margin, self.amortized = margin, amortized
+        self.divergence = registry.make(DIVERGENCES, divergence)
         self.gate = registry.make(GATES, gate)
         self.sites = self._asked = hooked.needed(sites)
         weights = [site for site in self.sites if "weight" in site.tags]
-        self._baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
-        if weights and self._baseline != "zero":
+        self.baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
+        registry.check(BASELINES, self.baseline)
+        if weights and self.baseline != "zero":
             raise SettingError(
                 f"{weights[0]} is a weight, 1 where nothing is masked, for which no baseline can be learned. Use "
                 "baseline='zero', or mask what is weighted"
             )
-        self.replay = Replay(hooked.model) if self.recipe.replay else None
+        self.recorder = Replay(hooked.model) if self.recipe.replay else None
         self._baselines_first = not amortized  # learned ones are fitted before any gate, and then kept
 
     def __repr__(self) -> str:
@@ -135,15 +139,19 @@ class Learned(Explainer):
         train: Iterable[Any],
         validation: Iterable[Any] | None = None,
         *,
-        steps: int | None = None,
-        epochs: int | None = None,
-        run_dir: str | Path | None = None,
+        steps: Count | None = None,
+        epochs: Count | None = None,
+        run_dir: Folder | None = None,
         progress: bool = True,
-        cache: CleanCache | str | Path | None = None,
+        cache: CleanCache | Folder | None = None,
         resume: bool = False,
-        save_every: float = 60.0,
-        tensorboard: bool | str | Path = False,
-        **devices: Any,
+        save_every: NonNegative = 60.0,
+        tensorboard: bool | Folder = False,
+        accelerator: Text | None = None,
+        devices: Natural | Text | Sequence[Natural] | None = None,
+        num_nodes: Count | None = None,
+        precision: Text | None = None,
+        strategy: Any = None,
     ) -> _Itself:
         """Learns probes and baselines from their start; the model is left as it was.
 
@@ -160,7 +168,11 @@ class Learned(Explainer):
                 returned as it is; where there is none, this one begins.
             save_every: seconds after which the state is saved again; it is saved at each validation too.
             tensorboard: a folder for the logs as TensorBoard reads them; True is `run_dir/tensorboard`.
-            devices: settings of Lightning's Fabric: accelerator, devices, num_nodes, precision, strategy.
+            accelerator: what Lightning's Fabric trains on, such as "cpu" or "gpu"; by default the best there is.
+            devices: how many devices, or which; by default one.
+            num_nodes: how many machines.
+            precision: "16-mixed" or "bf16-mixed", which are faster on many GPUs; by default float32.
+            strategy: how several devices share the work, such as "ddp".
 
         Raises:
             EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
@@ -176,7 +188,10 @@ class Learned(Explainer):
         from maskhooks.training.fit import check_loaders, fit_baselines_only
         from maskhooks.training.fit import fit as train_run
 
-        _check_schedule(train, steps, epochs)
+        if steps is not None and epochs is not None:
+            raise SettingError(f"{type(self).__name__}.fit: give steps or epochs, not both")
+        if epochs is not None and not isinstance(train, Sized):
+            raise SettingError("epochs needs a loader with a length; give steps instead")
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.sites, self.fitted, self.result = self._asked, False, None
@@ -202,9 +217,16 @@ class Learned(Explainer):
         )
 
         if self.amortized:
-            self.result = train_run(run, **devices)
+            self.result = train_run(
+                run,
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                precision=precision,
+                strategy=strategy,
+            )
         else:
-            fit_baselines_only(run.problem, train, self.replay, progress=progress)
+            fit_baselines_only(run.problem, train, self.recorder, progress=progress)
         self.fitted = True
 
         self._save_run(run)
@@ -265,6 +287,7 @@ class Learned(Explainer):
         """What samples free gates in each step of a start."""
         return pathwise
 
+    @checked
     def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
         """What the masks do to predictions, a row for each group: for each masked site and depth, or for all layers.
 
@@ -280,13 +303,14 @@ class Learned(Explainer):
             self.groups,
             self.divergence,
             partial(generator, self.seed, _EVALUATE),
-            replay=self.replay,
+            replay=self.recorder,
             rounded=True,
         )
         device = device_of(self.hooked.model)
         return evaluation.rows(enumerate(move(one, device) for one in track(batches, "evaluating", shown=progress)))
 
-    def save(self, folder: str | Path) -> Path:
+    @checked
+    def save(self, folder: Folder) -> Path:
         """Saves to a folder of safetensors and JSON; `maskhooks.load(folder, model)` is the inverse."""
         return save(self, Path(folder))
 
@@ -305,21 +329,11 @@ class Learned(Explainer):
             masking.start(sizes, device_of(self.hooked.model))
 
     def settings(self) -> dict[str, Any]:
-        """What rebuilds the explainer, as JSON has it; None for a part that is no registered one."""
-        return {
-            "sites": [site.to_dict() for site in self.sites],
-            "margin": self.margin,
-            "gate": registry.spell(GATES, self.gate),
-            "baseline": self._baseline if isinstance(self._baseline, str) else None,
-            "divergence": next((name for name, known in DIVERGENCES.items() if known is self.divergence), None),
-            "amortized": self.amortized,
-            "recipe": dataclasses.asdict(self.recipe),
-            "seed": self.seed,
-            "units": self.hooked.task.together,
-        }
+        """The settings, each JSON-serialisable, and the unit in which positions are gated together."""
+        return {**super().settings(), "units": self.hooked.task.together}
 
     def provenance(self) -> dict[str, Any]:
-        return {**super().provenance(), **self.settings(), "within_margin": self.within_margin}
+        return {**super().provenance(), "within_margin": self.within_margin}
 
     @classmethod
     def restored(cls: type[_Itself], hooked: Hooked, settings: Mapping[str, Any], **given: Any) -> _Itself:
@@ -329,30 +343,11 @@ class Learned(Explainer):
             given: `gate`, `baseline` and `divergence` where they were objects that cannot be saved.
 
         Raises:
-            SettingError: one of these is missing.
+            SettingError: one of these is missing, or a setting is wrong.
+            UnknownNameError: a part is not registered here.
         """
-        for part in ("gate", "baseline", "divergence"):
-            if settings[part] is None and part not in given:
-                raise SettingError(
-                    f"the {part} was an object that cannot be saved. Pass it again: "
-                    f"maskhooks.load(folder, model, {part}=...)"
-                )
-        gate = settings["gate"]
-        made = {
-            "gate": gate and registry.make(GATES, gate["name"], **gate["settings"]),
-            "baseline": settings["baseline"],
-            "divergence": DIVERGENCES.get(settings["divergence"]),
-            "margin": settings["margin"],
-            "recipe": Recipe(**settings["recipe"]),
-            "seed": settings["seed"],
-        }
-        sites = [Site.from_dict(site) for site in settings["sites"]]
-        return cls(hooked, sites, **cls._own(settings), **{**made, **given})
-
-    @classmethod
-    def _own(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that not all of these explainers have, from what `settings` gave."""
-        return {key: settings[key] for key in cls.own_settings}
+        own = {name: value for name, value in settings.items() if name != "units"}
+        return cls(hooked, **restored(cls, own, given))
 
     @abstractmethod
     def _make_groups(self) -> Sequence[MaskingGroup]:
@@ -367,9 +362,9 @@ class Learned(Explainer):
         return Masking(site, (site.depth or 0) if depth is None else depth, [vote], self.gate, self._make_baseline())
 
     def _make_baseline(self) -> Baseline:
-        if not isinstance(self._baseline, str) and len(self.sites) > 1:
+        if isinstance(self.baseline, Baseline) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
-        baseline = registry.make(BASELINES, self._baseline)
+        baseline = registry.make(BASELINES, self.baseline)
         baseline.started = False
         return baseline
 
@@ -386,12 +381,3 @@ class Learned(Explainer):
             self.recipe.make_penalty(),
             fit_first=self.maskings if self._baselines_first else (),
         )
-
-
-def _check_schedule(train: Iterable[Any], steps: int | None, epochs: int | None) -> None:
-    """Raises SettingError for steps or epochs that are out of range."""
-    for name, value in {"steps": steps, "epochs": epochs}.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise SettingError(f"{name} is a whole number from 1, got {value!r}")
-    if epochs is not None and not isinstance(train, Sized):
-        raise SettingError("epochs needs a loader with a length; give steps instead")

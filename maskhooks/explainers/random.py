@@ -11,6 +11,7 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.model.hooked import Hooked
 from maskhooks.passes.clean import Clean
 from maskhooks.seeds import generator
+from maskhooks.settings.types import Seed
 from maskhooks.sites.site import Selector, Site
 
 
@@ -20,12 +21,12 @@ class Random(Explainer):
     Args:
         hooked: the wrapped model.
         sites: what to score: a tag, an address, a glob, a Site, or several of these.
-        seed: of the scores.
+        seed: the random seed.
     """
 
     name = "random"
 
-    def __init__(self, hooked: Hooked, sites: Selector = "hidden", *, seed: int = 0) -> None:
+    def __init__(self, hooked: Hooked, sites: Selector = "hidden", *, seed: Seed = 0) -> None:
         super().__init__(hooked, seed=seed)
         self.sites = hooked.find(sites)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from maskhooks.errors import SettingError
 from maskhooks.explainers.learned import Learned
-from maskhooks.masks.baselines import Baseline
-from maskhooks.masks.gates import Gate
+from maskhooks.masks.baselines import BaselineSetting
+from maskhooks.masks.gates import GateSetting
 from maskhooks.masks.group import MaskingGroup
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Divergence, kl
+from maskhooks.model.outputs import DivergenceSetting
+from maskhooks.settings.types import Decay, Positive, Seed
 from maskhooks.sites.site import Selector
 from maskhooks.training.per_example import Estimate, ScoreFunction
-from maskhooks.training.recipe import Recipe
+from maskhooks.training.recipe import RecipeSetting
 
 
 class Reinforce(Learned):
@@ -35,29 +34,23 @@ class Reinforce(Learned):
     """
 
     name = "reinforce"
-    own_settings = ("memory",)
 
     def __init__(
         self,
         hooked: Hooked,
         sites: Selector = "hidden",
         *,
-        margin: float = 0.1,
-        ema_decay: float = 0.9,
-        gate: str | Gate = "bernoulli",
-        baseline: str | Baseline | None = None,
-        divergence: Divergence = kl,
-        recipe: str | Recipe = "stable",
-        seed: int = 0,
+        margin: Positive = 0.1,
+        ema_decay: Decay = 0.9,
+        gate: GateSetting = "bernoulli",
+        baseline: BaselineSetting | None = None,
+        divergence: DivergenceSetting = "kl",
+        recipe: RecipeSetting = "stable",
+        seed: Seed = 0,
     ) -> None:
-        if not 0 <= ema_decay < 1:
-            raise SettingError(f"the decay of a moving average is a weight from 0 and below 1, got {ema_decay!r}")
         super().__init__(hooked, sites, margin, gate, baseline, divergence, False, recipe, seed)
         self.ema_decay = ema_decay
         self.groups = self._make_groups()
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "memory": self.ema_decay}
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
         return [MaskingGroup([self._masking(site, self._vote())]) for site in self.sites]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import safetensors
 import safetensors.torch
 from torch import nn
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from maskhooks.atomic_write import draft
 from maskhooks.errors import (
@@ -28,11 +31,39 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
+from maskhooks.settings.format import FORMAT, check_format
+from maskhooks.settings.schema import checked, schema_of
+from maskhooks.settings.types import Folder
 from maskhooks.sites.site import Site
 from maskhooks.training.run import FitResult
 
-FORMAT = 1
 SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
+
+
+class Saved(TypedDict):
+    """What `explainer.json` holds.
+
+    Attributes:
+        format: `FORMAT`.
+        version: of the maskhooks that saved it.
+        explainer: the registered name.
+        weights: SHA-256 of the file of weights, which ties it to these settings.
+        settings: by name, as the explainer's schema has them, and the unit of gating.
+        shapes: for each masking the sizes of its parts.
+        fingerprint: of the model.
+        provenance: what an explanation would bear.
+        result: within_margin, chosen and stopped of the last fit.
+    """
+
+    format: int
+    version: str
+    explainer: str
+    weights: str
+    settings: dict[str, Any]
+    shapes: list[dict[str, Any]]
+    fingerprint: dict[str, Any]
+    provenance: dict[str, Any]
+    result: dict[str, Any]
 
 
 @runtime_checkable
@@ -74,14 +105,18 @@ def save(explainer: Saveable, folder: Path) -> Path:
     """
     if not explainer.fitted:
         raise NotFittedError("there is nothing to save yet: call fit(train_loader) first")
-    weights = {
-        f"{number}.{name}": tensor.contiguous()
-        for number, part in enumerate(explainer.parts)
-        for name, tensor in part.state_dict().items()
-    }
+    weights = safetensors.torch.save(
+        {
+            f"{number}.{name}": tensor.contiguous()
+            for number, part in enumerate(explainer.parts)
+            for name, tensor in part.state_dict().items()
+        }
+    )
     settings = {
         "format": FORMAT,
+        "version": version("maskhooks"),
         "explainer": explainer.name,
+        "weights": hashlib.sha256(weights).hexdigest(),
         "settings": explainer.settings(),
         "shapes": explainer.shapes(),
         "fingerprint": fingerprint(explainer.hooked.model),
@@ -89,7 +124,7 @@ def save(explainer: Saveable, folder: Path) -> Path:
         "result": {key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files = {_WEIGHTS: safetensors.torch.save(weights), SETTINGS: json.dumps(settings, indent=1).encode()}
+    files = {_WEIGHTS: weights, SETTINGS: json.dumps(settings, indent=1).encode()}
     for name in ("log", "validation"):
         rows = getattr(explainer.result, name, None)
         if rows:
@@ -100,7 +135,8 @@ def save(explainer: Saveable, folder: Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, **given: Any) -> Any:
+@checked
+def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True, **given: Any) -> Any:
     """A saved explainer, for the model it was fitted to.
 
     Args:
@@ -108,7 +144,7 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
         model: the model, or it wrapped. What was passed to `wrap` as a function cannot be saved, and is passed
             again: here by name (`output=...`, `real=...`), or by giving the wrapped model.
         strict: False loads for a model whose fingerprint differs, and warns with the differences.
-        given: functions and options of `wrap`; `gate`, `baseline` or `divergence` where they were objects.
+        given: functions and options of `wrap`, and settings that could not be saved, such as a gate or a function.
 
     Returns:
         The explainer, of the class that saved it.
@@ -122,18 +158,33 @@ def load(folder: str | Path, model: nn.Module | Hooked, *, strict: bool = True, 
     """
     folder = Path(folder)
     saved = settings_of(folder)
-    own = {key: given.pop(key) for key in ("gate", "baseline", "divergence") if key in given}
+    kind: type[Saveable] = registry.part(EXPLAINERS, saved["explainer"])
+    own: dict[str, Any] = {key: given.pop(key) for key in set(given) & set(schema_of(kind)) - set(schema_of(wrap))}
     hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
     _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
-    kind: type[Saveable] = registry.part(EXPLAINERS, saved["explainer"])
-    explainer = kind.restored(hooked, saved["settings"], **own)
+    explainer = _restored(folder, kind, hooked, saved["settings"], own)
     with forked(hooked.model):  # parts are drawn at random before their weights are read
         explainer.restart(saved["shapes"])
-    _load_weights(folder, explainer.parts)
+    _load_weights(folder, explainer.parts, saved["weights"])
     explainer.result = FitResult(**saved["result"])
     explainer.fitted = True
     return explainer
+
+
+def _restored(
+    folder: Path, kind: type[Saveable], hooked: Hooked, settings: dict[str, Any], own: dict[str, Any]
+) -> Saveable:
+    """The explainer with the saved settings, which pass the same schema as those that users give."""
+    try:
+        return kind.restored(hooked, settings, **own)
+    except SettingError as error:
+        if "Pass it again" in str(error) or own:
+            raise
+        raise CorruptFileError(
+            f"{folder / SETTINGS} has a setting that cannot be used. {error} Save the explainer again.",
+            path=folder / SETTINGS,
+        ) from error
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -197,24 +248,37 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     data = _bytes(path)
     try:
-        saved: dict[str, Any] = json.loads(data)
-        version = saved["format"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        saved = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is not JSON ({error}). Save the explainer again.", path=path) from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("format"), int):
         raise CorruptFileError(
-            f"{path} is not what save() writes ({error}). Save the explainer again.", path=path
+            f"{path} is not what save() writes: it has no format. Save the explainer again.", path=path
+        )
+    check_format(path, saved["format"])
+    from pydantic import TypeAdapter, ValidationError  # not needed until something is loaded
+
+    try:
+        return dict(TypeAdapter(Saved).validate_python(saved, strict=True, extra="forbid"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise CorruptFileError(
+            f"{path} is not what save() writes: {field}: {first['msg']}. Save the explainer again.", path=path
         ) from error
-    if version != FORMAT:
+
+
+def _load_weights(folder: Path, parts: list[nn.Module], digest: str) -> None:
+    path = folder / _WEIGHTS
+    data = _bytes(path)
+    if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptFileError(
-            f"{path} has format {version}, this maskhooks reads format {FORMAT}. Use the version that wrote it.",
+            f"{path} does not hold the weights that {SETTINGS} was saved with. The files come from different runs, or "
+            "one is broken; pickles are never read. Save the explainer again.",
             path=path,
         )
-    return saved
-
-
-def _load_weights(folder: Path, parts: list[nn.Module]) -> None:
-    path = folder / _WEIGHTS
     try:
-        weights = safetensors.torch.load(_bytes(path))
+        weights = safetensors.torch.load(data)
         for i, part in enumerate(parts):
             mine = {name.removeprefix(f"{i}."): t for name, t in weights.items() if name.startswith(f"{i}.")}
             part.load_state_dict(mine)

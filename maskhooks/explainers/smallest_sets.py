@@ -8,10 +8,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from maskhooks.errors import SettingError
-from maskhooks.explainers.closing import Closing, above_zero
+from maskhooks.explainers.closing import Closing
+from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
-from maskhooks.model.outputs import Outputs, agreement
+from maskhooks.model.outputs import DivergenceSetting, Outputs, agreement
 from maskhooks.search.question import Judge
+from maskhooks.settings.types import Count, Positive, Seed
 from maskhooks.sites.site import Selector
 
 
@@ -35,18 +37,21 @@ class SmallestSets(Closing):
         hooked: Hooked,
         sites: Selector = "input",
         *,
+        baseline: BaselineSetting = "zero",
         criterion: Judge | None = None,
-        margin: float | None = None,
-        **closing: Any,
+        margin: Positive | None = None,
+        divergence: DivergenceSetting = "kl",
+        batch_size: Count = 64,
+        replay: bool = True,
+        seed: Seed = 0,
     ) -> None:
-        super().__init__(hooked, sites, **closing)
+        super().__init__(
+            hooked, sites, baseline=baseline, divergence=divergence, batch_size=batch_size, replay=replay, seed=seed
+        )
         if criterion is not None and margin is not None:
-            raise SettingError("a prediction is unchanged by a criterion or within a margin: give one of them")
-        above_zero(margin=margin)
-        if criterion is not None and not callable(criterion):
-            raise SettingError(f"a criterion is a function of the original and the masked outputs, got {criterion!r}")
-        self.margin = margin
-        self.criterion = criterion or (agreement if margin is None else self._within)
+            raise SettingError("give a criterion or a margin, not both: each says when a prediction is unchanged")
+        self.margin, self.criterion = margin, criterion
+        self._criterion = criterion or (agreement if margin is None else self._within)
 
     def unchanged(self, original: Outputs, masked: Outputs) -> Bool[Tensor, " row"]:
         """Whether each prediction counts as unchanged.
@@ -54,7 +59,7 @@ class SmallestSets(Closing):
         Raises:
             SettingError: the criterion says something else than a truth value for each row.
         """
-        found = self.criterion(original, masked)
+        found = self._criterion(original, masked)
         if not isinstance(found, Tensor) or found.dim() != 1:
             got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
             raise SettingError(
@@ -64,8 +69,8 @@ class SmallestSets(Closing):
         return found >= 1
 
     def provenance(self) -> dict[str, Any]:
-        criterion = "margin" if self.margin is not None else getattr(self.criterion, "__name__", "criterion")
-        return {**super().provenance(), "criterion": criterion, "margin": self.margin}
+        criterion = "margin" if self.margin is not None else getattr(self._criterion, "__name__", "criterion")
+        return {**super().provenance(), "criterion": criterion}
 
     def _within(self, original: Outputs, masked: Outputs) -> Tensor:
         return self.divergence(original, masked) <= (self.margin or 0.0)

@@ -13,8 +13,8 @@ import numpy as np
 from maskhooks.atomic_write import draft
 from maskhooks.errors import CorruptFileError
 from maskhooks.explanations.scores import FIXED, Column, Columns
+from maskhooks.settings.format import FORMAT, check_format
 
-FORMAT = 1
 _ARRAYS, ABOUT = "explanation.safetensors", "explanation.json"
 _TYPES: dict[str, type] = {"label": object, "valid": np.bool_, "score": np.float32, "kept": np.bool_}
 
@@ -40,7 +40,7 @@ def read_folder(folder: Path) -> tuple[Columns, dict[str, Any]]:
     from safetensors.numpy import load
 
     with _content(folder / ABOUT) as data:
-        about = _checked_about(json.loads(data.decode("utf-8")))
+        about = _checked_about(json.loads(data.decode("utf-8")), folder)
         names, labels, rows = list(about["columns"]), np.array(about["labels"], dtype=object), about["rows"]
     with _content(folder / _ARRAYS) as data:
         arrays = load(data)
@@ -105,7 +105,7 @@ def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Col
 
     chosen = None if examples is None else _filters(set(examples))
     with _opened(path), parquet.ParquetFile(path) as file:
-        about = _about(file)
+        about = _about(file, path)
         columns = _columns(parquet.read_table(path, filters=chosen, partitioning=None), about["sites"])
     if examples is not None:
         about["examples"] = {number: known for number, known in about["examples"].items() if number in set(examples)}
@@ -153,11 +153,11 @@ def pieces(path: Path, most: int) -> list[set[int]]:
         return [set(part.tolist()) for part in np.array_split(numbers, parts)]
 
 
-def _about(file: Any) -> dict[str, Any]:
+def _about(file: Any, path: Path) -> dict[str, Any]:
     text = (file.schema_arrow.metadata or {}).get(b"maskhooks")
     if text is None:
         raise ValueError("it was not written by Explanation.to_parquet")
-    return _checked_about(json.loads(text))
+    return _checked_about(json.loads(text), path)
 
 
 def _columns(table: Any, sites: list[str]) -> Columns:
@@ -176,9 +176,8 @@ def _columns(table: Any, sites: list[str]) -> Columns:
     return _checked(columns, sites)
 
 
-def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
-    if about["format"] != FORMAT:
-        raise ValueError(f"it has format {about['format']}, and this version of maskhooks reads {FORMAT}")
+def _checked_about(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    check_format(path, about["format"])
     examples = {int(number): dict(known) for number, known in about["examples"].items()}
     return {
         **about,

@@ -15,8 +15,8 @@ from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.layers import Layers
+from maskhooks.settings.format import FORMAT, check_format
 
-FORMAT = 1
 MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that begin with _
 _ROWS = "explanation.parquet"  # in the folder that `maskhooks explain` writes
 _NAME = re.compile(r"part-(\d{6,})\.parquet")
@@ -152,8 +152,7 @@ def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
     """What made the files; how many there are, None until the data came to their end."""
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it has format {manifest['format']}, and this version of maskhooks reads {FORMAT}")
+        check_format(path, manifest["format"])
         return manifest["made"], manifest["ended"]
     except OSError as error:
         raise CorruptFileError(

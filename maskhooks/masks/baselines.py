@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -130,3 +132,4 @@ def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
 
 
 BASELINES = declare("baseline", Baseline)
+BaselineSetting = Annotated[str | Mapping[str, Any] | Baseline, BASELINES]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Generator, Tensor
 
 from maskhooks.errors import SettingError
 from maskhooks.plugins.kind import declare
+from maskhooks.settings.schema import check_fields
 
 _EDGE = 1e-6  # samples this near to 1 are taken as 1: in float32 there is little between
 
@@ -68,6 +70,7 @@ class HardConcrete(Gate):
     rounded: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (self.temperature > 0 and self.low < 0 and self.high >= 1):
             raise SettingError(
                 f"hard concrete needs temperature > 0 and low < 0 < 1 <= high, got "
@@ -144,3 +147,4 @@ def _device(logits: Float[Tensor, "..."], generator: Generator | None) -> torch.
 
 
 GATES = declare("gate", Gate)
+GateSetting = Annotated[str | Mapping[str, Any] | Gate, GATES]

@@ -15,6 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from maskhooks.errors import SettingError
 from maskhooks.masks.running_stats import update_moments
+from maskhooks.plugins.kind import declare
+from maskhooks.settings.types import Count, NonNegative
 
 _PORTION = 2048  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
 
@@ -42,6 +44,14 @@ class Probe(nn.Module):
 
     started = False
     picks = False
+
+    def join(self, vote: int, votes: int) -> None:  # most probes do nothing
+        """Prepares for being one of several votes whose product masks a site. Called once, before `start`.
+
+        Args:
+            vote: the index of this probe's vote.
+            votes: how many votes there are.
+        """
 
     @abstractmethod
     def start(self, features: Sequence[int], groups: int) -> None:
@@ -79,7 +89,7 @@ class MLP(Probe):
     def __init__(
         self,
         *,
-        hidden: int | None = None,
+        hidden: Count | None = None,
         init_logit: float = 2.0,
         min_logit: float = -7.0,
         max_logit: float = 5.0,
@@ -92,6 +102,14 @@ class MLP(Probe):
             )
         self.hidden, self.min_logit, self.max_logit, self.scale = hidden, min_logit, max_logit, scale
         self.init_logit = init_logit
+
+    def join(self, vote: int, votes: int) -> None:
+        """Starts later votes nearly open, so that every depth first keeps as much; raises `max_logit` by log(votes).
+
+        Together the votes can then be as open as one alone.
+        """
+        self.init_logit += 2.0 if vote else 0.0
+        self.max_logit += math.log(votes)
 
     def start(self, features: Sequence[int], groups: int) -> None:
         size = sum(features)
@@ -133,7 +151,7 @@ class SummedMLP(Probe):
     picks = True
 
     def __init__(
-        self, *, hidden: int | None = None, init_logit: float = 2.0, min_logit: float = -7.0, max_logit: float = 7.0
+        self, *, hidden: Count | None = None, init_logit: float = 2.0, min_logit: float = -7.0, max_logit: float = 7.0
     ) -> None:
         super().__init__()
         self.hidden, self.init_logit, self.min_logit, self.max_logit = hidden, init_logit, min_logit, max_logit
@@ -184,7 +202,7 @@ class PaperMLP(Probe):
     open: at a logit near 15 hardly any gradient comes back.
     """
 
-    def __init__(self, *, hidden: int | None = None) -> None:
+    def __init__(self, *, hidden: Count | None = None) -> None:
         super().__init__()
         self.hidden = hidden
 
@@ -219,7 +237,7 @@ class PerExampleLogits(Probe):
     logits: nn.Parameter
 
     def __init__(
-        self, *, init_logit: float = 2.0, init_std: float = 0.0, min_logit: float = -7.0, max_logit: float = 5.0
+        self, *, init_logit: float = 2.0, init_std: NonNegative = 0.0, min_logit: float = -7.0, max_logit: float = 5.0
     ) -> None:
         super().__init__()
         self.init_logit, self.init_std, self.min_logit, self.max_logit = init_logit, init_std, min_logit, max_logit
@@ -271,3 +289,6 @@ class _ProjectedClamp(torch.autograd.Function):
         min_logit, max_logit = ctx.range
         outward = ((logits >= max_logit) & (grad < 0)) | ((logits <= min_logit) & (grad > 0))
         return torch.where(outward, 0, grad), None, None
+
+
+PROBES = declare("probe", Probe)

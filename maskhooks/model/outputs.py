@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, kl_divergence
 
 from maskhooks.errors import UnknownDistributionError
+from maskhooks.plugins.kind import declare
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,17 @@ class Positions:
 
 
 Outputs = Distribution | Positions | Mapping[str, Distribution | Positions]
-Divergence = Callable[[Outputs, Outputs], Float[Tensor, " batch"]]
+
+
+@runtime_checkable
+class Divergence(Protocol):
+    """A function of the original and the masked outputs: one value per example, in nats."""
+
+    def __call__(self, original: Outputs, masked: Outputs, /) -> Float[Tensor, " batch"]: ...
+
+
+DIVERGENCES = declare("divergence", Divergence, made=True)
+DivergenceSetting = Annotated[str | Divergence, DIVERGENCES]
 
 
 def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -65,10 +77,6 @@ def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     A divergence for masks that are to keep the prediction and nothing else, at a margin below 0.05.
     """
     return flip_loss(original, masked, 0.05)
-
-
-# By the name under which settings are saved.
-DIVERGENCES: Mapping[str, Divergence] = {"kl": kl, "prediction": prediction_loss, "lost-lead": lost_lead}
 
 
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:

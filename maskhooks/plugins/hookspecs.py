@@ -38,6 +38,36 @@ def maskhooks_baselines() -> Mapping[str, Callable[..., object]]:  # type: ignor
 
 
 @hookspec
+def maskhooks_probes() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
+    """Probes by name, each a callable that makes one."""
+
+
+@hookspec
+def maskhooks_objectives() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
+    """Objectives by name, each a callable that makes one for a margin."""
+
+
+@hookspec
+def maskhooks_penalties() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
+    """Penalties by name, each a callable that makes one."""
+
+
+@hookspec
+def maskhooks_optimizers() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
+    """Optimizers by name, each a callable that makes one for groups of parameters."""
+
+
+@hookspec
+def maskhooks_divergences() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
+    """Divergences by name, each a function of the original and the masked outputs."""
+
+
+@hookspec
+def maskhooks_recipes() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """Recipes by name: the settings of a training run."""
+
+
+@hookspec
 def maskhooks_explainers() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
     """Explainers by name, each a class made with a `Hooked` and settings."""
 

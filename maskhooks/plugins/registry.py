@@ -7,33 +7,49 @@ broken plugin does not end discovery for all; built-ins come the same way.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pluggy
 
-from maskhooks.errors import NameTakenError, PluginError, PluginWarning, UnknownNameError, near
+from maskhooks.errors import NameTakenError, PluginError, PluginWarning, SettingError, UnknownNameError, near
 from maskhooks.plugins import hookspecs
 from maskhooks.plugins.kind import Kind, declared
+from maskhooks.settings.schema import schema_of, summary
 
-_OURS = "maskhooks"
+OURS = "maskhooks"
 
 T = TypeVar("T")
 
 
+class Offer(NamedTuple):
+    """A part that a plugin offers: its kind and name, and the first line of its docstring."""
+
+    kind: str
+    name: str
+    line: str
+
+
 @dataclass
 class PluginReport:
-    """One plugin as `maskhooks plugins` lists it."""
+    """One plugin: where it comes from, the parts it offers, or why it could not be loaded."""
 
     name: str
     distribution: str
     version: str
-    offers: list[str] = field(default_factory=list)
+    offers: list[Offer] = field(default_factory=list)
     error: str = ""
+
+    @property
+    def package(self) -> str:
+        """The distribution and its version."""
+        return f"{self.distribution} {self.version}".strip()
 
 
 class Registry:
@@ -56,7 +72,7 @@ class Registry:
                 if entry.group == "maskhooks":
                     found.setdefault((distribution.metadata["Name"], entry.name), (entry, distribution))
         # Ours first: their names are taken then, and every kind of part is declared.
-        for _, (entry, distribution) in sorted(found.items(), key=lambda item: item[0][0] != _OURS):
+        for _, (entry, distribution) in sorted(found.items(), key=lambda item: item[0][0] != OURS):
             self._load(entry, distribution)
 
     def _load(self, entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution) -> None:
@@ -67,7 +83,7 @@ class Registry:
             self._check_free(entry.name)
             report.offers = self._add(entry.load(), entry.name)
         except Exception as error:
-            if name == _OURS and not isinstance(error, ImportError):
+            if name == OURS and not isinstance(error, ImportError):
                 raise
             report.error = f"{type(error).__name__}: {error}"
             warnings.warn(
@@ -119,16 +135,55 @@ class Registry:
         """All parts of a kind by name, such as gates: each a callable that makes one, or the part itself."""
         return {name: part for parts in reversed(self._offers(kind)) for name, part in parts.items()}
 
-    def make(self, kind: Kind[T], wanted: str | T, **settings: Any) -> T:
-        """A part by name; a part that is given comes back as it is.
+    def make(
+        self,
+        kind: Kind[T],
+        wanted: str | Mapping[str, Any] | T,
+        offers: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> T:
+        """Makes a part.
+
+        Args:
+            wanted: its name, or a mapping of its name and settings, `{"name": "hard-concrete", "temperature": 0.5}`. A
+                part comes back as it is.
+            offers: arguments for any part of this kind; a part gets those that its signature names.
+            settings: its settings, as in the mapping.
 
         Raises:
-            UnknownNameError: no part of this name; near names are listed.
+            UnknownNameError: no part has this name; near names are listed.
+            SettingError: a setting is of another type or out of range, or the part does not have it.
         """
-        if not isinstance(wanted, str):
+        if not isinstance(wanted, (str, Mapping)):
             return wanted
-        made: T = self.part(kind, wanted)(**settings)
-        return made
+        name, own = self._spelt(kind, {**_mapping(wanted), **settings})
+        part = self.part(kind, name)
+        if kind.made:
+            made: T = dataclasses.replace(part, **own) if own else part
+            return made
+        offered = {key: value for key, value in (offers or {}).items() if key in schema_of(part) and key not in own}
+        return part(**offered, **own)  # type: ignore[no-any-return] # of the kind's type, as the hook was checked
+
+    def check(self, kind: Kind[Any], wanted: Any) -> None:
+        """Raises what `make` raises for an unknown name or a wrong setting; makes nothing."""
+        if isinstance(wanted, (str, Mapping)):
+            self._spelt(kind, _mapping(wanted))
+
+    def _spelt(self, kind: Kind[Any], mapping: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The name in a mapping, and the settings beside it, checked."""
+        name, *_ = mapping.get("name", ""), mapping
+        if not isinstance(name, str) or not name:
+            raise SettingError(
+                f"a {kind.name} is given by its name, {{'name': ..., **settings}}; got {dict(mapping)!r}"
+            )
+        own = {key: value for key, value in mapping.items() if key != "name"}
+        part = self.part(kind, name)
+        if kind.made and own and not dataclasses.is_dataclass(part):
+            raise SettingError(f"the {kind.name} {name!r} takes no settings, got {', '.join(own)}")
+        if not own:
+            return name, own
+        schema = schema_of(type(part) if kind.made else part)
+        return name, schema.check(own, f"the {kind.name} {name!r}")
 
     def part(self, kind: Kind[Any], wanted: str) -> Any:
         """What is registered under a name: a callable that makes the part, such as its class.
@@ -139,20 +194,20 @@ class Registry:
         parts = self.parts(kind)
         if wanted not in parts:
             raise UnknownNameError(
-                f"no {kind.name} is named {wanted!r}. There are: {', '.join(sorted(parts))}.",
+                f"no {kind.name} is named {wanted!r}. The {kind.plural} are {', '.join(sorted(parts))}.",
                 near=near(wanted, parts),
             )
         return parts[wanted]
 
     def spell(self, kind: Kind[Any], part: Any) -> dict[str, Any] | None:
-        """A part as a registered name and the settings that make it again; None where there is none."""
+        """A mapping of name and settings from which `make` makes a part again; None where nothing registered does."""
         settings = part.settings() if hasattr(part, "settings") else {}
         for name, make in self.parts(kind).items():
-            if make is type(part):
-                return {"name": name, "settings": settings}
+            if make is type(part) or make is part:
+                return {"name": name, **settings}
         return None
 
-    def _add(self, plugin: Any, name: str) -> list[str]:
+    def _add(self, plugin: Any, name: str) -> list[Offer]:
         """Registers with pluggy; takes it back where a hook is unknown or a name is taken."""
         known = self.manager.get_name(plugin)
         if known is not None:
@@ -161,7 +216,7 @@ class Registry:
         try:
             self._register(plugin, name)
             self._check(name)
-            offers = []
+            offers: list[Offer] = []
             for hook in self.manager.get_hookcallers(plugin) or []:
                 if not hook.has_spec():
                     continue  # marked optional: meant for another version of maskhooks
@@ -174,22 +229,24 @@ class Registry:
                         "taken. Choose another name.",
                         plugin=name,
                     )
-                offers += [f"{kind.name} {part}" for part in parts]
+                offers += [Offer(kind.name, *found) for found in parts.items()]
         except Exception:
             if self.manager.get_name(plugin) is not None:
                 self.manager.unregister(plugin)
             raise
         return sorted(offers)
 
-    def _offered(self, kind: Kind[Any], hook: pluggy.HookCaller, plugin: Any, name: str) -> list[str]:
-        """The names of what one hook of a plugin returns."""
+    def _offered(self, kind: Kind[Any], hook: pluggy.HookCaller, plugin: Any, name: str) -> dict[str, str]:
+        """The names of what one hook of a plugin returns, and a line about each."""
+        returned: Any
         (returned,) = [part.function() for part in hook.get_hookimpls() if part.plugin is plugin]
         names = kind.names(returned)
         if names is None:
             raise PluginError(
                 f"plugin {name!r}: {hook.name} returned {returned!r}; it returns {kind.returns}.", plugin=name
             )
-        return names
+        parts = returned if kind.listed else returned.values()
+        return {name: _line(part) for name, part in zip(names, parts, strict=True)}
 
     def _check_free(self, name: str) -> None:
         if self.manager.has_plugin(name):
@@ -231,6 +288,17 @@ class Registry:
                 f"@maskhooks.hookimpl, or register an Adapter or a Task.",
                 plugin=name,
             )
+
+
+def _mapping(wanted: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"name": wanted} if isinstance(wanted, str) else wanted
+
+
+def _line(part: Any) -> str:
+    """What a part says of itself in one line: a description of its own, or its docstring's first sentence."""
+    own = getattr(part, "description", "")
+    documented = part if inspect.isclass(part) or inspect.isroutine(part) else type(part)
+    return own if isinstance(own, str) and own else summary(documented)
 
 
 def _alone(kind: Kind[Any], part: object) -> object:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from maskhooks.atomic_write import clear, draft
 from maskhooks.errors import CorruptFileError, ResumeWarning
+from maskhooks.settings.format import FORMAT, check_format
 
-FORMAT = 1
 _KEPT = 2  # states: the last one, and the one before in case the last is broken
 _TENSOR = "$tensor"
 
@@ -117,8 +117,7 @@ def decode(data: bytes) -> Any:
         raise ValueError(f"not a state, or part of one ({error})") from error
     except json.JSONDecodeError as error:
         raise ValueError("not a state, or part of one") from error
-    if held["format"] != FORMAT:
-        raise ValueError(f"format {held['format']}, where this maskhooks reads format {FORMAT}")
+    check_format("the state of the run", held["format"])
     return _with_tensors(held["tree"], tensors)
 
 

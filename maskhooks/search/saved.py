@@ -11,8 +11,7 @@ from typing import Any
 from maskhooks.atomic_write import draft
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.search.exact import Search
-
-_FORMAT = 1
+from maskhooks.settings.format import FORMAT, check_format
 
 
 class Saved:
@@ -46,7 +45,7 @@ class Saved:
         Raises:
             StorageError: it cannot be written; what was there before is as it was.
         """
-        state = {"format": _FORMAT, "about": self.about, "searches": [search.state() for search in self.searches]}
+        state = {"format": FORMAT, "about": self.about, "searches": [search.state() for search in self.searches]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with draft(self.path) as file:
             file.write(json.dumps(state).encode())
@@ -61,8 +60,7 @@ class Saved:
         try:
             state = json.loads(self.path.read_bytes())
             states, about = state["searches"], state["about"]
-            if state["format"] != _FORMAT:
-                raise ValueError(f"format {state['format']}")
+            check_format(self.path, state["format"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
                 f"{self.path} is no state of a search ({error}). Remove it, and the search begins anew.", path=self.path

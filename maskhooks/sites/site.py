@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, overload
 
 from torch import nn
 
@@ -130,7 +130,23 @@ class Site:
         return self.pattern
 
 
-Selector = str | Site | Iterable["str | Site"]
+class Selects:
+    """Checks a setting that names sites."""
+
+    words = "a tag, an address, a glob, a Site, or a list of these"
+
+    def accepts(self, value: Any) -> bool:
+        if isinstance(value, (str, Site)):
+            return True
+        if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+            return False
+        return not isinstance(value, Collection) or (
+            len(value) > 0 and all(isinstance(item, (str, Site)) for item in value)
+        )
+
+
+SITES = Selects()
+Selector = Annotated[str | Site | Iterable["str | Site"], SITES]
 
 
 class SiteTable(Sequence[Site]):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
 from maskhooks.masks.samples import GateSamples
+from maskhooks.plugins.kind import declare
+from maskhooks.settings.types import Decay, Fraction, NonNegative, Positive
 
 
 class Objective(nn.Module):
@@ -26,7 +28,7 @@ class Objective(nn.Module):
 
     multiplier: Float[Tensor, ""] | Float[Tensor, " batch"]
 
-    def __init__(self, margin: float) -> None:
+    def __init__(self, margin: Positive) -> None:
         super().__init__()
         if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
             raise SettingError(f"the margin is a divergence in nats and positive, got {margin!r}; 0.1 is usual")
@@ -86,12 +88,12 @@ class AugmentedLagrangian(Objective):
 
     def __init__(
         self,
-        margin: float,
+        margin: Positive,
         *,
-        target_fraction: float = 0.85,
-        rate: float = 0.004,
-        damping: float = 5.0,
-        initial: float = 0.5,
+        target_fraction: Fraction = 0.85,
+        rate: Positive = 0.004,
+        damping: NonNegative = 5.0,
+        initial: Positive = 0.5,
     ) -> None:
         super().__init__(margin)
         self.target = target_fraction * margin
@@ -147,14 +149,14 @@ class RatioLagrangian(Objective):
 
     def __init__(
         self,
-        margin: float,
+        margin: Positive,
         *,
-        target_fraction: float = 0.85,
-        rate: float = 0.005,
-        power: float = 1.0,
-        initial: float = 0.5,
-        l0_price: float = 0.0,
-        ema_decay: float = 0.9,
+        target_fraction: Fraction = 0.85,
+        rate: Positive = 0.005,
+        power: NonNegative = 1.0,
+        initial: Positive = 0.5,
+        l0_price: NonNegative = 0.0,
+        ema_decay: Decay = 0.9,
     ) -> None:
         super().__init__(margin)
         self.target = target_fraction * margin
@@ -193,7 +195,7 @@ class PaperLagrangian(Objective):
 
     square: Float[Tensor, ""] | Float[Tensor, " batch"]
 
-    def __init__(self, margin: float, *, rate: float = 0.3) -> None:
+    def __init__(self, margin: Positive, *, rate: Positive = 0.3) -> None:
         super().__init__(margin)
         self.rate = rate
         self.register_buffer("multiplier", torch.ones(()))
@@ -214,3 +216,6 @@ class PaperLagrangian(Objective):
         slope = self._level(divergence.detach()) - self.margin
         self.square = 0.99 * self.square + 0.01 * slope**2
         self.multiplier = (self.multiplier + self.rate * slope / (self.square.sqrt() + 1e-8)).clamp(0, 200)
+
+
+OBJECTIVES = declare("objective", Objective)

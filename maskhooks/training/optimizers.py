@@ -1,11 +1,14 @@
-"""Lookahead, which torch.optim does not have."""
+"""Optimizers of probes and baselines, and Lookahead, which torch.optim does not have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from maskhooks.plugins.kind import declare
+from maskhooks.settings.types import Count, Decay, Fraction
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -47,3 +50,28 @@ class Lookahead(torch.optim.Optimizer):
         for group, slow in zip(self.param_groups, self._slow, strict=True):
             for weight, held in zip(group["params"], slow, strict=True):
                 weight.copy_(held.lerp_(weight, self.alpha))
+
+
+def adam(params: Iterable[Any], *, beta1: Decay = 0.9, beta2: Decay = 0.99) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2015).
+
+    Args:
+        params: groups of parameters with their learning rates.
+        beta1: decay rate of the gradient's mean.
+        beta2: decay rate of the squared gradient's mean.
+    """
+    return torch.optim.Adam(params, betas=(beta1, beta2))
+
+
+def lookahead(params: Iterable[Any], *, k: Count = 6, alpha: Fraction = 0.5) -> torch.optim.Optimizer:
+    """Lookahead over centred RMSprop, the optimizer of DiffMask's authors.
+
+    Args:
+        params: groups of parameters with their learning rates.
+        k: steps between two synchronisations.
+        alpha: the slow weights' step towards the fast ones.
+    """
+    return Lookahead(torch.optim.RMSprop(params, alpha=0.99, eps=1e-8, centered=True), k=k, alpha=alpha)
+
+
+OPTIMIZERS = declare("optimizer", torch.optim.Optimizer)

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskhooks.model.outputs import Outputs, flip_loss, predicted
+from maskhooks.plugins.kind import declare
+from maskhooks.settings.types import NonNegative
 
 _HEAVIEST = 10.0  # no class weighs more than so many examples, however rare
 
@@ -27,7 +29,7 @@ class Penalty:
         counts: how often each class was predicted, in the batches seen; None before any, and where there are none.
     """
 
-    def __init__(self, flip_penalty: float = 0.0, *, balance: bool = False) -> None:
+    def __init__(self, flip_penalty: NonNegative = 0.0, *, balance: bool = False) -> None:
         self.flip_penalty, self.balance = flip_penalty, balance
         self.counts: Int[Tensor, " class"] | None = None
 
@@ -54,3 +56,6 @@ class Penalty:
         seen = self.counts.clamp(min=1).to(charged)
         weights = self.counts.sum() / (self.counts > 0).sum() / seen
         return charged * weights.clamp(max=_HEAVIEST)[classes[0]]
+
+
+PENALTIES = declare("penalty", Penalty)

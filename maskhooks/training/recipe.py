@@ -1,206 +1,161 @@
-"""Recipes: the settings of a training run, as presets by name."""
+"""A recipe: the settings of a training run."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from maskhooks.errors import SettingError, UnknownNameError, near
-from maskhooks.masks.probes import MLP, PaperMLP, PerExampleLogits, Probe, SummedMLP
-from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
-from maskhooks.training.optimizers import Lookahead
-from maskhooks.training.penalty import Penalty
+from maskhooks.masks.probes import PROBES, PerExampleLogits, Probe
+from maskhooks.plugins.kind import declare
+from maskhooks.plugins.registry import registry
+from maskhooks.settings.schema import check_fields
+from maskhooks.settings.types import Count, Decay, Fraction, Natural, NonNegative, Positive, Text
+from maskhooks.training.objectives import OBJECTIVES, Objective
+from maskhooks.training.optimizers import OPTIMIZERS
+from maskhooks.training.penalty import PENALTIES, Penalty
 
-_KINDS = {
-    "optimizer": ["adam", "lookahead"],
-    "probe": ["mlp", "summed", "paper"],
-    "objective": ["augmented", "ratio", "paper"],
-}
+_Name = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How masks are trained, as presets by name.
+    """How masks are trained.
 
-    "stable" are the defaults, for models that answer with confidence; "language" is for pretrained models of text,
-    whose predictions depend a little on nearly every position; "graph" is for messages of graph networks (`GraphMask`);
-    "subset" is for free logits that are to come to the smallest set of positions; "paper" is the way of DiffMask's
-    authors.
+    `Recipe.named("language")` is a registered recipe, `dataclasses.replace(recipe, steps=500)` changes one. Probe,
+    objective, penalty and optimizer are registered parts, each given by name, or as a mapping of its name and settings:
+    `Recipe(probe={"name": "mlp", "hidden": 64})`. A part takes `min_logit`, `l0_price`, `flip_penalty` and `balance`
+    from the recipe if it has a setting of that name.
 
     Args:
+        name: the recipe's name, which is saved with a run.
+        description: what the recipe is for, in one line.
         steps: training steps per masking.
-        per_step: maskings trained in a step, all from one clean pass. More pay where masked passes are short, as those
-            from high layers are, and no store keeps the clean pass.
-        learning_rate: of the probes.
-        free_rate: of free logits, without amortisation.
-        free_start: where free logits start.
-        free_spread: their standard deviation there.
-        free_memory: Adam's memory of their squared gradients. A shorter one forgets the first steps, in which gates are
-            dear, and lets gates that are open beyond need close against a small gradient.
-        starts: how often free logits are optimised, each time from other random numbers; each example keeps the best.
-        heat: how many times hotter than their own temperature gates of free logits are at the first step; hot gates
-            take values between 0 and 1, and their gradient says more of what a position is good for.
-        baseline_rate: of learned baselines that learn together with the gates, in deviations of their features.
-        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is fitted first, under masks
-            drawn at random, and then kept; 0 to let it learn with the gates.
-        lowest: the least logit of "mlp" probes. At -7 a closed gate is closed, and gets no gradient; at -3 one sample
-            in sixteen is open, so that a gate that closed too early can come back.
-        price: with the "ratio" objective, the least fraction of positions for which a whole margin of divergence is
-            spent, of the target to be exact; what saves less is kept.
-        overtaken: how much the loss charges for predictions that another class overtakes, beside the divergence.
-        balance: whether each predicted class counts the same in the loss (see `Penalty`).
-        stagger: the first fraction of steps, in which maskings join one after another: groups that share votes from the
-            lowest depth up, those within one group from the top down. Votes that all begin at once close too much
-            together, and gates that closed hardly open again.
-        warmup: steps over which rates rise.
-        decay: the last fraction of steps, over which rates fall to zero.
-        validations: how often checkpoints are compared.
-        patience: validations without a better checkpoint after which training stops; None for never.
-        statistics: batches from which means and deviations are taken.
-        replay: whether masked passes go on from the masked site; False runs the model in full.
-        optimizer: "adam", or "lookahead" for Lookahead over centered RMSprop.
-        probe: "mlp", "summed" or "paper".
-        objective: "augmented", "ratio" or "paper".
+        maskings_per_step: maskings trained in a step, all from one clean pass. More than one pays off where masked
+            passes are short, as those from high layers are, and clean passes are not cached.
+        learning_rate: learning rate of the probes.
+        logit_learning_rate: learning rate of per-example logits (unamortised masks).
+        logit_init: mean of per-example logits at the start.
+        logit_init_std: their standard deviation at the start.
+        adam_beta2: Adam's decay rate of squared gradients for per-example logits. A lower one forgets the first steps
+            sooner, in which open gates cost most, so that gates that are no longer needed can close.
+        restarts: how often per-example logits are optimised, each time with other random numbers; each example keeps
+            its best masks.
+        initial_temperature: temperature of per-example gates at the first step, as a multiple of the gate's own. Warmer
+            gates take values between 0 and 1, and their gradients say more about each position.
+        baseline_learning_rate: learning rate of baselines that are learned together with the gates, in standard
+            deviations of each feature.
+        baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is trained first, under random
+            masks, before it is frozen; 0 trains it together with the gates.
+        min_logit: the lowest logit of a probe. At -7 a closed gate stays closed and gets no gradient; at -3 one sample
+            in sixteen is open, so a gate that closed too early can open again.
+        l0_price: with the "ratio" objective, the lowest price of an open position, as a fraction of positions per
+            margin. Positions that save less than this are kept.
+        flip_penalty: weight of lost predictions in the loss, added to the divergence; see `Penalty`.
+        balance: whether each predicted class counts the same in the loss; see `Penalty`.
+        layer_warmup: the first fraction of the steps, during which maskings join training one after another: groups
+            that share votes from the lowest depth up, maskings of one group from the top layer down. Maskings that all
+            start at once close too many gates together, and gates that have closed rarely open again.
+        warmup_steps: steps over which learning rates rise linearly.
+        decay_fraction: the last fraction of the steps, over which learning rates fall linearly to zero.
+        validations: how often checkpoints are compared on validation data.
+        patience: validations without a better checkpoint after which training stops; None never stops early.
+        statistics_batches: batches from which means and standard deviations are computed.
+        replay: whether masked passes start at the masked site; False runs the whole model.
+        optimizer: a registered optimizer for probes and baselines.
+        probe: a registered probe, which computes gate logits.
+        objective: a registered objective: the loss, and how its multiplier moves.
+        penalty: a registered penalty: what the loss charges an example for.
+
+    Raises:
+        SettingError: a value is of the wrong type or out of range.
+        UnknownNameError: no part is registered under a name.
     """
 
-    name: str = "stable"
-    steps: int = 700
-    maskings_per_step: int = 1
-    learning_rate: float = 1e-2
-    logit_learning_rate: float = 0.03
+    name: Text = "stable"
+    description: str = ""
+    steps: Count = 700
+    maskings_per_step: Count = 1
+    learning_rate: Positive = 1e-2
+    logit_learning_rate: Positive = 0.03
     logit_init: float = 2.0
-    logit_init_std: float = 0.0
-    adam_beta2: float = 0.99
-    restarts: int = 1
-    initial_temperature: float = 1.0
-    baseline_learning_rate: float = 1e-3
-    baseline_steps: int = 300
+    logit_init_std: NonNegative = 0.0
+    adam_beta2: Decay = 0.99
+    restarts: Count = 1
+    initial_temperature: Positive = 1.0
+    baseline_learning_rate: Positive = 1e-3
+    baseline_steps: Natural = 300
     min_logit: float = -7.0
-    l0_price: float = 0.0
-    flip_penalty: float = 0.0
+    l0_price: NonNegative = 0.0
+    flip_penalty: NonNegative = 0.0
     balance: bool = False
-    layer_warmup: float = 0.0
-    warmup_steps: int = 50
-    decay_fraction: float = 0.3
-    validations: int = 10
-    patience: int | None = None
-    statistics_batches: int = 64
+    layer_warmup: Fraction = 0.0
+    warmup_steps: Natural = 50
+    decay_fraction: Fraction = 0.3
+    validations: Count = 10
+    patience: Count | None = None
+    statistics_batches: Count = 64
     replay: bool = True
-    optimizer: str = "adam"
-    probe: str = "mlp"
-    objective: str = "augmented"
+    optimizer: Annotated[_Name, OPTIMIZERS] = "adam"
+    probe: Annotated[_Name, PROBES] = "mlp"
+    objective: Annotated[_Name, OBJECTIVES] = "augmented"
+    penalty: Annotated[_Name, PENALTIES] = "divergence"
 
     def __post_init__(self) -> None:
-        for name, known in _KINDS.items():
-            kind = getattr(self, name)
-            if kind not in known:
-                raise UnknownNameError(
-                    f"no {name} of a recipe is named {kind!r}. There are: {', '.join(known)}.", near=near(kind, known)
-                )
-        for name in ("steps", "maskings_per_step", "restarts", "validations", "statistics_batches"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"a recipe's {name} is a whole number from 1, got {getattr(self, name)}")
-        for name in ("layer_warmup", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"a recipe's {name} is a fraction of the steps, 0 to 1, got {getattr(self, name)}")
+        check_fields(self)
+        for kind in (OPTIMIZERS, PROBES, OBJECTIVES, PENALTIES):
+            registry.check(kind, getattr(self, kind.name))
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """A preset: "stable", "language", "paper", "graph" or "subset".
+        """The recipe that is registered under a name, such as "stable", "language", "graph", "subset" or "paper".
 
         Raises:
-            UnknownNameError: there is none of this name.
+            UnknownNameError: there is none; near names are listed.
         """
-        presets = {
-            "stable": cls(),
-            "language": cls(
-                name="language",
-                steps=1000,
-                objective="ratio",
-                min_logit=-3.0,
-                l0_price=0.05,
-                flip_penalty=1.0,
-                balance=True,
-                layer_warmup=0.6,
-                learning_rate=5e-3,
-                baseline_learning_rate=0.005,
-                baseline_steps=0,
-                validations=5,
-            ),
-            "paper": cls(
-                name="paper",
-                learning_rate=3e-4,
-                baseline_learning_rate=1e-3,
-                baseline_steps=0,
-                warmup_steps=200,
-                decay_fraction=0.0,
-                optimizer="lookahead",
-                probe="paper",
-                objective="paper",
-            ),
-            "subset": cls(
-                name="subset",
-                steps=100,
-                warmup_steps=10,
-                restarts=16,
-                logit_learning_rate=1.0,
-                logit_init=-1.0,
-                logit_init_std=2.0,
-                adam_beta2=0.9,
-                min_logit=-5.0,
-                initial_temperature=5.0,
-            ),
-            "graph": cls(name="graph", steps=600, learning_rate=2e-3, probe="summed", layer_warmup=0.5),
-        }
-        if name not in presets:
-            raise UnknownNameError(
-                f"no recipe is named {name!r}. There are: {', '.join(presets)}.", near=near(name, presets)
-            )
-        return presets[name]
+        return registry.make(RECIPES, name)
 
     def make_logits(self) -> PerExampleLogits:
-        """The free logits of one site, without amortisation."""
+        """The per-example logits of one site (unamortised)."""
         return PerExampleLogits(init_logit=self.logit_init, init_std=self.logit_init_std, min_logit=self.min_logit)
 
-    def make_probe(self, number: int = 0, votes: int = 1) -> Probe:
+    def make_probe(self, vote: int = 0, votes: int = 1) -> Probe:
         """The probe of one vote.
 
         Args:
-            number: its place among the votes whose product masks a site. Those after the first start nearly open, so
-                that at the start as much is kept at every depth, and closing more has to be learned.
-            votes: how many there are. Each may open the further, so that together they are as open as one alone.
+            vote: its index among the votes whose product masks a site.
+            votes: how many there are.
         """
-        if self.probe == "paper":
-            return PaperMLP()
-        if self.probe == "summed":
-            return SummedMLP(min_logit=self.min_logit)
-        return MLP(init_logit=2.0 if number == 0 else 4.0, min_logit=self.min_logit, max_logit=5.0 + math.log(votes))
+        probe = registry.make(PROBES, self.probe, {"min_logit": self.min_logit})
+        probe.join(vote, votes)
+        return probe
 
     def make_objective(self, margin: float) -> Objective:
-        if self.objective == "ratio":
-            return RatioLagrangian(margin, l0_price=self.l0_price)
-        return AugmentedLagrangian(margin) if self.objective == "augmented" else PaperLagrangian(margin)
+        """The objective of one group of maskings, for a margin in nats."""
+        return registry.make(OBJECTIVES, self.objective, {"margin": margin, "l0_price": self.l0_price})
 
     def make_penalty(self) -> Penalty:
-        return Penalty(self.flip_penalty, balance=self.balance)
+        """The penalty of a run."""
+        return registry.make(PENALTIES, self.penalty, {"flip_penalty": self.flip_penalty, "balance": self.balance})
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [
+        """The optimizer of probes and baselines, each with their own learning rate."""
+        groups = [
             {"params": parameters, "lr": rate}
             for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_learning_rate))
             if parameters
         ]
-        if self.optimizer == "lookahead":
-            return Lookahead(partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8, centered=True)(groups))
-        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+        return registry.make(OPTIMIZERS, self.optimizer, {"params": groups})
 
     def rate(self, step: int, steps: int) -> float:
         """The factor on learning rates at a step: linear warm-up, constant, linear decay."""
         rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         fall = min(1.0, (steps - step) / (self.decay_fraction * steps)) if self.decay_fraction else 1.0
         return rise * fall
+
+
+RECIPES = declare("recipe", Recipe, made=True)
+RecipeSetting = Annotated[str | Mapping[str, Any] | Recipe, RECIPES]

@@ -1,0 +1,35 @@
+"""Types of settings: a range stands beside the type, so that a value is checked against both.
+
+    def fit(..., steps: Count | None = None, save_every: Positive = 60.0): ...
+
+A type that needs a check of its own, such as a selector of sites, carries an object with the methods of `Check`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
+Folder = Text | Path
+
+
+@runtime_checkable
+class Check(Protocol):
+    """A check that stands in an `Annotated` type and replaces the one that the type would give."""
+
+    @property
+    def words(self) -> str:
+        """What is accepted, as an error says it: "the name of a gate, or a Gate"."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is accepted."""
