@@ -62,13 +62,13 @@ def report(model: nn.Module, address: str = "site:output", x: Any = None) -> Rep
     [
         ("nothing", "site:output", ""),
         ("by another name", "site:output", "open gates change the output's bits: the model changes the value in place"),
-        ("forward called", "site:output", "never fired: its forward is called directly, which goes around hooks"),
-        ("weights taken", "last:output", "never fired: linear takes its weights, a fused path"),
+        ("forward called", "site:output", "never fired: its forward is called directly, which skips hooks"),
+        ("weights taken", "last:output", "never fired: linear takes its weights (a fused path)"),
         ("unused", "site:output", "never fired: not used for this batch, or only in compiled code"),
         (
             "detached",
             "site:output",
-            "what was put in its place requires grad, and nothing that the model returned does",
+            "its replacement requires grad, but no output of the model does",
         ),
         ("without gradients", "site:output", "its module runs without gradients, within torch.no_grad()"),
     ],
@@ -162,8 +162,8 @@ def test_values_that_no_mask_is_learned_on(dtype: torch.dtype) -> None:
 
     hooked = maskhooks.wrap(Casts(), sites={"cast:output": "batch hidden -> batch"}, output=rows)
     (found,) = doctor(hooked, torch.randn(4, 3)).findings
-    assert found.trouble == f"its values are {dtype}, and masks are learned on floating-point ones"
-    with pytest.raises(GradientError, match=r"masks are learned on floating-point ones\. Mask a site further on"):
+    assert found.trouble == f"its values are {dtype}, but masks are learned on floating-point values"
+    with pytest.raises(GradientError, match=r"masks are learned on floating-point values\. Mask a later site"):
         maskhooks.DiffMask(hooked, "cast:output", margin=0.1).fit([torch.randn(4, 3)], steps=1, progress=False)
     (read,) = doctor(maskhooks.wrap(Casts(), sites=["cast:output"], output=rows), torch.randn(4, 3)).findings
     assert not read.trouble
@@ -200,7 +200,7 @@ def test_hooks_of_others_are_in_the_report() -> None:
     assert found.findings[0].foreign_hooks == 1
     assert found.rows()[0]["foreign hooks"] == "1 of tests"
     assert found.others == {"tests": 1}
-    assert "hooks of others: tests on 1 module. They stay" in str(found)
+    assert "hooks of other libraries: tests on 1 module. They keep" in str(found)
     assert found.healthy
 
 
@@ -349,5 +349,5 @@ def test_a_model_that_draws_in_eval_mode_is_told(amount: float) -> None:
         warn_bypassed(hooked, data, list(hooked.sites))
     told = [str(warning.message) for warning in seen]
     assert len(told) == (amount > 0)
-    assert all("draws random numbers in eval mode" in text for text in told)
+    assert all("draws random numbers even in eval mode" in text for text in told)
     assert torch.equal(state, torch.get_rng_state())

@@ -135,7 +135,7 @@ def test_doctor_of_a_torch_encoder(x: Tensor) -> None:
     report = maskhooks.doctor(hooked, (x, PAD))
     troubles = [finding.trouble for finding in report.findings]
     assert ["nested tensor" in trouble for trouble in troubles] == [True, True, False, False]
-    assert "takes its weights, a fused path" in troubles[2]
+    assert "takes its weights (a fused path)" in troubles[2]
     assert troubles[3] == ""
     assert report.findings[3].bypassed is False
     assert not report.healthy

@@ -109,7 +109,7 @@ def test_weights_that_were_never_loaded(whole: bool) -> None:
         with pytest.raises((ModelError, RuntimeError), match="meta"), Tap(model, **settings):
             model(x)
     if whole:
-        with pytest.raises(ModelError, match=r"has a shape and no numbers.*from_pretrained"), Tap(model, **kind):
+        with pytest.raises(ModelError, match=r"has a shape but no data.*from_pretrained"), Tap(model, **kind):
             model(x)
 
 
