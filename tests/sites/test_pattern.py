@@ -174,7 +174,7 @@ def test_patterns_that_cannot_be_read(text: str, message: str) -> None:
         (
             "batch token hidden -> batch token",
             (2, 3),
-            r"has 3 axes, the value at x:output has shape \[2, 3\]",
+            r"has 3 axes, but the value at x:output has shape \[2, 3\]",
         ),
         ("batch (head dim) -> batch head, head=5", (2, 12), r"\(head dim\) of size 12 cannot be split"),
         ("batch (head dim) -> batch head", (2, 12), "Give the sizes after the arrow"),
