@@ -89,7 +89,7 @@ def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, 
         "How the masks were trained",
         f"Each mask learned to keep as few positions as possible (fraction kept, the expected L0) while the prediction "
         f"stays {within} the original one (divergence). The multiplier weights the divergence: it rises while the "
-        f"divergence exceeds the margin and falls otherwise. Faint lines show single steps, strong lines their running "
+        f"divergence is too large and falls otherwise. Faint lines show single steps, strong lines their running "
         f"mean. Circles show validation data{filled}. The vertical line marks the state that was chosen and saved. All "
         f"rows share the same axes; values above an axis are drawn at its top.",
         [Charts(("divergence in nats", "fraction kept", "multiplier"), rows)],

@@ -174,7 +174,7 @@ def test_the_inside_of_multihead_attention_is_refused(x: Tensor) -> None:
         model(x)
     (finding,) = maskhooks.doctor(maskhooks.wrap(model, sites=[address]), x).findings
     assert finding.trouble == (
-        "never fired: multi_head_attention_forward takes its weights, a fused path; address the module around it"
+        "never fired: multi_head_attention_forward takes its weights (a fused path); address the module around it"
     )
 
 

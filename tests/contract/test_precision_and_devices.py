@@ -158,7 +158,7 @@ def test_quantised_values() -> None:
         hooked(torch.randn(3, 4))
     assert tap.values["rounded:output"].dtype == torch.qint8
     (found,) = maskhooks.doctor(hooked, torch.randn(3, 4)).findings
-    assert found.trouble == "its values are torch.qint8, and masks are learned on floating-point ones"
+    assert found.trouble == "its values are torch.qint8, but masks are learned on floating-point values"
     assert found.bypassed is False
 
 
