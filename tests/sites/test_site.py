@@ -137,7 +137,9 @@ def test_unknown_names_list_the_near_ones(selector: str, near: str | None) -> No
 
 
 def test_unknown_names_list_the_tags_or_say_how_to_list_sites() -> None:
-    with pytest.raises(UnknownSiteError, match=r"5 listed sites .* with the tags hidden, input\. The model has 8 modules"):
+    with pytest.raises(
+        UnknownSiteError, match=r"5 listed sites .* with the tags hidden, input\. The model has 8 modules"
+    ):
         resolve("head", TABLE, MODULES)
     with pytest.raises(UnknownSiteError, match=r"No sites are listed; list some: wrap\(model, sites="):
         resolve("head", SiteTable(), MODULES)
