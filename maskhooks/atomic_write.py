@@ -1,4 +1,4 @@
-"""Atomic writes: a file is there whole, or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MARK = ".draft"
 
 @contextlib.contextmanager
 def draft(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` once all of it is on the disk.
+    """Open a temporary file that replaces `path` once all of it is on disk.
 
-    Killed or failing on the way, it leaves at `path` what was there before. Names of drafts begin with a dot, so
-    readers of folders pass over them, and two processes never share one.
+    If the process is killed or fails, `path` keeps its old contents. Names of temporary files begin with a dot, so
+    readers of folders skip them, and two processes never share one.
 
     Raises:
-        StorageError: it cannot be written, such as on a full disk; the error names `path`.
+        StorageError: the file cannot be written, for example on a full disk; the error names `path`.
     """
     made: Path | None = None
     try:
@@ -37,8 +37,8 @@ def draft(path: Path) -> Iterator[IO[bytes]]:
         _sync(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}). What was there before is untouched: make "
-            "room, or choose another place, and go on.",
+            f"{path} cannot be written ({error.strerror or error}). Its old contents are untouched: free some space "
+            "or choose another folder, then resume.",
             path=path,
         ) from error
     finally:
@@ -47,20 +47,20 @@ def draft(path: Path) -> Iterator[IO[bytes]]:
 
 
 def clear(path: Path) -> None:
-    """Removes what killed processes left of drafts of `path`."""
+    """Delete temporary files of `path` that killed processes left."""
     for left in path.parent.glob(f".{path.name}-*{MARK}"):
         left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
-    """The mask of permissions; it can only be read by setting it."""
+    """Return the permission mask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _sync(folder: Path) -> None:
-    """Makes the folder's new entry last through a power cut, where a folder can be told to."""
+    """Flush the folder's new entry to disk where the system allows it."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Every error and warning of maskhooks, in one tree.
+"""All maskhooks errors and warnings, in one tree.
 
     MaskhooksError
     ├── SiteError                    .site
@@ -42,7 +42,7 @@
     ├── SearchLimitWarning
     └── PluginWarning
 
-Each message says what is wrong, names the thing, and gives a way out; each class has a page in docs/errors.
+Each message says what is wrong, names the thing and gives a fix; each class has a page in docs/errors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from collections.abc import Iterable, Sequence
 
 
 def near(name: str, known: Iterable[str], count: int = 5) -> list[str]:
-    """The names most like `name` among `known`, in whole or at their ends, best first."""
+    """Return the names in `known` most similar to `name`, as a whole or by their endings, best first."""
 
     def likeness(other: str) -> float:
         ends = {other, other[-len(name) :]} if name else {other}
@@ -67,7 +67,7 @@ def _did_you_mean(names: Sequence[str]) -> str:
 
 
 class MaskhooksError(Exception):
-    """The root of all errors raised by maskhooks."""
+    """Base class of all maskhooks errors."""
 
 
 class SiteError(MaskhooksError):
@@ -79,7 +79,7 @@ class SiteError(MaskhooksError):
 
 
 class UnknownSiteError(SiteError):
-    """No site or module answers to this address, glob or tag."""
+    """No site or module matches this address, glob or tag."""
 
     def __init__(self, message: str, *, site: object = None, near: Sequence[str] = ()) -> None:
         super().__init__(message + _did_you_mean(near), site=site)
@@ -87,11 +87,11 @@ class UnknownSiteError(SiteError):
 
 
 class PatternError(SiteError):
-    """A pattern that cannot be read, or that does not fit the value at its site."""
+    """A pattern cannot be parsed, or does not fit the value at its site."""
 
 
 class SiteNeverFiredError(SiteError):
-    """Sites named exactly whose value was never computed while the model ran."""
+    """Sites were named exactly, but the model never computed their values."""
 
     def __init__(self, message: str, *, sites: Sequence[object] = ()) -> None:
         super().__init__(message, site=sites[0] if sites else None)
@@ -99,23 +99,23 @@ class SiteNeverFiredError(SiteError):
 
 
 class SiteFiredTooOftenError(SiteError):
-    """A module ran more often in one forward pass than its site's address says."""
+    """A module ran more often in one forward pass than its site's address allows."""
 
 
 class NotATensorError(SiteError):
-    """The value at a site's path is not a tensor, or the path leads nowhere."""
+    """The value at a site's path is not a tensor, or the path does not exist."""
 
 
 class ReplacementError(SiteError):
-    """A replacement that is not a tensor of the shape, dtype and device of the value it replaces."""
+    """A replacement is not a tensor with the shape, dtype and device of the value it replaces."""
 
 
 class GradientError(SiteError):
-    """No gradient, or no true one, would come back to what was put in place of a value."""
+    """A replacement would get no gradient, or a wrong one."""
 
 
 class SiteConflictError(SiteError):
-    """Two replacements of one value within one tap."""
+    """One tap replaces the same value twice."""
 
 
 class ModelError(MaskhooksError):
@@ -127,39 +127,39 @@ class ModelError(MaskhooksError):
 
 
 class CompiledModelError(ModelError):
-    """A compiled or scripted module, in which hooks added now would be ignored."""
+    """A compiled or scripted module would ignore hooks added now."""
 
 
 class TappedModelError(ModelError):
-    """The model was copied or pickled while a tap held its hooks."""
+    """The model was copied or pickled while a tap's hooks were on it."""
 
 
 class TaskError(MaskhooksError):
-    """Something is wrong between batch, model and output."""
+    """The batch, the model and the output do not fit together."""
 
 
 class UnknownDistributionError(TaskError):
-    """The model's outputs are not known to be any distribution."""
+    """The distribution of the model's outputs is unknown."""
 
 
 class BatchError(TaskError):
-    """A batch that the model or task cannot use, such as one without the expected keys."""
+    """The model or task cannot use the batch, for example because keys are missing."""
 
 
 class EmptyLoaderError(TaskError):
-    """A loader that yields no batch."""
+    """A loader yields no batches, or can be read only once."""
 
 
 class TrainingError(MaskhooksError):
-    """Something is wrong with how an explainer is trained or asked."""
+    """Something is wrong with how an explainer is trained or used."""
 
 
 class SettingError(TrainingError, ValueError):
-    """A setting outside its range, such as a margin that is not positive."""
+    """A setting is out of range, such as a margin that is not positive."""
 
 
 class NonFiniteError(TrainingError):
-    """Training met NaN or infinity; the last good state was kept."""
+    """Training reached NaN or infinity; the last good state was kept."""
 
     def __init__(self, message: str, *, site: object = None) -> None:
         super().__init__(message)
@@ -167,15 +167,15 @@ class NonFiniteError(TrainingError):
 
 
 class NotFittedError(TrainingError):
-    """An explainer was asked to explain, or to be saved, before it was fitted."""
+    """An explainer was used or saved before it was fitted."""
 
 
 class SearchLimitError(TrainingError):
-    """An example with more positions than a search goes through."""
+    """An example has more positions than a search allows."""
 
 
 class PluginError(MaskhooksError):
-    """Something is wrong with a plugin or with a name that a plugin should give."""
+    """Something is wrong with a plugin, or with a name that a plugin should provide."""
 
     def __init__(self, message: str, *, plugin: str | None = None) -> None:
         super().__init__(message)
@@ -183,15 +183,15 @@ class PluginError(MaskhooksError):
 
 
 class AdapterConflictError(PluginError):
-    """Two adapters claim one module with equal right."""
+    """Two adapters claim one module with equal priority."""
 
 
 class NameTakenError(PluginError):
-    """A second part was registered under a name in use."""
+    """A name is already registered."""
 
 
 class UnknownNameError(PluginError):
-    """No part is registered under this name."""
+    """Nothing is registered under this name."""
 
     def __init__(self, message: str, *, plugin: str | None = None, near: Sequence[str] = ()) -> None:
         super().__init__(message + _did_you_mean(near), plugin=plugin)
@@ -199,7 +199,7 @@ class UnknownNameError(PluginError):
 
 
 class MissingExtraError(PluginError):
-    """An optional library is needed and not installed."""
+    """A required optional library is not installed."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -217,7 +217,7 @@ class StorageError(MaskhooksError):
 
 
 class CorruptFileError(StorageError):
-    """A saved file that is missing, broken, or of a kind that is never read (a pickle)."""
+    """A saved file is missing, broken or a pickle, which is never read."""
 
 
 class FormatError(StorageError):
@@ -225,7 +225,7 @@ class FormatError(StorageError):
 
 
 class FingerprintError(StorageError):
-    """What was saved belongs to another model."""
+    """The saved files belong to another model."""
 
     def __init__(self, message: str, *, path: object = None, differences: Sequence[str] = ()) -> None:
         super().__init__(message, path=path)
@@ -233,7 +233,7 @@ class FingerprintError(StorageError):
 
 
 class ResumeError(StorageError):
-    """What was begun earlier was begun with other settings, another model or other data."""
+    """The earlier run used other settings, another model or other data."""
 
     def __init__(self, message: str, *, path: object = None, differences: Sequence[str] = ()) -> None:
         super().__init__(message, path=path)
@@ -241,15 +241,15 @@ class ResumeError(StorageError):
 
 
 class MaskhooksWarning(UserWarning):
-    """The root of all warnings given by maskhooks."""
+    """Base class of all maskhooks warnings."""
 
 
 class UnfiredSiteWarning(MaskhooksWarning):
-    """Some sites found by glob, or marked optional, never fired; or no output depends on some of those to be masked."""
+    """Some sites found by a glob or marked optional never fired, or no output depends on some sites to mask."""
 
 
 class BypassedWarning(MaskhooksWarning):
-    """With a site fully masked the output still depends on the input: information goes another way."""
+    """The output still depends on the input while a site is fully masked: information bypasses the site."""
 
 
 class MarginWarning(MaskhooksWarning):
@@ -257,15 +257,15 @@ class MarginWarning(MaskhooksWarning):
 
 
 class FingerprintWarning(MaskhooksWarning):
-    """What was saved belongs to another model, and was loaded all the same."""
+    """The saved files belong to another model and were loaded anyway."""
 
 
 class ResumeWarning(MaskhooksWarning):
-    """A run goes on from another place than was asked: from an earlier state, or from the start."""
+    """A run resumes from an earlier state than requested, or from the start."""
 
 
 class SearchLimitWarning(MaskhooksWarning):
-    """A limit ended a search before a set of positions was found."""
+    """A limit ended a search before it found a set of positions."""
 
 
 class PluginWarning(MaskhooksWarning):

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def bar(name: str, total: int | None) -> tuple[Progress, TaskID]:
-    """An unstarted bar with count, elapsed and remaining time, and a description that may change."""
+    """Return an unstarted bar with count, elapsed and remaining time, and a description that may change."""
     columns = (
         TextColumn(name),
         BarColumn(),
@@ -38,7 +38,7 @@ def bar(name: str, total: int | None) -> tuple[Progress, TaskID]:
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None, shown: bool = True) -> Iterator[T]:
-    """The items, with a bar while they are gone through; `total` where they have no length of their own."""
+    """Yield the items with a progress bar; give `total` if they have no length."""
     if not shown:
         yield from items
         return
@@ -52,16 +52,16 @@ def track(items: Iterable[T], name: str, *, total: int | None = None, shown: boo
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} a second")
+        return Text("" if speed is None else f"{speed:,.1f} per second")
 
 
 @contextlib.contextmanager
 def counting(name: str, total: int | None, done: int = 0, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar with a count, a speed and the remaining time; gives the function that counts on.
+    """Show a bar with a count, a speed and the remaining time; yield the function that advances it.
 
     Args:
-        total: None where it is not known.
-        done: what was there before, which the speed leaves out.
+        total: None if unknown.
+        done: the count done earlier, which the speed leaves out.
     """
     if not shown:
         yield lambda count: None

@@ -47,7 +47,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = tmp_path / "file"
     path.write_bytes(b"former")
     monkeypatch.setattr(os, "fsync", full)
-    expected = pytest.raises(StorageError, match=r"file cannot be written \(No space left on device\).*room")
+    expected = pytest.raises(StorageError, match=r"file cannot be written \(No space left on device\).*free some space")
     with expected as caught, draft(path) as file:
         file.write(b"half")
     assert caught.value.path == path

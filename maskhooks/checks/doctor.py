@@ -1,4 +1,4 @@
-"""Doctor: one batch through a wrapped model, and what each site does: fires, how often, shape, dtype, bypassed."""
+"""Doctor: run one batch and report what each site does: whether and how often it fires, shape, dtype, bypassed."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _PARTS = frozenset({"head", "mlp", "message", "edge"})
 _BYPASSED = {True: "BYPASSED", False: "no", None: "unknown"}
 _SILENT = "never fired"
 _INEXACT = (
-    "open gates change the output's bits: the model changes the value in place under another name, or asks whether two "
-    "values are one, which a copy is not; address the place before or after"
+    "open gates change the output's bits: the model changes the value in place through another reference, or checks "
+    "whether two values are the same object, which a copy is not; address the place before or after"
 )
 
 
@@ -60,11 +60,11 @@ class Finding:
 
     Attributes:
         calls: how often its module ran.
-        trouble: why it cannot be used as addressed, empty where it can.
-        bypassed: whether, with all its positions closed, another input still changes the output; None where no other
-            input could be made.
-        foreign_hooks: forward hooks of others on its module.
-        foreign: the packages that these, and a forward of its own, come from.
+        trouble: why it cannot be used as addressed; empty if it can.
+        bypassed: whether another input still changes the output with all its positions closed; None if no other input
+            could be made.
+        foreign_hooks: number of other libraries' forward hooks on its module.
+        foreign: the packages of these hooks, and of a replaced forward.
     """
 
     site: Site
@@ -80,12 +80,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `examine` found; prints as a table."""
+    """What `doctor` found; prints as a table."""
 
     findings: Sequence[Finding]
     distribution: str
-    fused: float = 0.0  # how far the outputs move when hooks switch off a fused path
-    others: Mapping[str, int] = field(default_factory=dict)  # packages, and on how many modules their hooks stand
+    fused: float = 0.0  # the largest change of the outputs when hooks switch off a fused path
+    others: Mapping[str, int] = field(default_factory=dict)  # by package, the number of modules with its hooks
 
     @property
     def healthy(self) -> bool:
@@ -111,23 +111,23 @@ class Report:
         return "\n".join([sites, *self.notes()])
 
     def notes(self) -> list[str]:
-        """What is said of the model as a whole."""
+        """Return the notes on the model as a whole."""
         notes = [f"output: {self.distribution}"]
         if self.fused:
             notes.append(
-                f"fused: hooks switch off a fused path, and move the outputs by up to {self.fused:.1g}; clean and "
+                f"fused: hooks switch off a fused path and change the outputs by up to {self.fused:.1g}; clean and "
                 "masked passes both run with hooks"
             )
         if any(f.bypassed is None and not f.trouble and not is_read(f.site) for f in self.findings):
             notes.append(
-                "bypassed unknown: no other input could be made of this batch, or none changes the output. "
-                "wrap(model, valid=...) says which positions are no padding and may change places, wrap(model, "
-                "perturb=...) makes another input"
+                "bypassed unknown: no other input could be made from this batch, or it does not change the output. "
+                "Give wrap(model, valid=...) to say which positions are not padding and may be permuted, or "
+                "wrap(model, perturb=...) to make another input"
             )
         if self.others:
             names = ", ".join(f"{name} on {count} module{'s' * (count > 1)}" for name, count in self.others.items())
             notes.append(
-                f"hooks of others: {names}. They stay and run as before; a tap sees what they made of values, and a "
+                f"hooks of other libraries: {names}. They keep running; a tap sees values after their changes, and a "
                 "replay applies them once"
             )
         return notes
@@ -137,14 +137,14 @@ class Report:
 
 
 def doctor(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
-    """Runs a batch and reports on every site; the model and the random state are left as they were.
+    """Run a batch and report on every site; the model and the random state are restored.
 
     Args:
-        sites: which to look at, by default all listed ones.
+        sites: which sites to check; by default all listed ones.
     """
     chosen = list(hooked.sites) if sites is None else hooked.find(sites)
     known = Modules(hooked.model)
-    beside = others(hooked.model)
+    foreigners = others(hooked.model)
     standing = {site: known.computing(site.module) for site in chosen}
     hooks = {site: (len(foreign(at)), owners(at)) for site, at in standing.items()}
     with forked(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
@@ -161,50 +161,46 @@ def doctor(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
         copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
         found |= {site: _INEXACT if copied[site] else without[site] for site in sound}
         done = [dataclasses.replace(f, bypassed=around.get(f.site), trouble=found[f.site]) for f in findings]
-        return Report(done, described, moved, beside)
+        return Report(done, described, moved, foreigners)
 
 
 def check_gradients(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> list[Site]:
-    """Refuses a site to which no gradient comes back, so that no mask could be learned there.
+    """Refuse sites to which no gradient comes back, since no mask can be learned there.
 
     Returns:
-        The sites on which nothing depends that the model returns, where there are others.
+        The sites that no output of the model depends on, if there are others.
 
     Raises:
-        GradientError: no gradient comes back to a site on which something depends, or nothing depends on any.
+        GradientError: no gradient comes back to a site that an output depends on, or no output depends on any site.
     """
     found = gradients(hooked, batch, sites, seed)
     unused = [site for site in sites if found[site] == UNUSED]
     for site, why in found.items():
         if why and (why != UNUSED or len(unused) == len(found)):
-            way = (
-                "Leave it out"
-                if why == UNUSED
-                else "Mask a site further on, or a copy of the model without such a module"
-            )
+            way = "Leave it out" if why == UNUSED else "Mask a later site, or a copy of the model without such a module"
             raise GradientError(f"site {site}: {why}. {way}.", site=site)
     return unused
 
 
 def is_part(site: Site) -> bool:
-    """Whether a site is one of a layer's parts, such as a head: others beside it, and a residual, go around it."""
+    """Whether a site is one part of a layer, such as a head: the other parts and a residual bypass it."""
     return not site.tags.isdisjoint(_PARTS)
 
 
 def is_read(site: Site) -> bool:
-    """Whether a site can only be read, such as the states that messages go between."""
+    """Whether a site can only be read, such as the node states that messages pass between."""
     return "read" in site.tags
 
 
 def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
-    """Warns of sites among these that information goes around, with BypassedWarning.
+    """Warn of sites that information bypasses, with BypassedWarning.
 
-    Of a model whose outputs differ from pass to pass it warns instead, with MaskhooksWarning.
+    If the model's outputs differ from pass to pass, warn of that instead, with MaskhooksWarning.
     """
     if varies(hooked, batch):
         warnings.warn(
-            "two passes of one batch give different outputs: the model draws random numbers in eval mode too, as with "
-            "dropout(training=True). What masks learn is noisy then, and where it draws edges, a gate is that of "
+            "two passes of one batch give different outputs: the model draws random numbers even in eval mode, as with "
+            "dropout(training=True). Masks then learn from noise, and if the model draws edges, a gate belongs to "
             "another edge in each pass. Turn it off while masks are learned and read",
             MaskhooksWarning,
             stacklevel=4,
@@ -215,7 +211,7 @@ def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int =
     if around:
         warnings.warn(
             f"with every position masked at {', '.join(around)}, another input still changes the output: "
-            "information goes another way, and masks there tell only part of the story. `maskhooks doctor` shows "
+            "information bypasses these sites, so masks there tell only part of the story. `maskhooks doctor` shows "
             "all sites.",
             BypassedWarning,
             stacklevel=4,
@@ -223,13 +219,13 @@ def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int =
 
 
 def _read(hooked: Hooked, batch: Any, sites: Sequence[Site], known: Modules) -> tuple[Tap, Any]:
-    """The tap that has read the sites, and the outputs."""
+    """Return the tap that read the sites, and the outputs."""
     often: set[str] = set()
     while True:
         tap = Tap(hooked.model, [_each(site, known, str(site) in often) for site in sites])
         try:
             with warnings.catch_warnings(), tap:
-                warnings.simplefilter("ignore", UnfiredSiteWarning)  # the report says so of each site
+                warnings.simplefilter("ignore", UnfiredSiteWarning)  # the report covers each site
                 return tap, hooked(batch)
         except SiteNeverFiredError:
             return tap, tap.outputs
@@ -240,7 +236,7 @@ def _read(hooked: Hooked, batch: Any, sites: Sequence[Site], known: Modules) -> 
 
 
 def _each(site: Site, known: Modules, often: bool) -> Site:
-    """Every call of a site, or all steps or portions as one, unless it has fired too often for that."""
+    """Address every call of a site, or all steps or portions as one value unless it fired too often for that."""
     whole = not often and isinstance(known.get(site.module), (Steps, Parts)) and site.call is None
     return dataclasses.replace(site, call=None if whole else "*", optional=True)
 

@@ -1,4 +1,4 @@
-"""Site checks: what sites do, found by trying: ways around them, copies, gradients, and why some stay silent."""
+"""Site checks by experiment: bypasses, copies, gradients, and why some sites never fire."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, running
 from maskhooks.sites.site import Site
 
-_NOISE = 0.02  # of half precision, where sums are taken in another order each time
-UNUSED = "nothing that the model returns depends on it, so there is no mask to learn"
+_NOISE = 0.02  # tolerance for half precision, where the order of summation may vary
+UNUSED = "no output of the model depends on it, so there is no mask to learn"
 
 
 def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, bool | None]:
-    """Whether information goes around sites: with every position closed, another input changes the output's bits.
+    """Whether information bypasses sites: with every position closed, another input changes the output's bits.
 
     Gradients cannot see this: a second embedding or a skip connection past the site leaves the gradient at the masked
-    value exactly zero. Other inputs have the same shape and padding (`Task.vary`).
+    value exactly zero. The other input has the same shape and padding (`Task.perturb`).
 
     Returns:
-        For each site whether it is bypassed; None where no other input could be made, or where another input changes
-        nothing even with open gates.
+        For each site whether it is bypassed; None if no other input could be made, or if it changes nothing even with
+        open gates.
     """
     with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
-        usual = _outputs(hooked, batch)  # before `vary`: a batch that does not fit the model is told as such
+        usual = _outputs(hooked, batch)  # before `perturb`: a batch that does not fit the model raises its own error
         other = hooked.task.perturb(batch, generator(seed))
         if other is None or _same(usual, _outputs(hooked, other)):
             return dict.fromkeys(sites)
@@ -53,7 +53,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
 
 
 def varies(hooked: Hooked, batch: Any) -> bool:
-    """Whether two passes of one batch differ by more than sums in another order do, as with dropout in eval mode."""
+    """Whether two passes of one batch differ by more than the order of summation explains, as with active dropout."""
     with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
         first, second = _outputs(hooked, batch), _outputs(hooked, batch)
     pairs = list(zip(first, second, strict=True))
@@ -70,7 +70,7 @@ def _zeros(value: Tensor) -> Tensor:
 
 
 def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, bool]:
-    """Whether a copy of a site's value changes the output's bits, as where it is changed in place by another name."""
+    """Whether copying a site's value changes the output's bits, as if it is changed in place by another reference."""
     found: dict[Site, bool] = {}
     with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
         for site in sites:
@@ -82,7 +82,7 @@ def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, boo
 
 
 def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
-    """How far the outputs move when hooks on these sites switch off a fused path; 0 where they switch off none."""
+    """Return the largest change of the outputs when hooks on these sites switch off a fused path; 0 if they do not."""
     with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
         usual = _outputs(hooked, batch)
         with hooked.tap(read=sites):
@@ -91,11 +91,11 @@ def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
 
 
 def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, str]:
-    """Why no gradient comes back from the outputs to a site; empty where one does, or where none can be asked for."""
+    """Say for each site why no gradient comes back from the outputs; empty if one does, or none can be computed."""
     found: dict[Site, str] = {}
-    kept = hooked.opened(())  # some passes are untapped, and leave nothing behind either
+    kept = hooked.opened(())  # so that untapped passes leave nothing behind either
     with forked(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's, of kernels that have no gradient: said here of each site
+        warnings.simplefilter("ignore")  # PyTorch's, on kernels without gradients: reported here per site
         for site in sites:
             found[site] = _no_gradient(hooked, batch, site, seed)
     return found
@@ -103,7 +103,7 @@ def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) 
 
 def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
     leaves: list[Tensor] = []
-    others: list[Tensor] = []  # to which no gradient could come
+    others: list[Tensor] = []  # not floating point, so without gradients
 
     def leaf(value: Tensor) -> Tensor:
         if not value.is_floating_point():
@@ -135,18 +135,18 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
             raise
         return f"no gradient comes back: {error}"
     if others and not leaves and site.pattern is not None:
-        return f"its values are {others[0].dtype}, and masks are learned on floating-point ones"
+        return f"its values are {others[0].dtype}, but masks are learned on floating-point values"
     if leaves and ends and _hard(hooked, batch, site, predicted):
-        return "no gradient comes back from the distribution of outputs, as after argmax or detach: make it of logits"
+        return "no gradient comes back from the output distribution, as after argmax or detach: build it from logits"
     if not any(leaf.numel() for leaf in leaves):
-        return ""  # as the messages of a kind of edge of which a batch has none
+        return ""  # such as messages of an edge type that the batch lacks
     if not ends or any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves):
         return ""
     return "no gradient comes back: it is zero everywhere, as after a quantised module or one that detaches"
 
 
 def _refused(hooked: Hooked, batch: Any, site: Site, leaf: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the model runs, but not with gradients: some kernels refuse before any backward."""
+    """Whether the model runs, but not with gradients: some kernels refuse even before backward."""
     with torch.no_grad():
         hooked(batch)
     try:
@@ -158,7 +158,7 @@ def _refused(hooked: Hooked, batch: Any, site: Site, leaf: Callable[[Tensor], Te
 
 
 def _hard(hooked: Hooked, batch: Any, site: Site, predicted: list[Tensor]) -> bool:
-    """Whether what is predicted depends on a site, and is cut off from it."""
+    """Whether the prediction depends on a site but is detached from it."""
     if any(tensor.requires_grad for tensor in predicted):
         return False
     with hooked.tap(replace={site: _zeros}):
@@ -170,7 +170,7 @@ def _raw(outputs: Any) -> Any:
 
 
 def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]:
-    """Why sites never fire: their module's forward is called directly, its weights go elsewhere, or it is not used."""
+    """Say why sites never fire: the module's forward is called directly, its weights are used elsewhere, or neither."""
     known = Modules(hooked.model)
     modules = {site: known[site.module] for site in sites}
     if not modules:
@@ -188,10 +188,10 @@ def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]
     found: dict[Site, str] = {}
     for site, module in modules.items():
         if calls[id(module)]:
-            found[site] = "never fired: its forward is called directly, which goes around hooks; call the module itself"
+            found[site] = "never fired: its forward is called directly, which skips hooks; call the module itself"
         elif id(module) in uses.seen:
             found[site] = (
-                f"never fired: {uses.seen[id(module)]} takes its weights, a fused path; address the module around it"
+                f"never fired: {uses.seen[id(module)]} takes its weights (a fused path); address the module around it"
             )
         else:
             found[site] = "never fired: not used for this batch, or only in compiled code"
@@ -199,7 +199,7 @@ def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]
 
 
 class _Uses(TorchFunctionMode):
-    """Notes which functions of torch take the weights of modules."""
+    """Records which torch functions take the weights of modules."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -214,19 +214,19 @@ class _Uses(TorchFunctionMode):
 
 
 def owners(module: nn.Module) -> list[str]:
-    """The packages of others' hooks on a module, and of what stands in the place of its forward."""
-    own = foreign(module)
-    own += [vars(module)["forward"]] if "forward" in vars(module) else []
-    return sorted({_package(function) for function in own})
+    """Return the packages of foreign hooks on a module, and of a replaced forward."""
+    found = foreign(module)
+    found += [vars(module)["forward"]] if "forward" in vars(module) else []
+    return sorted({_package(function) for function in found})
 
 
 def others(model: nn.Module) -> dict[str, int]:
-    """By package, on how many modules its hooks stand, or something in the place of their forward."""
+    """Return by package the number of modules with its hooks or its replacement of their forward."""
     return dict(sorted(Counter(package for module in running(model) for package in owners(module)).items()))
 
 
 def foreign(module: nn.Module) -> list[Any]:
-    """The hooks on a module that are not ours."""
+    """Return the hooks on a module that are not from maskhooks."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", hook), Uncopied)]
 
@@ -245,7 +245,7 @@ def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
 
 
 def _numbers(hooked: Hooked, outputs: Any, batch: Any) -> list[Tensor]:
-    """Those of the distribution that is predicted, or of the outputs where it is unknown."""
+    """Return the tensors of the predicted distribution, or of the outputs if it is unknown."""
     try:
         return list(_parameters(hooked.distribution(outputs, batch)))
     except UnknownDistributionError:
@@ -253,7 +253,7 @@ def _numbers(hooked: Hooked, outputs: Any, batch: Any) -> list[Tensor]:
 
 
 def _plain(tensor: Tensor) -> list[Tensor]:
-    """The same numbers as tensors in rows and columns."""
+    """Return the same numbers as dense tensors."""
     if tensor.is_nested:
         return list(tensor.unbind())
     return [tensor if tensor.layout is torch.strided else tensor.to_dense()]

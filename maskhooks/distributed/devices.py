@@ -1,4 +1,4 @@
-"""Devices: where a training run computes, and in how many processes, as Lightning's Fabric has it."""
+"""Devices: where a training run computes and in how many processes, through Lightning's Fabric."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskhooks.errors import SettingError
 
 
 def connect(**settings: Any) -> Fabric:
-    """Lightning's Fabric for these settings, not launched yet.
+    """Return Lightning's Fabric for these settings, not launched yet.
 
     Args:
         settings: accelerator, devices, num_nodes, precision, strategy; see Lightning's documentation. None is Fabric's
@@ -34,28 +34,28 @@ def connect(**settings: Any) -> Fabric:
     try:
         fabric = Fabric(**settings)
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
-        raise SettingError(f"Lightning's Fabric cannot be set up so: {' '.join(str(error).split())}") from error
+        raise SettingError(f"Lightning's Fabric rejects these settings: {' '.join(str(error).split())}") from error
     if not isinstance(fabric.strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise SettingError(
-            f"strategy={settings.get('strategy')!r} splits a model over devices, and masks have nothing to split. Use "
-            f"'ddp', 'ddp_spawn' or 'ddp_fork'. A model that is spread over devices already may stay so: devices=1."
+            f"strategy={settings.get('strategy')!r} splits a model over devices, but masks have nothing to split. Use "
+            f"'ddp', 'ddp_spawn' or 'ddp_fork'. If the model is already spread over devices, use devices=1."
         )
     return fabric
 
 
 def starts_processes(fabric: Fabric) -> bool:
-    """Whether training runs in processes of its own, and what it learned must come back from there."""
+    """Whether training runs in separate processes, which must send back what they learned."""
     return isinstance(fabric.strategy, DDPStrategy) and getattr(fabric.strategy, "_start_method", "popen") != "popen"
 
 
 def leave() -> None:
-    """Ends the exchange with other processes; threads of gloo that outlive it abort the process at its end."""
+    """Leave the process group; gloo threads that outlive it abort the process at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def ranks_of(fabric: Fabric) -> Ranks:
-    """This process among those that Fabric launched."""
+    """Return the ranks that Fabric launched, as seen by this process."""
     if fabric.world_size > 1:
         atexit.register(leave)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)

@@ -1,4 +1,4 @@
-"""Where a model stands while it is used."""
+"""Placement: where a model is while it is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on a device, and back where it was; a model spread over several devices stays as it is."""
+    """Move a model to a device, and back on exit; a model spread over several devices stays where it is."""
     devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
     if len(devices) != 1 or devices == {device}:
         yield

@@ -1,7 +1,7 @@
-"""Ranks: the processes of one training run, and what they tell each other in a step.
+"""Ranks: the processes of one training run, and what they exchange in a step.
 
-A global batch is one batch from each rank. Noise is drawn for the global batch on every rank, each rank takes its rows;
-an objective sees all examples; gradients are added up. So several processes do what one does with the whole batch.
+A global batch is one batch from each rank. Every rank draws noise for the global batch and takes its own rows; an
+objective sees all examples; gradients are summed. So several processes compute what one would on the whole batch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """What a masked pass did to the global batch; gradients reach this rank's examples only.
+    """The results of a masked pass for the global batch; gradients reach this rank's examples only.
 
     Attributes:
-        samples: the gates of all examples; in a row, where there are several ranks.
-        divergence, penalty, agreement: per example of all.
+        samples: the gates of all examples; flattened if there are several ranks.
+        divergence, penalty, agreement: one number per example of the global batch.
     """
 
     samples: GateSamples
@@ -41,10 +41,10 @@ class Pooled:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One rank's gates among those of the global batch.
+    """One rank's slice of the global batch's gates.
 
     Args:
-        start: rows of the ranks before it.
+        start: number of rows on the ranks before it.
         whole: the shape of the global batch's gates.
     """
 
@@ -52,28 +52,28 @@ class Share:
     whole: Shape
 
     def of(self, gates: Float[Tensor, "all *longest"], shape: Shape) -> Float[Tensor, "own *size"]:
-        """The rank's part, of a shape, of gates for the global batch."""
+        """Return the rank's slice, with the given shape, of gates for the global batch."""
         begins = (self.start, *(0 for _ in shape[1:]))
         return gates[tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))]
 
     def spread(self, gates: Float[Tensor, "own *size"]) -> Float[Tensor, "all *longest"]:
-        """The rank's gates where they are among those of the global batch, zero elsewhere."""
+        """Return gates for the global batch: the rank's gates in their place, zero elsewhere."""
         longer = _padded(gates, (len(gates), *self.whole[1:]))
         before, after = self.start, self.whole[0] - self.start - len(gates)
         return F.pad(longer, [0, 0] * (gates.dim() - 1) + [before, after])
 
     def drawing(self, gate: Gate) -> Gate:
-        """The gate, drawing for the global batch."""
+        """Return the gate, drawing for the global batch."""
         return _Shared(gate, self)
 
 
 class Ranks:
-    """This process among `world`; alone, everything is as it is.
+    """This process among `world` processes; a single process exchanges nothing.
 
     Args:
-        number: this process's, from 0.
-        world: how many there are.
-        device: where tensors are exchanged.
+        number: this process's rank, from 0.
+        world: the number of processes.
+        device: the device for exchanging tensors.
     """
 
     def __init__(self, number: int = 0, world: int = 1, device: torch.device | None = None) -> None:
@@ -82,11 +82,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process is rank 0, which writes files and prints."""
         return self.number == 0
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' numbers."""
+        """Return the largest of the ranks' numbers."""
         if self.world == 1:
             return value
         found = torch.tensor(value, device=self.device)
@@ -94,7 +94,7 @@ class Ranks:
         return int(found)
 
     def everyones(self, value: Any) -> list[Any]:
-        """The ranks' objects, in order; for what is small and seldom."""
+        """Gather the ranks' objects, in order; meant for small objects and rare calls."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -102,7 +102,7 @@ class Ranks:
         return found
 
     def firsts(self, value: Any) -> Any:
-        """The first rank's object."""
+        """Return the first rank's object."""
         if self.world == 1:
             return value
         held = [value]
@@ -110,7 +110,7 @@ class Ranks:
         return held[0]
 
     def shapes(self, shape: Shape | None, axes: int) -> list[Shape]:
-        """The gates' shape on every rank; one without a batch has no rows."""
+        """Gather the gates' shape on every rank; a rank without a batch has no rows."""
         if self.world == 1 and shape is not None:
             return [tuple(shape)]
         own = torch.tensor(shape or (0,) * axes, device=self.device)
@@ -119,35 +119,35 @@ class Ranks:
         return [tuple(sizes.tolist()) for sizes in found]
 
     def share(self, shapes: Sequence[Shape]) -> Share:
-        """Which gates of the global batch are this rank's."""
+        """Return this rank's slice of the global batch's gates."""
         return Share(sum(shape[0] for shape in shapes[: self.number]), _whole(shapes))
 
     def add(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The sum of the ranks' tensors, which are alike in shape."""
+        """Return the sum of the ranks' tensors, which have the same shape."""
         if self.world > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def not_a_number(self) -> Pooled:
-        """Stands for what this rank cannot compute."""
+        """Return NaN as the result of a pass that this rank cannot compute."""
         gates = torch.full((1,), torch.nan, device=self.device)
         first = ExampleIndex(torch.zeros(1, dtype=torch.long, device=self.device), 1)
         samples = GateSamples(gates, gates, torch.ones_like(gates, dtype=torch.bool), first)
         return Pooled(samples, gates, gates, gates)
 
     def pool(self, own: Pooled | None) -> Pooled:
-        """All ranks' examples together, in the order of ranks; their gates in one row, each with its example.
+        """Gather all ranks' examples in rank order; their gates are flattened, each with its example index.
 
         Args:
-            own: this rank's, None for one without a batch.
+            own: this rank's results; None if it has no batch.
         """
         held = None if own is None else dataclasses.replace(own, samples=GateSamples.flattened([own.samples]))
         sizes = self.shapes(None if held is None else (len(held.samples.sample), len(held.divergence)), 2)
         packed = _pack(held, _longest(sizes), self.device)
         gathered = [torch.empty_like(packed) for _ in range(self.world)]
         dist.all_gather(gathered, packed.detach())
-        gathered[self.number] = packed  # the one that gradients reach
+        gathered[self.number] = packed  # gradients reach only this one
         before = itertools.accumulate((examples for _, examples in sizes), initial=0)
         rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
         parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -156,7 +156,7 @@ class Ranks:
         return Pooled(samples, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Adds up the ranks' gradients; a weight without one on any rank is left without."""
+        """Sum the ranks' gradients; a weight with no gradient on any rank keeps none."""
         if self.world == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad]
@@ -172,12 +172,12 @@ class Ranks:
 
 
 def first_rank() -> bool:
-    """Whether this process is the first of those started together, or the only one."""
+    """Whether this process is the first in its group, or the only one."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def _whole(shapes: Sequence[Shape]) -> Shape:
-    """The shape of the global batch's gates: rows add up, other axes are as long as the longest."""
+    """Return the shape of the global batch's gates: rows add up, other axes take the longest."""
     rows, *others = zip(*shapes, strict=True)
     return (sum(rows), *(max(sizes) for sizes in others))
 
@@ -187,7 +187,7 @@ def _longest(sizes: Sequence[Shape]) -> Shape:
 
 
 def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Tensor, " number"]:
-    """Gates, their examples, and what is known of each example in one flat tensor, padded to the longest."""
+    """Pack gates, their example indices and each example's results into one flat tensor, padded to the longest."""
     gates, examples = longest
     if own is None:
         return torch.zeros(4 * gates + 3 * examples, device=device)
@@ -200,7 +200,7 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Ten
 
 
 def _unpack(packed: Float[Tensor, " number"], sizes: Shape, before: int, longest: Shape) -> list[Float[Tensor, " _"]]:
-    """What one rank has packed; examples are counted on from those before it."""
+    """Unpack one rank's tensor; its example indices continue from the ranks before it."""
     (gates, examples), (long, many) = sizes, longest
     parts = packed.split([long, long, long, long, many, many, many])
     sample, log_open, valid, index = (part[:gates] for part in parts[:4])
@@ -208,13 +208,13 @@ def _unpack(packed: Float[Tensor, " number"], sizes: Shape, before: int, longest
 
 
 def _padded(part: Shaped[Tensor, "*size"], shape: Shape) -> Shaped[Tensor, "*longest"]:
-    """The part with zeros behind, along each axis, up to a shape."""
+    """Pad the end of each axis with zeros, up to a shape."""
     missing = [(0, size - has) for has, size in zip(part.shape, shape, strict=True)]
     return F.pad(part, [count for pair in reversed(missing) for count in pair])
 
 
 class _Shared(Gate):
-    """A gate that samples for the global batch and gives one rank's rows."""
+    """A gate that samples for the global batch and returns one rank's rows."""
 
     def __init__(self, gate: Gate, share: Share) -> None:
         self.gate, self.share = gate, share

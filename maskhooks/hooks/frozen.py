@@ -1,4 +1,4 @@
-"""Frozen: a model in eval mode with weights that require no grad, for the length of one `with`."""
+"""Frozen: put a model in eval mode with frozen weights within a `with`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from maskhooks.sites.modules import running
 
 @dataclass
 class _Hold:
-    """A module in training mode or a weight that requires grad, switched off by so many `with` blocks."""
+    """A module in training mode or a weight that requires grad, switched off by `count` `with` blocks."""
 
     part: nn.Module | Tensor
-    places: list[tuple[nn.Module, str]]  # of a weight
+    places: list[tuple[nn.Module, str]]  # where a weight is registered
     count: int = 0
 
     def switch(self, on: bool) -> None:
@@ -26,7 +26,7 @@ class _Hold:
             self.part.training = on
             return
         self.part.requires_grad_(on)
-        for module, name in self.places:  # where weights are moved in and out, another tensor may stand there now
+        for module, name in self.places:  # if weights are moved in and out, another tensor may be there now
             now = getattr(module, name, None)
             if now is not self.part and isinstance(now, nn.Parameter):
                 now.requires_grad_(on)
@@ -37,12 +37,12 @@ _holds: dict[int, _Hold] = {}
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[bool]:
-    """Eval mode and frozen weights while a `with` lasts; flags are set directly and restored one by one.
+    """Put a model in eval mode with frozen weights; flags are set directly and restored one by one.
 
-    Several may be open on one model, or on parts of it, and close in any order: the last one restores a part.
+    Several blocks may be open on one model or its parts, and close in any order: the last one restores a part.
 
     Yields:
-        Whether weights require grad again afterwards, as far as this one knows.
+        Whether weights require grad again afterwards, as far as this block knows.
 
     Raises:
         ModelError: a weight has no shape yet.
@@ -79,7 +79,7 @@ def frozen(model: nn.Module) -> Iterator[bool]:
 def _shapeless(model: nn.Module) -> ModelError:
     lazy = [name for name, weight in model.named_parameters() if is_lazy(weight)]
     return ModelError(
-        f"{len(lazy)} of the model's weights, such as {lazy[0]!r}, take their shape from the first batch, and none has "
-        "come yet. Run the model once before: with torch.no_grad(): model(...)",
+        f"{len(lazy)} of the model's weights, such as {lazy[0]!r}, take their shape from the first batch. "
+        "Run the model once first: with torch.no_grad(): model(...)",
         module=lazy[0].rpartition(".")[0],
     )

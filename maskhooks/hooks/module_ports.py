@@ -1,4 +1,4 @@
-"""Module ports: the hooks on what a module returned, and on what it was called with."""
+"""Module ports: hooks on a module's output and on its input."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from maskhooks.sites.signature import signature
 
 
 class OutputPort(Port):
-    """What a module returned."""
+    """The hook on a module's output."""
 
-    _whole: Point | None = None  # the only point, where it reads the whole output of the only call
+    _whole: Point | None = None  # the only point, if it reads the whole output of the only call
 
     def attach(self) -> RemovableHandle:
         if not self.replaces and len(self.reads) == 1:
@@ -30,14 +30,14 @@ class OutputPort(Port):
         point = self._whole
         if point is None or self.calls or type(output) is not Tensor or _special(output):
             return self.pass_through(output)
-        self.calls = 1  # what pass_through would do, in a fifth of the time
+        self.calls = 1  # the same as pass_through, in a fifth of the time
         point.fired = NOW
         self._values[point.key] = output.clone()
         return None
 
 
 class InputPort(Port):
-    """What a module was called with: a pair of positional and keyword arguments."""
+    """The hook on a module's input: a pair of positional and keyword arguments."""
 
     def attach(self) -> RemovableHandle:
         return self.module.register_forward_pre_hook(self, with_kwargs=True)
@@ -46,7 +46,7 @@ class InputPort(Port):
         return self.pass_through((args, kwargs))
 
     def overlap(self, one: nested.Path, other: nested.Path) -> bool:
-        """An argument named by position and by name is the same one."""
+        """Whether one path contains the other; an argument's position and its name are the same."""
         names = list(signature(self.module).parameters)
         first, second = (
             (names.index(path[0]) if path[0] in names else path[0]) if path else 0 for path in (one, other)
@@ -54,7 +54,7 @@ class InputPort(Port):
         return first == second and super().overlap(one[1:], other[1:])
 
     def path(self, value: Any, point: Point) -> nested.Path:
-        """An argument named by position or by name, where it was passed: `(0, position)` or `(1, name)`."""
+        """Return where an argument, given by position or name, was passed: `(0, position)` or `(1, name)`."""
         args, kwargs = value
         wanted, rest = (point.path[0], point.path[1:]) if point.path else (0, ())
         if isinstance(wanted, int) and wanted < len(args):
@@ -66,10 +66,12 @@ class InputPort(Port):
             return (1, names[wanted], *rest)
         if isinstance(wanted, str) and wanted in names[: len(args)]:
             return (0, names.index(wanted), *rest)
-        given = ", ".join([f"[{index}]" for index in range(len(args))] + [f".{name}" for name in kwargs])
-        raise nested.PathError(f"no argument {nested.format_path((wanted,))} in this call, which has {given or 'none'}")
+        passed = ", ".join([f"[{index}]" for index in range(len(args))] + [f".{name}" for name in kwargs])
+        raise nested.PathError(
+            f"no argument {nested.format_path((wanted,))} in this call, which has {passed or 'none'}"
+        )
 
 
 def _special(tensor: Tensor) -> bool:
-    """Whether more is to be done than to copy it."""
+    """Whether a plain copy is not enough."""
     return tensor.requires_grad or tensor.is_nested or tensor.is_meta or exported()

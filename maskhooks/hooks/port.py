@@ -1,4 +1,4 @@
-"""Ports: what the hook on one module's input or output reads and replaces there."""
+"""Ports: hooks that read and replace values at one module's input or output."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Replacement = Callable[[Tensor], Tensor]
 
 
 class _NamelessError(TappedModelError, AttributeError):
-    """A hook has no name, which torch.jit.script asks for; whoever else asks learns that as usual."""
+    """torch.jit.script asked for a hook's name; other callers see the usual AttributeError."""
 
 
 class Uncopied:
-    """What stands in a model for the length of a `with`; copies would keep it for good, so copying raises.
+    """An object that is in a model during a `with`; a copy would keep it for good, so copying raises.
 
     Raises:
         TappedModelError: on deepcopy, pickle and torch.jit.script.
@@ -49,7 +49,7 @@ class Uncopied:
 
 
 class Fired(enum.Enum):
-    """When a site fired last."""
+    """When a site last fired."""
 
     NEVER = "not since the tap was opened"
     EARLIER = "in a pass before the latest"
@@ -57,11 +57,11 @@ class Fired(enum.Enum):
     NOW = "in the latest pass, or after it"
 
 
-NOW = Fired.NOW  # at hand, since every call of a hook sets it
+NOW = Fired.NOW  # a global for speed, since every hook call sets it
 
 
 class Point:
-    """One site within a port, and when it fired; `function` is None for a read."""
+    """One site within a port, and when it last fired; `function` is None for a read."""
 
     __slots__ = ("fired", "function", "key", "path", "site")
 
@@ -73,10 +73,10 @@ class Point:
         self.fired = Fired.NEVER
 
     def fires(self, call: int) -> bool:
-        """Whether the site means this call.
+        """Whether the site addresses this call.
 
         Raises:
-            SiteFiredTooOftenError: a second call of a site that names none.
+            SiteFiredTooOftenError: this is a second call, and the site names no call.
         """
         wanted = self.site.call
         if wanted is None and call:
@@ -93,13 +93,13 @@ class Point:
 
 
 class Port(Uncopied, ABC):
-    """The hook on one module's input or output: the points there, and the calls so far in this pass.
+    """The hook on one module's input or output, with its points and its calls so far in this pass.
 
     Args:
         module: the module.
-        values: where values that are read go, by address.
-        skipped: where optional sites without a value go, address to reason.
-        state: what is known of the pass.
+        values: receives the values read, by address.
+        skipped: receives optional sites without a value, address to reason.
+        state: the state of the pass.
     """
 
     def __init__(
@@ -119,14 +119,14 @@ class Port(Uncopied, ABC):
         (self.reads if point.function is None else self.replaces).append(point)
 
     def begin(self) -> None:
-        """A pass begins; calls that were counted before it are those of a part that the caller ran alone."""
+        """Begin a pass; calls counted before it belong to a part that the caller ran alone."""
         for point in self.points:
             if point.fired is NOW:
                 point.fired = Fired.APART if self.calls else Fired.EARLIER
         self.calls = 0
 
     def missed(self) -> list[Point]:
-        """Points that should have fired in the pass that ended; one that fired apart need not, if no call came."""
+        """Return points that should have fired in this pass; one that fired apart need not if no call came."""
         return [
             point
             for point in self.points
@@ -135,27 +135,27 @@ class Port(Uncopied, ABC):
 
     @abstractmethod
     def attach(self) -> RemovableHandle:
-        """Registers the hook."""
+        """Register the hook."""
 
     @abstractmethod
     def path(self, value: Any, point: Point) -> nested.Path:
-        """Where a point's tensor stands in what the hook was given."""
+        """Return the path to a point's tensor in the hook's value."""
 
     def overlap(self, one: nested.Path, other: nested.Path) -> bool:
-        """Whether one of two paths leads to the other's place, or into it."""
+        """Whether one path contains the other or equals it."""
         return all(step == also for step, also in zip(one, other, strict=False))
 
     def fires(self, point: Point, call: int) -> bool:
-        """Whether a point means this call."""
+        """Whether a point addresses this call."""
         return point.fires(call)
 
     def function(self, point: Point) -> Replacement:
-        """What replaces a point's value at this call."""
+        """Return the function that replaces a point's value at this call."""
         assert point.function is not None
         return point.function
 
     def pass_through(self, value: Any) -> Any:
-        """Reads and replaces at one call; returns the value to go on with, or None where it is unchanged."""
+        """Read and replace at one call; return the new value, or None if it is unchanged."""
         if recomputing():
             return self._pass_again(value)
         if exported():
@@ -173,7 +173,7 @@ class Port(Uncopied, ABC):
         return None if value is before else value
 
     def _pass_again(self, value: Any) -> Any:
-        """Changes a value as it was changed before, when it is computed again during backward."""
+        """Repeat the changes to a value that is recomputed during backward."""
         before = value
         for point in self.reads:
             if point.fired is NOW and (old := self._get(value, point)) is not None and old.requires_grad:
@@ -211,7 +211,7 @@ class Port(Uncopied, ABC):
         else:
             if new.requires_grad and not old.requires_grad:
                 self._pass.learning.append(point.site)
-            # A copy: the model may go on to change it in place, and the function's tensor may come again.
+            # A copy: the model may change it in place, and the function may return the same tensor again.
             return self._put(value, point, new if new is old else copied(new, old))
         raise ReplacementError(
             f"site {point.key}: the replacement is {got}, the value is {list(old.shape)} {old.dtype} "
@@ -221,7 +221,7 @@ class Port(Uncopied, ABC):
         )
 
     def _get(self, value: Any, point: Point) -> Tensor | None:
-        """The tensor at a point; None, and a note of the reason, where an optional site has none."""
+        """Return the tensor at a point; if an optional site has none, record why and return None."""
         inside: list[str] = []
         try:
             found = nested.get(value, self.path(value, point))
@@ -252,16 +252,16 @@ class Port(Uncopied, ABC):
 
 
 _NESTED = (
-    "the value is a nested tensor, which has no shape. A torch TransformerEncoder makes them of padded batches in eval "
-    "mode: build it with enable_nested_tensor=False, or set encoder.use_nested_tensor = False. Elsewhere address a "
-    "place before values are nested, or after torch.nested.to_padded_tensor."
+    "the value is a nested tensor, which has no shape. A torch TransformerEncoder makes them from padded batches in "
+    "eval mode: build it with enable_nested_tensor=False, or set encoder.use_nested_tensor = False. In other models "
+    "address a value before it is nested, or after torch.nested.to_padded_tensor."
 )
 
 
 def _with_numbers(tensor: Shaped[Tensor, "*shape"], point: Point) -> Shaped[Tensor, "*shape"]:
     if tensor.is_meta:
         raise ModelError(
-            f"site {point.key}: the value is on the meta device, so it has a shape and no numbers. Load the model's "
+            f"site {point.key}: the value is on the meta device, so it has a shape but no data. Load the model's "
             "weights first: with from_pretrained, or with model.to_empty(device='cpu') and model.load_state_dict(...).",
             module=point.site.module,
         )
@@ -269,7 +269,7 @@ def _with_numbers(tensor: Shaped[Tensor, "*shape"], point: Point) -> Shaped[Tens
 
 
 def copied(new: Shaped[Tensor, "*shape"], old: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """A copy that lies in memory as `old` does: in which order numbers are added up may depend on it, and so bits."""
+    """Return a copy with the memory layout of `old`, on which the order of summation, and so the bits, may depend."""
     copy = new.clone()
     if copy.layout is not torch.strided or copy.stride() == old.stride() or _overlaps(old):
         return copy
@@ -277,7 +277,7 @@ def copied(new: Shaped[Tensor, "*shape"], old: Shaped[Tensor, "*shape"]) -> Shap
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether one place in memory may hold several numbers, as in an expanded tensor."""
+    """Whether several elements may share memory, as in an expanded tensor."""
     last = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -289,6 +289,6 @@ def _overlaps(tensor: Tensor) -> bool:
 
 def exported() -> bool:
     """Whether the model is being traced or exported, which would keep the hooks for good."""
-    exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call] # torch's own
     return tracing or (exporting is not None and exporting())

@@ -1,4 +1,4 @@
-"""Recompute: activation checkpointing runs modules once more during backward; what a tap does then."""
+"""Recompute: how a tap handles activation checkpointing, which runs modules again during backward."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _OFF = "switch checkpointing off, for example with model.gradient_checkpointing_
 
 
 def recomputing() -> bool:
-    """Whether modules run within a backward pass, hence once more."""
+    """Whether a backward pass is running, so that modules run again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _hooked() -> bool:
-    """Whether tensors saved for backward go through hooks here, as inside checkpointing that is not reentrant."""
+    """Whether hooks on saved tensors are active here, as inside non-reentrant checkpointing."""
     if torch.compiler.is_compiling():
         return False
     try:
@@ -34,16 +34,16 @@ def _hooked() -> bool:
 
 @dataclass
 class Pass:
-    """What a tap knows of the latest pass of its model.
+    """What a tap knows about the latest pass of its model.
 
     Attributes:
-        grad: it began with gradients.
-        outer: it began under hooks of the caller's on saved tensors, from which the model's own cannot be told.
-        inside: a site fired where modules will be computed again.
-        around: any module ran where modules will be computed again.
-        hidden: a value was replaced where gradients are off, as in reentrant checkpointing.
-        learning: the sites where what was put in place requires grad, and the value did not.
-        put: by site, the values that are computed again, and what was put in their place; None: nothing.
+        grad: the pass began with gradients enabled.
+        outer: it began under the caller's hooks on saved tensors, which look like the model's own.
+        inside: a site fired where modules will be recomputed.
+        around: any module ran where modules will be recomputed.
+        hidden: a value was replaced while gradients were off, as in reentrant checkpointing.
+        learning: the sites whose replacement requires grad while the value did not.
+        put: by site, the values that will be recomputed, each with its replacement or None.
     """
 
     grad: bool = False
@@ -62,25 +62,25 @@ class Pass:
         self.put.clear()
 
     def recomputed(self) -> bool:
-        """Whether what happens here will be computed again by checkpointing that is not reentrant."""
+        """Whether non-reentrant checkpointing will recompute what happens here."""
         return self.grad and not self.outer and _hooked()
 
     def perhaps_recomputed(self) -> bool:
-        """The same for checkpointing of both kinds; the reentrant one cannot be told from `torch.no_grad()`."""
+        """Whether either kind of checkpointing may recompute it; the reentrant one looks like `torch.no_grad()`."""
         return self.recomputed() or (self.grad and not torch.is_grad_enabled())
 
     def fired(self) -> None:
-        """Notes that a site fired here."""
+        """Record that a site fired here."""
         self.inside |= self.recomputed()
 
     @contextlib.contextmanager
     def replacing(self, site: Site, old: Tensor) -> Iterator[list[Tensor]]:
-        """A context to make the replacement in: with the pass's own gradients, and computed once only.
+        """Open a context for computing the replacement once, with the pass's own gradients.
 
-        Put the replacement into the list; it is kept for when its place is computed again.
+        Append the replacement to the list, which keeps it for the recomputation.
 
         Raises:
-            GradientError: no gradient would come back to it.
+            GradientError: the replacement would get no gradient.
         """
         if not self.perhaps_recomputed():
             yield []
@@ -93,33 +93,32 @@ class Pass:
         if any(new.requires_grad for new in made) and not torch.is_grad_enabled():
             raise GradientError(
                 f"site {site}: its module runs without gradients, within torch.no_grad() or reentrant activation "
-                f"checkpointing, so none would come back to what is put in its place. {_OFF.capitalize()}, or use "
-                "checkpoint(..., use_reentrant=False). Run the model under torch.no_grad() where no gradient is "
-                "wanted.",
+                f"checkpointing, so its replacement would get none. {_OFF.capitalize()}, or use "
+                "checkpoint(..., use_reentrant=False). If you need no gradient, run the model under torch.no_grad().",
                 site=site,
             )
         self.put.setdefault(str(site), []).extend((old.detach().clone(), new) for new in made)
 
     def leave(self, site: Site, old: Tensor) -> None:
-        """Notes that a value stays as it is, which is another call's than the one replaced."""
+        """Record that a value is not replaced, because it belongs to another call."""
         self.put.setdefault(str(site), []).append((old.detach().clone(), None))
 
     def replaced(
         self, site: Site, old: Shaped[Tensor, "*shape"], function: Callable[[Tensor], Tensor]
     ) -> Shaped[Tensor, "*shape"] | None:
-        """What was put in place of a value that is now computed again; None where nothing was.
+        """Return the replacement of a value that is recomputed now; None if it had none.
 
-        Reentrant checkpointing takes its gradients from what is computed now, so the function is called again.
+        Reentrant checkpointing takes its gradients from the recomputation, so the function is called again.
 
         Raises:
-            GradientError: it cannot be told.
+            GradientError: the replacement is unknown, or comes out differently.
         """
         found = {id(new): new for kept, new in self.put.get(str(site), []) if torch.equal(kept, old)}
         if len(found) != 1:
             raise GradientError(
-                f"site {site}: activation checkpointing computes it again during backward, and its value is that of "
-                f"{'several calls' if found else 'no call'} in the latest pass, so what was put in its place cannot "
-                f"be told. Run backward after each pass, or {_OFF}.",
+                f"site {site}: activation checkpointing recomputes it during backward, but its value matches "
+                f"{'several calls' if found else 'no call'} in the latest pass, so its replacement is unknown. "
+                f"Run backward after each pass, or {_OFF}.",
                 site=site,
             )
         (new,) = found.values()
@@ -127,18 +126,18 @@ class Pass:
             return new
         if not torch.equal(new, now := function(old)):
             raise GradientError(
-                f"site {site}: reentrant activation checkpointing computes it again during backward, and what is put "
-                f"in its place comes out differently then. Use checkpoint(..., use_reentrant=False), or {_OFF}.",
+                f"site {site}: reentrant activation checkpointing recomputes it during backward, but then its "
+                f"replacement comes out differently. Use checkpoint(..., use_reentrant=False), or {_OFF}.",
                 site=site,
             )
         return now
 
 
 class Watch:
-    """Refuses gradients that would be computed by computing modules again after a tap is closed.
+    """Refuses gradients that need modules recomputed after the tap is closed.
 
-    There they would run without the tap's hooks, and with weights that are frozen no longer. PyTorch compares only
-    number and shapes of what comes out, so that gradients could be wrong without a word.
+    Modules would run without the tap's hooks and with unfrozen weights. PyTorch compares only the number and shapes
+    of the results, so gradients could be silently wrong.
     """
 
     def __init__(self, model: nn.Module, state: Pass) -> None:
@@ -146,12 +145,12 @@ class Watch:
         self.open = False
 
     def __call__(self, module: nn.Module, args: object) -> None:
-        """A hook before every module."""
+        """Run before every module, as a global hook."""
         if not self._state.around:
             self._state.around = self._state.recomputed()
 
     def guard(self, outputs: Iterable[Tensor], values: Iterable[Tensor]) -> None:
-        """Watches the tensors that gradients may come in at: the model's outputs, and values that were read."""
+        """Watch the tensors where gradients may enter: the model's outputs and the values read."""
         ends = [tensor for tensor in outputs if tensor.requires_grad]
         inside, around = self._state.inside, self._state.around
         inside |= self._state.hidden and reentrant(ends)
@@ -162,9 +161,9 @@ class Watch:
     def _check(self, inside: bool) -> None:
         if not self.open and (inside or any(weight.requires_grad for weight in self._model.parameters())):
             raise GradientError(
-                "backward came after the tap was closed, and the model computes parts of itself again during backward "
-                "(activation checkpointing): without the tap's hooks and its frozen weights the gradients would be "
-                f"wrong. Run backward inside the `with`, or {_OFF}."
+                "backward ran after the tap was closed, but the model recomputes parts of itself during backward "
+                "(activation checkpointing). Without the tap's hooks and frozen weights the gradients would be wrong. "
+                f"Run backward inside the `with`, or {_OFF}."
             )
 
 
@@ -173,7 +172,7 @@ def _same(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 
 def reentrant(ends: Iterable[Tensor]) -> bool:
-    """Whether a graph holds reentrant checkpointing."""
+    """Whether a graph contains reentrant checkpointing."""
     found, nodes = set(), [tensor.grad_fn for tensor in ends]
     while nodes:
         node = nodes.pop()

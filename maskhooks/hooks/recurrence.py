@@ -1,4 +1,4 @@
-"""Recurrence: a module that reads positions one after another, so that sets with a common beginning share states."""
+"""Recurrence: a module that reads positions in sequence, so that sets with a common prefix share states."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 class Walk(ABC):
     """The steps of a recurrence for one example, from any number of states at once.
 
-    A state is a row of a tensor, of whatever the recurrence carries on.
+    A state is a row of a tensor that holds whatever the recurrence carries forward.
 
     Attributes:
         first: the state before the first step.
-        length: how many steps there are.
+        length: the number of steps.
     """
 
     first: Float[Tensor, "1 state"]
@@ -30,32 +30,32 @@ class Walk(ABC):
         closed: Float[Tensor, "row state"] | None,
         kept: Float[Tensor, "row state"] | None,
     ) -> None:
-        """The states after step `at`, with the input of a closed position and with that of a kept one.
+        """Compute the states after step `at`, for a closed position's input and for a kept one's.
 
         Args:
-            closed, kept: where the new states go; None where they are not wanted. `closed`, or `kept` where it is the
-                only one, may be `states` itself.
+            closed, kept: where the new states go; None if not needed. `closed`, or `kept` if it is the only one, may
+                be `states` itself.
         """
 
 
 class Recurrence(ABC):
-    """A recurrent module, whose forward an adapter takes over while `opened` lasts; see `Adapter.recurrence`."""
+    """A recurrent module whose forward an adapter replaces within `opened`; see `Adapter.recurrence`."""
 
     @abstractmethod
     def opened(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which the methods below serve; it restores the module."""
+        """Open a context in which the methods below work; it restores the module."""
 
     @abstractmethod
     def inputs(self) -> Float[Tensor, "step feature"] | None:
-        """What the module was given in its last call, of the first sequence; None where it had none."""
+        """Return the first sequence's inputs in the module's last call; None if there were none."""
 
     @abstractmethod
     def walk(self, kept: Float[Tensor, "step feature"], closed: Float[Tensor, "step feature"]) -> Walk:
-        """Steps with the inputs of kept positions and of closed ones, as `inputs` gave them."""
+        """Return the steps for the inputs of kept and of closed positions, in the form that `inputs` returns."""
 
     @abstractmethod
     def answering(self, states: Float[Tensor, "row state"]) -> contextlib.AbstractContextManager[None]:
-        """A context in which the module computes nothing, and returns what ends in these states, one sequence a row.
+        """Open a context in which the module returns results that end in these states, without computing.
 
-        It may be called there with one sequence, or with as many as there are rows.
+        Each row is one sequence. The module may be called there with one sequence, or with one per row.
         """

@@ -1,7 +1,7 @@
 """Replay: run a model again from a site onward.
 
-A clean pass records what modules returned before the site fired. While replaying, those modules return the
-recorded value instead of computing; everything from the site on computes as always. For a site half way up a
+A clean pass records what modules returned before the site fired. During a replay those modules return the
+recorded value instead of computing; everything from the site on computes normally. For a site halfway up a
 stack of layers the second pass costs half a forward pass.
 """
 
@@ -34,10 +34,9 @@ _MISSING = object()
 class Replay:
     """Records clean passes of one model and replays them from a site onward.
 
-    What may be skipped is found out in one traced pass, the first time: modules that finished before the
-    site, except those that write to a weight, buffer, attribute or argument, or are handed an object they
-    could write to (a key-value cache); these compute again. Nothing is skipped in a model that draws random
-    numbers in eval mode.
+    One traced pass finds what may be skipped: modules that finished before the site. Modules that write to a
+    weight, buffer, attribute or argument, or receive an object they could write to (a key-value cache), compute
+    again. Nothing is skipped in a model that draws random numbers in eval mode.
 
     Args:
         model: the whole model.
@@ -51,9 +50,9 @@ class Replay:
         self._found: dict[Site, list[nn.Module]] = {}
 
     def trace(self, run: Callable[[], Any]) -> None:
-        """Learns the order of computation from one pass; `run` runs the model. Later calls do nothing."""
+        """Learn the order of computation from one pass; `run` runs the model. Later calls do nothing."""
         if self._spans is None:
-            # Not in inference mode: there, tensors have no version that tells a change in place.
+            # Not in inference mode, where tensors have no version to reveal in-place changes.
             with (
                 frozen(self.model),
                 Tracer(self.model) as tracer,
@@ -65,15 +64,15 @@ class Replay:
 
     @contextlib.contextmanager
     def record(self, sites: Iterable[Site]) -> Iterator[Recording]:
-        """Records what may be skipped before each of `sites` in the one pass run inside, under no_grad.
+        """Record what may be skipped before each of `sites` in the one pass run inside, under no_grad.
 
-        `trace` must have run before. Recorded are modules' own returns, before any other library's hook
-        edits them, so that an edit is not applied twice when they are replayed.
+        Call `trace` first. Modules' own return values are recorded, before another library's hooks edit them,
+        so that a replay does not apply an edit twice.
 
         Raises:
             UnknownSiteError: a site's module is not in the model.
         """
-        # Global hooks run before we could record: nothing is skipped then.
+        # Global hooks run before we can record, so nothing is skipped.
         recording = Recording({site: [] if _global_forward_hooks else self._skippable(site) for site in sites})
         handles: list[RemovableHandle] = []
         try:
@@ -100,14 +99,14 @@ class Replay:
         return modules[site.module]
 
     def _skippable(self, site: Site) -> list[nn.Module]:
-        """The outermost modules with a call that ended before the site fired and is free of side effects."""
+        """Return the outermost modules with a call that ended before the site fired and had no side effects."""
         if self._spans is None:
             return []
         if site not in self._found:
             call = site.call if isinstance(site.call, int) else 0
             moment = self._fired.get((id(self._module(site)), site.port, call), 0)
             owner = Modules(self.model).computing(site.module)
-            if owner is not self._module(site):  # its places are passed only while it is open
+            if owner is not self._module(site):  # its places fire only while it is open
                 moment = self._fired.get((id(owner), "input", 0), 0)
             self._found[site] = self._outermost(self._spans, moment)
         return self._found[site]
@@ -116,7 +115,7 @@ class Replay:
         before = [span for span in spans if span.ended <= moment and span.module is not self.model]
         pure = [span for span in before if span.pure]
         outermost = [span for span in pure if not any(p.began < span.began and span.ended < p.ended for p in pure)]
-        # A module also called with side effects, or inside a skipped one, would lose count.
+        # A module also called with side effects, or inside a skipped one, would lose count of its calls.
         calls, skipped = (_count(spans) for spans in (before, outermost))
         modules = {id(span.module): span.module for span in outermost}
         return [module for key, module in modules.items() if calls[key] == skipped[key]]
@@ -148,20 +147,20 @@ class Recording:
         self._versions += [(id(module), tensor, tensor._version) for _, tensor in nested.tensors(value)]
 
     def refuse(self, module: nn.Module) -> None:
-        """Leaves a module out: it is handed an object it could write to, or returns inference tensors."""
+        """Leave a module out: it receives an object it could write to, or returns inference tensors."""
         self._refused.add(id(module))
 
     def mark(self, site: Site) -> None:
         self.fired.setdefault(site, self._kept)
 
     def drop_overwritten(self) -> None:
-        """Forgets what was changed in place after it was recorded; those modules compute again."""
+        """Drop values changed in place after recording; their modules compute again."""
         changed = {key for key, tensor, version in self._versions if tensor._version != version}
         for key in changed | self._refused:
             self.returns.pop(key, None)
 
     def changed(self, change: Callable[[Any], Any], sites: Iterable[Site] | None = None) -> Recording:
-        """A recording whose kept values went through `change`; as far as `sites` need it, by default all."""
+        """Return a recording with `change` applied to its values; only for `sites`, by default all."""
         chosen = list(self.skippable if sites is None else sites)
         other = Recording({site: self.skippable[site] for site in chosen})
         other.fired = {site: self.fired[site] for site in chosen if site in self.fired}
@@ -175,7 +174,7 @@ class Recording:
 
     @contextlib.contextmanager
     def play(self, site: Site) -> Iterator[None]:
-        """Inside, modules return what they returned before `site` fired, call by call, then compute."""
+        """Make modules return what they returned before `site` fired, call by call, then compute."""
         self.drop_overwritten()
         own: list[tuple[nn.Module, Any]] = []
         try:
@@ -192,19 +191,19 @@ class Recording:
 
 @dataclass
 class _Returns:
-    """What one module returned, each with its number in the recording; `copy` if it is changed in place."""
+    """What one module returned, each with its number in the recording; `copy` if values are changed in place."""
 
     copy: bool
     values: list[tuple[int, Any]] = field(default_factory=list)
 
 
 class _Played(Uncopied):
-    """A module's forward while its recorded values are played."""
+    """A module's forward that replays its recorded values."""
 
     def __init__(self, forward: Callable[..., Any], values: list[Any], *, copy: bool) -> None:
-        self.__wrapped__ = forward  # what inspect.signature looks at
+        self.__wrapped__ = forward  # for inspect.signature
         self._values, self._copy = values, copy
-        self._calls: list[Any] = []  # the arguments of each
+        self._calls: list[Any] = []  # the arguments of each call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if recomputing():
@@ -216,15 +215,15 @@ class _Played(Uncopied):
             return self.__wrapped__(*args, **kwargs)
         return _copied(self._values[call]) if self._copy else self._values[call]
 
-    def _again(self, given: Any) -> int:
-        """Which call comes once more during backward: the one with the same arguments."""
-        found = [call for call, before in enumerate(self._calls) if _equal(before, given)]
+    def _again(self, arguments: Any) -> int:
+        """Return which call is recomputed during backward: the one with the same arguments."""
+        found = [call for call, before in enumerate(self._calls) if _equal(before, arguments)]
         return found[0] if len(found) == 1 else len(self._values)
 
 
 @contextlib.contextmanager
 def forwards(modules: Iterable[nn.Module]) -> Iterator[Counter[int]]:
-    """Counts by module's id how often `forward` runs while the `with` lasts, also where it is called directly."""
+    """Count by module id how often `forward` runs within the `with`, direct calls included."""
     calls: Counter[int] = Counter()
     own = [(module, module.__dict__.get("forward", _MISSING)) for module in {id(m): m for m in modules}.values()]
     try:
@@ -237,10 +236,10 @@ def forwards(modules: Iterable[nn.Module]) -> Iterator[Counter[int]]:
 
 
 class Standin(Uncopied):
-    """Stands in the place of a module's forward; an adapter derives its own, see `stand_in`."""
+    """Replaces a module's forward; adapters subclass it, see `stand_in`."""
 
     users = 0
-    own: Any = None  # what the module itself held there
+    own: Any = None  # the module's own `forward` attribute
 
     def __init__(self, module: nn.Module) -> None:
         self.__wrapped__ = module.forward
@@ -252,7 +251,7 @@ class Standin(Uncopied):
 
 @contextlib.contextmanager
 def stand_in(module: nn.Module, kind: type[Standin]) -> Iterator[None]:
-    """Puts one stand-in of a kind in the place of a module's forward, until the last such `with` on it is left."""
+    """Replace a module's forward by one stand-in of a kind, until the last such `with` on it ends."""
     there = module.__dict__.get("forward", _MISSING)
     forward = there if isinstance(there, kind) else kind(module)
     if forward is not there:
@@ -275,7 +274,7 @@ def _put_back(module: nn.Module, forward: object) -> None:
 
 
 class _Counted(Uncopied):
-    """A module's forward while its calls are counted."""
+    """A module's forward that counts its calls."""
 
     def __init__(self, forward: Callable[..., Any], calls: Counter[int], key: int) -> None:
         self.__wrapped__ = forward
@@ -310,7 +309,7 @@ class _Keep(Uncopied):
 
 
 class _Mark(Uncopied):
-    """Notes when a site fires: what is recorded before may be skipped on its account."""
+    """Records when a site fires: modules recorded before that may be skipped for it."""
 
     def __init__(self, recording: Recording, site: Site) -> None:
         self._recording, self._site = recording, site

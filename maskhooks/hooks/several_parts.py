@@ -1,4 +1,4 @@
-"""Several parts: a value that a module computes in portions, one call each, is read and replaced as one."""
+"""Several parts: read and replace a value that a module computes in portions, one call each, as one value."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from maskhooks.hooks.time_steps import Stepwise
 
 
 class Parts(nn.Module):
-    """Where portions of a value pass, one a call, while an adapter has opened the module that computes them.
+    """Receives portions of a value, one per call, while an adapter has opened the module that computes them.
 
-    An address without a call means all portions of a pass: the value is these below each other along the first axis,
-    in the order of computation. With a call it means one portion.
+    An address without a call means all portions of a pass, concatenated along the first axis in the order of
+    computation. With a call it means one portion.
 
-    A portion may be rows of states, by their numbers: then these two are the input, to be read without picking the
-    rows. Of all portions together, states that come again are there once, and numbers count through all states.
+    A portion may be rows of states picked by index. The input is then the states and the indices, and reading it
+    picks no rows. Over all portions, repeated states appear once, and indices count through all states.
 
     Args:
-        apart: portions are made to be read here and are used nowhere else, so that they are read without a copy.
-        widened: portions are rows of features, of which narrower ones are filled up with zeros when they are read.
+        apart: portions are made only to be read here, so they are read without a copy.
+        widened: portions are rows of features; narrower ones are padded with zeros when read.
     """
 
     def __init__(self, *, apart: bool = False, widened: bool = False) -> None:
@@ -39,18 +39,18 @@ class Parts(nn.Module):
     def forward(
         self, part: Shaped[Tensor, "row *feature"], numbers: Int[Tensor, " picked"] | None = None
     ) -> Shaped[Tensor, "_ *feature"]:
-        """The portion to go on with; of states, the rows with these numbers where someone reads them."""
+        """Return the portion; of states, the rows with these indices if a hook reads them."""
         return part if numbers is None or not self._forward_hooks else part.index_select(0, numbers)
 
 
 class PartsPort(OutputPort):
     """The hook on `Parts`.
 
-    What replaces all portions is called at each of them. It returns the same shape, or all portions at once, of which
-    the portion's own rows are taken.
+    A function that replaces all portions is called for each. It returns the same shape, or all portions at once, of
+    which the current portion's rows are taken.
     """
 
-    _begin = _end = 0  # the rows of the portion at hand
+    _begin = _end = 0  # the rows of the current portion
 
     def attach(self) -> RemovableHandle:
         if self.module.apart:
@@ -69,14 +69,14 @@ class PartsPort(OutputPort):
         return point.fires(call if point.site.call is not None else 0)
 
     def function(self, point: Point) -> Replacement:
-        given = super().function(point)
+        function = super().function(point)
         whole = point.site.call is None
         begin, end = (self._begin, self._end) if whole else (0, self._end - self._begin)
-        if isinstance(given, Stepwise):
-            return given.rows(begin, end)
+        if isinstance(function, Stepwise):
+            return function.rows(begin, end)
 
         def replace(part: Tensor) -> Tensor:
-            new: Any = given(part)
+            new: Any = function(part)
             longer = isinstance(new, Tensor) and new.dim() == part.dim() and len(new) > len(part) and whole
             return new[begin:end] if longer else new  # type: ignore[no-any-return] # else refused by the port
 
@@ -101,7 +101,7 @@ class PartsPort(OutputPort):
 
 
 class PicksPort(InputPort):
-    """The hook on states and numbers from which portions are picked."""
+    """The hook on states and on the indices that pick portions of them."""
 
     def attach(self) -> RemovableHandle:
         _check_only_read(self)
@@ -136,28 +136,28 @@ class PicksPort(InputPort):
 
 
 def _check_only_read(port: Port) -> None:
-    """Refuses replacements where portions are made to be read.
+    """Refuse replacements where portions can only be read.
 
     Raises:
         ReplacementError: there is one.
     """
     for point in port.replaces:
         raise ReplacementError(
-            f"site {point.site}: what passes here is made to be read, and nothing is computed from it, so that it can "
-            "only be read. Replace what the module computes, such as its messages, or its input",
+            f"site {point.site}: this value can only be read, because nothing is computed from it. "
+            "Replace what the module computes, such as its messages, or its input",
             site=point.site,
         )
 
 
 def _check_widths(parts: Sequence[Tensor], point: Point) -> None:
-    """Refuses portions that do not go below each other.
+    """Refuse portions that cannot be concatenated.
 
     Raises:
-        NotATensorError: they are so.
+        NotATensorError: their shapes differ after the first axis.
     """
     if parts[0].shape[1:] != parts[-1].shape[1:]:
         raise NotATensorError(
             f"site {point.key}: its portions have shapes {list(parts[0].shape)} and {list(parts[-1].shape)}, which "
-            f"do not go below each other. Address one call, as '{point.site.at(0)}'.",
+            f"cannot be concatenated. Address one call, such as '{point.site.at(0)}'.",
             site=point.site,
         )

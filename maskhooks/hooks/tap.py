@@ -1,4 +1,4 @@
-"""Tap: read and replace values at sites of a model for the length of one `with`."""
+"""Tap: read and replace values at sites of a model within a `with`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from maskhooks.sites.site import Site
 
 
 class Values(dict[str, Tensor]):
-    """Values by address; a `Site` serves as a key too, and an unknown key lists the near ones."""
+    """Values by address; a `Site` works as a key too, and an unknown key lists similar ones."""
 
     def __getitem__(self, key: str | Site) -> Tensor:
         return super().__getitem__(str(key))
@@ -51,13 +51,12 @@ class Values(dict[str, Tensor]):
 
 
 class Tap:
-    """Reads and replaces values at sites while its `with` lasts; afterwards the model is as it was.
+    """Reads and replaces values at sites within a `with`, then restores the model bit for bit, even after an error.
 
     Meanwhile the model is in eval mode with frozen weights. Values belong to the latest forward pass of the
     model; a part that the caller ran alone before it (an encoder, for which `generate` then runs the decoder step
-    by step) keeps its value, and need not fire again. A site that is both read and replaced gives its value before
-    the replacement. Taps nest: the inner one sees what the outer one put in place. What is restored is restored bit
-    for bit, also after an error.
+    by step) keeps its value and need not fire again. A site that is both read and replaced returns its value
+    before the replacement. Taps nest: the inner one sees the outer one's replacement.
 
     Args:
         model: the whole model, whose forward pass counts the calls of its modules.
@@ -66,10 +65,9 @@ class Tap:
 
     Attributes:
         values: `Values`, address to tensor: a copy, so that later in-place changes do not reach it. A tensor
-            that requires grad is given itself, on the path of the gradient, and the model goes on with a
-            copy.
+            that requires grad is the original, on the gradient's path, and the model continues with a copy.
         outputs: what the model returned.
-        skipped: address to reason, for optional sites that gave no value.
+        skipped: address to reason, for optional sites without a value.
 
     Raises:
         UnknownSiteError: a site's module is not in the model.
@@ -92,9 +90,9 @@ class Tap:
         self._frozen: contextlib.AbstractContextManager[bool] | None = None
         self._pass = Pass()
         self._watch = Watch(model, self._pass)
-        self._handling: BaseException | None = None  # what the caller of the model is handling, if anything
+        self._handling: BaseException | None = None  # the exception the caller is handling, if any
         self._depth = self._runs = 0
-        self._watched = True  # or no watch is needed, since weights stay as they are
+        self._watched = True  # or no watch is needed, since closing the tap leaves weights frozen
         self._within: dict[str, Tensor] = {}  # the values of the latest pass
         self._apart: dict[str, Tensor] = {}  # those read before it, from parts that the caller ran alone
         self._modules = Modules(model)
@@ -103,14 +101,14 @@ class Tap:
         for site, function in (replace or {}).items():
             self._add(site, function)
         passed: set[str] = set()
-        if isinstance(model, torch.jit.ScriptModule):  # which takes no hooks at all
+        if isinstance(model, torch.jit.ScriptModule):  # it takes no hooks
             check_compiled(None, "", self._modules)
         for site in {point.site.module: point.site for point in self._points()}.values():
             check_compiled(site, site.module, self._modules, passed)
 
     def __enter__(self) -> Tap:
         if self._handles:
-            raise SiteConflictError("this tap is open already; a tap is entered once at a time")
+            raise SiteConflictError("this tap is already open. Close it before entering it again")
         self._depth = self._runs = 0
         for values in (self.values, self._within, self._apart):
             values.clear()
@@ -137,8 +135,8 @@ class Tap:
         self._remove()
         if kind is None and lost:
             raise TappedModelError(
-                "hooks of the tap are gone: another library removed them inside the `with`, so that later passes were "
-                "neither read nor changed (pyvene removes all hooks of a model). Let it finish before the tap opens."
+                "the tap's hooks are gone: another library removed them inside the `with` (pyvene removes all hooks of "
+                "a model), so later passes were neither read nor changed. Let it finish before the tap opens."
             )
         if kind is None:
             self._check_optional()
@@ -182,7 +180,7 @@ class Tap:
                 )
         port.add(Point(site, function))
 
-    # What happens during a forward pass
+    # During a forward pass
 
     def _begin(self) -> None:
         if recomputing():
@@ -214,7 +212,7 @@ class Tap:
         finally:
             self._within = {key: value for key, value in self.values.items() if self._apart.get(key) is not value}
             for port in self._ports.values():
-                port.calls = 0  # what runs from here on is no part of a pass
+                port.calls = 0  # what runs from here on is not part of a pass
 
     def _ended(self, outputs: Any) -> None:
         self._runs += 1
@@ -224,26 +222,25 @@ class Tap:
             self._check_gradient([tensor for _, tensor in nested.tensors(outputs)])
 
     def _check_gradient(self, outputs: list[Tensor]) -> None:
-        """After a pass: gradients can come back to what was put in place, and they are not computed too late."""
+        """After a pass, check that gradients can reach the replacements, and are not computed too late."""
         self._watch.guard(outputs, self.values.values())
         learning = self._pass.learning
         if learning and outputs and not any(tensor.requires_grad for tensor in (*outputs, *self.values.values())):
             raise GradientError(
-                f"site {learning[0]}: what was put in its place requires grad, and nothing that the model returned "
-                "does, so no gradient would come back. A module after it runs under torch.no_grad(), detaches, or is "
-                "of a kind without gradients, such as a quantised one. Run the model under torch.no_grad() where no "
-                "gradient is wanted.",
+                f"site {learning[0]}: its replacement requires grad, but no output of the model does, so no gradient "
+                "would come back. A later module runs under torch.no_grad(), detaches, or has no gradients, such as a "
+                "quantised one. If you need no gradient, run the model under torch.no_grad().",
                 site=learning[0],
             )
 
     def _check_pass(self) -> None:
-        """After a pass: exactly named sites fired in it."""
+        """After a pass, check that exactly named sites fired in it."""
         missed = {point.site: port for port in self._ports.values() for point in port.missed()}
         if missed:
             raise _never_fired(missed)
 
     def _check_named(self) -> None:
-        """At the end, where no whole pass was run: exactly named sites fired."""
+        """On exit without a whole pass, check that exactly named sites fired."""
         named = [(point, port) for port in self._ports.values() for point in port.points if not point.site.optional]
         silent = {point.site: port for point, port in named if point.fired is Fired.NEVER}
         if silent:
@@ -252,12 +249,12 @@ class Tap:
     def _check_optional(self) -> None:
         optional = [point for point in self._points() if point.site.optional]
         silent = [point.key for point in optional if point.fired is Fired.NEVER]
-        given = [point for point in optional if point.fired is not Fired.NEVER and point.key not in self.skipped]
-        if optional and not given:
+        fired = [point for point in optional if point.fired is not Fired.NEVER and point.key not in self.skipped]
+        if optional and not fired:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in list(self.skipped.items())[:3])
             raise SiteNeverFiredError(
-                f"none of the {len(optional)} optional sites gave a value, "
-                f"the first of them {optional[0].key}{' (' + reasons + ')' if reasons else ''}. "
+                f"none of the {len(optional)} optional sites had a value; "
+                f"the first is {optional[0].key}{' (' + reasons + ')' if reasons else ''}. "
                 f"Was the model run inside the `with`? `maskhooks doctor` shows which sites fire.",
                 sites=[point.site for point in optional],
             )

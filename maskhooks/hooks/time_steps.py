@@ -1,4 +1,4 @@
-"""Time steps: states that a module computes one after another within one call, read and replaced as one value."""
+"""Time steps: read and replace the states that a module computes in sequence within one call, as one value."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from maskhooks.sites.site import Site
 
 
 class Steps(nn.Module):
-    """Where the states of a sequence pass, one a call, while an adapter has opened the module that computes them.
+    """Receives a sequence's states, one per call, while an adapter has opened the module that computes them.
 
     An address without a call means all steps: the value is `batch step hidden`, in the order of the sequence. With a
     call it means one step, `batch hidden`; calls count in the order of computation.
     """
 
     def __call__(self, state: Shaped[Tensor, "batch hidden"], step: int, steps: int) -> Shaped[Tensor, "batch hidden"]:
-        """As of every module, in a third of the time where a single tap is all that is to be called."""
+        """Call the module; in a third of the usual time if a single tap is its only hook."""
         if len(self._forward_hooks) == 1 and not self._forward_pre_hooks and not torch.is_grad_enabled():
             (hook,) = self._forward_hooks.values()
             if isinstance(hook, StepsPort):
@@ -35,20 +35,20 @@ class Steps(nn.Module):
         return passed
 
     def forward(self, state: Shaped[Tensor, "batch hidden"], step: int, steps: int) -> Shaped[Tensor, "batch hidden"]:
-        """The state to go on with.
+        """Return the state.
 
         Args:
-            state: of one step.
-            step: its place in the sequence.
+            state: the state of one step.
+            step: its index in the sequence.
             steps: the length of the sequence.
         """
         return state
 
 
 def one_step(site: Site, pattern: Pattern) -> Site:
-    """The site of one step, with the pattern of all steps less the second axis, the step.
+    """Return the site of one step, with the pattern of all steps without the second axis, the step.
 
-    It is as it was where that axis is split, or all that is gated.
+    The site is unchanged if that axis is split, or the only gated one.
     """
     gone, *split = pattern.axes[1] if len(pattern.axes) > 1 else ("", "")
     if split or pattern.gated == (gone,):
@@ -58,35 +58,35 @@ def one_step(site: Site, pattern: Pattern) -> Site:
 
 
 class Stepwise(ABC):
-    """A replacement that differs from step to step, or from portion to portion."""
+    """A replacement that differs between steps or portions."""
 
     @abstractmethod
     def __call__(self, value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The replacement of a value that is there as a whole."""
+        """Return the replacement of a whole value."""
 
     @abstractmethod
     def at(self, step: int) -> Replacement:
-        """The function of one step's states, `batch 1 hidden`."""
+        """Return the function for one step's states, `batch 1 hidden`."""
 
     def on(self, step: int, state: Shaped[Tensor, "batch hidden"]) -> Shaped[Tensor, "batch hidden"]:
-        """What replaces one step's states, where no gradient is wanted."""
+        """Return the replacement of one step's states, when no gradient is needed."""
         return self.at(step)(state.unsqueeze(1)).squeeze(1)
 
     @abstractmethod
     def rows(self, begin: int, end: int) -> Replacement:
-        """The function of some rows of the value, where it comes in portions."""
+        """Return the function for some rows of a value that comes in portions."""
 
 
 class StepsPort(OutputPort):
     """The hook on `Steps`.
 
-    What replaces all steps is called at each of them with `batch 1 hidden`, for a state computed from what was put in
-    place before. It returns the same shape, or all steps at once, of which the step's own is taken.
+    A function that replaces all steps is called at each with `batch 1 hidden`, a state computed from earlier
+    replacements. It returns the same shape, or all steps at once, of which the current step is taken.
     """
 
     _step, _steps = 0, 1
-    _begin = _end = _sequence = 0  # the calls of the sequence at hand, and how many came before it
-    _only: Stepwise | None = None  # the only function, where it replaces all steps and nothing is read
+    _begin = _end = _sequence = 0  # the calls of the current sequence, and the number of sequences before it
+    _only: Stepwise | None = None  # the only function, if it replaces all steps and nothing is read
 
     def attach(self) -> RemovableHandle:
         self._states: dict[str, list[Tensor]] = {}
@@ -102,7 +102,7 @@ class StepsPort(OutputPort):
             self._begin, self._end = self.calls, self.calls + self._steps
         if self._only is None or torch.is_grad_enabled() or self.calls == self._begin:
             return self.pass_through(output)
-        self.calls += 1  # what pass_through would do after a first step, in a third of the time
+        self.calls += 1  # the same as pass_through after a first step, in a third of the time
         new = self._only.on(self._step, output)
         if new.shape == output.shape and new.dtype == output.dtype:
             return new
@@ -112,11 +112,11 @@ class StepsPort(OutputPort):
         return point.fires(call if point.site.call is not None else self._sequence)
 
     def function(self, point: Point) -> Replacement:
-        given = super().function(point)
+        function = super().function(point)
         if point.site.call is not None:
-            return given
+            return function
         step, steps = self._step, self._steps
-        own = given.at(step) if isinstance(given, Stepwise) else given
+        own = function.at(step) if isinstance(function, Stepwise) else function
 
         def replace(state: Tensor) -> Tensor:
             new: Any = own(state.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Trace: in which order the modules of a model compute, and which of them do nothing but compute."""
+"""Trace: the order in which a model's modules compute, and which of them have no side effects."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Span:
 
 @dataclass
 class _Open:
-    """A call that has begun, with what the module and its arguments held then."""
+    """A call in progress, with what the module and its arguments held when it began."""
 
     module: nn.Module
     began: int
-    given: tuple[Any, ...]
+    arguments: tuple[Any, ...]
     held: list[tuple[Any, Any]]
 
 
 class Tracer(Uncopied):
-    """Runs with hooks on every module and notes when each call begins and ends, and what it changes."""
+    """Hooks every module and records when each call begins and ends, and what it changes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -64,11 +64,11 @@ class Tracer(Uncopied):
             handle.remove()
 
     def result(self) -> tuple[list[Span], dict[tuple[int, str, int], int], set[int]]:
-        """The calls, when each port fired, and which modules' returns are changed in place later."""
+        """Return the calls, when each port fired, and the modules whose return values are changed in place later."""
         if self.random != _random_state():
             return [], self.fired, set()
         changed = {key for key, tensor, version, _ in self.outputs if tensor._version != version}
-        # A change in place of a return that is an argument or buffer itself would not reach that in a replay.
+        # If a return value is itself an argument or buffer, a replay would not apply an in-place change to that.
         aliases = {key for key, tensor, version, alias in self.outputs if alias and tensor._version != version}
         spans = [replace(span, pure=span.pure and id(span.module) not in aliases) for span in self.spans]
         return spans, self.fired, changed
@@ -80,9 +80,9 @@ class Tracer(Uncopied):
         return self.events
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = (args, kwargs)
-        held = _held(module, given) if module is not self.model else []
-        self.open.append(_Open(module, self._tick(module, "input"), given, held))
+        arguments = (args, kwargs)
+        held = _held(module, arguments) if module is not self.model else []
+        self.open.append(_Open(module, self._tick(module, "input"), arguments, held))
 
     def _end(self, module: nn.Module, args: object, output: Any) -> None:
         while self.open[-1].module is not module:  # a call that raised and was caught
@@ -91,19 +91,19 @@ class Tracer(Uncopied):
         ended = self._tick(module, "output")
         if module is self.model:  # never skipped
             return
-        pure = plain(call.given) and plain(output) and _equal(call.held, _held(module, call.given))
+        pure = plain(call.arguments) and plain(output) and _equal(call.held, _held(module, call.arguments))
         self.spans.append(Span(module, call.began, ended, pure))
         storages = {_storage(part) for part, _ in call.held if isinstance(part, Tensor)}
         for _, tensor in nested.tensors(output):
             self.outputs.append((id(module), tensor, tensor._version, _storage(tensor) in storages))
 
 
-def _held(module: nn.Module, given: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    """What a call could write to: its arguments, the module's weights, buffers and attributes.
+def _held(module: nn.Module, arguments: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+    """List what a call could write to: its arguments, the module's weights, buffers and attributes.
 
-    Each comes with something that tells a change in place: a tensor's version, a container's length.
+    Each item has a marker of in-place changes: a tensor's version, a container's length.
     """
-    roots: list[Any] = [given]
+    roots: list[Any] = [arguments]
     roots += [value for part in module.modules() for key, value in vars(part).items() if key not in _OF_TORCH]
     found: list[tuple[Any, Any]] = []
     seen: set[int] = set()
@@ -145,7 +145,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def plain(value: Any) -> bool:
-    """Whether a value holds nothing that a module could write to, tensors and containers apart."""
+    """Whether a value holds nothing that a module could write to, except tensors and containers."""
     if isinstance(value, (Tensor, *_PLAIN)):
         return True
     if isinstance(value, dict):
@@ -156,6 +156,6 @@ def plain(value: Any) -> bool:
 
 
 def _random_state() -> list[Any]:
-    """The state of torch's own generators, which a model draws from without holding one."""
+    """Return the state of torch's global generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []
     return [state.tolist() for state in [torch.get_rng_state(), *cuda]]

@@ -1,4 +1,4 @@
-"""History: the course of a training run, as the logs in its folder tell it, also while it goes on."""
+"""History: read the course of a training run from its logs, even while it is running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOG = "log.csv"
 _VALIDATION = "validation.csv"
-_FILLED = ", filled where the divergence is within the margin, which is the dashed line"
+_FILLED = ", filled if the divergence is within the margin (dashed line)"
 _COLUMNS = ["step", "site", "depth", "divergence", "expected_l0", "agreement"]
 
 
@@ -28,8 +28,8 @@ class Course:
     Attributes:
         site: the masked site.
         depth: the depth that was read.
-        log: a row for each of its steps: step, multiplier, divergence (nats), expected_l0 (fraction), agreement.
-        validation: a row for each validation, without the multiplier.
+        log: one row per step: step, multiplier, divergence (nats), expected_l0 (fraction), agreement.
+        validation: one row per validation, without the multiplier.
     """
 
     site: str
@@ -39,7 +39,7 @@ class Course:
 
 
 def courses(folder: Path) -> list[Course]:
-    """The course of each masking that was trained or validated, in order of depth.
+    """Return the course of each masking that was trained or validated, in order of depth.
 
     Raises:
         CorruptFileError: a log is broken.
@@ -59,27 +59,27 @@ def _by_masking(table: pd.DataFrame) -> dict[tuple[int, str], pd.DataFrame]:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The table of a log; empty where there is none."""
+    """Read the table of a log; it is empty if there is no file."""
     import pandas as pd
 
     if not path.exists():
         return pd.DataFrame(columns=columns)
     try:
-        table = pd.read_csv(path, usecols=columns).dropna()  # a run that goes on may be amid its last row
+        table = pd.read_csv(path, usecols=columns).dropna()  # a running job may be writing its last row
         numbers = [name for name in columns if name != "site"]
         return table.astype(dict.fromkeys(numbers, float))
     except (OSError, ValueError) as error:
         raise CorruptFileError(
-            f"{path} is no log of a training run ({error}). Give the folder that fit wrote.", path=path
+            f"{path} is not a training log ({error}). Give the folder that fit wrote.", path=path
         ) from error
 
 
 def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, int]) -> Section:
-    """Charts of divergence, fraction kept and multiplier over steps, a row for each masking.
+    """Return charts of divergence, fraction kept and multiplier over steps, one row per masking.
 
     Args:
-        margin: in nats; None where it is not known.
-        chosen: by masking the step whose state was kept, as `Fitted` has it.
+        margin: in nats; None if unknown.
+        chosen: for each masking, the step whose state was kept, as in `FitResult`.
     """
     last = int(max(table["step"].max() for one in found for table in (one.log, one.validation) if len(table)))
     tops = _tops(found, margin)
@@ -87,17 +87,17 @@ def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, 
     within, filled = ("near", "") if margin is None else (f"within {margin:g} nats of", _FILLED)
     return Section(
         "How the masks were trained",
-        f"Each mask learned to keep as few positions as it can (fraction kept, the expected L0) while the prediction "
-        f"stays {within} the original one (divergence). The multiplier is the price of divergence: it rises while the "
-        f"prediction moves too far away, and falls where there is room. Faint lines are single steps, strong ones "
-        f"their running mean. Circles are validation data{filled}. The upright line is the state that was chosen and "
-        f"saved. All rows have the same axes; what lies above them is drawn at the top.",
+        f"Each mask learned to keep as few positions as possible (fraction kept, the expected L0) while the prediction "
+        f"stays {within} the original one (divergence). The multiplier weights the divergence: it rises while the "
+        f"divergence is too large and falls otherwise. Faint lines show single steps, strong lines their running "
+        f"mean. Circles show validation data{filled}. The vertical line marks the state that was chosen and saved. All "
+        f"rows share the same axes; values above an axis are drawn at its top.",
         [Charts(("divergence in nats", "fraction kept", "multiplier"), rows)],
     )
 
 
 def _tops(found: Sequence[Course], margin: float | None) -> tuple[float, float]:
-    """Where the axes of divergence and multiplier end; a few margins at most, so that the margin can be seen."""
+    """Return the tops of the divergence and multiplier axes; the first is at most a few margins, to show the margin."""
     means = [running_mean(one.log["divergence"].to_numpy()).max() for one in found if len(one.log)]
     means += [one.validation["divergence"].max() for one in found if len(one.validation)]
     most = max(filter(math.isfinite, means), default=0.0)
@@ -135,7 +135,7 @@ def _marks(one: Course, name: str, margin: float | None) -> list[Mark]:
 
 
 def _verdict(one: Course, margin: float | None, at: int | None) -> tuple[str, bool | None]:
-    """What the chosen state does on validation data, or the last one where none is chosen yet."""
+    """Summarise the chosen state on validation data, or the last validation if none is chosen yet."""
     rows = one.validation.to_dict("records")
     if not rows:
         return "no validation data", None
@@ -147,10 +147,10 @@ def _verdict(one: Course, margin: float | None, at: int | None) -> tuple[str, bo
 def _words(row: Mapping[Any, Any]) -> str:
     return (
         f"step {row['step']:,.0f}, {row['divergence']:.3f} nats, {row['expected_l0']:.1%} kept, "
-        f"{row['agreement']:.1%} of the predictions stay"
+        f"{row['agreement']:.1%} of the predictions unchanged"
     )
 
 
 def _chosen(one: Course, chosen: Mapping[str, int]) -> int | None:
-    """Masks of one site are chosen together, since they share a baseline."""
+    """Return the step chosen for a site; its masks share a baseline, so they are chosen together."""
     return next((at for name, at in chosen.items() if name == one.site or name.startswith(f"{one.site} given ")), None)

@@ -1,4 +1,4 @@
-"""Signals that ask a training run to end: Ctrl-C, and the notice that a cluster gives before it takes a machine."""
+"""Interrupts: signals that ask a training run to stop: Ctrl-C, or a cluster's notice before it takes a machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While the `with` lasts, the first SIGINT or SIGTERM is noted in `asked`, and the next one ends at once.
+    """Within the `with`, records the first SIGINT or SIGTERM in `asked` and stops at once on the next one.
 
-    Signals that are ignored stay ignored. Outside the main thread nothing is changed: Python does not allow it there.
+    Ignored signals stay ignored. Outside the main thread nothing changes, since Python does not allow it there.
 
     Args:
-        passed_on: whether processes that this one started are told too, and ended with it.
+        passed_on: whether child processes get the signal too; the second one kills them.
     """
 
     asked: int = 0
@@ -47,11 +47,11 @@ class Interrupts:
             for child in multiprocessing.active_children():
                 os.kill(child.pid or 0, signal.SIGKILL if again else number)
         elif multiprocessing.parent_process() is not None:
-            return  # a terminal tells both of us, and the process that started this one ends it
+            return  # a terminal signals both processes, and the parent ends this one
         if again:
             raise as_exception(number, "interrupted a second time")
 
 
 def as_exception(number: int, message: str) -> BaseException:
-    """What Python raises for a signal: KeyboardInterrupt for Ctrl-C, SystemExit(128 + number) for others."""
+    """Return what Python raises for a signal: KeyboardInterrupt for Ctrl-C, SystemExit(128 + number) for others."""
     return KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)

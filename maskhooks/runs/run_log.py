@@ -1,4 +1,4 @@
-"""The logs of a training run: CSV files, a row at a time."""
+"""Run log: a training run's logs as CSV files, written one row at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskhooks.runs.tensorboard import Board
 
 
 class RunLog:
-    """Writes rows to `<name>.csv` of a folder, and to a board, as they come; to neither where they are None."""
+    """Writes rows to `<name>.csv` in a folder and to a TensorBoard `Board`; None disables either."""
 
     def __init__(self, folder: Path | None, board: Board | None = None) -> None:
         self.folder, self.board = folder, board
@@ -30,16 +30,16 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            with contextlib.suppress(OSError):  # a full disk was reported by the row that met it
+            with contextlib.suppress(OSError):  # `write` already reported a full disk
                 file.close()
         if self.board is not None:
             self.board.close()
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
-        """Adds a row; the first one of a run begins the file anew.
+        """Add a row; a run's first row overwrites the file.
 
         Raises:
-            StorageError: it cannot be written, as on a full disk.
+            StorageError: the file cannot be written, for example on a full disk.
         """
         if self.board is not None:
             self.board.write(name, row)
@@ -53,18 +53,18 @@ class RunLog:
             raise _unwritable(self.folder / f"{name}.csv", error) from error
 
     def positions(self) -> dict[str, int]:
-        """Where each file ends now, once all of it is on the disk.
+        """Flush each file to disk and return its size in bytes.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: a file cannot be written.
         """
         return {name: self._position(name, file) for name, file in self._files.items()}
 
     def go_on(self, positions: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-        """Cuts the files off where `positions` says, to write on from there; gives the rows before.
+        """Truncate the files to `positions` to append from there, and return the rows kept.
 
         Raises:
-            CorruptFileError: a file is shorter, or gone.
+            CorruptFileError: a file is shorter than that, or missing.
         """
         found = {}
         for name, end in positions.items():
@@ -76,7 +76,7 @@ class RunLog:
                 data = b""
             if len(data) < end:
                 raise CorruptFileError(
-                    f"{path} has lost rows that were there when the run was saved. Begin again, without resume.",
+                    f"{path} has lost rows since the run was saved. Start again without resume.",
                     path=path,
                 )
             rows = csv.DictReader(io.StringIO(data[:end].decode(), newline=""))
@@ -105,12 +105,12 @@ class RunLog:
 
 def _unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"{path} cannot be written ({error.strerror or error}). Make room, or use another folder.", path=path
+        f"{path} cannot be written ({error.strerror or error}). Free some space, or use another folder.", path=path
     )
 
 
 def _value(column: str, text: str) -> Any:
-    """A cell as it was written: Python writes a number so that reading it gives the same bits."""
+    """Parse a cell; Python writes numbers so that reading them gives the same bits."""
     if column == "site":
         return text
     for kind in (int, float):

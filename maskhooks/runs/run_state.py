@@ -1,6 +1,6 @@
-"""The whole state of a training run, in files of safetensors with JSON: never a pickle, and never half a state.
+"""Run state: the whole state of a training run in safetensors files with JSON; never a pickle, never half written.
 
-A state is a tree of dictionaries and lists with tensors, numbers, texts and None at its ends.
+A state is a tree of dictionaries and lists whose leaves are tensors, numbers, strings and None.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _TENSOR = "$tensor"
 
 
 def folder_of(run_dir: Path) -> Path:
-    """Where the states of a run lie, in its folder."""
+    """Return the folder of a run's states."""
     return run_dir / "state"
 
 
 def save_state(folder: Path, number: int, tree: Any) -> Path:
-    """Writes the state after `number` steps, and removes those before the former one.
+    """Write the state after `number` steps, and keep only the last two.
 
     Raises:
-        StorageError: it cannot be written; the states before are as they were.
+        StorageError: the state cannot be written; earlier states are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder / "step-*")
@@ -48,13 +48,13 @@ def save_state(folder: Path, number: int, tree: Any) -> Path:
 
 
 def load_state(folder: Path) -> Any | None:
-    """The last good state, None where there is none at all; a broken one is passed over with a warning.
+    """Return the last good state, or None if there are no states; a broken one is skipped with a warning.
 
     Raises:
-        CorruptFileError: there are states, and all are broken.
+        CorruptFileError: all states are broken.
 
     Warns:
-        ResumeWarning: the last state is broken, and the one before is taken.
+        ResumeWarning: the last state is broken, so the one before it is used.
     """
     paths = _newest_first(folder)
     broken: list[str] = []
@@ -66,7 +66,7 @@ def load_state(folder: Path) -> Any | None:
             continue
         if broken:
             warnings.warn(
-                f"a saved state in {folder} is broken ({'; '.join(broken)}); going on from {path.name}, the one "
+                f"a saved state in {folder} is broken ({'; '.join(broken)}). Resuming from {path.name}, the one "
                 f"before it.",
                 ResumeWarning,
                 stacklevel=2,
@@ -74,7 +74,7 @@ def load_state(folder: Path) -> Any | None:
         return tree
     if broken:
         raise CorruptFileError(
-            f"every saved state in {folder} is broken ({'; '.join(broken)}); pickles are never read. Begin again, "
+            f"every saved state in {folder} is broken ({'; '.join(broken)}); pickles are never read. Start again "
             f"without resume.",
             path=folder,
         )
@@ -82,41 +82,41 @@ def load_state(folder: Path) -> Any | None:
 
 
 def drop_states(folder: Path) -> None:
-    """Removes the states of an earlier run."""
+    """Delete the states of an earlier run."""
     for path in _newest_first(folder):
         path.unlink()
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a state to go on from, good or broken."""
+    """Whether there is a state to resume from, good or broken."""
     return bool(_newest_first(folder))
 
 
 def encode(tree: Any) -> bytes:
-    """A tree as the bytes of a safetensors file."""
+    """Encode a tree as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps({"format": FORMAT, "tree": _without_tensors(tree, tensors)})
     return safetensors.torch.save(tensors, {"tree": text, "digest": _digest(text, tensors)})
 
 
 def decode(data: bytes) -> Any:
-    """The tree that `encode` was given.
+    """Decode the bytes that `encode` returned.
 
     Raises:
-        ValueError: it is none of these bytes, or not as it was written.
+        ValueError: the bytes are not a state, or were changed.
     """
     try:
         size = int.from_bytes(data[:8], "little")
-        about = json.loads(data[8 : 8 + size])["__metadata__"]
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
         tensors = safetensors.torch.load(data)
-        text = about["tree"]
-        if about["digest"] != _digest(text, tensors):
-            raise ValueError("its contents are not as they were written")
+        text = metadata["tree"]
+        if metadata["digest"] != _digest(text, tensors):
+            raise ValueError("its contents were changed after writing")
         held = json.loads(text)
     except (safetensors.SafetensorError, UnicodeDecodeError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"not a state, or part of one ({error})") from error
+        raise ValueError(f"not a state, or only part of one ({error})") from error
     except json.JSONDecodeError as error:
-        raise ValueError("not a state, or part of one") from error
+        raise ValueError("not a state, or only part of one") from error
     check_format("the state of the run", held["format"])
     return _with_tensors(held["tree"], tensors)
 
@@ -128,7 +128,7 @@ def _newest_first(folder: Path) -> list[Path]:
 def _without_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         name = str(len(tensors))
-        # A copy: safetensors refuses tensors that share their memory.
+        # A copy: safetensors refuses tensors that share memory.
         tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: name}
     if isinstance(tree, dict):

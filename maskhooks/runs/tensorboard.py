@@ -1,4 +1,4 @@
-"""The logs of a training run for TensorBoard."""
+"""TensorBoard: a training run's logs as scalars."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _NO_SCALARS = {"step", "epoch", "site", "depth"}
 
 
 class Board:
-    """Writes rows of logs as scalars `<site>/divergence`, `<site>/multiplier`, ..., a step each.
+    """Writes log rows as scalars `<site>/divergence`, `<site>/multiplier`, ..., by step.
 
-    The training steps and the validations are two of TensorBoard's runs, so that one chart shows both.
+    Training and validation are two TensorBoard runs, so that one chart shows both.
 
     Args:
         folder: where the event files go; `tensorboard --logdir FOLDER` shows them.
-        layers: site and depth of each mask. A site of several depths is called `<site> depth <depth>`.
+        layers: site and depth of each mask. A site with several depths is named `<site> depth <depth>`.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -39,31 +39,31 @@ class Board:
 
     @classmethod
     def named(cls, folder: bool | str | Path, run_dir: Path | None, layers: Iterable[tuple[str, int]]) -> Board | None:
-        """The board in a folder; True is `tensorboard` in `run_dir`, False none.
+        """Return the board in a folder; True means `tensorboard` in `run_dir`, False means no board.
 
         Raises:
-            SettingError: there is no `run_dir`.
+            SettingError: `folder` is True, but there is no `run_dir`.
         """
         if folder is False:
             return None
         if folder is True:
             if run_dir is None:
-                raise SettingError("tensorboard=True writes into run_dir: give one, or a folder as tensorboard")
+                raise SettingError("tensorboard=True writes into run_dir. Give run_dir, or a folder as tensorboard")
             folder = run_dir / "tensorboard"
         return cls(Path(folder), layers)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flush and close the writers."""
         for writer in self._writers.values():
-            with contextlib.suppress(OSError):  # a full disk was reported by the row that met it
+            with contextlib.suppress(OSError):  # `write` already reported a full disk
                 writer.close()
         self._writers = {}
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
-        """Adds a row of the log called `name`. What an earlier run wrote of its first step and later ones is hidden.
+        """Add a row to the log called `name`; an earlier run's rows from the first step written on are hidden.
 
         Raises:
-            StorageError: it cannot be written, as on a full disk.
+            StorageError: the row cannot be written, for example on a full disk.
         """
         place = f"{row['site']} depth {row['depth']}" if row["site"] in self._several else row["site"]
         try:
@@ -74,5 +74,6 @@ class Board:
                     self._writers[name].add_scalar(f"{place}/{key}", value, row["step"])
         except OSError as error:
             raise StorageError(
-                f"{self.folder} cannot be written: {error}. Make room, or choose another folder.", path=self.folder
+                f"{self.folder} cannot be written: {error}. Free some space, or choose another folder.",
+                path=self.folder,
             ) from error

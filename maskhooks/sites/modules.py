@@ -1,4 +1,4 @@
-"""Modules: those of a model by name, and those that it holds without saying so."""
+"""Modules: a model's modules by name, including those that `named_modules` misses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _places: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary(
 class Modules(Mapping[str, nn.Module]):
     """The modules of a model by name.
 
-    Listed are the names of `named_modules`, aliases too. Other names are found as well where attributes lead from
-    module to module, as TransformerLens names its hooks: `blocks.0.hook_resid_post`. So are the places of adapters, see
+    Iteration lists the names of `named_modules`, including aliases. Lookup also finds names that follow attributes
+    from module to module, such as TransformerLens's `blocks.0.hook_resid_post`, and the places of adapters, see
     `places`.
     """
 
@@ -38,12 +38,12 @@ class Modules(Mapping[str, nn.Module]):
             return _places[self._listed[parent]][child]
         try:
             found: nn.Module = self._model.get_submodule(name)
-        except (AttributeError, RuntimeError):  # a scripted model looks for none
+        except (AttributeError, RuntimeError):  # RuntimeError: a scripted model
             raise KeyError(name) from None
         return found
 
     def computing(self, name: str) -> nn.Module:
-        """The module that computes what passes one by this name: itself, or the one that it is a place within."""
+        """Return the module that computes the value at this name: itself, or the one that it is a place within."""
         module, parent = self[name], self.get(name.rpartition(".")[0])
         return (
             parent
@@ -59,16 +59,16 @@ class Modules(Mapping[str, nn.Module]):
 
 
 def places(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules by name that stand for values within a module's own computation, as adapters give them.
+    """Return the modules by name that adapters define for values inside a module's own computation.
 
-    They are no part of the model, and are kept for as long as the module lives. In addresses they are its children:
-    `rnn.h_l0:output`. While such a site is tapped, its adapter opens the module, so that values pass them.
+    They are not part of the model, and live as long as the module. In addresses they are its children:
+    `rnn.h_l0:output`. While such a site is tapped, its adapter opens the module, so that values pass through them.
     """
     return _places.setdefault(module, {})
 
 
 def running(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model, and those of a model that it holds as a plain attribute, past `named_modules`."""
+    """Return a model's modules, and those of models it holds as plain attributes, which `named_modules` misses."""
     held = [part for part in vars(model).values() if isinstance(part, nn.Module)]
     return list({id(module): module for part in (model, *held) for module in part.modules()}.values())
 
@@ -83,13 +83,13 @@ def compiled(module: nn.Module) -> bool:
 
 
 def check_compiled(site: object, name: str, modules: Mapping[str, nn.Module], passed: set[str] | None = None) -> None:
-    """Refuses a site of a module that is compiled or scripted itself, or within one that is.
+    """Refuse a site whose module, or one around it, is compiled or scripted.
 
     Args:
-        site: as messages name it; None where it is no matter which.
-        name: of its module.
-        modules: by name.
-        passed: names that were found to be neither; those found now are added.
+        site: the site to name in messages; None to name none.
+        name: the name of its module.
+        modules: the modules by name.
+        passed: names already found to be neither; new ones are added.
 
     Raises:
         CompiledModelError: hooks added now would be ignored.

@@ -1,8 +1,8 @@
 """Nested values: read and replace one tensor inside tuples, lists, mappings and dataclasses.
 
-A path is a tuple of steps. An `int` indexes a sequence (`[1]`), a `str` names a mapping's key, a dataclass's
-or named tuple's field (`.last_hidden_state`). Nothing is changed in place: `put` copies the containers along
-the path only.
+A path is a tuple of steps. An `int` indexes a sequence (`[1]`), a `str` names a mapping's key or the field of
+a dataclass or named tuple (`.last_hidden_state`). Nothing is changed in place: `put` copies only the
+containers along the path.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Path = tuple[Step, ...]
 
 
 class PathError(LookupError):
-    """A path leads nowhere in a value; the message says where it ends and what there is instead."""
+    """A path does not exist in a value; the message says where it ends and what is there."""
 
 
 def get(value: Any, path: Path) -> Any:
-    """The value at `path`.
+    """Return the value at `path`.
 
     Raises:
-        PathError: a step does not exist; the message describes the value at hand.
+        PathError: a step does not exist; the message describes the value reached.
     """
     depth = 0
     try:
@@ -39,18 +39,18 @@ def get(value: Any, path: Path) -> Any:
 
 
 def put(value: Any, path: Path, new: Any) -> Any:
-    """A copy of `value` with `new` at `path`; containers beside the path are shared with the original.
+    """Return a copy of `value` with `new` at `path`; containers off the path are shared with the original.
 
     Raises:
         PathError: a step does not exist.
-        TypeError: a container on the path cannot be copied with one part exchanged.
+        TypeError: a container on the path cannot be copied with one part replaced.
     """
     get(value, path)
     return _put(value, path, new)
 
 
 def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Every tensor inside `value` with its path, in order; cycles are not followed into plain objects."""
+    """Yield every tensor inside `value` with its path, in order; plain objects are not searched."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, Mapping):
@@ -68,12 +68,12 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
 
 
 def format_path(path: Path) -> str:
-    """`(1, "states")` as `[1].states`."""
+    """Format `(1, "states")` as `[1].states`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
 
 
 def describe(value: Any) -> str:
-    """A short account of a value for messages: its type, and where tensors are found inside it."""
+    """Describe a value for messages: its type, and where its tensors are."""
     if isinstance(value, Tensor):
         return f"a tensor {_shape(value)}"
     inside = [f"{format_path(path)} {_shape(tensor)}" for path, tensor in tensors(value)]
@@ -129,5 +129,5 @@ def _copy_with(value: Any, step: Step, inner: Any) -> Any:
         result = copy.copy(value)
         object.__setattr__(result, step, inner)  # a frozen dataclass too
     except (TypeError, AttributeError) as error:
-        raise TypeError(f"cannot exchange {format_path((step,))} in a copy of {describe(value)}: {error}") from error
+        raise TypeError(f"cannot replace {format_path((step,))} in a copy of {describe(value)}: {error}") from error
     return result

@@ -3,12 +3,11 @@
 `"batch token hidden -> batch token"` gates each token as a whole. `"batch token (head dim) -> batch token
 head"` with `head=12` gates each head of each token. Axes fall into three kinds:
 
-- position: gated, of a size that may differ from batch to batch (`batch`, `token`); the first is the batch;
-- group: gated, of a size given in the pattern (`head`);
+- position: gated, with a size that may differ from batch to batch (`batch`, `token`); the first is the batch;
+- group: gated, with a size given in the pattern (`head`);
 - feature: not gated (`hidden`, `dim`).
 
-A baseline has the group and feature axes; a probe reads the group and feature axes and gives a logit per
-group.
+A baseline has the group and feature axes; a probe reads them and returns one logit per group.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from maskhooks.errors import PatternError
 
-_AXIS = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?")  # as einops has it
+_AXIS = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?")  # the rule of einops
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Pattern:
     """An einops arrow from a value's axes to its gated positions.
 
     Args:
-        arrow: for example `"batch token hidden -> batch token"`; axes on the right must stand on the left.
-        sizes: sizes of axes inside a parenthesis, such as `{"head": 12}`.
+        arrow: for example `"batch token hidden -> batch token"`; axes on the right must also be on the left.
+        sizes: sizes of axes inside parentheses, such as `{"head": 12}`.
 
     Raises:
-        PatternError: the arrow cannot be read.
+        PatternError: the arrow cannot be parsed.
     """
 
     arrow: str
@@ -48,26 +47,26 @@ class Pattern:
         object.__setattr__(self, "arrow", f"{' '.join(words)} -> {' '.join(right.split())}")
         inside = [axis for group in self.axes for axis in group]
         if len(set(inside)) != len(inside) or not inside:
-            raise PatternError(f"pattern {self.arrow!r}: each axis stands once on the left, and there is at least one")
+            raise PatternError(f"pattern {self.arrow!r}: the left side must list at least one axis, and each only once")
         if not set(right.split()) <= set(inside) or len(set(right.split())) != len(right.split()):
             raise PatternError(
-                f"pattern {self.arrow!r}: the right side lists gated axes of the left side, each once, "
+                f"pattern {self.arrow!r}: the right side must list axes of the left side, each once and "
                 f"without parentheses; the left side has {', '.join(inside)}"
             )
         if not right.split():
             raise PatternError(f"pattern {self.arrow!r} gates nothing: name at least the batch axis on the right side")
         self._check_sizes(inside)
         sizes = {axis: self.sizes[axis] for axis in inside if axis in self.sizes}
-        object.__setattr__(self, "sizes", sizes)  # in one order, so that equal patterns print and hash alike
+        object.__setattr__(self, "sizes", sizes)  # in a fixed order, so that equal patterns print and hash alike
 
     def _check_sizes(self, inside: list[str]) -> None:
         for name, size in self.sizes.items():
             if name not in inside:
                 raise PatternError(
-                    f"pattern {self.arrow!r} has no axis {name!r} to give a size; it has {', '.join(inside)}"
+                    f"pattern {self.arrow!r} has a size for {name!r}, which is not one of its axes: {', '.join(inside)}"
                 )
             if size < 1:
-                raise PatternError(f"pattern {self.arrow!r}: the size of {name!r} is {size}, give 1 or more")
+                raise PatternError(f"pattern {self.arrow!r}: the size of {name!r} is {size}, but must be 1 or more")
 
     def __str__(self) -> str:
         return self._text
@@ -81,7 +80,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:
-        """The inverse of `str`: `"batch token (head dim) -> batch token head, head=12"`."""
+        """Parse a pattern such as `"batch token (head dim) -> batch token head, head=12"`; the inverse of `str`."""
         if isinstance(text, Pattern):
             return text
         arrow, *pairs = text.split(",")
@@ -89,7 +88,7 @@ class Pattern:
         for pair in pairs:
             name, _, size = (part.strip() for part in pair.partition("="))
             if not (size.isascii() and size.isdigit()) or name in sizes:
-                raise PatternError(f"pattern {text!r}: {pair.strip()!r} is not of the form axis=size, each once")
+                raise PatternError(f"pattern {text!r}: {pair.strip()!r} must have the form axis=size, once per axis")
             sizes[name] = int(size)
         return cls(arrow, sizes)
 
@@ -102,19 +101,19 @@ class Pattern:
         odd = [word for word in rest.split() if not _AXIS.fullmatch(word)]
         if odd:
             raise PatternError(
-                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names are of letters, digits and "
-                "inner _, and parentheses, on the left only, hold axes that one dimension is split into"
+                f"pattern {self.arrow!r}: {odd[0]!r} is not an axis name; names consist of letters, digits and "
+                "inner _. Parentheses, on the left side only, hold the axes that one dimension is split into"
             )
         return left, right
 
     @functools.cached_property
     def axes(self) -> tuple[tuple[str, ...], ...]:
-        """The left side, one tuple of axes per dimension of the value."""
+        """The left side: one tuple of axes per dimension of the value."""
         return _groups(self.arrow.split("->")[0])
 
     @functools.cached_property
     def _plain(self) -> tuple[str, ...] | None:
-        """The axes of the left side where each dimension is one of any size; else None."""
+        """The axes of the left side if each dimension is one axis of any size; else None."""
         plain = not self.sizes and all(len(group) == 1 for group in self.axes)
         return tuple(axis for (axis,) in self.axes) if plain else None
 
@@ -139,7 +138,7 @@ class Pattern:
         return tuple(axis for group in self.axes for axis in group if axis not in self.positions)
 
     def shape(self, value: Tensor, *, site: object = None) -> dict[str, int]:
-        """The size of every axis in a value.
+        """Return the size of every axis in a value.
 
         Raises:
             PatternError: the value does not fit.
@@ -147,7 +146,7 @@ class Pattern:
         where = f" at {site}" if site is not None else ""
         if value.dim() != len(self.axes):
             raise PatternError(
-                f"pattern '{self}' has {len(self.axes)} axes, the value{where} has shape "
+                f"pattern '{self}' has {len(self.axes)} axes, but the value{where} has shape "
                 f"{list(value.shape)}. "
                 f"Give a pattern with {value.dim()} axes, for example "
                 f"wrap(model, sites={{{str(site or 'address')!r}: {suggestion(value.dim())!r}}})",
@@ -165,19 +164,19 @@ class Pattern:
                 raise PatternError(
                     f"pattern '{self}' does not fit the value{where} of shape {list(value.shape)}: the axis "
                     f"({' '.join(group)}) of size {size} cannot be split with the sizes {dict(self.sizes)}. "
-                    f"Give the sizes behind the arrow, as in '{self.arrow}, {group[0]}=2'",
+                    f"Give the sizes after the arrow, as in '{self.arrow}, {group[0]}=2'",
                     site=site,
                 )
             sizes.update({axis: self.sizes.get(axis, size // known) for axis in group})
         return sizes
 
     def mask_shape(self, value: Tensor, *, site: object = None) -> tuple[int, ...]:
-        """The shape of a mask for this value, axes as on the right side."""
+        """Return the shape of a mask for this value, axes as on the right side."""
         sizes = self.shape(value, site=site)
         return tuple(sizes[axis] for axis in self.gated)
 
     def spread(self, mask: Shaped[Tensor, "*gated"], value: Tensor) -> Tensor:
-        """A mask of gated positions as a tensor that broadcasts against the value (a view where possible)."""
+        """Return a mask of gated positions in a shape that broadcasts against the value (a view where possible)."""
         if all(len(group) == 1 for group in self.axes):
             left = " ".join(axis if axis in self.gated else "1" for (axis,) in self.axes)
             return einops.rearrange(mask, f"{' '.join(self.gated)} -> {left}")
@@ -186,17 +185,17 @@ class Pattern:
         return einops.repeat(mask, f"{' '.join(self.gated)} -> {self.arrow.split('->')[0]}", **missing)
 
     def spread_features(self, baseline: Shaped[Tensor, "*feature"], value: Tensor) -> Tensor:
-        """A baseline over the feature axes as a tensor that broadcasts against the value."""
+        """Return a baseline over the feature axes in a shape that broadcasts against the value."""
         left = " ".join(
             word if all(axis in self.features for axis in axes) else "1"
             for axes, word in ((axes, f"({' '.join(axes)})" if len(axes) > 1 else axes[0]) for axes in self.axes)
         )
         if any(0 < sum(axis in self.features for axis in axes) < len(axes) for axes in self.axes):
-            raise PatternError(f"pattern '{self}' mixes position and feature axes in one parenthesis")
+            raise PatternError(f"pattern '{self}' mixes position and feature axes in one pair of parentheses")
         return einops.rearrange(baseline, f"{' '.join(self.features)} -> {left}")
 
     def rows(self, value: Tensor, *, site: object = None) -> Shaped[Tensor, "*position feature"]:
-        """The value with position axes in front and features flattened behind."""
+        """Return the value with position axes first and features flattened into the last axis."""
         sizes = self.shape(value, site=site)
         if self.in_rows:
             return value
@@ -209,12 +208,12 @@ class Pattern:
 
     @functools.cached_property
     def in_rows(self) -> bool:
-        """Whether values have position axes in front and one axis of features behind."""
+        """Whether values have position axes first and one feature axis last."""
         order = (*self.positions, *self.features)
         return self.axes == tuple((axis,) for axis in order) and len(self.features) == 1
 
     def feature_shape(self, value: Tensor, *, site: object = None) -> tuple[int, ...]:
-        """The sizes of the feature axes in a value."""
+        """Return the sizes of the feature axes in a value."""
         sizes = self.shape(value, site=site)
         return tuple(sizes[axis] for axis in self.features)
 
@@ -227,7 +226,7 @@ def _groups(left: str) -> tuple[tuple[str, ...], ...]:
 
 
 def suggestion(dimensions: int) -> str:
-    """A usual pattern for a value with this many dimensions."""
+    """Return a common pattern for a value with this many dimensions."""
     usual = {
         1: "batch -> batch",
         2: "batch feature -> batch feature",

@@ -1,4 +1,4 @@
-"""Places: what is known of a site's positions in one batch."""
+"""Places: a site's positions in one batch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Places:
     """The positions of a site in a batch.
 
     Attributes:
-        real: which positions are no padding, over the position axes of the site's pattern.
-        examples: the example of each row; None where the first axis is the batch.
-        units: which positions are gated together; None where each is alone.
+        valid: which positions are not padding, over the position axes of the site's pattern.
+        examples: the example index of each row; None if the first axis is the batch axis.
+        units: which positions are gated together; None if each has its own gate.
     """
 
     valid: Bool[Tensor, "*positions"]
@@ -29,12 +29,12 @@ class Places:
 
     @property
     def leads(self) -> Bool[Tensor, "*positions"]:
-        """The real positions that have a gate of their own: of those gated together, the first."""
+        """The valid positions that carry a gate: of those gated together, only the first."""
         return self.valid if self.units is None else self.valid & self.units.leads.to(self.valid.device)
 
 
 @runtime_checkable
 class PlacesBySite(Protocol):
-    """What knows the places of sites: a mapping, or what finds them out when it is asked."""
+    """An object that knows the places of sites: a mapping, or one that computes them on request."""
 
     def __getitem__(self, site: Site, /) -> Places: ...

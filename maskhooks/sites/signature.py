@@ -1,4 +1,4 @@
-"""Signature: what a module's forward takes."""
+"""Signature: the parameters of a module's forward."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _known: WeakKeyDictionary[FunctionType, inspect.Signature] = WeakKeyDictionary()
 
 
 def signature(module: nn.Module) -> inspect.Signature:
-    """What a module is called with, also where a library put an object in place of its forward.
+    """Return the parameters of a module's call, even if a library replaced its forward by an object.
 
-    Such an object may carry what it wraps as the class has it, `self` included, as nnsight's does. A module that hands
-    whatever it is given to its `module`, as `AveragedModel` and `DistributedDataParallel` do, takes what that one does.
+    Such an object may wrap the function of the class, `self` included, as nnsight's does. A module that passes all its
+    arguments to its `module`, such as `AveragedModel` or `DistributedDataParallel`, takes that module's parameters.
     """
     found, inner = _own(module), module._modules.get("module")
     kinds = [parameter.kind for parameter in found.parameters.values()]
@@ -27,7 +27,7 @@ def signature(module: nn.Module) -> inspect.Signature:
 def _own(module: nn.Module) -> inspect.Signature:
     forward, own = module.forward, type(module).forward
     wrapped = inspect.unwrap(forward, stop=lambda function: function is own or inspect.ismethod(function))
-    if isinstance(own, FunctionType) and getattr(wrapped, "__func__", None) is own:  # asked in every pass
+    if isinstance(own, FunctionType) and getattr(wrapped, "__func__", None) is own:  # called in every pass
         if own not in _known:
             _known[own] = inspect.signature(wrapped)
         return _known[own]

@@ -25,7 +25,7 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
 
 @dataclass(frozen=True)
 class Site:
-    """An address of a value, and how it is gated.
+    """The address of a value, and how it is gated.
 
     The address prints as `module[@call]:input|output[.path]`, for example `bert.encoder.layer.0:output`,
     `cell@3:output`, `layers.3:input.hidden_states` or `rnn:output[1]`; `Site.parse` is the inverse of `str`.
@@ -36,13 +36,12 @@ class Site:
         port: `"input"` or `"output"`. An input's path begins with the argument, by position or by name,
             however the caller passed it; without a path it is the first argument.
         path: steps into a nested value.
-        call: which call within one forward pass: a number from 0, `"*"` for each, None where there is just
-            one.
+        call: which call within one forward pass: a number from 0, `"*"` for each, None if there is only one.
         pattern: the gated positions; None for a site that is only read.
         tags: for example `{"hidden"}`; the output of a word embedding has both `input` and `hidden`.
         depth: place in the order of computation.
-        optional: never firing is reported instead of being an error.
-        shape: the value's shape, where an example was given.
+        optional: whether a site that never fires is reported instead of being an error.
+        shape: the value's shape, if an example was given.
     """
 
     module: str
@@ -68,17 +67,17 @@ class Site:
 
     @classmethod
     def parse(cls, address: str, pattern: str | Pattern | None = None, **settings: Any) -> Site:
-        """A site from its address.
+        """Parse a site from its address.
 
         Raises:
-            UnknownSiteError: the text is no address.
-            PatternError: the pattern cannot be read.
+            UnknownSiteError: the text is not an address.
+            PatternError: the pattern cannot be parsed.
         """
         match = _ADDRESS.fullmatch(address)
         if match is None:
             raise UnknownSiteError(
-                f"{address!r} is no site address; addresses look like 'encoder.layer.0:output', "
-                f"'cell@3:output', 'layers.3:input.hidden_states' or 'rnn:output[1]' (the colon is needed)",
+                f"{address!r} is not a site address. Addresses look like 'encoder.layer.0:output', "
+                f"'cell@3:output', 'layers.3:input.hidden_states' or 'rnn:output[1]' (the colon is required)",
                 site=address,
             )
         call = match["call"]
@@ -93,7 +92,7 @@ class Site:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The site as JSON has it; `from_dict` is the inverse."""
+        """Return the site as JSON-serialisable data; `from_dict` is the inverse."""
         return {
             "address": str(self),
             "pattern": None if self.pattern is None else str(self.pattern),
@@ -106,19 +105,19 @@ class Site:
         return cls.parse(saved["address"], saved["pattern"], tags=frozenset(saved["tags"]), depth=saved["depth"])
 
     def at(self, call: int | Literal["*"] | None) -> Site:
-        """The same site at one call, or at each."""
+        """Return the same site at one call, or at each."""
         return replace(self, call=call)
 
     def gating(self) -> Pattern:
-        """The site's pattern.
+        """Return the site's pattern.
 
         Raises:
-            PatternError: the site has none, or stands for all calls at once.
+            PatternError: the site has none, or addresses all calls at once.
         """
         if self.call == "*":
             raise PatternError(
-                f"site {self} stands for all calls, each with a value of its own, and gates are for one value. Mask "
-                f"each call by itself: ['{self.at(0)}', '{self.at(1)}', ...]; hooked.tap takes all calls at once",
+                f"site {self} addresses all calls, each with its own value, but gates are for one value. Mask each "
+                f"call separately: ['{self.at(0)}', '{self.at(1)}', ...]; hooked.tap takes all calls at once",
                 site=self,
             )
         if self.pattern is None:
@@ -170,7 +169,7 @@ class SiteTable(Sequence[Site]):
             return self._sites[index]
         if index not in self._by_name:
             known = near(index, self._by_name)
-            raise UnknownSiteError(f"no site {index!r} is listed here.", site=index, near=known)
+            raise UnknownSiteError(f"there is no site {index!r} in this table.", site=index, near=known)
         return self._by_name[index]
 
     def __iter__(self) -> Iterator[Site]:
@@ -187,12 +186,12 @@ class SiteTable(Sequence[Site]):
         return [site for site in self._sites if tag in site.tags]
 
     def glob(self, pattern: str) -> list[Site]:
-        """The sites whose address matches a glob; `*` crosses dots, `[1]` is a path, not a set of letters."""
+        """Return the sites whose address matches a glob; `*` crosses dots, `[1]` is a path, not a set of letters."""
         match = _glob(pattern)
         return [site for site in self._sites if match(str(site))]
 
     def rows(self) -> list[dict[str, str]]:
-        """The table as text, one dictionary a site: address, pattern, tags, depth, shape."""
+        """Return the table as text, one dictionary per site: address, pattern, tags, depth, shape."""
         return [
             {
                 "address": str(site),
@@ -212,20 +211,20 @@ class SiteTable(Sequence[Site]):
 
 
 def is_glob(text: str) -> bool:
-    """Whether a selector asks for many sites; an `@*` alone asks for all calls of one."""
+    """Whether a selector may match many sites; `@*` alone means all calls of one."""
     return "*" in text.replace("@*", "") or "?" in text
 
 
 def resolve(selector: Selector, table: SiteTable, modules: Mapping[str, nn.Module]) -> list[Site]:
-    """The sites meant by an address, a glob, a tag, a Site, or several of these, without repetition.
+    """Return the sites that an address, a glob, a tag, a Site, or several of these select, without duplicates.
 
-    A glob looks through the table; where nothing there matches, through the inputs and outputs of all
-    modules. Sites found by a glob are optional: never firing is reported, and an error only where none of
-    them ever fired.
+    A glob searches the table and, if nothing there matches, the inputs and outputs of all modules. Sites
+    found by a glob are optional: those that never fire are reported, and it is an error only if none of
+    them fires.
 
     Raises:
-        UnknownSiteError: nothing matches; near names are listed.
-        CompiledModelError: the site is one of a compiled or scripted module, in which none is found.
+        UnknownSiteError: nothing matches; similar names are listed.
+        CompiledModelError: the site's module is inside a compiled or scripted one, where none can be found.
     """
     if isinstance(selector, Site):
         return [selector]
@@ -250,15 +249,15 @@ def resolve(selector: Selector, table: SiteTable, modules: Mapping[str, nn.Modul
             return [site if every is None else replace(every, call=site.call, shape=None)]
         check_compiled(site, site.module, modules)
     known = [str(site) for site in table] + table.tags + [f"{name}:output" for name in modules]
-    what = "glob matches no site" if is_glob(selector) else "no site"
+    what = "no site matches the glob" if is_glob(selector) else "there is no site"
     listed = f"There are {len(table)} listed sites (hooked.sites, or `maskhooks sites`)"
     listed += f" with the tags {', '.join(table.tags)}" if table.tags else ""
     if not len(table):
         listed = (
-            "No sites are listed (list some: wrap(model, sites={'NAME:output': 'batch token hidden -> batch token'}))"
+            "No sites are listed; list some: wrap(model, sites={'NAME:output': 'batch token hidden -> batch token'})"
         )
     raise UnknownSiteError(
-        f"{what}: {selector!r}. {listed}, and {len(modules)} modules, each with an input and an output.",
+        f"{what} {selector!r}. {listed}. The model has {len(modules)} modules, each with an input and an output.",
         site=selector,
         near=near(selector, known),
     )

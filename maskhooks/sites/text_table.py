@@ -9,7 +9,7 @@ Rows = Sequence[Mapping[str, str]]
 
 
 def text(rows: Rows) -> str:
-    """Aligned columns under their names; columns without any text are left out."""
+    """Return aligned columns under their names; empty columns are left out."""
     columns = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     lines = [{name: name for name in columns}, *rows]
@@ -17,7 +17,7 @@ def text(rows: Rows) -> str:
 
 
 def markup(rows: Rows) -> str:
-    """An HTML table, with all text escaped."""
+    """Return an HTML table, with all text escaped."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (rows[0] if rows else {}))
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -14,7 +14,7 @@ from torch import Tensor
 from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.pattern import Pattern
 
-_TABLE = 64  # numbers in a table for each edge; a sort takes longer up to there
+_TABLE = 64  # table entries per edge; up to here a table is faster than a sort
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Units:
     """Which positions of an example belong together.
 
     Attributes:
-        first: for each position the place of its unit's first one, counted through all positions of its example; where
-            the first axis is no batch, of all examples.
+        first: for each position, the index of its unit's first position among all positions of its example, or of all
+            examples if the first axis is not the batch axis.
         shape: the sizes of the position axes, the batch first.
     """
 
@@ -32,10 +32,10 @@ class Units:
 
     @classmethod
     def of(cls, numbers: Int[Tensor, "batch *positions"], examples: ExampleIndex | None = None) -> Units:
-        """Units from a number for each position: equal ones within an example are one unit.
+        """Build units from one number per position: equal numbers within an example form a unit.
 
         Args:
-            examples: whose each row is, where the first axis is no batch.
+            examples: the example index of each row, if the first axis is not the batch axis.
         """
         rows = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
         low, high = (int(end) for end in rows.aminmax()) if rows.numel() else (0, 0)
@@ -59,21 +59,21 @@ class Units:
         return (self.first == places).view(*self.shape)
 
     def shared(self, gates: Float[Tensor, "*gated"], pattern: Pattern) -> Float[Tensor, "*gated"]:
-        """For every gate that of its unit's first position.
+        """Return for every gate the gate of its unit's first position.
 
         Args:
-            gates: a number for each, over the gated axes of the pattern.
+            gates: one number per gate, over the gated axes of the pattern.
         """
         return self._over(lambda rows, index: rows.gather(1, index), gates, pattern)
 
     def mean(self, gates: Float[Tensor, "*gated"], pattern: Pattern) -> Float[Tensor, "*gated"]:
-        """For every gate the mean over its unit; as in `shared`."""
+        """Return for every gate the mean over its unit; see `shared`."""
         return self._over(_mean, gates, pattern)
 
     def _over(
         self, function: Callable[[Tensor, Tensor], Tensor], gates: Float[Tensor, "*gated"], pattern: Pattern
     ) -> Float[Tensor, "*gated"]:
-        """A function over rows `batch place group`, with the place of each one's first as an index of that shape."""
+        """Apply a function to rows `batch place group`, with the place of each unit's first one as an index."""
         index = self.first.to(gates.device)[..., None]
         if not pattern.groups:
             return function(gates.reshape(index.shape), index).view_as(gates)
@@ -96,32 +96,32 @@ def _mean(
 
 
 def _apart(numbers: Int[Tensor, "row place"], width: int, example: Int[Tensor, " row"]) -> bool:
-    """Whether numbers below `width` are few, and none is in two examples, so that they can stay as they are."""
+    """Whether the numbers (below `width`) are few and none is in two examples, so that they can be used unchanged."""
     if width > numbers.numel():
         return False
-    whose, numbers = example[:, None].expand_as(numbers).flatten(), numbers.flatten()
-    return torch.equal(whose.new_zeros(width).scatter(0, numbers, whose).index_select(0, numbers), whose)
+    owner, numbers = example[:, None].expand_as(numbers).flatten(), numbers.flatten()
+    return torch.equal(owner.new_zeros(width).scatter(0, numbers, owner).index_select(0, numbers), owner)
 
 
 def undirected(
     source: Int[Tensor, " edge"], target: Int[Tensor, " edge"], *apart: Int[Tensor, " edge"]
 ) -> Int[Tensor, " edge"]:
-    """A number for each edge, the same for the one in the other direction; those that occur often are paired in order.
+    """Return a number per edge, the same for its reverse edge; repeated edges are paired in order.
 
     Args:
-        apart: what else has to be the same, such as the relation.
+        apart: what else must be the same, such as the relation.
     """
     count = len(source)
     low, high = torch.minimum(source, target), torch.maximum(source, target)
-    pair = _numbered(low, high - low, *apart)  # nodes of one graph are near each other in a batch of many
+    pair = _numbered(low, high - low, *apart)  # nodes of one graph have close numbers in a batch of many
     way = 2 * pair + (source > target)
-    if int(torch.bincount(way, minlength=1).max()) < 2:  # no edge occurs twice, as is usual
+    if int(torch.bincount(way, minlength=1).max()) < 2:  # usually no edge occurs twice
         return pair
     return pair * count + ExampleIndex(way, 2 * count).places()
 
 
 def _numbered(*columns: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
-    """A number below the count of edges for each, the same where all columns are the same."""
+    """Return a number per edge, below the number of edges, the same where all columns are the same."""
     number, size = torch.zeros_like(columns[0]), 1
     for column in columns if len(columns[0]) else ():
         low, high = (int(end) for end in column.aminmax())
@@ -132,7 +132,7 @@ def _numbered(*columns: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
             size = len(number)
         size *= high - low + 1
         number = column - low if size == high - low + 1 else number * (high - low + 1) + (column - low)
-    if size <= _TABLE * len(number):  # a table in place of a sort: each edge finds who has written there
+    if size <= _TABLE * len(number):  # a table instead of a sort: each edge reads which edge wrote its entry
         places = torch.arange(len(number), device=number.device)
         return number.new_empty(size).scatter_(0, number, places).index_select(0, number)
     found: Tensor = torch.unique(number, return_inverse=True)[1]

@@ -121,7 +121,7 @@ def test_edges_that_are_drawn_in_eval_mode() -> None:
     torch.manual_seed(0)
     data = batch()
     with (
-        pytest.warns(MaskhooksWarning, match="draws random numbers in eval mode"),
+        pytest.warns(MaskhooksWarning, match="draws random numbers even in eval mode"),
         pytest.raises(ReplacementError, match="or draws edges at random"),
     ):
         trained(Drops(), data)

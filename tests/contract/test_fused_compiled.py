@@ -135,7 +135,7 @@ def test_doctor_of_a_torch_encoder(x: Tensor) -> None:
     report = maskhooks.doctor(hooked, (x, PAD))
     troubles = [finding.trouble for finding in report.findings]
     assert ["nested tensor" in trouble for trouble in troubles] == [True, True, False, False]
-    assert "takes its weights, a fused path" in troubles[2]
+    assert "takes its weights (a fused path)" in troubles[2]
     assert troubles[3] == ""
     assert report.findings[3].bypassed is False
     assert not report.healthy
@@ -174,7 +174,7 @@ def test_the_inside_of_multihead_attention_is_refused(x: Tensor) -> None:
         model(x)
     (finding,) = maskhooks.doctor(maskhooks.wrap(model, sites=[address]), x).findings
     assert finding.trouble == (
-        "never fired: multi_head_attention_forward takes its weights, a fused path; address the module around it"
+        "never fired: multi_head_attention_forward takes its weights (a fused path); address the module around it"
     )
 
 

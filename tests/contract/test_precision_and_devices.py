@@ -109,7 +109,7 @@ def test_weights_that_were_never_loaded(whole: bool) -> None:
         with pytest.raises((ModelError, RuntimeError), match="meta"), Tap(model, **settings):
             model(x)
     if whole:
-        with pytest.raises(ModelError, match=r"has a shape and no numbers.*from_pretrained"), Tap(model, **kind):
+        with pytest.raises(ModelError, match=r"has a shape but no data.*from_pretrained"), Tap(model, **kind):
             model(x)
 
 
@@ -158,7 +158,7 @@ def test_quantised_values() -> None:
         hooked(torch.randn(3, 4))
     assert tap.values["rounded:output"].dtype == torch.qint8
     (found,) = maskhooks.doctor(hooked, torch.randn(3, 4)).findings
-    assert found.trouble == "its values are torch.qint8, and masks are learned on floating-point ones"
+    assert found.trouble == "its values are torch.qint8, but masks are learned on floating-point values"
     assert found.bypassed is False
 
 

@@ -137,7 +137,7 @@ def test_portions_that_do_not_go_below_each_other() -> None:
             return [place(part) for place in self.through for part in (x, x[:, :1])]
 
     hooked = maskhooks.wrap(Uneven(), adapter=ChunksAdapter)
-    message = r"shapes \[5, 2\] and \[5, 1\].*Address one call, as 'part@0:output'"
+    message = r"shapes \[5, 2\] and \[5, 1\].*Address one call, such as 'part@0:output'"
     with pytest.raises(NotATensorError, match=message), hooked.tap(read=SITE):
         hooked(X)
 

@@ -73,7 +73,7 @@ def test_sites_found_by_glob_are_an_error_only_when_none_fired(hooked: maskhooks
 
 def test_unknown_selectors(hooked: maskhooks.Hooked) -> None:
     for selector in ["layer.0:output", "nothing.*", "hiden"]:
-        with pytest.raises(UnknownSiteError, match="Did you mean" if "*" not in selector else "matches no site"):
+        with pytest.raises(UnknownSiteError, match="Did you mean" if "*" not in selector else "no site matches"):
             hooked.find(selector)
 
 

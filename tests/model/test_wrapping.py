@@ -69,7 +69,7 @@ def test_optional_sites_may_stay_silent_in_the_example() -> None:
     ("settings", "error", "message"),
     [
         ({"sites": {"hed:output": "batch x -> batch"}}, UnknownSiteError, "Did you mean 'head'"),
-        ({"sites": {"head": "batch x -> batch"}}, UnknownSiteError, "is no site address"),
+        ({"sites": {"head": "batch x -> batch"}}, UnknownSiteError, "is not a site address"),
         ({"sites": {"head:output": "batch x"}}, PatternError, "needs one arrow"),
         ({"sites": {"layers*:output": "batch x -> batch"}}, UnknownSiteError, r"no module 'layers\*'"),
         (

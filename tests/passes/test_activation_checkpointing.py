@@ -113,6 +113,6 @@ def test_a_site_before_reentrant_checkpointing(given: bool) -> None:
 def test_a_site_inside_reentrant_checkpointing_is_refused_before_training() -> None:
     made = explainer("reentrant", True, SITES[1:2])
     before = fingerprint(made.hooked.model)
-    with pytest.raises(GradientError, match=r"use_reentrant=False.* Mask a site further on"):
+    with pytest.raises(GradientError, match=r"use_reentrant=False.* Mask a later site"):
         made.fit(BATCHES, accelerator="cpu", progress=False)
     assert fingerprint(made.hooked.model) == before

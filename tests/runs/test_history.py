@@ -59,7 +59,7 @@ def test_a_run_amid_its_last_row_and_before_validation(folder: Path) -> None:
 
 def test_a_broken_log_is_named(folder: Path) -> None:
     (folder / "log.csv").write_bytes(b"step,site\n1,a\n")
-    with pytest.raises(CorruptFileError, match=r"log\.csv is no log of a training run"):
+    with pytest.raises(CorruptFileError, match=r"log\.csv is not a training log"):
         courses(folder)
     (folder / "log.csv").write_bytes(LOG.replace("0.02", "much").encode())
     with pytest.raises(CorruptFileError, match="Give the folder that fit wrote"):
@@ -68,8 +68,8 @@ def test_a_broken_log_is_named(folder: Path) -> None:
 
 def test_what_was_chosen_is_told_and_drawn(folder: Path) -> None:
     first, second = rows(folder, chosen={"a:output": 4, "b:output given b:output": 2})
-    assert first.note == "chosen: step 4, 0.250 nats, 60.0% kept, 70.0% of the predictions stay"
-    assert second.note == "chosen: step 2, 0.050 nats, 80.0% kept, 90.0% of the predictions stay"
+    assert first.note == "chosen: step 4, 0.250 nats, 60.0% kept, 70.0% of the predictions unchanged"
+    assert second.note == "chosen: step 2, 0.050 nats, 80.0% kept, 90.0% of the predictions unchanged"
     assert (first.good, second.good) == (False, True)
     divergence, kept, multiplier = second.charts
     assert [mark.filled for mark in divergence.marks] == [mark.filled for mark in kept.marks] == [True, False]

@@ -72,7 +72,7 @@ def test_a_broken_state_is_passed_over(tmp_path: Path, name: str) -> None:
     save_state(tmp_path, 1, {"step": 1, "weight": torch.randn(5)})
     path = save_state(tmp_path, 2, {"step": 2, "beta": 0.5, "weight": torch.randn(5)})
     path.write_bytes(BREAKS[name](path.read_bytes()))
-    with pytest.warns(ResumeWarning, match=r"step-000000002.*going on from step-000000001"):
+    with pytest.warns(ResumeWarning, match=r"step-000000002.*Resuming from step-000000001"):
         assert load_state(tmp_path)["step"] == 1
     (tmp_path / "step-000000001.safetensors").write_bytes(b"")
     with pytest.raises(CorruptFileError, match=r"every saved state.*never read.*without resume"):

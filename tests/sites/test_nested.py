@@ -124,7 +124,7 @@ class ReadOnly:
 )
 def test_read_only_containers_are_refused(value: Any, path: nested.Path) -> None:
     """Setting an attribute beside the value would change nothing, without an error."""
-    with pytest.raises(TypeError, match="cannot exchange"):
+    with pytest.raises(TypeError, match="cannot replace"):
         nested.put(value, path, t(2))
 
 

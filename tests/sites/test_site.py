@@ -50,7 +50,7 @@ def test_addresses(address: str) -> None:
 
 @pytest.mark.parametrize("text", ["encoder", "a:b", "a:output[x]", "a:output.", "a@x:output", "a:output:input", ""])
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UnknownSiteError, match="is no site address; addresses look like") as raised:
+    with pytest.raises(UnknownSiteError, match=r"is not a site address\. Addresses look like") as raised:
         Site.parse(text)
     assert repr(text) in str(raised.value)
 
@@ -137,9 +137,11 @@ def test_unknown_names_list_the_near_ones(selector: str, near: str | None) -> No
 
 
 def test_unknown_names_list_the_tags_or_say_how_to_list_sites() -> None:
-    with pytest.raises(UnknownSiteError, match=r"5 listed sites .* with the tags hidden, input, and 8 modules"):
+    with pytest.raises(
+        UnknownSiteError, match=r"5 listed sites .* with the tags hidden, input\. The model has 8 modules"
+    ):
         resolve("head", TABLE, MODULES)
-    with pytest.raises(UnknownSiteError, match=r"No sites are listed \(list some: wrap\(model, sites="):
+    with pytest.raises(UnknownSiteError, match=r"No sites are listed; list some: wrap\(model, sites="):
         resolve("head", SiteTable(), MODULES)
 
 
@@ -147,7 +149,7 @@ def test_one_call_has_the_pattern_of_all_calls() -> None:
     every = Site.parse("head@*:output", "batch hidden -> batch", tags=frozenset({"hidden"}), depth=3)
     (third,) = resolve("head@2:output", SiteTable([every]), MODULES)
     assert (str(third), third.gating(), third.depth) == ("head@2:output", every.pattern, 3)
-    with pytest.raises(PatternError, match=r"each call by itself: \['head@0:output', 'head@1:output', \.\.\.\]"):
+    with pytest.raises(PatternError, match=r"each call separately: \['head@0:output', 'head@1:output', \.\.\.\]"):
         every.gating()
 
 
