@@ -203,7 +203,7 @@ def test_a_run_alone_also_while_it_goes_on(trained: tuple[Path, Explanation], tm
 
 
 def test_an_explanation_of_another_run_is_told(trained: tuple[Path, Explanation]) -> None:
-    assert "the explanation was not made by this run: they differ in" in Page(report(trained[0], explanation())).text
+    assert "this run did not make the explanation; they differ in" in Page(report(trained[0], explanation())).text
 
 
 def test_files_folders_and_shards_give_the_same_page(tmp_path: Path) -> None:
