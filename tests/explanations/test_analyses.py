@@ -243,7 +243,7 @@ def test_nothing_to_count_is_an_error_with_a_way_out() -> None:
                 analyse(part, group)  # type: ignore[operator]
     with pytest.raises(SettingError, match="no valid position"):
         stability([empty, empty])
-    with pytest.raises(SettingError, match="no depth 7. The explanation holds 0, 1, 2"):
+    with pytest.raises(SettingError, match=r"no depth 7\. The explanation holds 0, 1, 2"):
         top(explanation(), depth=7)
 
 

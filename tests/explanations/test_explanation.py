@@ -116,7 +116,7 @@ def test_select_narrows_down() -> None:
     with pytest.raises(UnknownSiteError, match="Did you mean") as caught:
         explanation.select(site="layer.7:output")
     assert "layer.2:output" in caught.value.near
-    with pytest.raises(SettingError, match="no example 9. The explanation holds 0, 1"):
+    with pytest.raises(SettingError, match=r"no example 9\. The explanation holds 0, 1"):
         explanation.select(example=9)
     with pytest.raises(SettingError, match="no depth 5"):
         explanation.select(depth=[0, 5])
