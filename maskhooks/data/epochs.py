@@ -1,4 +1,4 @@
-"""Epochs: batches gone through again and again, in an order drawn from (seed, epoch), from any place on."""
+"""Epochs: repeated passes over batches, in an order drawn from (seed, epoch), resumable at any batch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Generator
 from maskhooks.errors import EmptyLoaderError
 from maskhooks.seeds import seeded
 
-_NESTED = ("sampler", "batch_sampler", "batches")  # where loaders keep what draws their order
+_NESTED = ("sampler", "batch_sampler", "batches")  # loader attributes that may draw the order
 
 
 class Epochs:
-    """A rank's batches of each epoch: the same ones for the same (seed, epoch).
+    """A rank's batches in each epoch; the same (seed, epoch) gives the same batches.
 
-    Before each batch the global random state is set from (seed, epoch, number), and generators of a loader or its
-    samplers from (seed, epoch); `set_epoch` is called where one of them has it. A loader that draws from anything else
-    gives other batches after a resume, which is noticed there.
+    Each batch sets the global random seed from (seed, epoch, number). Each epoch seeds the generators of the loader and
+    its samplers from (seed, epoch), and calls `set_epoch` on those that have it. A loader with any other source of
+    randomness gives different batches after a resume; the resume detects this.
 
-    Of several ranks, rank r takes batch r of each round of as many batches as there are ranks. In the last round some
-    ranks may get None: each batch is used once, and no rank waits for another.
+    A round has one batch per rank; rank r takes batch r of each round. In the last round some ranks may get None, so
+    that each batch is used once and no rank waits for another.
 
     Args:
-        batches: a DataLoader, or any iterable that can be gone through again.
-        seed: of the order.
-        rank, world: this process, of how many.
+        batches: a DataLoader, or any iterable that can be iterated again.
+        seed: the seed of the order.
+        rank, world: this process's rank, and the number of processes.
     """
 
     def __init__(self, batches: Iterable[Any], seed: int, rank: int = 0, world: int = 1) -> None:
@@ -37,12 +37,12 @@ class Epochs:
 
     @property
     def rounds(self) -> int | None:
-        """Steps in an epoch, where the loader has a length."""
+        """The number of steps in an epoch; None if the loader has no length."""
         return math.ceil(len(self.batches) / self.world) if isinstance(self.batches, Sized) else None
 
     @contextlib.contextmanager
     def drawn(self) -> Iterator[None]:
-        """Sets the loader's generators from the seed while the `with` lasts, and puts them back as they were."""
+        """Seed the loader's generators inside the `with` block, and restore them afterwards."""
         before = [(generator, generator.get_state()) for generator in self._generators()]
         self._begin(0)
         try:
@@ -52,7 +52,7 @@ class Epochs:
                 generator.set_state(state)
 
     def stream(self, epoch: int = 0, index: int = 0) -> Iterator[tuple[int, int, Any]]:
-        """Epoch, round and batch (None for a rank without one), from a place on, without end.
+        """Yield epoch, round and batch (None for a rank without one) endlessly, starting at a round of an epoch.
 
         Raises:
             EmptyLoaderError: an epoch has no batch.
@@ -70,7 +70,7 @@ class Epochs:
             epoch, index = epoch + 1, 0
 
     def once(self) -> Iterator[tuple[int, Any]]:
-        """This rank's batches of the first epoch, each with its number among all."""
+        """Yield this rank's batches of the first epoch, each with its index among all batches."""
         for index, batch in enumerate(self._epoch(0)):
             if batch is not None:
                 yield index * self.world + self.rank, batch
@@ -88,7 +88,7 @@ class Epochs:
             yield own
 
     def _all(self, epoch: int) -> Iterator[tuple[int, Any]]:
-        """Every batch, with its place in its round."""
+        """Every batch, with its index in its round."""
         self._begin(epoch)
         batches, number = iter(self.batches), 0
         while True:
@@ -114,7 +114,7 @@ class Epochs:
 
 
 def _parts(loader: Any) -> Iterator[Any]:
-    """A loader, and what it draws its order from."""
+    """A loader, and the samplers that draw its order."""
     yield loader
     for name in _NESTED:
         if (part := getattr(loader, name, None)) is not None:

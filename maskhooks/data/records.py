@@ -1,6 +1,6 @@
-"""Records: texts and labels, read from trees, csv, jsonl, Parquet or a dataset of the `datasets` library.
+"""Records: texts and labels, read from SST trees, CSV, JSONL, Parquet or a dataset of the `datasets` library.
 
-Importing this imports none of the libraries that read.
+Importing this module does not import the libraries that read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Record:
     """One example as text.
 
     Args:
-        text: a sentence, or the first of a pair such as a question.
-        second: the second of a pair, such as a context.
-        label: a class by number or name, or a number to be predicted; None where it is not known.
+        text: a sentence, or the first text of a pair, such as a question.
+        second: the second text of a pair, such as a context.
+        label: a class number or name, or a regression target; None if unknown.
     """
 
     text: str
@@ -39,12 +39,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a table are called.
+    """The column names of a table.
 
     Args:
         text: the column of texts.
         second: the column of second texts; None for single texts.
-        label: the column of labels; None for "label" where there is one.
+        label: the column of labels; None means "label", if the table has one.
     """
 
     text: str = "text"
@@ -53,34 +53,34 @@ class Columns:
 
 
 def read(data: str, columns: Columns | None = None) -> list[Record]:
-    """All records of a file, or of a dataset: `stream` as a list."""
+    """Return all records of a file or dataset: `stream` as a list."""
     return list(stream(data, columns))
 
 
 def stream(data: str, columns: Columns | None = None) -> Iterator[Record]:
-    """The records of a file, or of a dataset, one after the other; a few thousand are in memory at a time.
+    """Yield the records of a file or dataset, with a few thousand in memory at a time.
 
     Args:
-        data: a file (`.txt` with SST trees; `.csv`, `.tsv`, `.jsonl`, also with `.gz`; `.parquet`, also a folder), or
-            a dataset of the `datasets` library as `name:split` or `name:configuration:split`.
-        columns: for all but trees, which columns hold what.
+        data: a file (`.txt` with SST trees; `.csv`, `.tsv`, `.jsonl`, each also as `.gz`; `.parquet`, also a folder),
+            or a dataset of the `datasets` library as `name:split` or `name:configuration:split`.
+        columns: the column names; not used for trees.
 
     Raises:
-        CorruptFileError: a file that is missing, empty, broken, or of an unknown kind; a record without a text; a
-            dataset that cannot be loaded.
-        SettingError: a column that is not there; near names are listed.
-        PluginError: `datasets` is needed and not installed.
+        CorruptFileError: a file is missing, empty, broken, or of an unknown kind; a record has no text; a dataset
+            cannot be loaded.
+        SettingError: there is no such column; the error lists similar names.
+        PluginError: `datasets` is needed but not installed.
     """
     path, columns = Path(data), columns or Columns()
     found = None
     for found in _any(data, path, columns):
         yield found
     if found is None:
-        raise CorruptFileError(f"{data} holds no example. Give a file with at least one.", path=path)
+        raise CorruptFileError(f"{data} has no examples. Give a file with at least one.", path=path)
 
 
 def identity(data: str) -> dict[str, Any]:
-    """What tells data from others without reading them: the name, and for a file its size and its first megabyte."""
+    """Identify data without reading them all: by name, and a file also by its size and first megabyte."""
     path = Path(data)
     if not path.is_file():
         return {"name": data}
@@ -97,14 +97,13 @@ def _any(data: str, path: Path, columns: Columns) -> Iterator[Record]:
     if ":" in data and not path.exists():
         return _records(_dataset(data, columns), data)
     raise CorruptFileError(
-        f"{data!r} is no kind of data that is known here. Give a file that ends in .txt (SST trees), "
-        f"{', '.join(_TABLES)}, or a dataset of the datasets library with its split, as in "
-        "'sst2:validation'.",
+        f"{data!r} is not a known kind of data. Give a file that ends in .txt (SST trees), {', '.join(_TABLES)}, or a "
+        "dataset of the datasets library with its split, such as 'sst2:validation'.",
         path=path,
     )
 
 
-# Trees: (3 (2 It) (4 (2 's) ...)), one a line. Words may hold a no-break space, so only the ASCII blank
+# Trees: (3 (2 It) (4 (2 's) ...)), one per line. Words may contain a no-break space, so only the ASCII space
 # separates.
 
 _TREE = re.compile(r"\((?P<label>\d) .*\)")
@@ -121,8 +120,8 @@ def _trees(path: Path) -> Iterator[Record]:
         match, words = _TREE.fullmatch(tree), _LEAF.findall(tree)
         if match is None or not words or tree.count("(") != tree.count(")"):
             raise CorruptFileError(
-                f"{path}, line {number} is no SST tree such as (3 (2 It) (4 works)): {tree[:60]!r}. Plain "
-                "texts are read from .csv or .jsonl, with a column 'text'.",
+                f"{path}, line {number} is not an SST tree such as (3 (2 It) (4 works)): {tree[:60]!r}. Give plain "
+                "texts as .csv or .jsonl, with a column 'text'.",
                 path=path,
             )
         text = _ESCAPE.sub(lambda found: _ESCAPED[found[0]], " ".join(words))
@@ -138,8 +137,8 @@ def _text(path: Path) -> io.TextIOBase:
     return io.TextIOWrapper(gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"), encoding="utf-8")
 
 
-# Tables come in chunks: lists of one length under "text" and, where asked for, "second" and "label". Numbers in csv are
-# made of texts one by one, so that no value depends on others in its column.
+# Tables come in chunks: lists of equal length under "text" and, if requested, "second" and "label". Numbers in CSV
+# files are parsed one by one, so that no value depends on the rest of its column.
 
 _CHUNK = 2048
 Chunk = Mapping[str, Sequence[Any]]
@@ -148,7 +147,7 @@ Chunk = Mapping[str, Sequence[Any]]
 def _csv(path: Path, columns: Columns, separator: str = ",") -> Iterator[Chunk]:
     import pandas as pd
 
-    # The words NA and null are texts.
+    # "NA" and "null" are texts.
     settings: dict[str, Any] = {"sep": separator, "keep_default_na": False, "dtype": str, "chunksize": _CHUNK}
     with _readable(path), pd.read_csv(path, **settings) as reader:
         for frame in reader:
@@ -170,13 +169,13 @@ def _jsonl(path: Path, columns: Columns) -> Iterator[Chunk]:
             row = json.loads(line)
         except ValueError as error:
             raise CorruptFileError(
-                f"{path} cannot be read: line {number} is no JSON ({error}). Give a JSON object on each line.",
+                f"{path} cannot be read: line {number} is not JSON ({error}). Give a JSON object on each line.",
                 path=path,
             ) from error
         if not isinstance(row, dict):
             raise CorruptFileError(
-                f'{path} cannot be read: line {number} is no object such as {{"text": "It works"}}. Give one on each '
-                "line.",
+                f"{path} cannot be read: line {number} is not a JSON object. Give one on each line, such as "
+                '{"text": "It works"}.',
                 path=path,
             )
         names = names or _named(columns, list(row), path)
@@ -211,7 +210,7 @@ def _dataset(data: str, columns: Columns) -> Iterator[Chunk]:
         import datasets
     except ImportError as error:
         raise PluginError(
-            f"data from {data!r} needs the library datasets, which is not installed. Run: pip install datasets"
+            f"data from {data!r} need the library datasets, which is not installed. Run: pip install datasets"
         ) from error
     name, *configuration, split = data.split(":")
     shown = datasets.is_progress_bar_enabled()
@@ -220,8 +219,8 @@ def _dataset(data: str, columns: Columns) -> Iterator[Chunk]:
         found = datasets.load_dataset(name, *configuration, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise CorruptFileError(
-            f"the dataset {data!r} cannot be loaded: {_first_line(error)}. It is given as name:split or "
-            f"name:configuration:split; a file is given by its path.",
+            f"the dataset {data!r} cannot be loaded: {_first_line(error)}. Give it as name:split or "
+            f"name:configuration:split, or give a file by its path.",
             path=data,
         ) from error
     finally:
@@ -245,7 +244,7 @@ def _records(chunks: Iterable[Chunk], data: str) -> Iterator[Record]:
 
 
 def _named(columns: Columns, there: Sequence[str], data: str | Path) -> dict[str, str]:
-    """For each use of a column, what it is called."""
+    """The column name for each use."""
     label = "label" if columns.label is None and "label" in there else columns.label
     wanted = {"text": columns.text, "second": columns.second, "label": label}
     for use, name in wanted.items():
@@ -261,13 +260,13 @@ def _named(columns: Columns, there: Sequence[str], data: str | Path) -> dict[str
 def _known(text: Any, data: str, number: int) -> str:
     if text is None or text != text:
         raise CorruptFileError(
-            f"{data} cannot be read: record {number} has no text. Leave such records out.", path=Path(data)
+            f"{data} cannot be read: record {number} has no text. Remove such records.", path=Path(data)
         )
     return str(text)
 
 
 def _number(label: Any) -> Any:
-    """A label in a table of texts: a number where it reads as one."""
+    """A label from a table of texts; a number if it reads as one."""
     if not isinstance(label, str) or not _NUMBER.fullmatch(label):
         return label
     return int(label) if label.lstrip("+-").isdigit() else float(label)
@@ -277,7 +276,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def _label(value: Any) -> Label | None:
-    """A label as read: None where a table has none."""
+    """A label as read; None if it is missing."""
     if value is None or value != value or value == "":
         return None
     return value if isinstance(value, (int, float, str)) else str(value)
@@ -285,12 +284,12 @@ def _label(value: Any) -> Label | None:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file while it is read is one error, with its path."""
+    """Raise whatever goes wrong while a file is read as one error with its path."""
     try:
         yield
-    except MaskhooksError:  # one of them is a ValueError
+    except MaskhooksError:  # some of them derive from ValueError
         raise
-    # pandas' and pyarrow's own errors derive from ValueError; a cut archive is an EOFError or a zlib.error
+    # pandas' and pyarrow's own errors derive from ValueError; a truncated archive is an EOFError or a zlib.error
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
 
@@ -298,7 +297,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _unreadable(path: Path, error: Exception) -> CorruptFileError:
     what = f"there is no file {path}" if isinstance(error, FileNotFoundError) else f"{path} cannot be read"
     why = "" if isinstance(error, FileNotFoundError) else f": {_first_line(error)}"
-    return CorruptFileError(f"{what}{why}. Give a file that exists, of the kind that its name says.", path=path)
+    return CorruptFileError(f"{what}{why}. Give an existing file whose format matches its extension.", path=path)
 
 
 def _first_line(error: Exception) -> str:

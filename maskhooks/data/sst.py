@@ -1,7 +1,7 @@
 """Film reviews with a sentiment for each word: trees of the Stanford Sentiment Treebank (Socher et al. 2013).
 
-A line is a tree, `(3 (2 a) (4 gem))`, with labels from 0, very negative, to 4, very positive, for the whole, for
-phrases and for words. The data itself is at nlp.stanford.edu/sentiment, as trainDevTestTrees_PTB.zip.
+Each line is a tree, `(3 (2 a) (4 gem))`, with labels from 0, very negative, to 4, very positive, for the sentence, its
+phrases and its words. The data are at nlp.stanford.edu/sentiment, as trainDevTestTrees_PTB.zip.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Sentence:
     """A review.
 
     Attributes:
-        text: its words with one blank between.
-        label: the sentiment of the whole, 0 to 4; `SENTIMENTS` has the names.
-        words: as written in text; one can hold a no-break space.
-        sentiments: for each word 0 to 4.
+        text: its words, joined by single spaces.
+        label: the sentiment of the sentence, 0 to 4; `SENTIMENTS` has the names.
+        words: as in the text; a word can contain a no-break space.
+        sentiments: 0 to 4 for each word.
     """
 
     text: str
@@ -39,10 +39,10 @@ class Sentence:
 
 
 def read(path: str | Path) -> list[Sentence]:
-    """The sentences of a file of trees, in order; brackets, slashes and asterisks are themselves again.
+    """Return the sentences of a file of trees, in order, with brackets, slashes and asterisks unescaped.
 
     Raises:
-        CorruptFileError: no such file, no text in UTF-8, or a line that is no tree.
+        CorruptFileError: the file is missing or not UTF-8, or a line is not a tree.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() would break at other separators too
@@ -55,11 +55,11 @@ def read(path: str | Path) -> list[Sentence]:
 
 
 def piece_sentiments(sentence: Sentence, offsets: Sequence[Sequence[int]]) -> list[int | None]:
-    """For each word piece the sentiment of its word; None for special tokens and padding.
+    """Return the sentiment of each word piece's word; None for special tokens and padding.
 
     Args:
-        sentence: whose text was tokenized.
-        offsets: where each piece begins and ends in the text:
+        sentence: the sentence that was tokenized.
+        offsets: start and end of each piece in the text:
             `tokenizer(sentence.text, return_offsets_mapping=True)["offset_mapping"]`.
     """
     spans, start = [], 0
@@ -75,7 +75,7 @@ def _sentence(line: str, path: str | Path, number: int) -> Sentence:
     whole = re.fullmatch(r"\(([0-4]) .+\)", line)
     if whole is None or not leaves or rest.strip(") ") or line.count("(") != line.count(")"):
         raise CorruptFileError(
-            f"{path}: line {number} is no tree with labels 0 to 4: {line[:60]!r}. A tree is written as "
+            f"{path}: line {number} is not a tree with labels 0 to 4: {line[:60]!r}. Write a tree as "
             f"(3 (2 a) (4 gem)), with brackets in words as -LRB- and -RRB-",
             path=path,
         )

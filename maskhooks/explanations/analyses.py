@@ -1,7 +1,7 @@
-"""Analyses of explanations: what is kept by group, in how many depths, what stands out, how far seeds differ.
+"""Analyses of explanations: what is kept per group, in how many depths, what stands out, how far seeds differ.
 
-After De Cao et al. 2020, section 3.2 and figure 4. Padding never counts. The work on rows is numpy's; Python loops over
-groups, layers and parts alone. `pandas.DataFrame(...)` makes a table of what these functions return.
+After De Cao et al. 2020, section 3.2 and figure 4. Padding never counts. Numpy does the work on rows; Python loops only
+over groups, layers and parts. `pandas.DataFrame(...)` turns the results of these functions into a table.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ Explanations = Explanation | Iterable[Explanation]
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a group at one layer: a masked site, as read from one depth.
+    """What is kept of a group at one layer: a masked site, with masks read from one depth.
 
     Attributes:
         site: the masked site.
         depth: the depth that was read.
         group: the group.
-        score: mean P(z != 0), the fraction kept in expectation.
-        kept: the fraction of positions whose score is above the explanation's threshold.
-        positions: how many there are; where heads are gated, each head counts.
-        examples: how many examples these are from.
+        score: mean P(z != 0), the expected fraction kept.
+        kept: the fraction of positions with a score above the explanation's threshold.
+        positions: the number of positions; if heads are gated, each head counts.
+        examples: the number of examples these come from.
     """
 
     site: str
@@ -74,11 +74,11 @@ class DepthsKept:
     Attributes:
         group: the group.
         depths: the mean number of depths in which a position is kept.
-        error: its standard error, with examples as the unit, because positions of one text are not independent; NaN for
-            one example.
-        fraction: depths kept, of all depths.
-        positions: how many there are.
-        examples: how many examples these are from.
+        error: its standard error, clustered by example because positions of one text are not independent; NaN for one
+            example.
+        fraction: `depths` as a fraction of all depths.
+        positions: the number of positions.
+        examples: the number of examples these come from.
     """
 
     group: str
@@ -91,13 +91,13 @@ class DepthsKept:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far explanations of several seeds differ at one layer; over all layers where site and depth are None.
+    """How far explanations with several seeds differ at one layer, or over all layers if site and depth are None.
 
     Attributes:
         site: the masked site.
         depth: the depth that was read.
-        deviation: the standard deviation over seeds of P(z != 0), its mean over positions.
-        positions: how many there are; where heads are gated, each head counts.
+        deviation: the standard deviation of P(z != 0) over seeds, averaged over positions.
+        positions: the number of positions; if heads are gated, each head counts.
     """
 
     site: str | None
@@ -107,16 +107,17 @@ class Deviation:
 
 
 def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[Kept]:
-    """What is kept of each group at each layer: in order of depth, the group with the largest score first.
+    """Return what is kept of each group at each layer, by depth, then by descending score.
 
     Args:
-        explanation: one, or parts of one with other examples each, such as shards, which are gone through one by one.
-        group: what a position belongs to, as `maskhooks.explanations.grouping.grouped` takes it: a column, a function
-            or mapping of labels, or tags.
-        least: groups with fewer positions at a layer are left out.
+        explanation: an explanation, or an iterable of explanations of different examples, such as `Shards`; it is read
+            one by one.
+        group: how to group positions: a column, a function or mapping of labels, or tags; see
+            `maskhooks.explanations.grouping.grouped`.
+        least: omit groups with fewer positions at a layer.
 
     Raises:
-        SettingError: no such column, tags that do not fit, or no position in any group.
+        SettingError: there is no such column, the tags do not fit, or no position is in any group.
     """
     sums: dict[tuple[int, str, str], Floats] = defaultdict(lambda: np.zeros(4))
     for part in _parts(explanation):
@@ -141,29 +142,29 @@ def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[
 
 
 def depths_kept(explanation: Explanations, group: Group, *, least: int = 1) -> list[DepthsKept]:
-    """For each group the mean number of depths in which a position is kept, as in figure 4 of De Cao et al. 2020.
+    """Return the mean number of depths in which each group's positions are kept (De Cao et al. 2020, figure 4).
 
-    With k_il = 1 where position i is kept at layer l (a masked site, as read from one depth), a group of n positions
-    has
+    With k_il = 1 where position i is kept at layer l (a masked site, with masks read from one depth), a group of n
+    positions has
 
         depths = 1/n sum_i sum_l k_il
 
-    and k_il is a mean over heads or other further axes, where there are any. Its standard error is that of a ratio over
-    clusters (Cochran 1977, section 2.11), which are the G examples e, with n_e positions that are kept in d_e depths
-    together:
+    where k_il is a mean over heads or other extra axes. The standard error is that of a ratio over clusters (Cochran
+    1977, section 2.11). The clusters are the G examples e; example e has n_e positions, kept in d_e depths in total:
 
         error² = G/(G-1) 1/n² sum_e (d_e - depths n_e)²
 
     Args:
-        explanation: one, or parts of one with other examples each, such as shards, which are gone through one by one.
+        explanation: an explanation, or an iterable of explanations of different examples, such as `Shards`; it is read
+            one by one.
         group: as in `kept_by`.
-        least: groups with fewer positions are left out.
+        least: omit groups with fewer positions.
 
     Returns:
-        The group that is kept in the most depths first.
+        One entry for each group, most depths first.
 
     Raises:
-        SettingError: no such column, tags that do not fit, or no position in any group.
+        SettingError: there is no such column, the tags do not fit, or no position is in any group.
     """
     sums: dict[str, Floats] = defaultdict(lambda: np.zeros(7))
     for part in _parts(explanation):
@@ -176,30 +177,30 @@ def depths_kept(explanation: Explanations, group: Group, *, least: int = 1) -> l
 
 
 def top(explanation: Explanation, group: Group = "label", *, depth: int | None = None) -> dict[str, float]:
-    """Where the largest score of an example is: for each group the fraction of examples, the largest first.
+    """Return the fraction of examples in which each group has the largest score, largest fraction first.
 
-    `top(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: in the last layer 99 % of the time
-    for the BERT of De Cao et al. 2020, section 3.2. Positions of equal score, as fully open gates have, share their
-    example evenly. Scores are means over heads or other further axes, and over sites of one depth.
+    `top(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: 99 % of the time in the last layer
+    for the BERT of De Cao et al. 2020, section 3.2. Positions with equal scores, such as fully open gates, share their
+    example evenly. Scores are means over heads or other extra axes, and over sites of one depth.
 
     Args:
         explanation: the scores.
-        group: as in `kept_by`; `"position"` gives places in place of labels. Positions without a group take part, and
-            their share is not in the result.
+        group: as in `kept_by`; `"position"` groups by position instead of label. Positions without a group compete too,
+            but their share is not in the result.
         depth: the depth that was read; None is the highest.
 
     Raises:
-        SettingError: no such depth or column, tags that do not fit, or no position in any group.
+        SettingError: there is no such depth or column, the tags do not fit, or no position is in any group.
     """
     if not isinstance(explanation, Explanation):
         raise SettingError(
-            f"top takes one Explanation, got {type(explanation).__name__}; Explanation.from_parquet(folder) reads all "
+            f"top takes one Explanation, got {type(explanation).__name__}. Explanation.from_parquet(folder) reads all "
             f"files of a folder"
         )
     inside = grouped(explanation, group)
     depths = np.unique(explanation["depth"])
     if depth is not None and depth not in depths:
-        raise SettingError(f"no depth {depth} here; there are {', '.join(map(str, depths))}")
+        raise SettingError(f"there is no depth {depth}. The explanation holds {', '.join(map(str, depths))}")
     _check_any(inside.rows)
     here = explanation["valid"] & (explanation["depth"] == (depths[-1] if depth is None else depth))
     codes = np.full(len(explanation), -1)
@@ -220,20 +221,20 @@ def top(explanation: Explanation, group: Group = "label", *, depth: int | None =
 
 
 def stability(explanations: Sequence[Explanation]) -> list[Deviation]:
-    """How far explanations of the same examples by several seeds differ.
+    """Return how far explanations of the same examples with several seeds differ.
 
-    For each position the standard deviation of P(z != 0) over S seeds, with S - 1 below, and of these the mean over
-    positions (De Cao et al. 2020, section 3.2: .05 for inputs and .03 for hidden states, over five seeds).
+    This is the sample standard deviation of P(z != 0) over S seeds (divisor S - 1), averaged over positions (De Cao et
+    al. 2020, section 3.2: .05 for inputs and .03 for hidden states, over five seeds).
 
     Returns:
-        One for each layer in order of depth, and a last one over all layers.
+        One entry for each layer in order of depth, then one over all layers.
 
     Raises:
-        SettingError: fewer than two explanations, or explanations of other examples, positions, sites or depths.
+        SettingError: fewer than two explanations, or different examples, positions, sites or depths.
     """
     found = [_in_order(explanation) for explanation in explanations]
     if len(found) < 2:
-        raise SettingError(f"{len(found)} explanations have no deviation: give at least two, of other seeds")
+        raise SettingError(f"stability needs at least two explanations, got {len(found)}. Explain with several seeds")
     for number, other in enumerate(found[1:], 1):
         difference = _difference(found[0], other)
         if difference:
@@ -252,11 +253,11 @@ def stability(explanations: Sequence[Explanation]) -> list[Deviation]:
 
 
 def plot_depths(rows: Sequence[DepthsKept], *, most: int = 30, ax: Axes | None = None) -> Figure:
-    """A bar for each group, with its standard error and the number of positions, as in figure 4 of De Cao et al. 2020.
+    """Draw a bar for each group, with standard error and number of positions (De Cao et al. 2020, figure 4).
 
     Args:
-        rows: from `depths_kept`, drawn in their order.
-        most: how many groups are shown at most: the first and the last ones.
+        rows: from `depths_kept`, drawn in this order.
+        most: show at most this many groups: the first and the last.
         ax: Axes to draw on; None makes a figure.
     """
     from maskhooks.viz.groups import groups
@@ -279,19 +280,19 @@ def _parts(explanation: Explanations) -> Iterable[Explanation]:
 def _check_any(found: Sized) -> None:
     if not len(found):
         raise SettingError(
-            "no real position is in any group. Look at what the explanation holds, such as "
-            "set(explanation['label']), and at whether the groups name any of it"
+            "no valid position is in any group. Compare the groups with what the explanation holds, such as "
+            "set(explanation['label'])"
         )
 
 
 def _distinct(cells: Codes, examples: Column, count: int) -> Codes:
-    """How many different examples each of `count` cells has."""
+    """The number of distinct examples in each of `count` cells."""
     number = int(examples.max(initial=0)) + 1
     return np.bincount(np.unique(cells.astype(np.int64) * number + examples) // number, minlength=count)
 
 
 def _keys(explanation: Explanation, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """A number for each row that is equal where these columns are, of those that there are."""
+    """A number for each row; rows that agree in all these columns, if present, get the same number."""
     keys = np.zeros(len(explanation), np.int64)
     for name in names:
         if name in explanation.columns:
@@ -302,7 +303,7 @@ def _keys(explanation: Explanation, names: Sequence[str]) -> npt.NDArray[np.int6
 
 
 def _cluster_sums(part: Explanation, inside: Grouped) -> Floats:
-    """`[group, 7]`: n, d, d_e², d_e n_e, n_e² summed over examples, examples, layers there could be."""
+    """`[group, 7]`: n, d, d_e², d_e n_e, n_e² summed over examples; examples; (position, layer) pairs."""
     rows = inside.rows
     example, position = part["example"][rows].astype(np.int64), _keys(part, ("position", "relation"))[rows]
     width = int(position.max(initial=0)) + 1
@@ -319,7 +320,7 @@ def _cluster_sums(part: Explanation, inside: Grouped) -> Floats:
     terms = [number, kept, kept**2, kept * number, number**2, np.ones(len(clusters))]
     terms.append(np.bincount(cluster, weight, len(clusters)))
     table = np.stack([np.bincount(owners, term, len(inside.names)) for term in terms], axis=1)
-    return table.astype(np.float64, copy=False)  # numpy counts nothing in integers
+    return table.astype(np.float64, copy=False)  # np.bincount of an empty array returns integers
 
 
 def _depths(group: str, sums: Floats) -> DepthsKept:
@@ -331,29 +332,29 @@ def _depths(group: str, sums: Floats) -> DepthsKept:
 
 
 def _in_order(explanation: Explanation) -> Explanation:
-    """The real rows, ordered by site, depth, example, position and further axes."""
+    """The valid rows, ordered by site, depth, example, position and other axes."""
     part = explanation.select()
     sites = sorted(part.sites)
     places = np.array([sites.index(site) for site in part.sites], np.int32)
     columns = {**part.columns, "site": places[part.columns["site"]]}
-    order = np.lexsort([columns[name] for name in reversed([*INTEGERS, *_further(part)])])
+    order = np.lexsort([columns[name] for name in reversed([*INTEGERS, *_other_columns(part)])])
     return Explanation({name: column[order] for name, column in columns.items()}, tuple(sites))
 
 
-def _further(explanation: Explanation) -> list[str]:
+def _other_columns(explanation: Explanation) -> list[str]:
     return sorted(set(explanation.columns) - set(FIXED))
 
 
 def _difference(first: Explanation, other: Explanation) -> str:
-    """What two ordered explanations differ in but their scores, or nothing."""
+    """The first difference, other than scores, between two ordered explanations; empty if there is none."""
     if first.sites != other.sites:
         return f"sites ({', '.join(first.sites)}; {', '.join(other.sites)})"
-    if _further(first) != _further(other):
-        return f"columns ({', '.join(_further(first))}; {', '.join(_further(other))})"
+    if _other_columns(first) != _other_columns(other):
+        return f"columns ({', '.join(_other_columns(first))}; {', '.join(_other_columns(other))})"
     for name in ("example", "depth", "position"):
         if not np.array_equal(np.unique(first[name]), np.unique(other[name])):
             return f"{name}s"
-    for name in ("example", "depth", "position", "label", *_further(first)):
+    for name in ("example", "depth", "position", "label", *_other_columns(first)):
         if not np.array_equal(first[name], other[name]):
             return f"the column {name!r}"
     return ""

@@ -1,4 +1,4 @@
-"""Chunks: data of any size, in the pieces that become a file each."""
+"""Chunks: data of any size, split into pieces that each become one file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from maskhooks.sites import nested
 
 
 class Chunks:
-    """Goes through data once and yields `(number, items)`, a chunk for each file.
+    """Iterate over data once and yield `(number, items)`, one chunk for each file.
 
-    Which examples a chunk has, and how they are batched, depends on nothing but the data and the settings.
+    The examples of a chunk and their batches depend only on the data and the settings.
 
     Args:
-        data: batches; with `collate`, examples.
-        collate: makes a batch of a list of examples.
-        batch_size: with `collate`, examples in a batch.
-        length: with `collate`, how long an example is: those of like length share a batch.
-        batches: in a chunk.
-        part: `(i, n)`, which chunks are `mine`: every n-th, from the i-th on.
+        data: batches, or examples if `collate` is given.
+        collate: makes a batch from a list of examples.
+        batch_size: examples per batch, with `collate`.
+        length: returns the length of an example, with `collate`; examples of similar length share a batch.
+        batches: batches per chunk.
+        shard: `(i, n)`: every n-th chunk, starting at the i-th, is `mine`.
 
     Raises:
         SettingError: a number is out of range.
@@ -35,16 +35,16 @@ class Chunks:
         batch_size: int,
         length: Callable[[Any], int] | None,
         batches: int,
-        part: tuple[int, int],
+        shard: tuple[int, int],
     ) -> None:
         for name, value in {"batch_size": batch_size, "batches": batches}.items():
             if not isinstance(value, int) or value < 1:
-                raise SettingError(f"{name} is a whole number from 1, got {value!r}")
-        which, parts = part
+                raise SettingError(f"{name} must be a whole number of at least 1, got {value!r}")
+        which, parts = shard
         if not 0 <= which < parts:
-            raise SettingError(f"part {which} of {parts} is none: parts are counted from 0, as in (0, 4) to (3, 4)")
+            raise SettingError(f"there is no shard {which} of {parts}. Shards count from 0, as in (0, 4) to (3, 4)")
         if length is not None and collate is None:
-            raise SettingError("length sorts examples, and batches are given: give examples, and collate")
+            raise SettingError("length sorts examples, but the data are batches. Give examples and collate")
         self.data, self.collate, self.length = data, collate, length
         self.batch_size, self.batches = batch_size, batches
         self.which, self.parts = which, parts
@@ -66,7 +66,7 @@ class Chunks:
         return number % self.parts == self.which
 
     def share(self, total: int | None) -> int | None:
-        """How many of all examples are in chunks of mine; None where nobody knows."""
+        """How many of all examples are in my chunks; None if unknown."""
         if total is None or (self.collate is None and self.parts > 1):
             return None
         if self.parts == 1:
@@ -75,10 +75,10 @@ class Chunks:
         return sum(min(self.size, total - first) for first in firsts)
 
     def made(self, items: list[Any], first: int) -> Iterator[tuple[Any, list[int] | int | None]]:
-        """The batches of a chunk, with the numbers of their examples; None where a batch follows the one before.
+        """Yield the batches of a chunk with their example indices; None if a batch continues the one before.
 
         Args:
-            first: the number of the chunk's first example.
+            first: the index of the chunk's first example.
         """
         if self.collate is None:
             for index, batch in enumerate(items):
@@ -93,42 +93,42 @@ class Chunks:
             yield self.collate([items[index] for index in chosen]), [first + index for index in chosen]
 
     def count(self, items: list[Any]) -> int:
-        """How many examples a chunk has.
+        """Return the number of examples in a chunk.
 
         Raises:
-            BatchError: the batches do not say.
+            BatchError: the batches do not show their size.
         """
         if self.collate is not None:
             return len(items)
         return sum(map(_examples, items))
 
     def check(self, items: list[Any], count: int, path: Path | None = None) -> None:
-        """Compares a chunk with the number of examples that came of it.
+        """Compare a chunk with the number of examples it produced.
 
         Args:
-            path: the file that holds them from an earlier call.
+            path: the file with the rows of an earlier call.
 
         Raises:
-            ResumeError: the data are others than in the earlier call.
-            BatchError: batches hold other numbers of examples than seemed, so parts cannot be numbered.
+            ResumeError: the data differ from those of the earlier call.
+            BatchError: batches hold other numbers of examples than their shape shows, so shards cannot number them.
         """
         if self.collate is None and self.parts == 1:
             return
         found = self.count(items)
         if found != count and path is not None:
             raise ResumeError(
-                f"{path} holds {count} examples, and the data now give {found} in its place. Give the same data, or "
-                "choose another folder.",
+                f"{path} holds {count} examples, but the data now give {found} for it. Give the same data, or choose "
+                "another folder.",
                 differences=[f"examples in {path.name}"],
             )
         if found != count:
             raise BatchError(
-                f"batches of {found} examples, by the first axis of their first tensor, gave {count}. For parts give "
-                "single examples, and make batches of them: explain_to(examples, folder, collate=...)"
+                f"batches with {found} examples, by the first axis of their first tensor, gave {count}. For shards, "
+                "give single examples and batch them: explain_to(examples, folder, collate=...)"
             )
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same for the chunks to be the same, but for the data."""
+        """The settings, besides the data, that determine the chunks."""
         return {
             "batch_size": self.batch_size if self.collate is not None else None,
             "batches": self.batches,
@@ -141,6 +141,6 @@ def _examples(batch: Any) -> int:
         if tensor.dim():
             return len(tensor)
     raise BatchError(
-        "how many examples a batch holds is not known, since it has no tensor. For parts give single examples, and "
-        "make batches of them: explain_to(examples, folder, collate=...)"
+        "the number of examples in a batch is unknown, because it has no tensor. For shards, give single examples "
+        "and batch them: explain_to(examples, folder, collate=...)"
     )

@@ -1,4 +1,4 @@
-"""Explanation: which positions of which examples a prediction needs, in rows."""
+"""Explanation: which positions of which examples a prediction needs, as rows."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ __all__ = ["Explanation", "Scores"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """The result of an explainer, a row for each gated position of each example.
+    """The result of an explainer: one row for each gated position of each example.
 
-    Columns: `example` (int); `site` (the masked site's address); `depth` (int, the place of the site that was
-    read); `position` (int); `label` (what the position is called, such as a token); `real` (False at
-    padding); `score` (float32, P(z != 0), the fraction kept in expectation); `kept` (real, and score above the
-    threshold). Patches add `row` and `column`, edges `source`, `target` and `relation`, other gated axes (such as
-    `head`) a column of their own. These are -1 where a row has none, as that of a class token.
+    Columns: `example` (int); `site` (the masked site's address); `depth` (int, the depth of the site the mask
+    reads); `position` (int); `label` (the position's name, such as a token); `valid` (False at padding);
+    `score` (float32, P(z != 0), the expected fraction kept); `kept` (valid, and score above the threshold).
+    Patches add `row` and `column`, edges `source`, `target` and `relation`; each other gated axis, such as
+    `head`, adds its own column. These hold -1 in rows without a value, such as a class token's.
 
     Attributes:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.
         sites: the addresses of the masked sites.
-        provenance: what made the explanation (fingerprint, sites, parts, seed, versions), as JSON has it.
-        examples: for an example's number what is known of it, such as `{"prediction": ..., "target": ...}`.
+        provenance: what made the explanation (fingerprint, sites, parts, seed, versions); JSON-serialisable.
+        examples: metadata by example index, such as `{"prediction": ..., "target": ...}`.
 
-    `explanation["score"]` is a column, with sites as addresses.
+    `explanation["score"]` returns a column; `explanation["site"]` returns addresses.
     """
 
     columns: Columns
@@ -62,31 +62,31 @@ class Explanation:
         threshold: float = 0.5,
         start_index: int | Sequence[int] = 0,
     ) -> Explanation:
-        """An explanation of one batch.
+        """Build the explanation of one batch.
 
         Args:
             scores: one for each masked site and depth.
-            provenance: what made them; anything that JSON can hold.
-            examples: for each example of the batch its prediction, target and the like, in words.
-            threshold: a position is kept where its score is larger.
-            start_index: the number of the batch's first example, or the number of each.
+            provenance: what made them; JSON-serialisable.
+            examples: metadata for each example of the batch, such as its prediction and target, as text.
+            threshold: a position is kept if its score is larger.
+            start_index: the index of the batch's first example, or the index of each.
 
         Raises:
-            SettingError: no scores, two of one site and depth, or a provenance that is no JSON.
+            SettingError: no scores, two for one site and depth, or a provenance that is not JSON-serialisable.
             PatternError, BatchError: scores, masks, names or examples that do not fit each other.
         """
         if not scores:
-            raise SettingError("an explanation needs scores: give at least one masked site")
+            raise SettingError("an explanation needs scores. Give them for at least one masked site")
         layers = [(str(part.site), part.depth) for part in scores]
         if len(set(layers)) < len(layers):
             raise SettingError(
-                f"two scores of one site and depth: {max(layers, key=layers.count)}. Give each its own depth"
+                f"two scores have the same site and depth: {max(layers, key=layers.count)}. Give each its own depth"
             )
         columns, sites = stack([(part.rows(start_index, threshold), [str(part.site)]) for part in scores])
         batch = max(part.count for part in scores)
         if examples is not None and len(examples) != batch:
             raise BatchError(
-                f"what is known of {len(examples)} examples, with scores for {batch}. Give one mapping for "
+                f"there is metadata for {len(examples)} examples, but scores for {batch}. Give one mapping for "
                 f"each, such as {{'prediction': 'positive'}}"
             )
         numbers = range(start_index, start_index + batch) if isinstance(start_index, int) else start_index
@@ -95,22 +95,21 @@ class Explanation:
 
     @staticmethod
     def concat(parts: Iterable[Explanation]) -> Explanation:
-        """The rows of several explanations: other examples (`build(start_index=...)`), sites or depths.
+        """Concatenate explanations of different examples (`build(start_index=...)`), sites or depths.
 
-        The provenance is that of the parts, where they agree; otherwise it lists the different ones as
-        `"of"`.
+        If the parts have the same provenance, the result has it too; otherwise `"of"` lists the different ones.
 
         Raises:
             SettingError: there are no parts, or two hold the same site of the same example at the same depth.
         """
         found = list(parts)
         if not found:
-            raise SettingError("nothing to put together: give at least one explanation")
+            raise SettingError("there is nothing to concatenate. Give at least one explanation")
         columns, sites = stack([(part.columns, part.sites) for part in found])
         if repeated(columns, [len(part) for part in found]):
             raise SettingError(
-                "two of the explanations hold the same site of the same example at the same depth. Number "
-                "the examples of later batches on: Explanation.build(scores, start_index=32, ...)"
+                "two of the explanations hold the same site of the same example at the same depth. Continue "
+                "the example indices in later batches: Explanation.build(scores, start_index=32, ...)"
             )
         made = [part.provenance for part in found]
         different = [one for index, one in enumerate(made) if one not in made[:index]]
@@ -123,7 +122,7 @@ class Explanation:
 
     def __getitem__(self, name: str) -> Column:
         if name not in self.columns:
-            raise SettingError(f"no column {name!r}; there are {', '.join(self.columns)}")
+            raise SettingError(f"there is no column {name!r}. The columns are {', '.join(self.columns)}")
         column = self.columns[name]
         return np.array(self.sites, dtype=object)[column] if name == "site" else column
 
@@ -151,7 +150,7 @@ class Explanation:
         caption = f"Explanation of {self._counts()}."
         for number, chosen in self._each():
             scores, labels = layers.grid(chosen)
-            caption += f" Example {number} by depth, and in brackets the mean kept over all examples:"
+            caption += f" Example {number} by depth; in brackets, the mean kept over all examples:"
             return table(scores, rows, labels, caption)
         return table(np.empty((0, 0)), [], [], caption)
 
@@ -162,14 +161,17 @@ class Explanation:
         depth: int | Iterable[int] | None = None,
         valid: bool | None = True,
     ) -> Explanation:
-        """The rows of some examples, sites and depths; None is all.
+        """Return the rows of some examples, sites and depths; None selects all.
 
         Args:
-            real: True leaves padding out, False leaves only padding, None has both.
+            example: one or more example indices.
+            site: one or more sites or addresses.
+            depth: one or more depths.
+            valid: True drops padding, False keeps only padding, None keeps both.
 
         Raises:
-            UnknownSiteError: no such site here; near names are listed.
-            SettingError: no such example or depth here.
+            UnknownSiteError: the explanation does not hold such a site; the error lists similar names.
+            SettingError: the explanation does not hold such an example or depth.
         """
         chosen = np.ones(len(self), bool) if valid is None else self["valid"] == valid
         for name, wanted in (("example", example), ("depth", depth)):
@@ -180,29 +182,29 @@ class Explanation:
             addresses = [str(one) for one in ([site] if isinstance(site, (str, Site)) else site)]
             for address in set(addresses) - set(self.sites):
                 raise UnknownSiteError(
-                    f"no scores of site {address!r}; there are {', '.join(self.sites)}.",
+                    f"there are no scores of site {address!r}. The sites are {', '.join(self.sites)}.",
                     site=address,
                     near=near(address, self.sites),
                 )
             chosen &= np.isin(self.columns["site"], [self.sites.index(address) for address in addresses])
         columns, sites = stack([({name: column[chosen] for name, column in self.columns.items()}, self.sites)])
         left = set(np.unique(columns["example"]).tolist())
-        about = {number: what for number, what in self.examples.items() if number in left}
-        return Explanation(columns, sites, self.provenance, about)
+        examples = {number: known for number, known in self.examples.items() if number in left}
+        return Explanation(columns, sites, self.provenance, examples)
 
     def matrix(self, example: int | None = None) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
-        """The scores of one example's real positions, as a picture has them.
+        """Return one example's scores at valid positions, as the pictures show them.
 
         Args:
-            example: its number; None is the first one.
+            example: its index; None is the first.
 
         Returns:
-            scores `[depth, position]`, from the lowest depth up, NaN where there is none, the mean over
-            further axes such as heads; what the depths are called (with the site, where several share a
-            depth, but for edges of types of their own); what the positions are called.
+            scores `[depth, position]`, lowest depth first, NaN where there is none, averaged over other axes
+            such as heads; names of the depths (with the site if several share a depth, unless each has its own
+            edge types); names of the positions.
 
         Raises:
-            SettingError: no such example here.
+            SettingError: the explanation does not hold this example.
         """
         part = self._one(example)
         layers = part._layers()
@@ -210,14 +212,14 @@ class Explanation:
         return scores, layers.labels, labels
 
     def mean_kept(self) -> dict[tuple[str, int], float]:
-        """For each (site, depth), in order of depth, the fraction kept in expectation over real positions."""
+        """Return the expected fraction kept over valid positions for each (site, depth), in order of depth."""
         layers = Layers(self.columns, self.sites)
         return dict(zip(layers.pairs, map(float, layers.means()), strict=True))
 
     # Tables and files
 
     def to_pandas(self) -> pd.DataFrame:
-        """The rows as a DataFrame; `site` is categorical."""
+        """Return the rows as a DataFrame; `site` is categorical."""
         import pandas as pd
 
         columns: dict[str, Any] = dict(self.columns)
@@ -225,20 +227,20 @@ class Explanation:
         return pd.DataFrame(columns)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Writes the rows, with provenance and examples in the file's metadata."""
+        """Write the rows, with provenance and examples in the file's metadata."""
         rowfiles.write_parquet(Path(path), self.columns, self._about())
 
     @classmethod
     def from_parquet(cls, path: str | Path, example: int | Iterable[int] | None = None) -> Explanation:
-        """The inverse of `to_parquet`, also for a folder of such files, as `Explainer.explain_to` writes it.
+        """Read what `to_parquet` wrote, or a folder of such files from `Explainer.explain_to`.
 
         Args:
             path: a file or a folder.
-            example: read only these examples; None is all.
+            example: read only these examples; None reads all.
 
         Raises:
-            CorruptFileError: a file is missing, broken, or holds other columns; a folder holds none.
-            SettingError: no such example there.
+            CorruptFileError: a file is missing, broken, or has the wrong columns; a folder has no such file.
+            SettingError: the file does not hold such an example.
         """
         wanted = None if example is None else {example} if isinstance(example, (int, np.integer)) else set(example)
         files = rowfiles.parquet_files(Path(path), wanted)
@@ -246,19 +248,19 @@ class Explanation:
         found = parts[0] if len(parts) == 1 else cls.concat(parts)
         missing = sorted((wanted or set()) - set(np.unique(found["example"]).tolist()))
         if missing:
-            raise SettingError(f"no example {', '.join(map(str, missing[:5]))} in {path}; give numbers that it holds")
+            raise SettingError(f"{path} has no example {', '.join(map(str, missing[:5]))}. Give indices that it holds")
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Writes `explanation.safetensors` and `explanation.json` into a folder, made where missing."""
+        """Write `explanation.safetensors` and `explanation.json` into a folder; create it if needed."""
         rowfiles.write_folder(Path(folder), self.columns, self._about())
 
     @classmethod
     def load(cls, folder: str | Path) -> Explanation:
-        """The inverse of `save`.
+        """Read what `save` wrote.
 
         Raises:
-            CorruptFileError: a file is missing, broken, a pickle, or does not belong to the other.
+            CorruptFileError: a file is missing, broken or a pickle, or the two do not belong together.
         """
         return cls._from(*rowfiles.read_folder(Path(folder)))
 
@@ -280,25 +282,25 @@ class Explanation:
         nodes: Names = (),
         centre: Node | None = None,
     ) -> Figure:
-        """A picture of one example's scores; no window is opened, and pyplot is not touched.
+        """Draw one example's scores, without pyplot and without opening a window.
 
         Args:
-            example: its number; None is the first one.
-            kind: `"heatmap"`, depths by positions; `"bars"`, a bar for each position, depths side by side;
-                `"image"`, patches by row and column, an image for each depth; `"graph"`, edges between nodes, a graph
-                for each depth; `"auto"`, the image for patches, the graph for edges, bars for one depth, otherwise the
-                heat map.
-            ax: Axes to draw on, from any figure; None makes a figure, in which long sentences are wrapped.
-            nodes: of a graph, what the nodes are called, such as atoms; a mapping names some of them by number, or by
-                (type, number) where there are several types.
-            centre: of a graph, the number of the node asked about, likewise.
+            example: its index; None is the first.
+            kind: `"heatmap"`: depths by positions; `"bars"`: a bar for each position, depths side by side;
+                `"image"`: patches by row and column, an image for each depth; `"graph"`: edges between nodes, a graph
+                for each depth; `"auto"`: an image for patches, a graph for edges, bars for one depth, otherwise a
+                heatmap.
+            ax: Axes to draw on, from any figure; None makes a figure, which wraps long sentences.
+            nodes: for a graph, the names of the nodes, such as atoms; a mapping names some of them by number, or by
+                (type, number) if there are several node types.
+            centre: for a graph, the node the prediction is about, by number or (type, number).
 
         Returns:
-            The figure drawn on; `figure.savefig("name.png")` writes it.
+            The figure; `figure.savefig("name.png")` writes it.
 
         Raises:
-            SettingError: no such example or kind, an image without patches, a graph without edges, or several depths of
-                these on one `ax`.
+            SettingError: no such example or kind, an image without patches, a graph without edges, or several depths
+                of an image or graph on one `ax`.
             MissingExtraError: a graph needs networkx, which is not installed.
         """
         part = self._one(example)
@@ -319,16 +321,16 @@ class Explanation:
         nodes: Mapping[int, Names] | None = None,
         centres: Mapping[int, Node] | None = None,
     ) -> str:
-        """One page that needs no network: positions or edges coloured by score, with a slider for the depth.
+        """Return a self-contained HTML page: positions or edges coloured by score, with a slider for the depth.
 
         Args:
-            path: where to write the page as well, in UTF-8.
-            title: its heading; by default the question that it answers.
-            sections: what else the page tells, above the examples.
-            nodes: of graphs, for an example's number what its nodes are called, as `plot` takes it.
-            centres: of graphs, for an example's number the node asked about.
+            path: also write the page to this file, in UTF-8.
+            title: the heading; by default the question that the page answers.
+            sections: shown above the examples.
+            nodes: for graphs, the node names of each example index, as `plot` takes them.
+            centres: for graphs, the node each example's prediction is about.
         """
-        from maskhooks.explanations.pictures import example, told
+        from maskhooks.explanations.pictures import example, page_note
         from maskhooks.viz.page import page
 
         layers = self._layers()
@@ -343,7 +345,7 @@ class Explanation:
             )
             for number, rows in self._each()
         ]
-        note = told(layers, self.sites)
+        note = page_note(layers, self.sites)
         title = title or f"Which {'edges' if layers.connected else 'positions'} does the prediction need?"
         text = page(examples, layers.labels, title=title, note=note, provenance=self.provenance, sections=sections)
         if path is not None:
@@ -351,13 +353,13 @@ class Explanation:
         return text
 
     def _one(self, example: int | None) -> Explanation:
-        """The real rows of one example; of the first where it is None."""
+        """The valid rows of one example; None is the first example."""
         if not len(self):
             raise SettingError("this explanation has no rows, so there is no example to show")
         return self.select(example=int(self["example"].min()) if example is None else example)
 
     def _each(self) -> Iterator[tuple[int, Column]]:
-        """Each example: its number, and which rows are its real ones."""
+        """Yield each example's index and the indices of its valid rows."""
         rows = np.flatnonzero(self["valid"])
         rows = rows[np.argsort(self["example"][rows], kind="stable")]
         numbers, starts = np.unique(self["example"][rows], return_index=True)
@@ -376,18 +378,16 @@ class Explanation:
         for number in numbers:
             if number not in here:
                 raise SettingError(
-                    f"no {name} {number} here; there are {', '.join(map(str, here[:20]))}"
+                    f"there is no {name} {number}. The explanation holds {', '.join(map(str, here[:20]))}"
                     + (", ..." if len(here) > 20 else "")
                 )
         return numbers
 
 
 def _as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a JSON file would give back, so that saving changes nothing."""
+    """The provenance as a JSON file returns it, so that saving does not change it."""
     try:
         result: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
     except (TypeError, ValueError) as error:
-        raise SettingError(
-            f"the provenance cannot be written as JSON: {error}. Give numbers, text and lists"
-        ) from error
+        raise SettingError(f"the provenance is not JSON-serialisable: {error}. Give numbers, text and lists") from error
     return result

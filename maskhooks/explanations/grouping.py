@@ -1,4 +1,4 @@
-"""Grouping: which group each row of an explanation belongs to."""
+"""Grouping: assign the rows of an explanation to groups."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Group: TypeAlias = str | Callable[[str], object] | Mapping[str, object] | Sequen
 
 @dataclass(frozen=True)
 class Grouped:
-    """The real rows of an explanation that belong to a group.
+    """The valid rows of an explanation that belong to a group.
 
     Attributes:
         rows: their indices.
-        codes: for each the index of its group.
-        names: of the groups.
+        codes: the group index of each.
+        names: the names of the groups.
     """
 
     rows: Codes
@@ -33,21 +33,21 @@ class Grouped:
 
 
 def grouped(explanation: Explanation, group: Group) -> Grouped:
-    """The rows of real positions by group; those without a group (None) are left out.
+    """Group the rows of valid positions; rows without a group (None) are dropped.
 
     Args:
         explanation: the rows.
-        group: what a position belongs to.
+        group: how to group positions:
 
-            - what is known of the examples, such as `"prediction"` or `"target"`;
+            - a key of the examples' metadata, such as `"prediction"` or `"target"`;
             - the name of a column, such as `"label"` or `"position"`;
-            - a function from a label to its group, such as `token_kind`, called once for each different label;
+            - a function from a label to its group, such as `token_kind`, called once for each distinct label;
             - a mapping from labels to groups;
-            - tags of yours, such as parts of speech: `tags[example][position]`, by the numbers that the columns have;
+            - your own tags, such as parts of speech: `tags[example][position]`, indexed as in the columns;
             - a numpy array with an entry for each row.
 
     Raises:
-        SettingError: no such column, or tags that do not fit.
+        SettingError: there is no such column, or the tags do not fit.
     """
     rows = np.flatnonzero(explanation["valid"])
     if isinstance(group, str):
@@ -64,14 +64,14 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
 
 
 def _by_name(explanation: Explanation, name: str, rows: Codes) -> tuple[Codes, Column]:
-    keys = list(dict.fromkeys(key for about in explanation.examples.values() for key in about))
-    if name in explanation.columns and name not in keys:  # an edge has a target, and so may its graph
+    keys = list(dict.fromkeys(key for known in explanation.examples.values() for key in known))
+    if name in explanation.columns and name not in keys:  # both an edge and its graph may have a "target"
         return _factorize(explanation[name][rows])
     if name not in keys:
         known = [*explanation.columns, *keys]
         guess = "".join(f" Did you mean {one!r}?" for one in near(name, known, 1))
         raise SettingError(
-            f"no column {name!r} to group by, and nothing of that name is known of the examples; there are "
+            f"there is no column {name!r} to group by, and the examples have no such metadata. Group by one of "
             f"{', '.join(known)}.{guess}"
         )
     numbers, which = np.unique(explanation["example"][rows], return_inverse=True)
@@ -89,8 +89,8 @@ def _by_label(explanation: Explanation, name_of: Callable[[str], object], rows: 
 def _by_row(explanation: Explanation, array: Column) -> Column:
     if array.shape != (len(explanation),):
         raise SettingError(
-            f"an array of shape {list(array.shape)} to group {len(explanation)} rows by. Give an entry for each row, "
-            f"padding too, or tags[example][position]"
+            f"an array of shape {list(array.shape)} cannot group {len(explanation)} rows. Give an entry for each row, "
+            f"including padding, or tags[example][position]"
         )
     return array
 
@@ -100,32 +100,32 @@ def _by_tag(
 ) -> tuple[Codes, Column]:
     if any(isinstance(line, str) for line in tags):
         raise SettingError(
-            "a flat list of tags to group by. Give a list for each example: tags[example][position]; or a numpy array "
+            "the tags are a flat list. Give a list for each example, tags[example][position], or a numpy array "
             "with an entry for each row"
         )
     example, position = explanation["example"][rows], explanation["position"][rows]
     if example.max(initial=-1) >= len(tags):
         raise SettingError(
-            f"tags for {len(tags)} examples, numbered from 0, and rows of example {example.max()}. Give a list of tags "
-            f"for each example, in the order of their numbers; an empty list where you have none"
+            f"there are tags for {len(tags)} examples, numbered from 0, but rows of example {example.max()}. Give a "
+            f"list of tags for each example, in order of example index; an empty list where you have none"
         )
     lengths = np.array([len(line) for line in tags], np.int64)
     short = (position >= lengths[example]) & (lengths[example] > 0)
     if short.any():
         at = int(np.argmax(short))
         raise SettingError(
-            f"{lengths[example[at]]} tags for example {example[at]}, which has a real position {position[at]}. Give a "
-            f"tag for each position, special tokens too, None for those without one; spread() takes tags from words to "
-            f"word pieces"
+            f"there are {lengths[example[at]]} tags for example {example[at]}, which has a valid position "
+            f"{position[at]}. Give a tag for each position, including special tokens, and None for those without one; "
+            f"spread() maps tags from words to word pieces"
         )
     flat = np.array([*(tag for line in tags for tag in line), None], dtype=object)
-    codes, found = _factorize(flat)  # its last entry is for examples without tags
+    codes, found = _factorize(flat)  # the last entry is for examples without tags
     starts = np.cumsum(lengths) - lengths
     return codes[np.where(lengths[example] > 0, starts[example] + position, len(flat) - 1)], found
 
 
 def _factorize(values: Column) -> tuple[Codes, Column]:
-    """For each value the index of its like, -1 for None and NaN; and the different values."""
+    """Each value's index into the distinct values (-1 for None and NaN), and the distinct values."""
     import pandas as pd
 
     codes, found = pd.factorize(values)

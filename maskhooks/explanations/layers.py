@@ -1,4 +1,4 @@
-"""Layers: the rows of an explanation by masked site and depth, as the arrays that pictures take."""
+"""Layers: an explanation's rows by masked site and depth, as arrays for pictures."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _ENDS = ("source", "target", "relation", *_TYPES)
 
 
 class Layers:
-    """The layers of rows: pairs of masked site and depth read, in order of depth.
+    """The layers in the rows: pairs of masked site and depth read, in order of depth.
 
     Args:
         columns: the rows.
-        sites: the addresses that the column `site` numbers.
-        whole: whether one score stands for all layers of a model, and is read at one of them.
-        joined: whether sites of one depth are one layer where each has edges of types of its own, as a network with a
-            module for each type of edges has them.
+        sites: the addresses that the column `site` indexes.
+        whole: whether one score stands for all layers of the model, and is read at one of them.
+        joined: whether to join sites of one depth into one layer if each has its own edge types, as in a network with
+            a module per edge type.
 
     Attributes:
-        pairs: (site, depth) of each layer; no site of those that are joined.
-        which: for each row the index of its layer.
+        pairs: (site, depth) of each layer; the site of joined layers is empty.
+        which: the layer index of each row.
     """
 
     def __init__(self, columns: Columns, sites: Sequence[str], whole: bool = False, joined: bool = False) -> None:
@@ -43,9 +43,9 @@ class Layers:
 
     @classmethod
     def shown(cls, columns: Columns, sites: Sequence[str], provenance: Mapping[str, Any]) -> Layers:
-        """As pictures have them, given what made the rows."""
+        """The layers for pictures, from the rows and their provenance."""
         made = [site for site in provenance.get("sites") or () if isinstance(site, Mapping)]
-        weights = bool(made) and all("weight" in site.get("tags", ()) for site in made)  # of edges in all layers
+        weights = bool(made) and all("weight" in site.get("tags", ()) for site in made)  # edge weights, in all layers
         return cls(columns, sites, weights or bool(provenance.get("tied")), joined=True)
 
     def __len__(self) -> int:
@@ -53,17 +53,17 @@ class Layers:
 
     @property
     def labels(self) -> list[str]:
-        """What the layers are called: the depth, with the site where several share a depth."""
+        """The names of the layers: the depth, with the site if several share a depth."""
         if self.whole and len(self) == 1:
             return [ALL]
         depths = [depth for _, depth in self.pairs]
         return [str(depth) if depths.count(depth) == 1 else f"{depth} ({site})" for site, depth in self.pairs]
 
     def _join(self) -> None:
-        """Makes sites of one depth one layer where no type of edges is that of two of them."""
+        """Join the sites of one depth into one layer if no two of them share an edge type."""
         depths = [depth for _, depth in self.pairs]
         kinds, relations = np.unique(self.columns["relation"], return_inverse=True)
-        met = np.unique(self._part * len(kinds) + relations)  # which layer has which types
+        met = np.unique(self._part * len(kinds) + relations)  # the edge types of each layer
         places = np.stack([np.array(depths, np.int64)[met // len(kinds)], kinds[met % len(kinds)]])
         cells, times = np.unique(places, axis=1, return_counts=True)
         apart = set(cells[0, (times > 1) | (cells[1] < 0)].tolist())
@@ -72,15 +72,15 @@ class Layers:
         self.which = np.array([self.pairs.index(pair) for pair in named], np.int64)[self._part]
 
     def means(self) -> Scored:
-        """`[layer]`, the mean score over real positions; NaN where there is none."""
+        """`[layer]`, the mean score over valid positions; NaN where there is none."""
         valid = self.columns["valid"]
         return _means(self.columns["score"][valid], self.which[valid], len(self))
 
     def grid(self, rows: Column | slice = _ALL) -> tuple[Scored, list[str]]:
-        """`[layer, position]`, the mean over further axes in some rows; NaN where there is none; labels.
+        """`[layer, position]`, the mean over other axes in some rows, NaN where there is none; and labels.
 
-        Patches are first, as in `images`, then what else there is, such as a class token. Layers whose positions are
-        called otherwise, such as a decoder's below an encoder's, have positions of their own.
+        Patches come first, as in `images`, then other positions, such as a class token. Layers with different
+        position labels, such as an encoder's and a decoder's, have separate positions.
         """
         chosen = np.arange(len(self.which))[rows]
         patches = self._patches(chosen)
@@ -91,18 +91,18 @@ class Layers:
         return np.concatenate([scores for scores, _ in parts], axis=1), [name for _, names in parts for name in names]
 
     def edges(self, rows: Column | slice = _ALL) -> tuple[Scored, Column, Column, list[str]]:
-        """`[layer, edge]`, the mean over further axes in some rows; source and target, `[2, edge]`; of what types these
-        are, 0 where there is one; labels.
+        """`[layer, edge]`, the mean over other axes in some rows; source and target, `[2, edge]`; their node types, 0
+        if there is only one; and labels.
 
-        Edges are told apart by their ends and relation, and by their order where several are alike, as the messages of
-        one layer may be others than those of the next.
+        Edges are identified by their ends and relation, and parallel edges also by their order, because the messages
+        of one layer may differ from those of the next.
         """
         known = [name for name in _ENDS if name in self.columns]
         ends = np.stack([self.columns[name][rows] for name in known])
-        further = [column[rows] for name, column in self.columns.items() if name not in (*FIXED, "edge", *_ENDS)]
-        again = _again(np.stack([*ends, self.which[rows], *further]))
+        others = [column[rows] for name, column in self.columns.items() if name not in (*FIXED, "edge", *_ENDS)]
+        repeats = _repeats(np.stack([*ends, self.which[rows], *others]))
         keys, first, place = np.unique(
-            np.concatenate([ends, again[None]]), axis=1, return_index=True, return_inverse=True
+            np.concatenate([ends, repeats[None]]), axis=1, return_index=True, return_inverse=True
         )
         cells = self.which[rows] * keys.shape[1] + place.reshape(-1)
         scores = _means(self.columns["score"][rows], cells, len(self) * keys.shape[1])
@@ -112,19 +112,19 @@ class Layers:
 
     @property
     def connected(self) -> bool:
-        """Whether rows are edges."""
+        """Whether the rows are edges."""
         return "source" in self.columns and "target" in self.columns
 
     @property
-    def further(self) -> list[str]:
-        """The gated axes beside positions, such as heads, over which pictures show the mean."""
+    def other_axes(self) -> list[str]:
+        """The gated axes other than positions, such as heads; pictures show the mean over them."""
         known = (*FIXED, "row", "column", "edge", *_ENDS)
         return [name for name in self.columns if name not in known]
 
     def images(self, rows: Column | slice = _ALL) -> Scored:
-        """`[layer, row, column]`, the mean over further axes in some rows, of those that are patches.
+        """`[layer, row, column]`, the mean over other axes in those of some rows that are patches.
 
-        A layer of fewer patches than the finest has its score in all that one of them covers.
+        A layer with fewer patches than the finest repeats each score over the area its patch covers.
         """
         chosen = np.arange(len(self.which))[rows]
         chosen = chosen[self._patches(chosen)]
@@ -139,7 +139,7 @@ class Layers:
         return found
 
     def width(self, rows: Column | slice = _ALL) -> int:
-        """How many patches stand side by side; 0 where positions are no patches."""
+        """The number of patches in an image row; 0 if positions are not patches."""
         return int(self.columns["column"][rows].max(initial=-1)) + 1 if "column" in self.columns else 0
 
     def _patches(self, rows: Column) -> Column:
@@ -147,7 +147,7 @@ class Layers:
         return self.columns["row"][rows] >= 0 if "row" in self.columns else np.zeros(len(rows), bool)
 
     def _places(self, rows: Column, height: int, width: int) -> list[str]:
-        """What patches are called, row by row, where some layer has all of them."""
+        """The names of the patches, row by row, from a layer that has them all."""
         names = {(row, column): f"({row}, {column})" for row in range(height) for column in range(width)}
         for layer in np.unique(self.which[rows]):
             own = rows[self.which[rows] == layer]
@@ -158,7 +158,7 @@ class Layers:
         return list(names.values())
 
     def _line(self, rows: Column) -> tuple[Scored, list[str]]:
-        """`[layer, position]` and labels of rows that are no patches."""
+        """`[layer, position]` and labels of rows that are not patches."""
         position = self.columns["position"][rows].astype(np.int64)
         places = self._axis(rows) * (int(position.max(initial=0)) + 1) + position
         known, first, place = np.unique(places, return_index=True, return_inverse=True)
@@ -167,7 +167,7 @@ class Layers:
         return scores.reshape(len(self), -1), [str(label) for label in self.columns["label"][rows][first]]
 
     def _axis(self, rows: Column) -> Column:
-        """For each row a number that sites have in common whose positions are called alike, edges also of one type."""
+        """A number for each row, shared by sites with the same position labels (and relations, for edges)."""
         found = np.zeros(len(rows), np.int64)
         axes: list[dict[int, tuple[str, int]]] = []
         part, position, label = self._part[rows], self.columns["position"][rows], self.columns["label"][rows]
@@ -185,8 +185,8 @@ class Layers:
         return found
 
 
-def _again(keys: Column) -> Column:
-    """For each column of keys how many equal ones stand before it."""
+def _repeats(keys: Column) -> Column:
+    """For each column of keys, the number of equal columns before it."""
     _, which = np.unique(keys, axis=1, return_inverse=True)
     order = np.argsort(which.reshape(-1), kind="stable")
     ordered = which.reshape(-1)[order]
@@ -198,7 +198,7 @@ def _again(keys: Column) -> Column:
 
 
 def _means(scores: Column, cells: Column, count: int) -> Scored:
-    """The mean score of each cell, NaN where it has none."""
+    """The mean score of each cell; NaN if it is empty."""
     total = np.bincount(cells, scores.astype(np.float64), count)
     number = np.bincount(cells, minlength=count)
     means = np.divide(total, number, out=np.full(count, np.nan), where=number > 0)

@@ -1,4 +1,4 @@
-"""Pictures: one example's scores as the picture that suits them, and as an example of a page."""
+"""Pictures: draw one example's scores as a figure or as an example on a page."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 Node = int | tuple[int, int]
 Names = Sequence[str] | Mapping[Node, str] | Mapping[int, str]
-_LARGE, _DRAWN = 3000, 1000  # edges above which these are drawn: more take minutes to lay out, and are a blur
+_LARGE, _DRAWN = 3000, 1000  # above _LARGE edges draw only _DRAWN: layout takes minutes and the picture blurs
 _KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
 def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node | None, ax: Axes | None) -> Figure:
-    """One example's layers drawn; see `Explanation.plot`."""
+    """Draw one example's layers; see `Explanation.plot`."""
     if kind not in _KINDS:
-        raise SettingError(f"no kind of picture {kind!r}; there are {', '.join(_KINDS)}")
+        raise SettingError(f"there is no kind of picture {kind!r}. The kinds are {', '.join(_KINDS)}")
     patches = bool(layers.width())
     if kind == "auto":
         single = "bars" if len(layers) == 1 else "heatmap"
@@ -40,7 +40,7 @@ def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node
         if not patches:
             raise SettingError(
                 "an image needs patches, from a pattern such as 'batch channel height width -> batch height "
-                "width'; these positions are no patches. Plot them as 'heatmap' or 'bars'"
+                "width'; these positions are not patches. Plot them as 'heatmap' or 'bars'"
             )
         from maskhooks.viz.image import images
 
@@ -55,22 +55,23 @@ def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node
     return heatmap(scores, layers.labels, labels, title=title, ax=ax)
 
 
-def told(layers: Layers, sites: Sequence[str]) -> str:
-    """What a page shows, in a sentence or two."""
+def page_note(layers: Layers, sites: Sequence[str]) -> str:
+    """One or two sentences on what a page shows."""
     masked = sites[0] if len(sites) == 1 else f"{len(sites)} sites"
-    mean = f" Scores are means over {' and '.join(f'{name}s' for name in layers.further)}." if layers.further else ""
+    axes = " and ".join(f"{name}s" for name in layers.other_axes)
+    mean = f" Scores are means over {axes}." if axes else ""
     return f"Masked: {masked}.{mean}"
 
 
 def example(
     layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Names, centre: Node | None
 ) -> Example:
-    """One example for a page.
+    """Return one example for a page.
 
     Args:
-        rows: the example's.
-        nodes: what its nodes are called.
-        centre: the node asked about.
+        rows: the indices of the example's rows.
+        nodes: the names of its nodes.
+        centre: the node the prediction is about.
     """
     from maskhooks.viz.page import Example
 
@@ -92,8 +93,8 @@ def _graph(
 ) -> Figure:
     if not layers.connected:
         raise SettingError(
-            "a graph needs edges, with the nodes that they connect; these positions are no edges. Say which, with "
-            "wrap(model, edges=...), or plot them as 'heatmap' or 'bars'"
+            "a graph needs edges and the nodes they connect; these positions are not edges. Name the edges with "
+            "wrap(model, edges=...), or plot the positions as 'heatmap' or 'bars'"
         )
     from maskhooks.viz.graph import graphs
 
@@ -105,10 +106,10 @@ def _graph(
 
 
 def _strongest(scores: Scored) -> tuple[Column, str]:
-    """The numbers of the edges to draw: all, or of a graph too large to be read those kept likeliest in any layer.
+    """The edges to draw: all, or for a graph too large to read those with the highest score in any layer.
 
     Returns:
-        The numbers, and what is to be said of them.
+        The indices of the edges, and a note on the selection.
     """
     count = scores.shape[1]
     if count <= _LARGE:
@@ -119,7 +120,7 @@ def _strongest(scores: Scored) -> tuple[Column, str]:
 
 
 def _within(nodes: Names, ends: Column, kinds: Column, edges: Column) -> Names:
-    """Names of nodes; where some edges are left out, of those alone that the others connect."""
+    """Node names; if some edges are left out, only those of the nodes that the drawn edges connect."""
     if len(edges) == ends.shape[1] or not nodes:
         return nodes
     pairs = zip(kinds[:, edges].ravel().tolist(), ends[:, edges].ravel().tolist(), strict=True)
@@ -129,17 +130,17 @@ def _within(nodes: Names, ends: Column, kinds: Column, edges: Column) -> Names:
 
 
 def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
-    """The graph of edges: all nodes where all have names, else those that have a name or an edge."""
+    """The graph of these edges: all nodes if all have names, otherwise those with a name or an edge."""
     from maskhooks.viz.graph import Net
 
     if kinds.any():
         return _typed(ends, kinds, nodes, centre)
     if isinstance(centre, tuple) or (isinstance(nodes, Mapping) and any(isinstance(node, tuple) for node in nodes)):
-        raise SettingError("nodes are of one type here: name them by their numbers")
+        raise SettingError("the nodes have only one type here. Name them by their numbers")
     if nodes and not isinstance(nodes, Mapping):
         count = int(ends.max(initial=-1)) + 1
         if len(nodes) < count:
-            raise SettingError(f"names for {len(nodes)} nodes, and edges between {count}. Give one for each node")
+            raise SettingError(f"there are {len(nodes)} names for {count} nodes. Give one for each node")
         return Net(ends[0], ends[1], list(nodes), centre)
     called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
     shown = np.array([*called, *([] if centre is None else [centre])], ends.dtype)
@@ -149,15 +150,15 @@ def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
 
 
 def _typed(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
-    """The same where nodes of several types are numbered each from 0."""
+    """`_net` for several node types, each numbered from 0."""
     from maskhooks.viz.graph import Net
 
     called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
     named = [*called, *([] if centre is None else [centre])]
     if (nodes and not isinstance(nodes, Mapping)) or not all(isinstance(node, tuple) for node in named):
         raise SettingError(
-            "nodes are of several types here, and each type counts from 0: name them by (type, number), as in "
-            "nodes={(0, 2): 'Ada'} and centre=(0, 2); the columns source_type and target_type have these"
+            "the nodes have several types here, each numbered from 0. Name them by (type, number), as in "
+            "nodes={(0, 2): 'Ada'} and centre=(0, 2); the columns source_type and target_type hold the types"
         )
     pairs = np.stack([kinds, ends], -1).reshape(-1, 2)
     known, places = np.unique(np.concatenate([pairs, np.array(named, int).reshape(-1, 2)]), axis=0, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Row files: Parquet (a file, or a folder of them), or a folder of safetensors and JSON. Never a pickle."""
+"""Row files: Parquet (a file or a folder of files), or a folder with safetensors and JSON. Never pickles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES: dict[str, type] = {"label": object, "valid": np.bool_, "score": np.float
 
 
 def write_folder(folder: Path, columns: Columns, about: Mapping[str, Any]) -> None:
-    """Writes columns as `explanation.safetensors`, labels and what is `about` them as `explanation.json`."""
+    """Write columns to `explanation.safetensors`, labels and the metadata `about` to `explanation.json`."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,10 +32,10 @@ def write_folder(folder: Path, columns: Columns, about: Mapping[str, Any]) -> No
 
 
 def read_folder(folder: Path) -> tuple[Columns, dict[str, Any]]:
-    """The inverse of `write_folder`.
+    """Read what `write_folder` wrote.
 
     Raises:
-        CorruptFileError: a file is missing, broken, a pickle, or does not belong to the other.
+        CorruptFileError: a file is missing, broken or a pickle, or the two do not belong together.
     """
     from safetensors.numpy import load
 
@@ -45,16 +45,16 @@ def read_folder(folder: Path) -> tuple[Columns, dict[str, Any]]:
     with _content(folder / _ARRAYS) as data:
         arrays = load(data)
         if arrays.keys() != set(names) or any(array.shape != (rows,) for array in arrays.values()):
-            raise ValueError(f"its columns are not those that {ABOUT} tells of")
+            raise ValueError(f"its columns are not those that {ABOUT} lists")
         arrays["label"] = labels[_within(arrays["label"], len(labels))]
         return _checked({name: arrays[name] for name in names}, about["sites"]), about
 
 
 def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> None:
-    """Writes columns, sites and labels as dictionaries; what is `about` them is the metadata `maskhooks`.
+    """Write columns, with dictionary-encoded sites and labels; `about` becomes the file's metadata `maskhooks`.
 
     Raises:
-        StorageError: the file cannot be written; a former one stays.
+        StorageError: the file cannot be written; an existing file stays.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -72,13 +72,13 @@ def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> Non
 
 
 def parquet_files(path: Path, examples: Iterable[int] | None = None) -> list[Path]:
-    """The Parquet files of a folder by name, or the file itself.
+    """Return the Parquet files of a folder, sorted by name, or the file itself.
 
     Args:
-        examples: only files that may hold one of these; the first file where none does.
+        examples: only files that may hold one of these; if none does, the first file.
 
     Raises:
-        CorruptFileError: the folder holds none.
+        CorruptFileError: the folder has no Parquet file.
     """
     if not path.is_dir():
         return [path]
@@ -93,13 +93,13 @@ def parquet_files(path: Path, examples: Iterable[int] | None = None) -> list[Pat
 
 
 def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Columns, dict[str, Any]]:
-    """The inverse of `write_parquet`.
+    """Read what `write_parquet` wrote.
 
     Args:
-        examples: read only these, as far as the file holds them.
+        examples: read only these; those the file does not hold are ignored.
 
     Raises:
-        CorruptFileError: the file is missing, broken, or holds other columns.
+        CorruptFileError: the file is missing, broken, or has the wrong columns.
     """
     from pyarrow import parquet
 
@@ -113,10 +113,10 @@ def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Col
 
 
 def span(path: Path) -> tuple[int, int]:
-    """The lowest and the highest example in a Parquet file; (0, -1) without rows.
+    """Return the lowest and highest example index in a Parquet file; (0, -1) if it has no rows.
 
     Raises:
-        CorruptFileError: the file is missing, broken, or has no such column.
+        CorruptFileError: the file is missing, broken, or has no column `example`.
     """
     from pyarrow import compute, parquet
 
@@ -133,16 +133,16 @@ def span(path: Path) -> tuple[int, int]:
 
 
 def _filters(examples: set[int]) -> list[tuple[str, str, Any]]:
-    """Chooses rows by example; by the range, row groups of other examples are not even read."""
+    """Filters that select examples; the range lets Parquet skip row groups of other examples."""
     ends = [("example", ">=", min(examples)), ("example", "<=", max(examples))] if examples else []
     return [*ends, ("example", "in", examples)]
 
 
 def pieces(path: Path, most: int) -> list[set[int]]:
-    """The examples of a Parquet file, in as many sets as it takes for each to have about `most` rows.
+    """Split the examples of a Parquet file into sets with about `most` rows each.
 
     Raises:
-        CorruptFileError: the file is missing, broken, or has no such column.
+        CorruptFileError: the file is missing, broken, or has no column `example`.
     """
     from pyarrow import parquet
 
@@ -200,12 +200,12 @@ def _checked(columns: Columns, sites: list[str]) -> Columns:
 
 def _within(codes: Column, count: int) -> Column:
     if codes.dtype.kind != "i" or not bool(((codes >= 0) & (codes < count)).all()):
-        raise ValueError("its numbers do not count what is listed")
+        raise ValueError("its indices point outside the listed values")
     return codes
 
 
 def _encoded(values: Column) -> tuple[Column, list[str]]:
-    """Numbers, and the different values they stand for, in order of first appearance."""
+    """Codes, and the distinct values they stand for, in order of first appearance."""
     numbers: dict[str, int] = {}
     codes = [numbers.setdefault(value, len(numbers)) for value in values]
     return np.array(codes, np.int32), list(numbers)
@@ -213,21 +213,21 @@ def _encoded(values: Column) -> tuple[Column, list[str]]:
 
 @contextlib.contextmanager
 def _content(path: Path) -> Iterator[bytes]:
-    """A file's content; whatever goes wrong with it meanwhile is one error, with the file's path."""
+    """A file's content; raises whatever goes wrong meanwhile as one error with the file's path."""
     with _opened(path):
         yield path.read_bytes()
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file meanwhile is one error, with its path."""
+    """Raise whatever goes wrong with a file meanwhile as one error with its path."""
     try:
         with path.open("rb") as file:
             head = file.read(4)
         yield
     except OSError as error:
         raise _corrupt(path, f"it cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # a file holds anything, and so raises anything; the error goes with ours as its cause
+    except Exception as error:  # a broken file can raise anything; we keep the error as the cause
         if head[:1] == b"\x80" or head == b"PK\x03\x04":
             raise _corrupt(path, "it is a pickle, which is never loaded") from error
         raise _corrupt(path, f"it lacks {error}" if isinstance(error, KeyError) else str(error)) from error
@@ -235,7 +235,7 @@ def _opened(path: Path) -> Iterator[None]:
 
 def _corrupt(path: Path, what: str) -> CorruptFileError:
     return CorruptFileError(
-        f"{path} is no saved explanation ({what}). Save the explanation again: explanation.save(folder) and "
+        f"{path} is not a saved explanation ({what}). Save the explanation again: explanation.save(folder) and "
         f"Explanation.load(folder), or explanation.to_parquet(path) and Explanation.from_parquet(path).",
         path=path,
     )

@@ -1,7 +1,6 @@
-"""Scores: what an explainer found out about one site at one depth, and how that becomes rows.
+"""Scores: an explainer's scores of one site at one depth, and their conversion to rows.
 
-A row is one gated position of one example. Columns are numpy arrays of equal length; `Explanation` says
-which.
+A row is one gated position of one example. Columns are numpy arrays of equal length; `Explanation` lists them.
 """
 
 from __future__ import annotations
@@ -31,16 +30,17 @@ _PATCH = re.compile(r"\((\d+), (\d+)\)")
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one masked site, as read from one depth.
+    """The scores of one masked site, with masks read from one depth.
 
     Args:
         site: the masked site; it has a pattern.
-        depth: the place of the site that was read.
+        depth: the depth of the site that was read.
         values: P(z != 0) in [0, 1], axes `site.pattern.gated`.
-        real: bool, axes `site.pattern.positions`; False at padding.
-        names: for each example what its positions are called; a list may end before the padding begins.
-        examples: whose each row of the first axis is, where that is no batch; positions count within an example.
-        edges: further columns with a number for each row of the first axis, such as `source` and `target`.
+        valid: bool, axes `site.pattern.positions`; False at padding.
+        names: for each example the names of its positions; a list may omit trailing padding.
+        examples: the example index of each row if the first axis is not the batch axis; positions count within an
+            example.
+        edges: additional columns with a number for each row of the first axis, such as `source` and `target`.
     """
 
     site: Site
@@ -53,47 +53,47 @@ class Scores:
 
     @property
     def count(self) -> int:
-        """How many examples there are; some may have no row."""
+        """The number of examples; some may have no rows."""
         return len(self.values) if self.examples is None else self.examples.count
 
     def rows(self, first: int | Sequence[int] = 0, threshold: float = 0.5) -> Columns:
-        """Columns with a row for each element of `values`; the column `site` is 0.
+        """Return columns with a row for each element of `values`; the column `site` is 0.
 
-        The examples are numbered from `first` on, or as it lists them.
+        Examples are numbered from `first`, or as it lists them.
 
-        Where `examples` says whose each row is, positions count within each example. Otherwise the first gated
-        position axis after the batch gives `position`. Axes named height and width give `row` and `column`,
-        `position` counts through both, and the label is both where there are no names. So do positions of an axis
-        named patch whose names are such labels; both are -1 for the others, such as a class token. Any other gated
-        axis gives a column of its own name.
-        Where only the batch is gated, `position` is 0.
+        With `examples`, positions count within each example. Otherwise the first gated position axis after the batch
+        gives `position`. Axes named height and width give `row` and `column`; `position` then counts in row-major
+        order, and the default label is `(row, column)`. An axis named patch gives `row` and `column` too if its names
+        are such labels; both are -1 at other positions, such as a class token. Every other gated axis gives a column
+        of the same name.
+        If only the batch is gated, `position` is 0.
 
         Raises:
             PatternError: the site has no pattern, or `values` does not fit it.
-            BatchError: `real` or `names` does not fit `values`.
+            BatchError: `valid` or `names` does not fit `values`.
         """
         pattern = self.site.gating()
         values = self.values.detach().float().cpu().numpy()
         if values.ndim != len(pattern.gated):
             raise PatternError(
-                f"site {self.site}: scores have shape {list(values.shape)}, the pattern '{pattern}' gates "
+                f"site {self.site}: scores have shape {list(values.shape)}, but the pattern '{pattern}' gates "
                 f"({', '.join(pattern.gated)}). Give one score for each gated position.",
                 site=self.site,
             )
         axes: Columns = dict(zip(pattern.gated, np.indices(values.shape, dtype=np.int32), strict=True))
         row = axes.pop(pattern.positions[0])
-        example, position, further = row, np.zeros_like(row), self._edges(row)
+        example, position, extra = row, np.zeros_like(row), self._edges(row)
         if self.examples is not None:
             example = self.examples.index.cpu().numpy().astype(np.int32)[row]
             position = self.examples.places().cpu().numpy().astype(np.int32)[row]
-            further |= _columns(axes, further)
+            extra |= _columns(axes, extra)
         elif axes:
             position, own = _places(pattern, axes)
-            further |= own
+            extra |= own
         valid = np.broadcast_to(self._valid(pattern, values.shape), values.shape)
-        labels = self._labels(example, position, further, named=bool(axes) or self.examples is not None)
-        if "patch" in pattern.positions and "row" not in further:
-            further |= _of_patches(labels)
+        labels = self._labels(example, position, extra, named=bool(axes) or self.examples is not None)
+        if "patch" in pattern.positions and "row" not in extra:
+            extra |= _of_patches(labels)
         columns: Columns = {
             "example": example + np.int32(first) if isinstance(first, int) else np.asarray(first, np.int32)[example],
             "site": np.zeros(values.shape, np.int32),
@@ -103,7 +103,7 @@ class Scores:
             "valid": valid,
             "score": values,
             "kept": (values > threshold) & valid,
-            **further,
+            **extra,
         }
         return {name: column.reshape(-1) for name, column in columns.items()}
 
@@ -113,19 +113,19 @@ class Scores:
         lengths = {name: len(column) for name, column in columns.items() if len(column) != len(row)}
         if lengths:
             raise BatchError(
-                f"site {self.site}: {len(row)} edges have scores, and the nodes given for them are {lengths}. Give one "
-                f"for each: wrap(model, edges=lambda batch: {{'source': ..., 'target': ...}})"
+                f"site {self.site}: {len(row)} edges have scores, but their columns have lengths {lengths}. Give one "
+                f"number for each edge: wrap(model, edges=lambda batch: {{'source': ..., 'target': ...}})"
             )
         return {name: column[row] for name, column in columns.items()}
 
-    def _labels(self, example: Column, position: Column, further: Columns, *, named: bool) -> Column:
+    def _labels(self, example: Column, position: Column, extra: Columns, *, named: bool) -> Column:
         if self.names is None and self.edges is not None and {"source", "target"} <= self.edges.keys():
             source, target = (self.edges[end].tolist() for end in ("source", "target"))
             between = np.array([f"{u}→{v}" for u, v in zip(source, target, strict=True)], dtype=object)
             labels: Column = np.broadcast_to(between.reshape(-1, *[1] * (example.ndim - 1)), example.shape)
             return labels
         count = int(position.max(initial=-1)) + 1
-        across = int(further["column"].max(initial=-1)) + 1 if "row" in further else 0  # "row" comes with "column"
+        across = int(extra["column"].max(initial=-1)) + 1 if "row" in extra else 0  # "row" comes with "column"
         numbers = np.array(
             [f"({index // across}, {index % across})" if across else str(index) for index in range(count)], dtype=object
         )
@@ -135,8 +135,8 @@ class Scores:
         batch = int(example.max(initial=-1)) + 1 if self.examples is None else self.count
         if len(lengths) != batch or max(lengths, default=0) > count:
             raise BatchError(
-                f"site {self.site}: names for {len(lengths)} examples with up to {max(lengths, default=0)} "
-                f"positions, scores for {batch} examples with {count} positions. Give one list of names for "
+                f"site {self.site}: there are names for {len(lengths)} examples with up to {max(lengths, default=0)} "
+                f"positions, but scores for {batch} examples with {count} positions. Give one list of names for "
                 f"each example, with at most one name for each position: wrap(model, names=lambda batch: ...)"
             )
         table = np.empty((batch, count), dtype=object)
@@ -151,27 +151,27 @@ class Scores:
         wanted = tuple(sizes[axis] for axis in pattern.positions)
         if valid.shape != wanted:
             raise BatchError(
-                f"site {self.site}: the mask of valid positions has shape {list(valid.shape)}, the scores have "
-                f"positions ({', '.join(pattern.positions)}) of shape {list(wanted)}. Give one that fits: "
+                f"site {self.site}: the mask of valid positions has shape {list(valid.shape)}, but the scores have "
+                f"positions ({', '.join(pattern.positions)}) of shape {list(wanted)}. Give a mask that fits: "
                 f"wrap(model, valid=lambda batch, site: ...)"
             )
         return valid.reshape([sizes[axis] if axis in pattern.positions else 1 for axis in pattern.gated])
 
 
 def _places(pattern: Pattern, axes: Mapping[str, Column]) -> tuple[Column, Columns]:
-    """The position, and the columns of further axes, from the index along each gated axis but the batch."""
+    """The position and the columns of other axes, from the index along each gated axis except the batch."""
     rest = dict(axes)
-    further: Columns = {}
+    extra: Columns = {}
     if "height" in rest and "width" in rest:
-        further["row"], further["column"] = rest.pop("height"), rest.pop("width")
-        position = further["row"] * (further["column"].max(initial=-1) + 1) + further["column"]
+        extra["row"], extra["column"] = rest.pop("height"), rest.pop("width")
+        position = extra["row"] * (extra["column"].max(initial=-1) + 1) + extra["column"]
     else:
         position = rest.pop(next((axis for axis in rest if axis in pattern.positions), next(iter(rest))))
-    return position, further | _columns(rest, further)
+    return position, extra | _columns(rest, extra)
 
 
 def _of_patches(labels: Column) -> Columns:
-    """Row and column from labels such as `(2, 3)`, -1 for other labels; none where no label is one."""
+    """Row and column from labels such as `(2, 3)`, -1 for other labels; empty if no label has this form."""
     names, which = np.unique(labels.astype(str), return_inverse=True)
     found = [_PATCH.fullmatch(name) for name in names]
     if not any(found):
@@ -182,16 +182,16 @@ def _of_patches(labels: Column) -> Columns:
 
 
 def _columns(axes: Mapping[str, Column], taken: Mapping[str, Column]) -> Columns:
-    """Further gated axes as columns of their own names."""
+    """Gated axes as columns of the same name."""
     names = {*FIXED, *taken}
     return {f"{axis}_index" if axis in names else axis: index for axis, index in axes.items()}
 
 
 def stack(parts: Sequence[tuple[Columns, Sequence[str]]]) -> tuple[Columns, tuple[str, ...]]:
-    """Columns below each other, and one list of the sites that occur; -1 where a part lacks another's axis.
+    """Concatenate columns, and list the sites that occur; fill an axis that a part lacks with -1.
 
     Args:
-        parts: columns, and the sites that their column `site` counts.
+        parts: columns, and the sites that their column `site` indexes.
     """
     here = [[sites[index] for index in np.unique(columns["site"])] for columns, sites in parts]
     sites = tuple(dict.fromkeys(site for part in here for site in part))
@@ -208,7 +208,7 @@ def stack(parts: Sequence[tuple[Columns, Sequence[str]]]) -> tuple[Columns, tupl
 
 
 def repeated(columns: Columns, lengths: Sequence[int]) -> bool:
-    """Whether two parts, of these lengths, hold the same (example, site, depth)."""
+    """Whether two parts of these lengths hold the same (example, site, depth)."""
     keys = np.zeros(len(columns["score"]), np.int64)
     for name in ("example", "site", "depth"):
         keys = keys * (int(columns[name].max(initial=0)) + 1) + columns[name]

@@ -1,4 +1,4 @@
-"""Shards: an explanation of any number of examples, as a folder of Parquet files that are read one by one."""
+"""Shards: an explanation of any number of examples, in a folder of Parquet files read one by one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _NAME = re.compile(r"part-(\d{6,})\.parquet")
 
 
 class Shards:
-    """A folder of Parquet files, each with the examples that follow those of the file before.
+    """A folder of Parquet files with consecutive examples.
 
-    A file is there whole or not at all. What made them stands in `_manifest.json`. Iteration gives an `Explanation`
-    for each file, so that one is in memory at a time; `Explanation.from_parquet(folder)` reads all.
+    Files are written whole or not at all. `_manifest.json` says what made them. Iteration yields an `Explanation` for
+    each file, so only one is in memory at a time; `Explanation.from_parquet(folder)` reads all.
 
     Args:
-        folder: what `Explainer.explain_to` wrote, or `maskhooks explain` with this as its --out.
+        folder: the folder that `Explainer.explain_to` wrote, or the --out folder of `maskhooks explain`.
 
     Raises:
         CorruptFileError: the folder has no manifest, or it is broken.
@@ -45,14 +45,14 @@ class Shards:
 
     @classmethod
     def begin(cls, folder: str | Path, made: Mapping[str, Any], *, overwrite: bool = False) -> Shards:
-        """A folder to write to: a new one, or one that was begun in the same way and is gone on with.
+        """Open a folder for writing: create it, or resume one that was started with the same settings.
 
         Args:
-            made: what makes the rows (explainer, data, batches), as JSON has it.
-            overwrite: remove what is there.
+            made: what makes the rows (explainer, data, batches); JSON-serialisable.
+            overwrite: remove existing rows.
 
         Raises:
-            ResumeError: what is there was made in another way; the differences are listed.
+            ResumeError: the existing rows were made with other settings; the error lists the differences.
             StorageError: the folder cannot be written to.
         """
         folder = Path(folder)
@@ -62,7 +62,7 @@ class Shards:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{folder} cannot be made ({error.strerror}). Choose another folder, or overwrite what is there.",
+                f"{folder} cannot be created ({error.strerror}). Choose another folder, or overwrite what is there.",
                 path=folder,
             ) from error
         if not (folder / MANIFEST).exists():
@@ -73,9 +73,9 @@ class Shards:
         differences = _differences(found.made, json.loads(json.dumps(made)))
         if differences:
             raise ResumeError(
-                f"{folder} was begun in another way: {'; '.join(differences[:5])}"
+                f"{folder} was started with other settings: {'; '.join(differences[:5])}"
                 + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
-                + f". Go on with the former settings. {_WAY_OUT}",
+                + f". Resume with the same settings. {_WAY_OUT}",
                 differences=differences,
             )
         return found
@@ -93,49 +93,49 @@ class Shards:
 
     @property
     def complete(self) -> bool:
-        """Whether the data came to their end, and every file is there."""
+        """Whether the data ended and every file exists."""
         return self.ended is not None and self.whole() >= set(range(self.ended["files"]))
 
     @property
     def examples(self) -> int:
-        """How many examples the files hold."""
+        """The number of examples in the files."""
         return self.ended["examples"] if self.complete and self.ended else sum(map(self.count, self.whole()))
 
     def path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
 
     def whole(self) -> set[int]:
-        """The numbers of the files that are there."""
+        """The numbers of the files that exist."""
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return {int(name[1]) for name in names if name is not None}
 
     def count(self, number: int) -> int:
-        """How many examples a file holds."""
+        """Return the number of examples in a file."""
         first, last = rowfiles.span(self.path(number))
         return last - first + 1
 
     def write(self, number: int, explanation: Explanation) -> None:
-        """Writes a file, whole or not at all.
+        """Write a file, whole or not at all.
 
         Raises:
-            StorageError: it cannot be written, such as on a full disk.
+            StorageError: the file cannot be written, for example on a full disk.
         """
         try:
             explanation.to_parquet(self.path(number))
         except StorageError as error:
             raise StorageError(
-                f"{error} What is whole stays (files: {len(self)}), and the same call goes on after it.",
+                f"{error} Complete files stay (files: {len(self)}), and the same call resumes after them.",
                 path=error.path,
             ) from error
         clear(self.path(number))
 
     def end(self, files: int, examples: int) -> None:
-        """Notes that the data came to their end."""
+        """Record that the data ended."""
         self.ended = {"files": files, "examples": examples}
         _write(self.folder / MANIFEST, {"format": FORMAT, "made": self.made, "ended": self.ended})
 
     def mean_kept(self) -> dict[tuple[str, int], float]:
-        """As `Explanation.mean_kept`, over all files, with one in memory at a time."""
+        """`Explanation.mean_kept` over all files, with one in memory at a time."""
         totals: dict[tuple[str, int], Any] = {}
         for explanation in self:
             valid, layers = explanation["valid"], Layers(explanation.columns, explanation.sites)
@@ -149,7 +149,7 @@ class Shards:
 
 
 def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
-    """What made the files; how many there are, None until the data came to their end."""
+    """What made the files, and how many there are; None until the data end."""
     try:
         manifest = json.loads(path.read_bytes())
         check_format(path, manifest["format"])
@@ -160,7 +160,7 @@ def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(
-            f"{path} is not what explain_to writes ({error}). Explain again, into another folder.", path=path
+            f"{path} is not a manifest of explain_to ({error}). Explain again, into another folder.", path=path
         ) from error
 
 
@@ -168,7 +168,7 @@ _WAY_OUT = "Or choose another folder, or overwrite what is there (overwrite=True
 
 
 def remove(folder: Path) -> None:
-    """Removes what explain_to wrote, and nothing else; also a single file `.parquet` in the folder's place.
+    """Remove only what explain_to wrote, or a single `.parquet` file in the folder's place.
 
     Raises:
         StorageError: it cannot be removed.
@@ -180,7 +180,7 @@ def remove(folder: Path) -> None:
             for path in folder.iterdir():
                 if _NAME.fullmatch(path.name) or path.name.startswith((".part-", f".{MANIFEST}-")):
                     path.unlink()
-            (folder / MANIFEST).unlink(missing_ok=True)  # last, so that what is left of a killed call has one
+            (folder / MANIFEST).unlink(missing_ok=True)  # last, so that a killed call leaves it with the other files
     except OSError as error:
         raise StorageError(f"{folder} cannot be removed ({error.strerror}). Choose another.", path=folder) from error
 
@@ -191,7 +191,7 @@ def _write(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What differs between two trees, in words."""
+    """The differences between two trees, as text."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]

@@ -1,4 +1,4 @@
-"""Tokens by their labels: what kind they are, and which words they belong to."""
+"""Tokens: classify them by label, and map them to words."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _BLANKS = "ĠĊĉč▁ \n\t\r"
 
 
 def token_kind(label: str, *, starts_marked: bool = False) -> str:
-    """What kind of token a label is: one of `KINDS`.
+    """Return the kind of a token, one of `KINDS`.
 
     - special: `[CLS]`, `</s>`, `<|endoftext|>`, ...
-    - punctuation: punctuation and symbols alone
-    - number: digits, with a sign, separators or per cent
-    - continuation: a piece that goes on with the word before it: `##ing`
+    - punctuation: only punctuation and symbols
+    - number: digits, with a sign, separators or a per cent sign
+    - continuation: a piece that continues the word before it: `##ing`
     - word: anything else with a letter
-    - other: blanks, line breaks, nothing
+    - other: whitespace, line breaks, empty labels
 
     Args:
-        label: as the tokenizer writes it; the marks that begin words (`Ġ`, `▁`) or end them (`</w>`) do not count.
-        starts_marked: whether the tokenizer marks where words start, so that letters without a mark go on with the word
-            before them. One label cannot say so itself: `ing` continues a word for GPT-2, and is one for BERT. The
-            first word of a text often has no mark either.
+        label: as the tokenizer writes it; marks of word starts (`Ġ`, `▁`) or ends (`</w>`) do not count.
+        starts_marked: whether the tokenizer marks word starts, so that letters without a mark continue the word before
+            them. One label cannot show this: `ing` continues a word in GPT-2, and is a word in BERT. The first word of
+            a text often has no mark either.
     """
     if _SPECIAL.fullmatch(label):
         return "special"
@@ -56,9 +56,9 @@ def token_kind(label: str, *, starts_marked: bool = False) -> str:
 
 
 def words(labels: Sequence[str], *, starts_marked: bool = False) -> list[int]:
-    """For each token the number of the word that it is a piece of, from 0.
+    """Return the word index of each token, from 0.
 
-    Special tokens, punctuation and blanks are words of their own; what follows a special token begins one.
+    Special tokens, punctuation and whitespace are separate words; a new word starts after a special token.
 
     Args:
         labels: the tokens of one text, as the tokenizer writes them.
@@ -76,22 +76,22 @@ def words(labels: Sequence[str], *, starts_marked: bool = False) -> list[int]:
 
 
 def spread(tags: Sequence[Tag], words: Sequence[tuple[int, int]], pieces: Sequence[Sequence[int]]) -> list[Tag | None]:
-    """Tags of words, for the word pieces of the same text.
+    """Map tags of words to the word pieces of the same text.
 
     Args:
         tags: one for each word.
-        words: where each word begins and ends in the text, in characters, in order, without overlap.
-        pieces: where each word piece begins and ends: a fast tokenizer's `return_offsets_mapping=True`.
+        words: start and end of each word in the text, in characters, in order, without overlap.
+        pieces: start and end of each word piece, from a fast tokenizer's `return_offsets_mapping=True`.
 
     Returns:
-        For each piece the tag of the word it shares the most characters with, the first of equals; None where it shares
-        none with any, as special tokens do.
+        For each piece, the tag of the word it shares most characters with (the first of equals), or None if it shares
+        none, as for special tokens.
 
     Raises:
-        SettingError: another number of tags than words.
+        SettingError: the numbers of tags and words differ.
     """
     if len(tags) != len(words):
-        raise SettingError(f"{len(tags)} tags for {len(words)} words: give one tag, or None, for each word")
+        raise SettingError(f"there are {len(tags)} tags for {len(words)} words. Give one tag, or None, for each word")
     tagged = list(zip(tags, words, strict=True))
     ends = [end for _, end in words]
     found: list[Tag | None] = []

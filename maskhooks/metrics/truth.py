@@ -1,4 +1,4 @@
-"""Measures of attributions: distance from a known truth, and how far they are from singling anything out."""
+"""Measures of attributions: distance from a known truth, and concentration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def normalize(
     scores: Float[Tensor, "example token"], valid: Bool[Tensor, "example token"]
 ) -> Float[Tensor, "example token"]:
-    """Non-negative scores as a distribution over real tokens; uniform where all scores are zero."""
+    """Normalise non-negative scores to a distribution over valid tokens; uniform if all scores are zero."""
     kept = torch.where(valid, scores, 0).double()
     total = kept.sum(1, keepdim=True)
     uniform = valid.double() / valid.sum(1, keepdim=True)
@@ -20,13 +20,13 @@ def normalize(
 
 
 def kl(truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]) -> Float[Tensor, " example"]:
-    """KL(truth || attribution) in nats; infinite where the attribution is zero on a token of the truth."""
+    """Return KL(truth || attribution) in nats; infinite if the attribution is zero on a token of the truth."""
     terms: Tensor = torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, attribution)
     return terms.sum(1)
 
 
 def js(truth: Float[Tensor, "example token"], attribution: Float[Tensor, "example token"]) -> Float[Tensor, " example"]:
-    """Jensen-Shannon divergence in nats, at most ln 2 (Lin 1991)."""
+    """Return the Jensen-Shannon divergence in nats, at most ln 2 (Lin 1991)."""
     middle = (truth + attribution) / 2
     return (kl(truth, middle) + kl(attribution, middle)) / 2
 
@@ -34,7 +34,7 @@ def js(truth: Float[Tensor, "example token"], attribution: Float[Tensor, "exampl
 def entropy_ratio(
     attribution: Float[Tensor, "example token"], valid: Bool[Tensor, "example token"]
 ) -> Float[Tensor, " example"]:
-    """H(attribution) / ln n over n real tokens: 1 where nothing is singled out; NaN for fewer than two tokens."""
+    """Return H(attribution) / ln n over n valid tokens: 1 if uniform; NaN for fewer than two tokens."""
     entropy = -torch.special.xlogy(attribution, attribution).sum(1)
     count = valid.sum(1)
     return torch.where(count > 1, entropy / count.clamp(min=2).log(), math.nan)

@@ -1,4 +1,4 @@
-"""Findings: what the rows of an explanation show, as sections of a page."""
+"""Findings: summaries of an explanation's rows, as sections of a page."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from maskhooks.explanations.tokens import KINDS, token_kind
 from maskhooks.viz.sections import Bar, Bars, Cell, Grid, Section
 
 Layer = tuple[str, int]
-_GROUPS = 12  # columns of a grid at most
-_ENDS = 15  # tokens at either end
+_GROUPS = 12  # maximum number of grid columns
+_ENDS = 15  # tokens shown at either end
 
 
 def kind_of(labels: Iterable[str]) -> Callable[[str], str]:
-    """`token_kind`, for a tokenizer that marks where words start if any of these labels has such a mark."""
+    """Return `token_kind` with `starts_marked` set if any of these labels marks a word start."""
     marked = any(label.startswith(("Ġ", "▁")) for label in labels)
     return lambda label: token_kind(label, starts_marked=marked)
 
 
 def by_depth(rows: Sequence[Kept]) -> Section:
-    """A bar for each layer, the deepest at the top.
+    """Return a section with a bar for each layer, the deepest at the top.
 
     Args:
-        rows: by groups that each position belongs to one of.
+        rows: grouped so that each position belongs to exactly one group.
     """
     sums: dict[Layer, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for row in rows:
@@ -44,33 +44,32 @@ def by_depth(rows: Sequence[Kept]) -> Section:
     ]
     return Section(
         "What is kept at each depth",
-        "The higher the depth, the more of the model has been computed when the mask decides. A long bar: at this "
-        "place nearly every position carries something that the prediction needs. A short one: little is needed any "
-        "more. Given are the mean score, which is the fraction kept in expectation, and in brackets the fraction of "
+        "The higher the depth, the more of the model has been computed when the mask decides. A long bar means that "
+        "nearly every position at this depth carries something the prediction needs; a short bar means that few do. "
+        "The first number is the mean score, the expected fraction kept; the number in brackets is the fraction of "
         "positions that are more likely kept than not.",
         [Bars(bars, ("masked", "kept"))],
     )
 
 
 def by_kind(rows: Sequence[Kept]) -> Section | None:
-    """A grid of depths by kinds of tokens; None where all are of one kind."""
+    """Return a grid of depths by kinds of token; None if all are of one kind."""
     names = [kind for kind in KINDS if any(row.group == kind for row in rows)]
     if len(names) < 2:
         return None
     return Section(
         "By kind of token",
-        "In per cent, how much of each kind of token is kept at each depth, the deepest at the top. Special tokens are "
-        "those that the tokenizer adds, such as [CLS] and [SEP]; a continuation goes on with the word before it, such "
-        "as ##ing.",
+        "How much of each kind of token is kept at each depth, in per cent, the deepest at the top. The tokenizer adds "
+        "special tokens, such as [CLS] and [SEP]; a continuation, such as ##ing, continues the word before it.",
         [_grid("", names, rows)],
     )
 
 
 def by_group(parts: Iterable[Explanation], names: Sequence[str]) -> Section | None:
-    """A grid of depths by what is known of the examples, such as their predictions; None where nothing groups them.
+    """Return grids of depths by example metadata, such as predictions; None if nothing groups the examples.
 
     Args:
-        names: such as `"prediction"`.
+        names: metadata keys, such as `"prediction"`.
     """
     grids: dict[str, Grid] = {}
     for name in names:
@@ -85,24 +84,24 @@ def by_group(parts: Iterable[Explanation], names: Sequence[str]) -> Section | No
         return None
     return Section(
         f"By {' and by '.join(grids)}",
-        "In per cent, how much is kept in the examples of each class, at each depth. Where one class keeps more than "
-        f"another, the model needs more to come to it. At most the {_GROUPS} most frequent ones are shown.",
+        "How much is kept in the examples of each class at each depth, in per cent. If one class keeps more than "
+        f"another, the model needs more input to predict it. Only the {_GROUPS} most frequent classes are shown.",
         list(grids.values()),
     )
 
 
 def by_label(parts: Iterable[Explanation], least: int, layers: int) -> Section:
-    """Bars for the tokens that are kept in the most depths, and for those kept in the fewest.
+    """Return bars for the tokens kept in the most depths, and for those kept in the fewest.
 
     Args:
-        least: tokens that occur less often are left out.
-        layers: depths there are.
+        least: omit tokens that occur less often.
+        layers: the number of depths.
     """
     rows = depths_kept(parts, "label", least=least)
     text = (
-        f"In how many of the {layers} depths a token is kept, on average over all places where it occurs, with the "
-        "standard error. Tokens that are kept far up are those that the prediction is made of; tokens that are kept "
-        f"nowhere can be dropped from the start. Tokens that occur fewer than {least} times are left out."
+        f"In how many of the {layers} depths a token is kept, on average over its occurrences, with the standard "
+        "error. The prediction rests on tokens that are kept at high depths; tokens that are kept at no depth can be "
+        f"dropped from the start. Tokens that occur fewer than {least} times are omitted."
     )
     heads = ("token", "depths")
     if not rows:

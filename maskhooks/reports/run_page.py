@@ -1,4 +1,4 @@
-"""Run page: one page about a training run, about what its masks keep, or about both."""
+"""Run page: one page about a training run, what its masks keep, or both."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from maskhooks.viz.sections import Facts, Section
 Explained: TypeAlias = Explanation | str | Path | Iterable[Explanation | str | Path]
 
 TABLE = "explanation.parquet"
-_ROWS = 1_000_000  # of a file in memory at a time
+_ROWS = 1_000_000  # rows of a file in memory at a time
 _FEW = 20
 _CLASSES = ("prediction", "target")
 _NEWCOMER = (
-    "A mask replaces as many positions of a model's input or hidden states as it can by a baseline, while the "
-    "prediction stays as it is. What is kept is what the prediction needs. What is dropped, it does not need."
+    "A mask replaces as many positions of a model's input or hidden states as it can by a baseline without changing "
+    "the prediction. The prediction needs the positions that are kept; it does not need those that are dropped."
 )
 
 
@@ -43,15 +43,15 @@ def report(
     least: int = 5,
     title: str | None = None,
 ) -> str:
-    """One page that needs no network: how masks were trained, what they keep, and examples with a slider for the depth.
+    """Return a self-contained page: how masks were trained, what they keep, and examples with a slider for the depth.
 
     Args:
-        run: the folder that `fit(run_dir=...)` or `save` wrote; also of a run that goes on.
-        explained: an explanation, a Parquet file or a folder of such files, or several of these with other examples
-            each, such as `Shards`. They are gone through several times, with one file's rows in memory at a time.
-        path: where to write the page as well, in UTF-8.
-        shown: examples on the page, from the first.
-        least: tokens that occur less often have no bar.
+        run: the folder that `fit(run_dir=...)` or `save` wrote; the run may still be in progress.
+        explained: an explanation, a Parquet file, a folder of Parquet files, or several of these with different
+            examples, such as `Shards`. They are read several times, with one file's rows in memory at a time.
+        path: also write the page to this file, in UTF-8.
+        shown: show this many examples, from the first.
+        least: omit the bars of tokens that occur less often.
         title: the heading.
 
     Raises:
@@ -60,7 +60,7 @@ def report(
         StorageError: the page cannot be written.
     """
     if run is None and explained is None:
-        raise SettingError("nothing to report: give the folder of a run, an explanation, or both")
+        raise SettingError("there is nothing to report. Give the folder of a run, an explanation, or both")
     trained = None if run is None else Trained.of(Path(run))
     rows = None if explained is None else Rows(explained)
     made: dict[str, Any] = {} if trained is None else trained.provenance
@@ -86,12 +86,12 @@ def report(
 
 @dataclass(frozen=True)
 class Trained:
-    """A training run, from its folder.
+    """A training run, read from its folder.
 
     Attributes:
-        saved: what is saved of the explainer; empty while the run goes on.
+        saved: the saved explainer's settings; empty while the run is in progress.
         provenance: what made the masks.
-        history: the course of each masking.
+        history: the training curves of each masking.
     """
 
     saved: Mapping[str, Any]
@@ -100,10 +100,10 @@ class Trained:
 
     @classmethod
     def of(cls, folder: Path) -> Trained:
-        """Reads a folder.
+        """Read a run's folder.
 
         Raises:
-            CorruptFileError: it holds no run, or a broken one.
+            CorruptFileError: it does not hold a run, or the run is broken.
         """
         if not is_run(folder):
             raise CorruptFileError(
@@ -121,7 +121,9 @@ class Trained:
 
     def facts(self) -> list[tuple[str, str]]:
         model = (self.saved.get("fingerprint") or {}).get("model")
-        stopped = (self.saved.get("result") or {}).get("stopped") or ("" if self.saved else "goes on, or broke off")
+        stopped = (self.saved.get("result") or {}).get("stopped") or (
+            "" if self.saved else "in progress or interrupted"
+        )
         return [(name, text) for name, text in (("model", model), ("training", stopped)) if text]
 
 
@@ -137,28 +139,28 @@ class Rows:
             yield from [given] if isinstance(given, Explanation) else _read(Path(given))  # type: ignore[arg-type]
 
     def sections(self, shown: int, least: int) -> tuple[Explanation, list[Section], list[tuple[str, str]]]:
-        """The first examples, what all rows come to, and how many there are.
+        """Return the first examples, the summary sections of all rows, and the number of examples.
 
         Raises:
             SettingError: there are no rows.
         """
         first = next(iter(self), None)
         if first is None or not first["valid"].any():
-            raise SettingError("the explanation has no rows with a real position, so there is nothing to report")
+            raise SettingError("the explanation has no rows with a valid position, so there is nothing to report")
         overview = _Overview(shown)
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
         layers = len({(row.site, row.depth) for row in kinds})
         sections: list[Section | None] = [by_depth(kinds)]
-        if first.columns.keys().isdisjoint(("column", "source")):  # patches and edges have no names
+        if first.columns.keys().isdisjoint(("column", "source")):  # names of patches and edges are not tokens
             sections += [by_kind(kinds), by_label(self, least, layers)]
         sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)]))
         many = overview.examples > overview.taken
-        counts = f"{overview.examples:,} examples" + (f", the first {overview.taken:,} of them below" if many else "")
+        counts = f"{overview.examples:,} examples" + (f"; the first {overview.taken:,} are below" if many else "")
         return Explanation.concat(overview.parts), [one for one in sections if one], [("explained", counts)]
 
 
 class _Overview:
-    """Counts the examples that go by, and keeps the first ones."""
+    """Counts the examples of an iteration and keeps the first ones."""
 
     def __init__(self, shown: int) -> None:
         self.shown, self.taken, self.examples = shown, 0, 0
@@ -181,14 +183,14 @@ class _Overview:
         place = bisect.bisect_left(self.ends, first)
         if place % 2 or (place < len(self.ends) and self.ends[place] <= last):
             raise SettingError(
-                f"examples {first} to {last} come twice. Give explanations of other examples each, numbered on, or "
-                f"make a report for each"
+                f"examples {first} to {last} come twice. Give explanations with different example indices, or make a "
+                f"report for each"
             )
         self.ends[place:place] = [first, last]
 
 
 def rows_at(path: Path) -> Path | None:
-    """Where the rows of an explanation are, as `maskhooks explain`, `to_parquet`, `explain_to` or `save` wrote it."""
+    """Return the path of the rows that `maskhooks explain`, `to_parquet`, `explain_to` or `save` wrote, or None."""
     if (path / TABLE).exists():
         return path / TABLE
     there = path.is_file() or (path / ABOUT).exists() or any(path.glob("*.parquet"))
@@ -196,16 +198,17 @@ def rows_at(path: Path) -> Path | None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a training run."""
+    """Return whether a folder holds a training run."""
     return (path / SETTINGS).exists() or (path / LOG).exists()
 
 
 def _read(path: Path) -> Iterator[Explanation]:
-    """The explanation at a place, file by file; a long file in pieces."""
+    """Yield the explanation at a path file by file, and a long file in pieces."""
     place = rows_at(path)
     if place is None:
         raise CorruptFileError(
-            f"{path} holds no explanation. Give a Parquet file, a folder of them, or the folder that explain wrote.",
+            f"{path} does not hold an explanation. Give a Parquet file, a folder of Parquet files, or the folder that "
+            f"explain wrote.",
             path=path,
         )
     if (place / ABOUT).exists():
@@ -217,22 +220,22 @@ def _read(path: Path) -> Iterator[Explanation]:
 
 
 def _groups(explanation: Explanation, name: str) -> bool:
-    """Whether what is known of the examples groups them: classes do, answers that are free text do not."""
+    """Whether this metadata groups the examples: classes do, free-text answers do not."""
     values = [about[name] for about in explanation.examples.values() if name in about]
     return 0 < len(set(values)) <= max(len(values) / 2, _FEW)
 
 
 def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What made the masks, in words."""
+    """What made the masks, as text."""
     sites = [str(site.get("address", site)) for site in made.get("sites") or () if isinstance(site, Mapping)]
     margin, within = made.get("margin"), made.get("within_margin")
     if margin is not None:
-        kept = {True: ", kept by all masks", False: ", not kept by all masks", None: ", not checked"}[within]
-    given = [str(site.get("address", site)) for site in made.get("conditioned_on") or () if isinstance(site, Mapping)]
+        kept = {True: ", met by all masks", False: ", exceeded by some masks", None: ", not checked"}[within]
+    read = [str(site.get("address", site)) for site in made.get("conditioned_on") or () if isinstance(site, Mapping)]
     named = {key: made.get(key) for key in ("explainer", "recipe", "gate", "baseline", "seed")}
     known = {
         "masked": _span(sites),
-        "read from": _span(given),
+        "read from": _span(read),
         "margin": f"{margin:g} nats on average{kept}" if margin is not None else "",
         **{key: str(one["name"] if isinstance(one, Mapping) else one) for key, one in named.items() if one is not None},
         "versions": ", ".join(f"{name} {number}" for name, number in (made.get("versions") or {}).items()),
@@ -245,8 +248,8 @@ def _span(sites: list[str]) -> str:
 
 
 def _mismatch(run: Mapping[str, Any], explanation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Says so where an explanation was made by other masks than those of the run."""
+    """A warning if other masks than those of the run made the explanation."""
     differ = [key for key in {**run, **explanation} if run.get(key) != explanation.get(key) and key != "versions"]
     if not run or not differ:
         return []
-    return [("careful", f"the explanation was not made by this run: they differ in {', '.join(differ)}")]
+    return [("warning", f"this run did not make the explanation; they differ in {', '.join(differ)}")]

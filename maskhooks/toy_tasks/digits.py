@@ -1,8 +1,8 @@
 """The digits task of De Cao et al. 2020, section 3.1: does one digit occur more often than another?
 
-A query of two distinct digits, a sequence of one to ten digits; the label is 1 where the first query digit occurs more
-often than the second. A prediction needs just the tokens that equal a query digit, so the true attribution is known:
-equal weight on these, nothing elsewhere.
+An example has a query of two distinct digits and a sequence of one to ten digits. The label is 1 if the first query
+digit occurs more often than the second. A prediction needs only the tokens that equal a query digit, so the true
+attribution is known: equal weight on these tokens, zero elsewhere.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ INPUT, HIDDEN = "embedding:output", "bottleneck:output"
 
 @dataclass(frozen=True)
 class Setting:
-    """How DiffMask is asked about this model.
+    """DiffMask's settings for this model.
 
     Args:
         sites: what is masked.
-        given: what masks are read from; None for the masked site itself.
-        margin: divergence allowed on average, in nats.
+        given: the site that the masks read; None for the masked site itself.
+        margin: the mean divergence allowed, in nats.
         steps: training steps.
     """
 
@@ -53,9 +53,9 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Digits:
-    """Examples of the task, one row each.
+    """Examples of the task, one per row.
 
-    query holds two distinct digits, digits the sequence padded with 0, real what is no padding.
+    `query` holds two distinct digits, `digits` the sequence padded with 0; `valid` is False at padding.
     """
 
     query: Int[Tensor, "batch 2"]
@@ -74,21 +74,21 @@ class Digits:
         return (first > second).float()
 
     def truth(self) -> Float[Tensor, "batch token"]:
-        """The true attribution, which sums to 1; all zero where no query digit occurs."""
+        """Return the true attribution, which sums to 1; all zero if no query digit occurs."""
         needed = (self._equals(0) | self._equals(1)).float()
         return needed / needed.sum(1, keepdim=True).clamp(min=1)
 
     def erasure(self) -> Float[Tensor, "batch token"]:
-        """The constructed erasure of the paper's table 1: all weight on the first digit that decides the label.
+        """Return the constructed erasure of the paper's table 1: all weight on the first digit that decides the label.
 
-        The smallest set that keeps the prediction holds one token only, which says little about what the model uses.
+        The smallest set that keeps the prediction has only one token, which says little about what the model uses.
         """
         deciding = torch.where(self.label.bool()[:, None], self._equals(0), self._equals(1))
         first = deciding & (deciding.cumsum(1) == 1)
         return first.float()
 
     def loader(self, batch_size: int = 128, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of (query, digits, real)."""
+        """Return batches of (query, digits, valid)."""
         data = TensorDataset(self.query, self.digits, self.valid)
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
 
@@ -97,10 +97,10 @@ class Digits:
 
 
 def generate(count: int = 10_000, seed: int = 0) -> tuple[Digits, Digits]:
-    """Training and validation examples (nine to one).
+    """Generate training and validation examples (nine to one).
 
-    A digit of the sequence is either query digit with probability .25 each, any other with .0625; lengths are uniform
-    from 1 to 10.
+    A digit of the sequence is each query digit with probability .25, and each other digit with .0625; lengths are
+    uniform from 1 to 10.
     """
     generator = torch.Generator().manual_seed(seed)
     query = torch.rand(count, 10, generator=generator).argsort(1)[:, :2]
@@ -114,7 +114,7 @@ def generate(count: int = 10_000, seed: int = 0) -> tuple[Digits, Digits]:
 
 
 class DigitsModel(nn.Module):
-    """The paper's toy model: two embeddings, a two-dimensional bottleneck per token, a GRU over it."""
+    """The paper's toy model: two embeddings, a two-dimensional bottleneck per token, and a GRU over it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class DigitsModel(nn.Module):
         digits: Int[Tensor, "batch token"],
         valid: Bool[Tensor, "batch token"],
     ) -> Float[Tensor, " batch"]:
-        """Logits of the label."""
+        """Return the logits of the label."""
         asked = self.query_embedding(query).flatten(1)[:, None].expand(-1, digits.shape[1], -1)
         states = self.bottleneck(torch.tanh(self.feedforward(torch.cat([asked, self.embedding(digits)], -1))))
         packed = pack_padded_sequence(states, valid.sum(1).cpu(), batch_first=True, enforce_sorted=False)
@@ -142,10 +142,10 @@ class DigitsModel(nn.Module):
 def train_model(
     train: Digits, *, seed: int = 0, epochs: int = 20, learning_rate: float = 3e-3
 ) -> Iterator[tuple[int, DigitsModel]]:
-    """Trains the model, yielding (epoch, model) after each epoch; the last one is done.
+    """Train the model, yielding (epoch, model) after each epoch; the last model is final.
 
-    Adam, batches of 128, linear decay over the second half; loss is the cross-entropy less 0.35 times the mean entropy
-    of the predictions, which keeps logits moderate (the authors' term is an entropy over the batch axis).
+    Adam, batches of 128, linear decay over the second half. The loss is the cross-entropy minus 0.35 times the mean
+    entropy of the predictions, which keeps logits moderate (the authors' term is an entropy over the batch axis).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -169,20 +169,23 @@ def train_model(
 
 @torch.no_grad()
 def accuracy(model: DigitsModel, data: Digits) -> float:
-    """The fraction of right predictions."""
+    """Return the fraction of correct predictions."""
     logits = model(data.query, data.digits, data.valid)
     return float(((logits > 0) == data.label.bool()).float().mean())
 
 
 def attribution(explanation: Explanation, data: Digits) -> Float[Tensor, "example token"]:
-    """Scores of all examples at one depth, normalised over real tokens."""
+    """Return the scores of all examples at one depth, normalised over valid tokens."""
     scores = torch.from_numpy(explanation["score"]).view(data.digits.shape)
     return metrics.normalize(scores, data.valid)
 
 
 def distances(found: Float[Tensor, "example token"], data: Digits) -> dict[str, float]:
-    """How far attributions lie from the truth: means of KL and JS in nats over examples with a query digit, and of
-    the entropy ratio over examples of two tokens or more."""
+    """Return the distance of attributions from the truth.
+
+    KL and JS, in nats, are means over examples with a query digit; the entropy ratio is a mean over examples with two
+    or more tokens.
+    """
     truth = data.truth()
     asked = truth.sum(1) > 0
     return {
@@ -193,7 +196,7 @@ def distances(found: Float[Tensor, "example token"], data: Digits) -> dict[str, 
 
 
 def hook(model: nn.Module) -> Hooked:
-    """The model wrapped without any plugin: two sites, one mask of real positions, one output function."""
+    """Wrap the model without any plugin: two sites, one mask of valid positions, one output function."""
     pattern = "batch token hidden -> batch token"
     return wrap(
         model,
@@ -213,7 +216,7 @@ def _names(batch: Sequence[Tensor]) -> list[list[str]]:
 
 
 def _perturb(batch: Sequence[Tensor], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Other digits, the same query: the query is not masked, so it goes its own way."""
+    """Other digits, the same query: the query is not masked, so it may change the output."""
     query, digits, valid = batch
     other = torch.randint(0, 10, digits.shape, generator=generator).to(digits.device)
     return query, torch.where(valid, other, digits), valid

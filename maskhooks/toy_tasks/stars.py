@@ -1,8 +1,7 @@
 """The coloured stars of Schlichtkrull et al. 2021: do more edges have one colour than another?
 
-A star has six to twelve leaves, an edge of a colour from each leaf to the centre, and a query of two colours x and y;
-the label is 1 where more edges are x than y. A prediction needs just the edges of these two colours, so the truth is
-known.
+A star has six to twelve leaves, a coloured edge from each leaf to the centre, and a query of two colours x and y. The
+label is 1 if more edges are x than y. A prediction needs only the edges of these two colours, so the truth is known.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ SOURCE, TARGET = "layer.message:input[0]", "layer.message:input[1]"
 
 
 class Graphs(NamedTuple):
-    """Stars side by side in one graph, as a model takes them.
+    """A batch of stars as one graph, in the model's format.
 
-    features of nodes; edges as source and target; a colour for each edge; centre holds each star's centre, its last
+    `features` of nodes; `edges` as source and target; a `colour` for each edge; `centre`: each star's centre, its last
     node.
     """
 
@@ -41,13 +40,13 @@ class Graphs(NamedTuple):
 
     @property
     def star(self) -> Int[Tensor, " edge"]:
-        """Which star each edge is part of."""
+        """The star index of each edge."""
         return torch.searchsorted(self.centre, self.edges[1])
 
 
 @dataclass(frozen=True)
 class Stars:
-    """Examples of the task, one row each: two colours asked for, the colours of edges, and which of these are there."""
+    """Examples of the task, one per row: the two query colours, the colours of edges, and which edges exist."""
 
     query: Int[Tensor, "star 2"]
     colour: Int[Tensor, "star leaf"]
@@ -65,11 +64,11 @@ class Stars:
         return (first > second).float()
 
     def truth(self) -> Bool[Tensor, " edge"]:
-        """Whether each edge of all stars, one star after another, has a colour that is asked for."""
+        """Return whether each edge of all stars, star by star, has a query colour."""
         return (self._equals(0) | self._equals(1))[self.valid]
 
     def graphs(self) -> Graphs:
-        """All stars as one batch."""
+        """Return all stars as one batch."""
         leaves = self.valid.sum(1)
         centre = (leaves + 1).cumsum(0) - 1
         target = centre.repeat_interleave(leaves)
@@ -81,7 +80,7 @@ class Stars:
         return Graphs(features, torch.stack([is_leaf.nonzero()[:, 0], target]), self.colour[self.valid], centre)
 
     def batches(self, size: int = 128) -> list[Graphs]:
-        """Batches of stars, in order."""
+        """Return batches of stars, in order."""
         return [self[start : start + size].graphs() for start in range(0, len(self), size)]
 
     def _equals(self, which: int) -> Bool[Tensor, "star leaf"]:
@@ -89,9 +88,9 @@ class Stars:
 
 
 def generate(count: int = 11_000, seed: int = 0) -> tuple[Stars, Stars, Stars]:
-    """Training, validation and test examples (the last two of 500, or an eleventh each where there are fewer).
+    """Generate training, validation and test examples (the last two have 500 each, or an eleventh if that is fewer).
 
-    The number of leaves is uniform from 6 to 12, the colour of each edge uniform over six.
+    The number of leaves is uniform from 6 to 12; the colour of each edge is uniform over six.
     """
     generator = torch.Generator().manual_seed(seed)
     query = torch.rand(count, COLOURS, generator=generator).argsort(1)[:, :2]
@@ -104,7 +103,7 @@ def generate(count: int = 11_000, seed: int = 0) -> tuple[Stars, Stars, Stars]:
 
 
 class Message(nn.Module):
-    """What an edge sends: ReLU(LayerNorm(W_r h_source + b_r)), with weights for each relation r."""
+    """An edge's message: ReLU(LayerNorm(W_r h_source + b_r)), with weights for each relation r."""
 
     def __init__(self, size: int, relations: int) -> None:
         super().__init__()
@@ -117,7 +116,7 @@ class Message(nn.Module):
         target: Float[Tensor, "edge feature"],
         relation: Int[Tensor, " edge"],
     ) -> Float[Tensor, "edge feature"]:
-        """Messages; the target's states are not needed for them, and stand here to be read."""
+        """Return messages; they do not depend on the target's states, which are inputs so that probes can read them."""
         every = self.relations(source).view(len(source), -1, source.shape[1])
         own = every[torch.arange(len(source), device=source.device), relation]
         message: Tensor = torch.relu(self.norm(own))
@@ -145,7 +144,7 @@ class RGCN(nn.Module):
 
 
 class StarsModel(nn.Module):
-    """The paper's network for this task: nodes embedded, one relational convolution, a head on the centre."""
+    """The paper's network for this task: node embeddings, one relational convolution, a head on the centre."""
 
     def __init__(self, size: int = 100) -> None:
         super().__init__()
@@ -160,7 +159,7 @@ class StarsModel(nn.Module):
         colour: Int[Tensor, " edge"],
         centre: Int[Tensor, " star"],
     ) -> Float[Tensor, " star"]:
-        """Logits of the label."""
+        """Return the logits of the label."""
         states = self.layer(self.embedding(features), edges, colour)
         logits: Tensor = self.head(states[centre]).squeeze(-1)
         return logits
@@ -173,9 +172,9 @@ def _dense(inputs: int, outputs: int) -> nn.Sequential:
 def train_model(
     train: Stars, *, seed: int = 0, epochs: int = 8, learning_rate: float = 3e-3, size: int = 100
 ) -> Iterator[tuple[int, StarsModel]]:
-    """Trains the model, yielding (epoch, model) after each epoch; the last one is done.
+    """Train the model, yielding (epoch, model) after each epoch; the last model is final.
 
-    Adam, batches of 128, linear decay over the second half; `size` is that of states.
+    Adam, batches of 128, linear decay over the second half; `size` is the hidden size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -198,12 +197,12 @@ def train_model(
 
 @torch.no_grad()
 def accuracy(model: StarsModel, data: Stars) -> float:
-    """The fraction of right predictions."""
+    """Return the fraction of correct predictions."""
     return float(((model(*data.graphs()) > 0) == data.label.bool()).float().mean())
 
 
 class Quality(NamedTuple):
-    """Edges kept against the truth, all stars pooled."""
+    """Kept edges compared with the truth, pooled over all stars."""
 
     precision: float
     recall: float
@@ -211,7 +210,7 @@ class Quality(NamedTuple):
 
 
 def quality(kept: Bool[Tensor, " edge"], data: Stars) -> Quality:
-    """How well the edges kept are those whose colour is asked for; 0 where nothing is kept."""
+    """Compare the kept edges with those of a query colour; all zero if nothing is kept."""
     truth = data.truth()
     hits = int((kept & truth).sum())
     precision, recall = hits / max(1, int(kept.sum())), hits / int(truth.sum())
@@ -219,12 +218,12 @@ def quality(kept: Bool[Tensor, " edge"], data: Stars) -> Quality:
 
 
 def kept(explanation: Explanation) -> Bool[Tensor, " edge"]:
-    """Which edges an explanation of all stars keeps, in the order of `Stars.truth`."""
+    """Return which edges an explanation of all stars keeps, in the order of `Stars.truth`."""
     return torch.from_numpy(explanation["kept"])
 
 
 def hook(model: nn.Module) -> Hooked:
-    """The model wrapped without any plugin: messages, and the states of both ends of each edge."""
+    """Wrap the model without any plugin: messages, and the states of both ends of each edge."""
     pattern = "edge feature -> edge"
     return wrap(
         model,
@@ -242,13 +241,13 @@ def hook(model: nn.Module) -> Hooked:
 
 
 def _nodes(batch: Graphs) -> dict[str, Tensor]:
-    """The nodes of edges, numbered within their star; its centre is the last one."""
+    """The nodes of edges, numbered within their star; the centre is the last."""
     first = torch.cat([batch.centre.new_zeros(1), batch.centre[:-1] + 1])[batch.star]
     return {"source": batch.edges[0] - first, "target": batch.edges[1] - first, "relation": batch.colour}
 
 
 def _perturb(batch: Graphs, generator: Generator) -> Graphs:
-    """Other colours, the same nodes: a centre's own state is no message."""
+    """Other colours, the same nodes: a centre's own state is not masked, so it may change the output."""
     other = torch.randint(0, COLOURS, batch.colour.shape, generator=generator)
     return batch._replace(colour=other.to(batch.colour.device))
 

@@ -1,1 +1,1 @@
-"""Pictures and pages of scores: functions of arrays and labels, which know no models or explanations."""
+"""Pictures and pages of scores: functions of arrays and labels, independent of models and explanations."""

@@ -26,21 +26,21 @@ def bars(
     wide: float = 10.8,
     ax: Axes | None = None,
 ) -> Figure:
-    """A bar for each column and group.
+    """Draw a bar for each column and group.
 
     Args:
         scores: `[group, column]` in [0, 1]; NaN has no bar.
-        groups: what the groups are called, such as depths or methods; one group needs no legend.
-        columns: what the columns are called.
-        title: above the picture.
-        x: below it.
-        label: what the height means.
-        colours: of the groups; the default goes from light to dark.
-        wide: width of a panel at most, in inches; further columns go on in a panel below.
+        groups: names of the groups, such as depths or methods; one group gets no legend.
+        columns: names of the columns.
+        title: title of the figure.
+        x: label of the x axis.
+        label: label of the y axis.
+        colours: one for each group; the default goes from light to dark.
+        wide: maximum width of a panel, in inches; more columns continue in a panel below.
         ax: Axes to draw on, in one panel; None makes a figure.
 
     Returns:
-        The figure drawn on.
+        The figure.
     """
     values = np.asarray(scores, float).reshape(len(groups), len(columns))
     tones = np.linspace(0.4, 0.95, len(groups)) if len(groups) > 1 else [0.75]

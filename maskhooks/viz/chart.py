@@ -1,4 +1,4 @@
-"""Chart: a small picture of one quantity over steps, as the points that the page's template draws."""
+"""Chart: one quantity over steps, as the points that the page's template draws."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 WIDE, HIGH = 320, 104
 _LEFT, _RIGHT, _TOP, _BOTTOM = 36, 8, 10, 16
-_RAW, _SMOOTH = 300, 150  # points at most; more than the picture has columns cannot be seen
+_RAW, _SMOOTH = 300, 150  # maximum number of points; the picture has too few pixel columns to show more
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A value of its own, such as one of validation data: at `x, y`, filled or hollow, with a text in its tooltip."""
+    """A single value, such as one on validation data: a filled or hollow circle at `x, y` with a tooltip."""
 
     x: float
     y: float
@@ -28,16 +28,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn, in units of the picture, which is `WIDE` by `HIGH`.
+    """A chart in picture units; the picture is `WIDE` by `HIGH`.
 
     Attributes:
-        title: what the picture shows, in words.
-        raw: points of a faint line, as SVG has them.
+        title: alternative text.
+        raw: points of the faint line, in SVG's format.
         smooth: points of the line above it.
-        ticks: height and text of each line of the grid.
+        ticks: height and text of each grid line.
         marks: single values.
         rule: height of a dashed line.
-        upright: place of an upright line.
+        upright: x position of a vertical line.
         last: the last step.
     """
 
@@ -63,20 +63,20 @@ def chart(
     upright: float | None = None,
     percent: bool = False,
 ) -> Chart:
-    """A chart of values over steps, with their running mean.
+    """Return a chart of values over steps, with their running mean.
 
     Args:
-        title: what it shows, in words.
+        title: alternative text.
         steps: in order.
         values: one for each step.
-        last: where the axis of steps ends.
-        top: where the axis of values ends; what is larger is drawn there.
+        last: the end of the x axis.
+        top: the end of the y axis; larger values are clipped to it.
         marks: single values; their `x` is a step.
-        rule: a value with a dashed line.
-        upright: a step with an upright line.
-        percent: whether values are fractions, written in per cent.
+        rule: a value marked by a dashed line.
+        upright: a step marked by a vertical line.
+        percent: whether values are fractions, shown in per cent.
     """
-    x, y = np.asarray(steps, np.float64), np.minimum(np.asarray(values, np.float64), 1e3 * top)  # infinity has no mean
+    x, y = np.asarray(steps, np.float64), np.minimum(np.asarray(values, np.float64), 1e3 * top)  # keep means finite
 
     def across(step: float) -> float:
         return round(_LEFT + (WIDE - _LEFT - _RIGHT) * step / max(last, 1), 1)
@@ -86,7 +86,7 @@ def chart(
 
     def points(chosen: tuple[Floats, Floats]) -> str:
         found = [f"{across(step):g},{up(value):g}" for step, value in zip(*chosen, strict=True)]
-        return " ".join(found * 2 if len(found) == 1 else found)  # one point alone has no line
+        return " ".join(found * 2 if len(found) == 1 else found)  # a single point draws no line
 
     return Chart(
         title,
@@ -101,7 +101,7 @@ def chart(
 
 
 def running_mean(values: Floats, share: float = 0.05) -> Floats:
-    """The mean of values around each one, over a share of them all; at the ends over those that are there."""
+    """Return a centred running mean over a share of all values; the window shrinks at the ends."""
     width = max(round(len(values) * share), 1)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
@@ -111,13 +111,13 @@ def running_mean(values: Floats, share: float = 0.05) -> Floats:
 
 
 def thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
-    """At most so many points, evenly chosen, the first and the last among them."""
+    """Return at most `most` points, evenly spaced, including the first and the last."""
     chosen = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).round().astype(int))
     return x[chosen], y[chosen]
 
 
 def extremes(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
-    """At most so many points, so that peaks stay: the lowest and the highest of each stretch."""
+    """Return at most `most` points that preserve peaks: the lowest and the highest of each stretch."""
     if len(x) <= most:
         return x, y
     stretches = np.array_split(np.arange(len(x)), most // 2)
@@ -127,7 +127,7 @@ def extremes(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
 
 
 def ticks(top: float) -> list[float]:
-    """Round values from 0 on, two to four of them, none above `top`."""
+    """Return two to four round values from 0, none above `top`."""
     unit = 10.0 ** math.floor(math.log10(top))
     step = next(size * unit for size in (0.5, 1, 2, 5) if top / (size * unit) < 4)
     return [round(step * index, 12) for index in range(int(top / step * (1 + 1e-9)) + 1)]

@@ -1,4 +1,4 @@
-"""Figures without pyplot: a figure that notebooks show, long rows in panels, labels taken literally."""
+"""Figures without pyplot: a figure that notebooks show, panels for long rows, literal labels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Picture(Figure):
 
 
 def panels(count: int, cell: float, wide: float, height: float, ax: Axes | None) -> list[tuple[Axes, slice]]:
-    """Axes below each other that share out `count` columns evenly, with the columns of each.
+    """Split `count` columns evenly over stacked Axes; return each with its columns.
 
     Args:
-        count: columns in all.
+        count: the total number of columns.
         cell: width of a column, in inches.
-        wide: width of a panel at most, in inches.
+        wide: maximum width of a panel, in inches.
         height: height of a panel, in inches.
         ax: draw everything here instead.
     """
@@ -42,14 +42,14 @@ def panels(count: int, cell: float, wide: float, height: float, ax: Axes | None)
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The whole figure that Axes stand in."""
+    """Return the root figure of Axes."""
     figure = ax.get_figure(root=True)
-    assert figure is not None  # only Axes removed from their figure have none
+    assert figure is not None  # None only for Axes removed from their figure
     return figure
 
 
 def name_columns(ax: Axes, labels: Sequence[str], at: float = 0.0) -> None:
-    """Ticks `at` right of 0, 1, ...; labels upright where short, without mathematics between dollars."""
+    """Label the ticks at 0, 1, ... plus `at`; short labels stay horizontal, and dollars do not start mathematics."""
     texts = [visible(label) for label in labels]
     short = max((len(text) for text in texts), default=0) <= 3 or sum(map(len, texts)) <= 2 * len(texts)
     ax.set_xticks([index + at for index in range(len(texts))])
@@ -60,6 +60,6 @@ def name_columns(ax: Axes, labels: Sequence[str], at: float = 0.0) -> None:
 
 
 def visible(label: str, most: int = 24) -> str:
-    """A label with line breaks and lone blanks made visible, and shortened to `most` letters."""
+    """Return a label with line breaks, tabs and blank labels made visible, cut to `most` characters."""
     text = label.translate(_SHOWN) if label.strip() else label.translate(_SHOWN).replace(" ", "␣")
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Graphs: edges coloured by score, a graph for each depth."""
+"""Graphs: edges coloured by score, one graph for each depth."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from matplotlib.patches import FancyArrowPatch
 from maskhooks.errors import MissingExtraError, SettingError
 from maskhooks.viz.figure import COLOURS, Picture, figure_of, visible
 
-_SHAPES = "osD^"  # of nodes, by their type
-_SPRING = 400  # nodes above which the slower layout takes too long
+_SHAPES = "osD^"  # node markers by type
+_SPRING = 400  # above this many nodes, kamada_kawai_layout takes too long
 
 
 @dataclass(frozen=True)
 class Net:
-    """A graph as pictures need it.
+    """A graph to draw.
 
     Args:
-        source: of each edge, the number of a node.
-        target: likewise.
-        nodes: what the nodes are called, such as atoms; empty names are drawn as dots.
-        centre: the node asked about, which is ringed.
-        kinds: of each node the number of its type, where there are several: circles, squares, diamonds, triangles.
+        source: the source node of each edge.
+        target: the target node of each edge.
+        nodes: names of the nodes, such as atoms; a node with an empty name is a dot.
+        centre: the node the prediction is about; it gets a ring.
+        kinds: the type number of each node if there are several: circles, squares, diamonds, triangles.
     """
 
     source: npt.NDArray[np.integer]
@@ -40,7 +40,7 @@ class Net:
 
     @property
     def shapes(self) -> npt.NDArray[np.integer]:
-        """Of each node the number of its shape."""
+        """The shape number of each node."""
         return np.zeros(len(self.nodes), int) if self.kinds is None else self.kinds % len(_SHAPES)
 
     @property
@@ -49,7 +49,7 @@ class Net:
 
 
 def layout(net: Net) -> npt.NDArray[np.float64]:
-    """Where nodes stand, `[node, 2]` in [0, 1]; the same for the same graph.
+    """Return node positions, `[node, 2]` in [0, 1]; deterministic.
 
     Raises:
         MissingExtraError: networkx is not installed.
@@ -75,9 +75,9 @@ def layout(net: Net) -> npt.NDArray[np.float64]:
 def ends(
     net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], apart: float = 0.006
 ) -> npt.NDArray[np.float64]:
-    """Lines `[edge, end, 2]`: edges in both directions stand side by side, each to the right of its way.
+    """Return lines `[edge, end, 2]`; opposite edges run side by side, each shifted to the right of its direction.
 
-    They are one line where all that have a counterpart share its scores, as where both are gated together.
+    If all opposite edges have equal scores, as when they are gated together, each pair is one line.
 
     Args:
         scores: `[graph, edge]`.
@@ -102,17 +102,17 @@ def graphs(
     wrap: int = 3,
     ax: Axes | None = None,
 ) -> Figure:
-    """One graph for each row of scores, side by side, its edges the darker and wider the likelier they are kept.
+    """Draw a graph for each row of scores, side by side; edges with higher scores are darker and wider.
 
-    Edges without a counterpart in the other direction in their graph end in an arrow; self-loops are rings.
+    Edges without an opposite edge end in an arrow; self-loops are rings.
 
     Args:
-        scores: `[graph, edge]` in [0, 1]; NaN is left out.
-        names: what the graphs are called.
+        scores: `[graph, edge]` in [0, 1]; NaN is not drawn.
+        names: names of the graphs.
         net: edges and nodes.
-        title: above them all.
-        label: what the colours mean.
-        wrap: graphs side by side.
+        title: title of the figure.
+        label: label of the colour bar.
+        wrap: number of graphs side by side.
         ax: Axes to draw on, for one graph; None makes a figure.
 
     Raises:
@@ -122,7 +122,7 @@ def graphs(
     values = np.atleast_2d(np.asarray(scores, float))
     if ax is not None and len(names) > 1:
         raise SettingError(
-            f"one Axes for {len(names)} graphs. Choose a depth (explanation.select(depth=0)), or give no ax"
+            f"one Axes cannot hold {len(names)} graphs. Select a depth (explanation.select(depth=0)), or leave out ax"
         )
     places = layout(net)
     drawn = ends(net, places, values)
@@ -147,7 +147,7 @@ def graphs(
 
 
 def _alike(net: Net, scores: npt.NDArray[np.float64]) -> bool:
-    """Whether edges in one direction have the scores of those in the other wherever there are both."""
+    """Whether opposite edges have equal scores wherever both exist."""
     known: dict[tuple[int, int], list[npt.NDArray[np.float64]]] = {}
     for pair, column in zip(net.pairs, scores.T, strict=True):
         known.setdefault(pair, []).append(column)
@@ -166,13 +166,13 @@ def _draw(
     ends: npt.NDArray[np.float64],
 ) -> LineCollection:
     small = 1.0 if len(net.nodes) <= 40 else max(0.35, (40 / len(net.nodes)) ** 0.5)
-    order = np.argsort(np.nan_to_num(row, nan=-1.0), kind="stable")  # the strongest on top
+    order = np.argsort(np.nan_to_num(row, nan=-1.0), kind="stable")  # highest scores on top
     shown = order[~np.isnan(row[order])]
     lines = LineCollection(
         list(ends[shown]),
         array=row[shown],
         cmap=COLOURS,
-        norm=Normalize(-0.12, 1),  # so that an edge that is dropped is still to be seen
+        norm=Normalize(-0.12, 1),  # so that dropped edges stay visible
         linewidths=small * (0.7 + 2.8 * row[shown]),
         zorder=1,
     )

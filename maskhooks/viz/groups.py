@@ -1,4 +1,4 @@
-"""Groups: a bar from left to right for each group, as in figure 4 of De Cao et al. 2020."""
+"""Groups: a horizontal bar for each group, as in figure 4 of De Cao et al. 2020."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def groups(
     most: int = 30,
     ax: Axes | None = None,
 ) -> Figure:
-    """A bar for each group, the first at the top.
+    """Draw a bar for each group, the first at the top.
 
     Args:
-        names: what the groups are called.
-        values: how long the bars are.
-        errors: half the length of an error bar; NaN has none.
-        counts: how many each group has, written beside its name.
-        x: what the length means.
-        title: above the picture.
-        most: groups shown at most; the middle ones are left out, and how many is written between.
+        names: names of the groups.
+        values: lengths of the bars.
+        errors: half-lengths of the error bars; NaN draws none.
+        counts: number of members of each group, shown beside its name.
+        x: label of the x axis.
+        title: title of the figure.
+        most: maximum number of groups; a line with their number replaces those in the middle.
         ax: Axes to draw on; None makes a figure.
 
     Returns:
-        The figure drawn on.
+        The figure.
     """
     lengths = np.asarray(values, float)
     spans = np.zeros(len(lengths)) if errors is None else np.nan_to_num(np.asarray(errors, float))

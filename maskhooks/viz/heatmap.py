@@ -1,4 +1,4 @@
-"""Heat map: scores of layers by positions, as in figures 6 and 8 of De Cao et al. 2020."""
+"""Heatmap: scores of layers by positions, as in figures 6 and 8 of De Cao et al. 2020."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def heatmap(
     wide: float = 10.8,
     ax: Axes | None = None,
 ) -> Figure:
-    """Scores as colours, from the first row at the bottom to the last at the top.
+    """Draw scores as colours, with the first row at the bottom.
 
     Args:
-        scores: `[row, column]` in [0, 1]; NaN is left grey.
-        rows: what the rows are called.
-        columns: what the columns are called.
-        title: above the picture.
-        x: below it.
-        y: what the rows are.
-        label: what the colours mean.
-        wide: width of a panel at most, in inches; further columns go on in a panel below.
+        scores: `[row, column]` in [0, 1]; NaN is grey.
+        rows: names of the rows.
+        columns: names of the columns.
+        title: title of the figure.
+        x: label of the x axis.
+        y: label of the y axis.
+        label: label of the colour bar.
+        wide: maximum width of a panel, in inches; more columns continue in a panel below.
         ax: Axes to draw on, in one panel; None makes a figure.
 
     Returns:
-        The figure drawn on.
+        The figure.
     """
     values = np.ma.masked_invalid(np.asarray(scores, float).reshape(len(rows), len(columns)))
     parts = panels(len(columns), 0.3, wide, 0.24 * len(rows) + 1.0, ax)

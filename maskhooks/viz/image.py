@@ -1,4 +1,4 @@
-"""Images: scores of patches by row and column, one image for each depth."""
+"""Images: patch scores by row and column, one image for each depth."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def images(
     wrap: int = 4,
     ax: Axes | None = None,
 ) -> Figure:
-    """Scores as images side by side, row 0 at the top.
+    """Draw scores as images side by side, with row 0 at the top.
 
     Args:
-        scores: `[image, row, column]` in [0, 1]; NaN is left grey.
-        names: what the images are called.
-        title: above them all.
-        label: what the colours mean.
-        wrap: images side by side.
+        scores: `[image, row, column]` in [0, 1]; NaN is grey.
+        names: names of the images.
+        title: title of the figure.
+        label: label of the colour bar.
+        wrap: number of images side by side.
         ax: Axes to draw on, for one image; None makes a figure.
 
     Returns:
-        The figure drawn on.
+        The figure.
 
     Raises:
         SettingError: several images for one `ax`.
@@ -42,7 +42,7 @@ def images(
     values = np.ma.masked_invalid(np.asarray(scores, float))
     if ax is not None and len(names) > 1:
         raise SettingError(
-            f"one Axes for {len(names)} images. Choose a depth (explanation.select(depth=0)), or give no ax"
+            f"one Axes cannot hold {len(names)} images. Select a depth (explanation.select(depth=0)), or leave out ax"
         )
     across = min(wrap, len(names))
     down = -(-len(names) // across)

@@ -2,7 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const slider = document.getElementById("depth"), shown = document.getElementById("shown");
 const tip = document.getElementById("tip"), search = document.getElementById("search");
-const keep = .5; // more likely kept than not
+const keep = .5; // underline scores above this
 const height = data.rows.length > 16 ? 9 : 13, gap = 1;
 const visible = text => text.trim() ? text.replace(/[\n\r]+/g, "↵").replace(/\t/g, "⇥")
   : text.replace(/[\n\r]/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣");
@@ -16,7 +16,7 @@ function make(tag, parent, text, name) {
   return node;
 }
 
-// SVG elements have a namespace of their own, which the page itself does not name.
+// SVG elements need the SVG namespace; read it from a parsed element, so that the page contains no URL.
 const drawing = new DOMParser().parseFromString("<svg></svg>", "text/html").querySelector("svg").namespaceURI;
 function shape(tag, parent, settings, text) {
   const node = document.createElementNS(drawing, tag);
@@ -26,10 +26,10 @@ function shape(tag, parent, settings, text) {
   return node;
 }
 
-// Nodes by their type; the first are circles.
+// Node shapes by type; "" is a circle.
 const SHAPES = ["", "M-1 -1H1V1H-1Z", "M0 -1.3L1.3 0L0 1.3L-1.3 0Z", "M0 -1.3L1.2 .9H-1.2Z"];
 
-// A graph: its edges take the place of words, and are coloured like them.
+// Draw a graph; its edges replace tokens and are coloured like them.
 function network(card, { graph, columns }) {
   const size = 440, margin = 22, at = value => (margin + value * (size - 2 * margin)).toFixed(1);
   const box = shape("svg", card, { class: "network", viewBox: `0 0 ${size} ${size}`, role: "img",
@@ -99,7 +99,7 @@ function build(example) {
   return view;
 }
 
-// What a search looks in: tokens as they are and put together to words, and what is known of the example.
+// The text that a search covers: tokens, the words they form, and the example's metadata.
 function searchable({ number, columns, about }) {
   const spaced = columns.join(" ");
   const texts = [`example ${number}`, spaced, spaced.replaceAll(" ##", ""), columns.join("").replace(/[Ġ▁]/g, " ")];
@@ -156,7 +156,7 @@ function draw(view, row) {
   pen.strokeRect(.75, (rows - 1 - row) * height + .25, cell * example.columns.length - 1.5 - gap, height - 1.5);
 }
 
-// A depth, or all of them.
+// The name of one depth, or of all.
 const called = name => /^\d/.test(name) ? `depth ${name}` : name;
 
 function say(event, view, row, column) {
@@ -217,7 +217,7 @@ const watch = new IntersectionObserver(entries => entries.forEach(({ target, isI
   near[isIntersecting ? "add" : "delete"](view);
   if (isIntersecting) show(view);
 }), { rootMargin: "600px" });
-// Of many examples only those near the window are coloured.
+// On a large page, colour only the examples near the viewport.
 const many = data.examples.reduce((sum, example) => sum + example.columns.length, 0) > 4000;
 views.forEach(view => {
   listen(view);

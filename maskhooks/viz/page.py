@@ -1,4 +1,4 @@
-"""Page: scores of many examples as one HTML page, with a slider for the depth, below what else there is to tell."""
+"""Page: an HTML page with sections, and the scores of many examples with a slider for the depth."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Example:
-    """One example of the page.
+    """An example on the page.
 
     Args:
-        number: its number.
+        number: its index.
         scores: `[row, column]` in [0, 1]; NaN where there is none.
-        columns: what the columns are called, such as tokens.
-        about: what is known of it, such as `{"prediction": ..., "target": ...}`.
-        width: columns are patches, this many in a row; 0 where they are words.
-        patches: how many of the columns are patches, before others such as a class token; by default all.
-        net: columns are edges of this graph.
-        places: where its nodes stand, `[node, 2]` in [0, 1].
+        columns: names of the columns, such as tokens.
+        about: metadata, such as `{"prediction": ..., "target": ...}`.
+        width: patches per image row; 0 if the columns are not patches.
+        patches: how many of the columns are patches; others, such as a class token, follow them. Default: all.
+        net: the graph whose edges are the columns.
+        places: positions of its nodes, `[node, 2]` in [0, 1].
     """
 
     number: int
@@ -54,18 +54,18 @@ def page(
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
 ) -> str:
-    """A page that needs no network; it opens from a file or in a notebook's frame.
+    """Return a self-contained page; it opens from a file or in a notebook's frame.
 
-    All text is escaped: in sections as HTML, in examples within one block of JSON without `<`, `>` and `&`, which the
-    script writes as text, never as HTML. The page forbids itself every connection.
+    All text is escaped: sections as HTML; examples in one block of JSON without `<`, `>` and `&`, which the script
+    writes as text, never as HTML. The page's content security policy forbids every connection.
 
     Args:
         examples: shown one below the other.
-        rows: what the rows of all examples are called, such as depths, from the first up.
+        rows: names of the rows of all examples, such as depths, lowest first.
         title: the heading.
-        note: a sentence below it.
-        label: what the colours mean.
-        provenance: shown at the end, folded.
+        note: a sentence below the heading.
+        label: label of the colour scale.
+        provenance: shown at the end, collapsed.
         sections: shown above the examples.
     """
     import jinja2
@@ -100,7 +100,7 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
 
 
 def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """A graph as the script draws it: lines, each with its ends, and nodes with their names."""
+    """A graph in the script's format: lines by their ends, and nodes with their names."""
     from maskhooks.viz.graph import ends
 
     pairs = set(net.pairs)

@@ -1,4 +1,4 @@
-"""Sections: what a page tells above its examples, as plain values; the template draws and escapes them."""
+"""Sections: the content of a page above its examples, as plain values; the template draws and escapes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maskhooks.viz.chart import Chart
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with what they are."""
+    """Pairs of name and value."""
 
     kind: ClassVar[str] = "facts"
     pairs: Sequence[tuple[str, str]]
@@ -22,10 +22,10 @@ class Bar:
     """A row of `Bars`.
 
     Args:
-        name: what it is.
-        length: in [0, 1]; 1 is all of the width.
-        value: what is written beside the bar.
-        note: what else is known, in small letters.
+        name: shown before the bar.
+        length: in [0, 1]; 1 is the full width.
+        value: shown after the bar.
+        note: shown in small type after the name.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars from left to right, one below the other.
+    """Horizontal bars, one below the other.
 
     Args:
         rows: the first at the top.
-        heads: what names and values are.
+        heads: the column headings of names and values.
         caption: above them.
     """
 
@@ -52,7 +52,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of `Grid`: a score in [0, 1], None where there is none, and what its tooltip says."""
+    """A cell of `Grid`: a score in [0, 1], or None, and the text of its tooltip."""
 
     score: float | None
     text: str = ""
@@ -60,12 +60,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of scores, shaded.
+    """A table of shaded scores.
 
     Args:
-        corner: what the columns are, in a word.
-        columns: what the columns are called, each with a note in small letters.
-        rows: what the rows are called, the first at the top.
+        corner: one word for what the columns are.
+        columns: names of the columns, each with a note in small type.
+        rows: names of the rows, the first at the top.
         cells: `[row][column]`.
     """
 
@@ -78,7 +78,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class ChartRow:
-    """Charts side by side: their name, what they come to, and whether that is as it should be (None: not known)."""
+    """Charts side by side, with a name, a summary, and whether the result is good (None if unknown)."""
 
     name: str
     note: str
@@ -88,10 +88,10 @@ class ChartRow:
 
 @dataclass(frozen=True)
 class Charts:
-    """Rows of small charts with the same axes.
+    """Rows of small charts with common axes.
 
     Args:
-        columns: what each column shows.
+        columns: headings of the columns.
         rows: the first at the top.
     """
 
@@ -105,7 +105,7 @@ Part: TypeAlias = Facts | Bars | Grid | Charts
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence below it that a newcomer understands, and pictures."""
+    """A heading, a short explanation for newcomers, and pictures."""
 
     title: str
     text: str

@@ -12,14 +12,14 @@ _CELL = "padding:1px 3px;white-space:pre;text-align:center"
 
 
 def table(scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", most: int = 40) -> str:
-    """Scores as shaded cells, the last row at the top; all text is escaped.
+    """Return scores as shaded cells, the last row at the top; all text is escaped.
 
     Args:
         scores: `[row, column]` in [0, 1].
-        rows: what the rows are called.
-        columns: what the columns are called; those after the first `most` are left out.
+        rows: names of the rows.
+        columns: names of the columns; only the first `most` are shown.
         caption: above the table.
-        most: columns shown.
+        most: maximum number of columns.
     """
     values = np.asarray(scores, float).reshape(len(rows), len(columns))
     head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in columns[:most])

@@ -249,7 +249,7 @@ def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path:
     assert result.returncode == 2
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "out/explanation.parquet/part-000001.parquet cannot be written (File too large)" in error
-    assert "What is whole stays (files: 4)" in error
+    assert "Complete files stay (files: 4)" in error
     assert run(*command("out")).exit_code == 0
     assert rows(tmp_path / "out") == whole
 

@@ -36,7 +36,7 @@ def test_trees(tmp_path: Path) -> None:
 def test_line_that_is_no_tree(tmp_path: Path, line: str) -> None:
     path = tmp_path / "trees.txt"
     path.write_text(f"(3 (2 It) (4 works))\n{line}\n")
-    with pytest.raises(CorruptFileError, match=r"trees\.txt, line 2 is no SST tree") as caught:
+    with pytest.raises(CorruptFileError, match=r"trees\.txt, line 2 is not an SST tree") as caught:
         read(str(path))
     assert caught.value.path == path
 
@@ -95,17 +95,17 @@ def test_missing_empty_and_broken_files(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CorruptFileError, match="there is no file"):
         read(str(path))
     path.write_bytes(b"")
-    with pytest.raises(CorruptFileError, match=r"holds no example|cannot be read"):
+    with pytest.raises(CorruptFileError, match=r"has no examples|cannot be read"):
         read(str(path))
     path.write_bytes(b'{"text": \xff\xfe"')
-    with pytest.raises(CorruptFileError, match=r"cannot be read|no SST tree"):
+    with pytest.raises(CorruptFileError, match=r"cannot be read|not an SST tree"):
         read(str(path))
 
 
 def test_csv_with_a_header_only(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "data.csv.gz", "wt") as file:
         file.write("text,label\n")
-    with pytest.raises(CorruptFileError, match="holds no example"):
+    with pytest.raises(CorruptFileError, match="has no examples"):
         read(str(tmp_path / "data.csv.gz"))
 
 
@@ -148,7 +148,7 @@ def test_records_come_one_by_one(tmp_path: Path, kind: str) -> None:
     path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
     records = stream(str(path))
     assert [next(records) for _ in range(5)] == [Record("good film", label=3)] * 5
-    with pytest.raises(CorruptFileError, match=r"cannot be read|no SST tree"):
+    with pytest.raises(CorruptFileError, match=r"cannot be read|not an SST tree"):
         list(records)
 
 
@@ -194,8 +194,8 @@ def test_numbers_in_csv_do_not_depend_on_their_column(tmp_path: Path) -> None:
     [
         ("data.jsonl", '{"text": "a"}\n\n{"text": null}\n', "record 2 has no text"),
         ("data.jsonl", '{"text": "a"}\n{"texts": "b"}\n', "record 2 has no text"),
-        ("data.jsonl", '{"text": "a"}\n{"text"\n', "line 2 is no JSON"),
-        ("data.jsonl", '{"text": "a"}\n"text"\n', "line 2 is no object such as"),
+        ("data.jsonl", '{"text": "a"}\n{"text"\n', "line 2 is not JSON"),
+        ("data.jsonl", '{"text": "a"}\n"text"\n', "line 2 is not a JSON object"),
         ("data.csv", 'text\na\n"b\n', "cannot be read"),
     ],
 )

@@ -40,7 +40,7 @@ def test_words_end_at_ascii_blanks_alone(tmp_path: Path) -> None:
 )
 def test_a_line_that_is_no_tree_is_named(tmp_path: Path, line: str) -> None:
     path = written(tmp_path, "(2 (2 a) (2 b))", line)
-    with pytest.raises(CorruptFileError, match=r"line 2 is no tree.*-LRB-") as caught:
+    with pytest.raises(CorruptFileError, match=r"line 2 is not a tree.*-LRB-") as caught:
         read(path)
     assert caught.value.path == path
 

@@ -170,7 +170,7 @@ def test_batches_that_count_otherwise_than_by_their_first_axis(tmp_path: Path) -
     )
     batches = [(torch.randn(4, 3),)] * 3
     assert explainer.explain_to(batches, tmp_path / "one", progress=False).examples == 6
-    with pytest.raises(BatchError, match="batches of 12 examples, by the first axis of their first tensor, gave 6"):
+    with pytest.raises(BatchError, match="batches with 12 examples, by the first axis of their first tensor, gave 6"):
         explainer.explain_to(batches, tmp_path / "two", progress=False, shard=(0, 2))
 
 
@@ -215,7 +215,7 @@ def test_other_data_are_noticed_by_their_number(tmp_path: Path) -> None:
     explainer = random_explainer()
     shards = explainer.explain_to(texts(20), tmp_path, **SETTINGS)
     shards.path(0).unlink()
-    with pytest.raises(ResumeError, match=r"part-000002\.parquet holds 4 examples, and the data now give 3"):
+    with pytest.raises(ResumeError, match=r"part-000002\.parquet holds 4 examples, but the data now give 3"):
         explainer.explain_to(texts(19), tmp_path, **SETTINGS)
 
 
@@ -224,10 +224,10 @@ def test_what_cannot_be_done_is_named(tmp_path: Path) -> None:
         random_explainer().explain_to([], tmp_path / "rows", **SETTINGS)
     with pytest.raises(NotFittedError):
         maskhooks.DiffMask(hooked(), "layer:output").explain_to(texts(4), tmp_path / "none", **SETTINGS)
-    with pytest.raises(SettingError, match="part 4 of 4"):
+    with pytest.raises(SettingError, match="no shard 4 of 4"):
         random_explainer().explain_to(texts(4), tmp_path / "none", shard=(4, 4), **SETTINGS)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file cannot be made"):
+    with pytest.raises(StorageError, match="file cannot be created"):
         random_explainer().explain_to(texts(4), tmp_path / "file", **SETTINGS)
     assert not (tmp_path / "none").exists()
 
@@ -327,6 +327,6 @@ def test_a_file_that_cannot_grow_leaves_the_others(tmp_path: Path) -> None:
     words = [sys.executable, "-c", FULL, str(tmp_path)]
     ran = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
     assert "part-000001.parquet cannot be written (File too large)" in ran.stdout
-    assert "What is whole stays (files: 1)" in ran.stdout
+    assert "Complete files stay (files: 1)" in ran.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_manifest.json", "part-000000.parquet"]
     assert random_explainer().explain_to(texts(16), tmp_path, **SETTINGS).complete

@@ -12,7 +12,7 @@ from maskhooks.explanations.chunks import Chunks
 
 
 def portions(data: Any, collate: Any = list, **given: Any) -> Chunks:
-    settings = {"batch_size": 3, "length": None, "batches": 2, "part": (0, 1), **given}
+    settings = {"batch_size": 3, "length": None, "batches": 2, "shard": (0, 1), **given}
     return Chunks(data, collate, **settings)
 
 
@@ -53,25 +53,25 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
 def test_parts_share_the_work(total: int, parts: int) -> None:
     mine = []
     for which in range(parts):
-        found = portions(range(total), part=(which, parts))
+        found = portions(range(total), shard=(which, parts))
         items = [item for number, items in found if found.mine(number) for item in items]
         assert found.share(total) == len(items)
         mine += items
     assert sorted(mine) == list(range(total))
-    assert portions([], part=(0, parts)).share(None) is None
+    assert portions([], shard=(0, parts)).share(None) is None
 
 
 def test_other_data_in_the_place_of_a_file_are_noticed(tmp_path: Any) -> None:
     portions([]).check(["a", "b"], 2, tmp_path / "part")
-    with pytest.raises(ResumeError, match=r"part holds 3 examples, and the data now give 2"):
+    with pytest.raises(ResumeError, match=r"part holds 3 examples, but the data now give 2"):
         portions([]).check(["a", "b"], 3, tmp_path / "part")
 
 
 def test_batches_that_do_not_say_their_size_cannot_be_parted() -> None:
-    found = portions([], None, part=(0, 2))
+    found = portions([], None, shard=(0, 2))
     with pytest.raises(BatchError, match=r"has no tensor.*collate"):
         found.count([["text"]])
-    with pytest.raises(BatchError, match=r"batches of 4 examples, by the first axis.*gave 3.*collate"):
+    with pytest.raises(BatchError, match=r"batches with 4 examples, by the first axis.*gave 3.*collate"):
         found.check([torch.zeros(4, 3)], 3)
     portions([], None).check([["text"]], 3)  # one process counts what comes out
 
@@ -79,10 +79,10 @@ def test_batches_that_do_not_say_their_size_cannot_be_parted() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"batch_size": 0}, "batch_size is a whole number from 1, got 0"),
-        ({"batches": -1}, "batches is a whole number from 1, got -1"),
-        ({"part": (2, 2)}, "part 2 of 2 is none"),
-        ({"part": (-1, 2)}, "part -1 of 2 is none"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batches": -1}, "batches must be a whole number of at least 1, got -1"),
+        ({"shard": (2, 2)}, "no shard 2 of 2"),
+        ({"shard": (-1, 2)}, "no shard -1 of 2"),
         ({"collate": None, "length": len}, "length sorts examples"),
     ],
 )

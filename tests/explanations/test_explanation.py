@@ -77,7 +77,7 @@ def test_provenance_and_examples_are_kept() -> None:
     ("settings", "error", "message"),
     [
         ({"provenance": {"gate": object()}}, SettingError, "JSON"),
-        ({"examples": [{"prediction": "a"}]}, BatchError, "1 examples, with scores for 2"),
+        ({"examples": [{"prediction": "a"}]}, BatchError, "1 examples, but scores for 2"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(settings: Any, error: type[Exception], message: str) -> None:
@@ -88,7 +88,7 @@ def test_what_cannot_be_kept_is_refused(settings: Any, error: type[Exception], m
 def test_scores_are_needed_and_differ() -> None:
     with pytest.raises(SettingError, match="needs scores"):
         Explanation.build([], provenance={})
-    with pytest.raises(SettingError, match="two scores of one site and depth"):
+    with pytest.raises(SettingError, match="two scores have the same site and depth"):
         Explanation.build([tokens("a:output", 1, values()[0])] * 2, provenance={})
 
 
@@ -116,7 +116,7 @@ def test_select_narrows_down() -> None:
     with pytest.raises(UnknownSiteError, match="Did you mean") as caught:
         explanation.select(site="layer.7:output")
     assert "layer.2:output" in caught.value.near
-    with pytest.raises(SettingError, match="no example 9 here; there are 0, 1"):
+    with pytest.raises(SettingError, match=r"no example 9\. The explanation holds 0, 1"):
         explanation.select(example=9)
     with pytest.raises(SettingError, match="no depth 5"):
         explanation.select(depth=[0, 5])

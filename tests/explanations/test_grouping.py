@@ -78,10 +78,10 @@ def test_tags_belong_to_numbers_of_examples() -> None:
     ("group", "message"),
     [
         ("lable", r"no column 'lable'.*label.*target, prediction\. Did you mean 'label'"),
-        ([["S"] * 4], "tags for 1 examples, numbered from 0, and rows of example 1"),
-        ([["S"] * 4, ["S"]], "1 tags for example 1, which has a real position 1"),
-        (["S", "NOUN"], r"a flat list of tags.*tags\[example\]\[position\]"),
-        (np.array(["S"] * 14), r"shape \[14\] to group 16 rows by"),
+        ([["S"] * 4], "tags for 1 examples, numbered from 0, but rows of example 1"),
+        ([["S"] * 4, ["S"]], "1 tags for example 1, which has a valid position 1"),
+        (["S", "NOUN"], r"tags are a flat list.*tags\[example\]\[position\]"),
+        (np.array(["S"] * 14), r"shape \[14\] cannot group 16 rows"),
     ],
 )
 def test_what_does_not_fit_is_named(group: Any, message: str) -> None:

@@ -63,7 +63,7 @@ def test_a_missing_file_is_not_complete(shards: Shards) -> None:
 def test_it_is_gone_on_with_by_the_same_maker_only(shards: Shards) -> None:
     assert len(Shards.begin(shards.folder, MADE)) == 3
     other = {"explainer": {"name": "random", "sites": ["b:output"]}, "batch_size": 4, "about": {}}
-    with pytest.raises(ResumeError, match=r"was begun in another way: .*--overwrite") as caught:
+    with pytest.raises(ResumeError, match=r"was started with other settings: .*--overwrite") as caught:
         Shards.begin(shards.folder, other)
     assert caught.value.differences == [
         'explainer.sites was ["a:output"] and is ["b:output"]',
@@ -91,7 +91,7 @@ def test_overwriting_leaves_what_is_not_ours(shards: Shards) -> None:
 def test_a_single_file_in_the_folders_place(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     explanation(0).to_parquet(path)
-    with pytest.raises(StorageError, match=r"cannot be made \(File exists\).*overwrite"):
+    with pytest.raises(StorageError, match=r"cannot be created \(File exists\).*overwrite"):
         Shards.begin(path, MADE)
     assert len(Shards.begin(path, MADE, overwrite=True)) == 0
     (tmp_path / "notes.txt").write_text("mine")
@@ -102,7 +102,7 @@ def test_a_single_file_in_the_folders_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "made": {}, "ended": None})])
 def test_a_broken_manifest_is_named(shards: Shards, text: str) -> None:
     (shards.folder / MANIFEST).write_text(text)
-    with pytest.raises(CorruptFileError, match=r"_manifest\.json is not what explain_to writes"):
+    with pytest.raises(CorruptFileError, match=r"_manifest\.json is not a manifest of explain_to"):
         Shards.begin(shards.folder, MADE)
 
 
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_whole_files(shards: Shards, monkeypatch: pytest.Monk
         shards.write(3, explanation(7))
     monkeypatch.undo()
     assert caught.value.path == shards.path(3)
-    assert "What is whole stays (files: 3), and the same call goes on after it." in str(caught.value)
+    assert "Complete files stay (files: 3), and the same call resumes after them." in str(caught.value)
     assert {path.name: path.read_bytes() for path in shards.folder.iterdir()} == before
     shards.write(3, explanation(7))
     assert shards.whole() == {0, 1, 2, 3}

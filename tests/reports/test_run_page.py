@@ -110,14 +110,14 @@ def test_a_run_and_its_explanation(trained: tuple[Path, Explanation], tmp_path: 
     for told in (
         "Sequential",
         "all 8 steps were made",
-        "24 examples, the first 5 of them below",
-        "5 nats on average, kept by all masks",
+        "24 examples; the first 5 are below",
+        "5 nats on average, met by all masks",
         "diffmask",
         "stable",
         "chosen: step",
     ):
         assert told in page.text, told
-    assert "careful" not in page.text
+    assert "did not make the explanation" not in page.text
     assert len(page.data["examples"]) == 5
     assert page.data["provenance"]["margin"] == 5
     validations = len((folder / "validation.csv").read_text().splitlines()) - 1
@@ -193,7 +193,7 @@ def test_a_run_alone_also_while_it_goes_on(trained: tuple[Path, Explanation], tm
     for state in (trained[0] / "state").iterdir():
         (going / "state" / state.name).write_bytes(state.read_bytes())
     page = Page(report(going))
-    assert "goes on, or broke off" in page.text
+    assert "in progress or interrupted" in page.text
     assert "5 nats on average" in page.text
     assert "no validation data" in page.text
     (going / "log.csv").unlink()
@@ -203,7 +203,7 @@ def test_a_run_alone_also_while_it_goes_on(trained: tuple[Path, Explanation], tm
 
 
 def test_an_explanation_of_another_run_is_told(trained: tuple[Path, Explanation]) -> None:
-    assert "the explanation was not made by this run: they differ in" in Page(report(trained[0], explanation())).text
+    assert "this run did not make the explanation; they differ in" in Page(report(trained[0], explanation())).text
 
 
 def test_files_folders_and_shards_give_the_same_page(tmp_path: Path) -> None:
@@ -270,18 +270,18 @@ def test_answers_that_are_free_text_group_nothing() -> None:
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="nothing to report: give the folder of a run"):
+    with pytest.raises(SettingError, match=r"nothing to report\. Give the folder of a run"):
         report()
-    with pytest.raises(SettingError, match="no rows with a real position"):
+    with pytest.raises(SettingError, match="no rows with a valid position"):
         report(None, explanation().select(valid=False))
     with pytest.raises(SettingError, match="examples 2 to 4 come twice"):
         report(None, [explanation(3), explanation(3, 2)])
     with pytest.raises(SettingError, match="examples 0 to 9 come twice"):
         report(None, [explanation(3, 2), explanation(10)])
-    with pytest.raises(CorruptFileError, match=r"holds no explanation\. Give a Parquet file"):
+    with pytest.raises(CorruptFileError, match=r"does not hold an explanation\. Give a Parquet file"):
         report(None, tmp_path)
     (tmp_path / "text.parquet").write_text("no table")
-    with pytest.raises(CorruptFileError, match=r"text\.parquet is no saved explanation"):
+    with pytest.raises(CorruptFileError, match=r"text\.parquet is not a saved explanation"):
         report(None, tmp_path)
     with pytest.raises(StorageError, match="cannot be written"):
         report(None, explanation(), tmp_path / "nowhere" / "report.html")

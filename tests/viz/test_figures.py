@@ -77,7 +77,7 @@ def test_images_have_row_0_at_the_top() -> None:
     np.testing.assert_array_equal(shown[4].images[0].get_array(), scores[4])
     assert shown[0].images[0].origin == "upper"
     drawn(figure)
-    with pytest.raises(SettingError, match="one Axes for 6 images"):
+    with pytest.raises(SettingError, match="one Axes cannot hold 6 images"):
         images(scores, ["x"] * 6, ax=Figure().subplots())
 
 

@@ -92,14 +92,14 @@ def test_a_graph_on_given_axes() -> None:
     figure = Figure()
     one = figure.subplots()
     assert built(1).plot(example=0, ax=one) is figure
-    with pytest.raises(SettingError, match="one Axes for 2 graphs"):
+    with pytest.raises(SettingError, match="one Axes cannot hold 2 graphs"):
         built().plot(example=0, ax=one)
 
 
 def test_what_is_no_graph_is_refused() -> None:
     with pytest.raises(SettingError, match=r"wrap\(model, edges="):
         built(edges=False).plot(example=0, kind="graph")
-    with pytest.raises(SettingError, match="names for 2 nodes, and edges between 4"):
+    with pytest.raises(SettingError, match="2 names for 4 nodes"):
         built().plot(example=0, nodes=["a", "b"])
 
 
@@ -173,9 +173,9 @@ def test_nodes_of_several_types_are_told_apart() -> None:
     assert not any(graph["loop"])
     assert graph["centre"] == 2
     for names in (["Ada", "Bo", "film"], {0: "Ada"}):
-        with pytest.raises(SettingError, match="several types here, and each type counts from 0"):
+        with pytest.raises(SettingError, match="several types here, each numbered from 0"):
             typed().plot(nodes=names)
-    with pytest.raises(SettingError, match="nodes are of one type here"):
+    with pytest.raises(SettingError, match="nodes have only one type here"):
         built().plot(centre=(0, 1))
 
 
