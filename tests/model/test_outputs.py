@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, VonMises
 
 from maskhooks.errors import UnknownDistributionError
-from maskhooks.model.outputs import Positions, agreement, check, count, kl, flip_loss, prediction_loss, predictions
+from maskhooks.model.outputs import Positions, agreement, check, count, flip_loss, kl, prediction_loss, predictions
 
 
 def categorical(logits: Tensor) -> Categorical:

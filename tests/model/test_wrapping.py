@@ -80,7 +80,7 @@ def test_optional_sites_may_stay_silent_in_the_example() -> None:
         ({"sites": ["layers:output"], "example": (TOKENS,)}, SiteNeverFiredError, "layers:output"),
         ({"sites": ["head:output[0]"], "example": (TOKENS,)}, NotATensorError, r"no \[0\] in a tensor"),
         ({"sites": ["head:output"], "example": {"x": TOKENS}, "colour": 1}, BatchError, "takes no colour"),
-        ({"adapter": object()}, PluginError, "is no maskhooks.model.adapter.Adapter"),
+        ({"adapter": object()}, PluginError, "is not a maskhooks.model.adapter.Adapter"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
