@@ -123,7 +123,7 @@ def test_the_tree_finds_what_all_sets_find(kind: str, end: Any, monkeypatch: pyt
         hooked, words = hooked_of(model), batch()
         assert used(hooked, words) is not None
         before = fingerprint(model)
-        for settings in ({"margin": 0.05}, {"margin": 0.002, "memory": 2e9 if packed else 1.0}):
+        for settings in ({"margin": 0.05}, {"margin": 0.002, "memory_limit": 2e9 if packed else 1.0}):
             one, other = both(hooked, words, monkeypatch, **settings)
             assert [found.solutions for found in one] == [found.solutions for found in other]
             assert [found.tried for found in one] == [found.tried for found in other]

@@ -134,7 +134,7 @@ def test_what_is_no_distribution(outputs: Any) -> None:
 
 def test_distributions_without_a_divergence() -> None:
     one = VonMises(torch.zeros(2), torch.ones(2))
-    with pytest.raises(UnknownDistributionError, match=r"no divergence of VonMises.*register_kl"):
+    with pytest.raises(UnknownDistributionError, match=r"no KL divergence from VonMises.*register_kl"):
         kl(one, one)
 
 

@@ -90,7 +90,7 @@ def test_real_positions() -> None:
     assert torch.equal(Task(valid=lambda batch: mask).valid(SITE, (X,), X), mask.bool())
     assert torch.equal(Task(valid=lambda batch, site: mask.numpy()).valid(SITE, (X,), X), mask.bool())
     with pytest.raises(
-        BatchError, match=r"shape \[2, 2\], site x:output has positions \(batch, token\) of shape \[2, 3\]"
+        BatchError, match=r"shape \[2, 2\], but site x:output has positions \(batch, token\) of shape \[2, 3\]"
     ):
         Task(valid=lambda batch: mask[:, :2]).valid(SITE, (X,), X)
 

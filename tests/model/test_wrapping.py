@@ -96,7 +96,7 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], message:
 def test_what_is_no_module() -> None:
     with pytest.raises(ModelError, match=r"hooked\.model"):
         maskhooks.wrap(maskhooks.wrap(MLP()))
-    with pytest.raises(ModelError, match="got str: load the model first"):
+    with pytest.raises(ModelError, match=r"got str\. Load the model first"):
         maskhooks.wrap("bert")
 
 
