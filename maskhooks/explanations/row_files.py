@@ -156,7 +156,7 @@ def pieces(path: Path, most: int) -> list[set[int]]:
 def _about(file: Any, path: Path) -> dict[str, Any]:
     text = (file.schema_arrow.metadata or {}).get(b"maskhooks")
     if text is None:
-        raise ValueError("it was not written by Explanation.to_parquet")
+        raise ValueError("Explanation.to_parquet did not write it")
     return _checked_about(json.loads(text), path)
 
 

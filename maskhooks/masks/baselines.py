@@ -1,4 +1,4 @@
-"""Baselines: what a closed gate lets through."""
+"""Baselines: the values that replace masked ones."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from maskhooks.plugins.kind import declare
 class Baseline(nn.Module):
     """A tensor over the feature axes of its site's pattern, the same at every position.
 
-    `start` is called once with the shape before training, `fit` with batches of values to gather statistics,
-    and `forward` gives the baseline in float32; `mix` casts it to the value's dtype and device.
+    `start` is called once, before training, with the shape. `fit` gathers statistics from batches of values.
+    `forward` returns the baseline in float32; `mix` casts it to the value's dtype and device.
     """
 
     vector: Float[Tensor, "*features"]
     started = False
 
     def start(self, shape: tuple[int, ...]) -> None:
-        """Allocates the vector for feature axes of this shape."""
+        """Allocate the vector for feature axes of this shape."""
         self.register_buffer("vector", torch.zeros(shape))
 
     def fit(self, values: Shaped[Tensor, "position *features"]) -> None:  # most baselines gather nothing
-        """Gathers statistics from values at real positions; may be called again."""
+        """Gather statistics from values at valid positions. May be called more than once."""
 
     @abstractmethod
     def forward(self) -> Float[Tensor, "*features"]: ...
@@ -44,7 +44,7 @@ class Zero(Baseline):
 
 
 class Mean(Baseline):
-    """The mean value over real positions of the training data; `deviation` is the standard deviation."""
+    """The mean value at valid positions of the training data; `deviation` is the standard deviation."""
 
     count: Float[Tensor, ""]
     variance: Float[Tensor, "*features"]
@@ -67,11 +67,11 @@ class Mean(Baseline):
 
 
 class Learned(Baseline):
-    """A vector learned with the gates (De Cao et al. 2020), from the mean at real positions or from `init`.
+    """A vector learned with the gates (De Cao et al. 2020), starting at `init` or at the mean over valid positions.
 
-    What is learned is its offset from there, in standard deviations of each feature, so that one learning rate serves
-    sites of all scales; a feature that never varies stays. The mean is a stable start: a random one may stand in for a
-    value that the model reacts to.
+    The parameter is an offset from that start, in standard deviations of each feature, so one learning rate suits
+    sites of any scale. A feature that never varies stays fixed. The mean is a stable start: a random vector may act
+    like a value that the model reacts to.
     """
 
     offset: nn.Parameter
@@ -97,7 +97,7 @@ class Learned(Baseline):
 
     @property
     def deviation(self) -> Float[Tensor, "*features"]:
-        """The standard deviation of values at the site, over the feature axes; 1 before any were seen."""
+        """The standard deviation of each feature at the site; 1 before `fit` sees values."""
         return self.mean.deviation if self.mean.count else torch.ones_like(self.initial)
 
     def forward(self) -> Float[Tensor, "*features"]:
@@ -105,7 +105,7 @@ class Learned(Baseline):
 
 
 class Token(Baseline):
-    """The value that a certain token has at the site, such as the word embedding of `[MASK]`.
+    """The value of one token at the site, such as the word embedding of `[MASK]`.
 
     Args:
         value: the vector, over the feature axes.
@@ -128,7 +128,10 @@ class Token(Baseline):
 
 def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(given.shape) != tuple(shape):
-        raise SettingError(f"the baseline given has shape {list(given.shape)}, the site's features {list(shape)}")
+        raise SettingError(
+            f"the baseline has shape {list(given.shape)}, but the site's features have shape {list(shape)}. Give a "
+            "vector of that shape"
+        )
 
 
 BASELINES = declare("baseline", Baseline)

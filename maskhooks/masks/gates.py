@@ -1,4 +1,4 @@
-"""Gates: logits become a sample in [0, 1], its probability of being non-zero, and its log-probability."""
+"""Gates: turn logits into samples in [0, 1], their probability of being non-zero, and their log-probability."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from maskhooks.errors import SettingError
 from maskhooks.plugins.kind import declare
 from maskhooks.settings.schema import check_fields
 
-_EDGE = 1e-6  # samples this near to 1 are taken as 1: in float32 there is little between
+_EDGE = 1e-6  # samples this close to 1 count as 1: float32 has little in between
 
 
 class Gate(ABC):
-    """What turns logits into gate values. Mathematics is float32 whatever the logits' dtype."""
+    """A distribution of gate values, given logits. It computes in float32 whatever the logits' dtype."""
 
     @abstractmethod
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
-        """One sample in [0, 1] per logit, differentiable in the logits."""
+        """Draw one sample in [0, 1] per logit, differentiable in the logits."""
 
     @abstractmethod
     def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """log P(z != 0), in nats."""
+        """Return log P(z != 0), in nats."""
 
     @abstractmethod
     def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """Log-probability of a sample, in nats: a mass at the ends, a density between them."""
+        """Return the log-probability of a sample, in nats: a mass at 0 and 1, a density between them."""
 
     def probability(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """P(z != 0), the fraction kept in expectation; its mean over positions is the expected L0."""
+        """Return P(z != 0), the expected fraction kept; its mean over positions is the expected L0."""
         return self.log_open(logits).exp()
 
     def heated(self, factor: float) -> Gate:
-        """The gate at a temperature so many times its own; itself where it has none."""
+        """Return the gate at `factor` times its temperature, or itself if it has none."""
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What rebuilds the gate."""
+        """Return the arguments that rebuild the gate."""
         return asdict(self)  # type: ignore[call-overload, no-any-return] # our gates are dataclasses
 
 
 @dataclass(frozen=True)
 class HardConcrete(Gate):
-    """Stretched and clipped binary concrete variable (Louizos et al. 2018, eq. 10 to 12).
+    """A stretched and clipped binary concrete variable (Louizos et al. 2018, eq. 10 to 12).
 
     With u ~ U(0, 1): s = sigmoid((log u - log(1 - u) + a) / temperature), z = clip(s (high - low) + low, 0,
-    1), and P(z != 0) = sigmoid(a - temperature log(-low / high)). The defaults are those of DiffMask, (-0.2,
-    1.0) at 0.2: only 0 has a mass of its own on paper, though in float32 most samples at a high logit are
+    1), and P(z != 0) = sigmoid(a - temperature log(-low / high)). The defaults are DiffMask's, (-0.2, 1.0) at
+    temperature 0.2. On paper only 0 then has a probability mass, but in float32 most samples at a high logit are
     exactly 1. `log_prob` therefore counts all samples within 1e-6 of 1 as one mass, for any `high`.
 
-    With `rounded` z is 1 where it would be above one half, else 0, with the gradient of the number that was rounded
-    (Schlichtkrull et al. 2021), so that an open gate adds no noise; P(z != 0) is then that of z = 1.
+    With `rounded`, z is 1 if it would be above 0.5 and 0 otherwise, with the gradient of the unrounded z
+    (Schlichtkrull et al. 2021). An open gate then adds no noise, and P(z != 0) is P(z = 1).
 
     Raises:
-        SettingError: temperature not positive, or not low < 0 < 1 <= high.
+        SettingError: `temperature` is not positive, or not low < 0 < 1 <= high.
     """
 
     temperature: float = 0.2
@@ -85,7 +85,7 @@ class HardConcrete(Gate):
 
     @classmethod
     def straight_through(cls) -> HardConcrete:
-        """Rounded samples at the temperature of Schlichtkrull et al. 2021, 1/3."""
+        """Rounded samples at temperature 1/3 (Schlichtkrull et al. 2021)."""
         return cls(1 / 3, rounded=True)
 
     def heated(self, factor: float) -> HardConcrete:
@@ -108,7 +108,7 @@ class HardConcrete(Gate):
         logits, width = logits.float(), self.high - self.low
         inside = sample.float().clamp(_EDGE, 1 - _EDGE)
         log_s, log_rest = ((inside - self.low) / width).log(), ((self.high - inside) / width).log()
-        x = self.temperature * (log_s - log_rest) - logits  # the logistic variable that gives this sample
+        x = self.temperature * (log_s - log_rest) - logits  # the logistic noise that gives this sample
         density = math.log(self.temperature / width) - log_s - log_rest + F.logsigmoid(x) + F.logsigmoid(-x)
         closed = F.logsigmoid(self.temperature * math.log(-self.low / self.high) - logits)
         top = math.log((1 - _EDGE - self.low) / (self.high - 1 + _EDGE))
@@ -117,8 +117,8 @@ class HardConcrete(Gate):
 
     @property
     def _threshold(self) -> float:
-        """The logit at which z is not 0 with probability one half."""
-        least = 0.5 if self.rounded else 0.0  # the sample is above this
+        """The logit at which P(z != 0) is one half."""
+        least = 0.5 if self.rounded else 0.0  # z counts as open above this
         return self.temperature * math.log((least - self.low) / (self.high - least))
 
 
@@ -126,8 +126,8 @@ class HardConcrete(Gate):
 class Bernoulli(Gate):
     """z = 1 with probability sigmoid(a), else 0.
 
-    The gradient is straight-through (Bengio et al. 2013), dz/da = p (1 - p), with p = sigmoid(a). For an
-    unbiased gradient use `log_prob` in a score-function estimator.
+    The gradient is straight-through (Bengio et al. 2013), dz/da = p (1 - p) with p = sigmoid(a). For an unbiased
+    gradient, use `log_prob` in a score-function estimator.
     """
 
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:

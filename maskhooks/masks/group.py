@@ -1,4 +1,4 @@
-"""A group of maskings: what one masked pass applies, at one site or at several at once."""
+"""Masking groups: the maskings that one masked pass applies, at one or several sites."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from maskhooks.sites.site import Site
 
 
 class MaskingGroup:
-    """Maskings applied in one pass: each reads the clean values, and one divergence judges them together.
+    """Maskings applied in one pass. Each reads the clean values; one divergence judges them together.
 
     Args:
-        maskings: in the order of computation; often just one.
-        tied: whether all sites have the gates of the first one, so that there is one gate for an edge in all layers;
-            the votes of the others are not asked.
+        maskings: in order of computation; often just one.
+        tied: whether all sites share the gates of the first one, so that an edge has one gate in all layers. The
+            votes of the other maskings are then unused.
 
     Attributes:
-        depth: what rows call depth, that of the last masking.
+        depth: the depth of the last masking, which the rows of an explanation carry.
     """
 
     def __init__(self, maskings: Sequence[Masking], *, tied: bool = False) -> None:
@@ -39,22 +39,22 @@ class MaskingGroup:
 
     @property
     def label(self) -> str:
-        """The masked sites, as logs name them."""
+        """The masked sites, as shown in logs."""
         return ", ".join(str(site) for site in self.sites)
 
     @functools.cached_property
     def sites(self) -> list[Site]:
-        """The masked sites, in the order of computation."""
+        """The masked sites, in order of computation."""
         return [masking.site for masking in self.maskings]
 
     @functools.cached_property
     def reads(self) -> list[Site]:
-        """All sites whose values the votes need, and those that are masked."""
+        """The masked sites and all sites whose values the votes need."""
         return list(dict.fromkeys(site for masking in self.maskings for site in masking.reads))
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What is trained: probes and baselines, each once."""
+        """The trained modules: probes and baselines, each once."""
         return modules_of(self.maskings)
 
     def sample(
@@ -65,7 +65,7 @@ class MaskingGroup:
         *,
         rounded: float | None = None,
     ) -> list[Masked]:
-        """Masks a batch at each site; as `Masking.sample`."""
+        """Mask a batch at each site; see `Masking.sample`."""
         if not self.tied:
             return [one.sample(values, places[one.site], generator, rounded=rounded) for one in self.maskings]
         first, *others = self.maskings
@@ -73,19 +73,19 @@ class MaskingGroup:
         return [masked, *(self._tied(other, masked, values, places[other.site]) for other in others)]
 
     def replacements(self, masked: Sequence[Masked]) -> dict[Site, Replacement]:
-        """What `sample` gave, to be put in place in a pass."""
+        """Return the replacement at each site for what `sample` returned."""
         return {masking.site: masking.replacement(one) for masking, one in zip(self.maskings, masked, strict=True)}
 
     def with_gates(self, gates: Sequence[Gate]) -> MaskingGroup:
-        """The same with another gate for each masking, such as one that draws for several processes."""
+        """Return a copy with another gate for each masking, such as one that draws for several processes."""
         pairs = zip(self.maskings, gates, strict=True)
         return MaskingGroup([masking.with_gate(gate) for masking, gate in pairs], tied=self.tied)
 
     def staged(self, progress: float) -> MaskingGroup:
-        """The maskings of the last depths, one more after each stage, so that masks are learned from the top down.
+        """Return the maskings of the last depths, one more per stage, so that masks are learned from the top down.
 
         Args:
-            progress: the fraction of the stages that is over.
+            progress: the fraction of the stages completed.
         """
         depths = sorted({masking.depth for masking in self.maskings})
         count = len(depths) if self.tied else min(len(depths), 1 + int(len(depths) * progress))
@@ -96,25 +96,25 @@ class MaskingGroup:
         shape = masking.pattern.mask_shape(value, site=masking.site)
         if shape != tuple(first.sample.shape):
             raise PatternError(
-                f"site {masking.site} has gates of shape {list(shape)}, {self.maskings[0].site} those of shape "
-                f"{list(first.sample.shape)}, so that they cannot be tied. Use gates for each site: tied=False",
+                f"gates of shape {list(shape)} at site {masking.site} cannot be tied to gates of shape "
+                f"{list(first.sample.shape)} at {self.maskings[0].site}. Use separate gates for each site: tied=False",
                 site=masking.site,
             )
         return masking.mask(value, places, first.sample, first.log_open)
 
 
 def modules_of(maskings: Iterable[Masking]) -> list[nn.Module]:
-    """Probes and baselines of maskings, each once."""
+    """Return the probes and baselines of maskings, each once."""
     return list({id(module): module for masking in maskings for module in masking.modules}.values())
 
 
 def reads_of(groups: Iterable[MaskingGroup]) -> list[Site]:
-    """The sites that masked passes of these groups read, each once."""
+    """Return the sites that masked passes of these groups read, each once."""
     return _each_once([group.reads for group in groups])
 
 
 def sites_of(groups: Iterable[MaskingGroup]) -> list[Site]:
-    """The sites that these groups mask, each once."""
+    """Return the sites that these groups mask, each once."""
     return _each_once([group.sites for group in groups])
 
 

@@ -1,4 +1,4 @@
-"""Masking: a site, a gate, a baseline and probes together mask a value position by position."""
+"""Masking: a site, a gate, a baseline and probes that mask a value position by position."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from maskhooks.sites.units import Units
 
 
 class Masking:
-    """Masks one site with the product of votes: z = prod_k z_k, P(z != 0) = prod_k P(z_k != 0).
+    """The mask of one site, a product of votes: z = prod_k z_k, P(z != 0) = prod_k P(z_k != 0).
 
     Hidden states take one vote, read at the site itself. Inputs conditioned on the states up to a depth take one vote
-    for each depth up to there, each reading input and states (De Cao et al. 2020, section 2.2).
+    per depth, each reading input and states (De Cao et al. 2020, section 2.2).
 
     Args:
-        site: what is masked.
-        depth: the place of the last site read; what rows of an explanation call depth.
+        site: the masked site.
+        depth: the depth of the last site read, which the rows of an explanation carry.
         votes: probes with the sites they read.
         gate: the distribution of each vote.
-        baseline: what a closed gate lets through.
+        baseline: what replaces a masked value.
 
     Raises:
         PatternError: the site has no pattern.
@@ -49,7 +49,7 @@ class Masking:
         self.votes = list(votes)
         self.gate = gate
         self.baseline = baseline
-        self.sizes: dict[str, Any] = {}  # what the parts were started with
+        self.sizes: dict[str, Any] = {}  # what `start` was called with
 
     def __str__(self) -> str:
         read = self.votes[-1].reads[-1:] if self.votes else ()
@@ -57,7 +57,7 @@ class Masking:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What is trained: probes and baseline."""
+        """The trained modules: probes and baseline."""
         return [*(vote.probe for vote in self.votes), self.baseline]
 
     @property
@@ -66,13 +66,13 @@ class Masking:
         return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.sites)]))
 
     def with_gate(self, gate: Gate) -> Masking:
-        """The same with another gate, such as one that draws for several processes."""
+        """Return a copy with another gate, such as one that draws for several processes."""
         other = copy.copy(self)
         other.gate = gate
         return other
 
     def sizes_for(self, values: Values) -> dict[str, Any]:
-        """The sizes of the parts, from the values of one batch; see `start`."""
+        """Return the sizes of the parts, from the values of one batch; see `start`."""
         pattern, value = self.pattern, values[self.site]
         known = pattern.shape(value, site=self.site)
 
@@ -86,11 +86,11 @@ class Masking:
         }
 
     def start(self, sizes: Mapping[str, Any], device: torch.device) -> None:
-        """Allocates the parts, those that another masking has not started yet.
+        """Allocate the parts that no other masking has started yet.
 
         Args:
-            sizes: `baseline`, the shape of the baseline; `reads`, for each vote the features of the sites it reads;
-                `groups`, logits a position. As `sizes_for` gives them, and as JSON has them.
+            sizes: what `sizes_for` returns, JSON-serialisable: `baseline`, the shape of the baseline; `reads`, for
+                each vote the number of features of each site it reads; `groups`, the logits per position.
         """
         self.sizes = dict(sizes)
         if not self.baseline.started:
@@ -102,16 +102,16 @@ class Masking:
                 vote.probe.to(device).started = True
 
     def logits(self, values: Values, units: Units | None = None) -> list[Float[Tensor, "*gated"]]:
-        """The votes' logits over the gated positions, each the mean over its unit."""
+        """Return each vote's logits over the gated positions, averaged over units."""
         found = [self._vote(vote, values) for vote in self.votes]
         return found if units is None else [units.mean(logits, self.pattern) for logits in found]
 
     def probability(self, values: Values, places: Places) -> Float[Tensor, "*gated"]:
-        """P(z != 0) over the gated positions, the product over votes."""
+        """Return P(z != 0) over the gated positions, the product over votes."""
         return self._log_open(self.logits(values, places.units)).exp()
 
     def _log_open(self, logits: Sequence[Float[Tensor, "*gated"]]) -> Float[Tensor, "*gated"]:
-        """log P(z != 0), in nats: the sum over votes."""
+        """Return log P(z != 0), in nats: the sum over votes."""
         found = [self.gate.log_open(vote) for vote in logits]
         return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
@@ -123,13 +123,13 @@ class Masking:
         *,
         rounded: float | None = None,
     ) -> Masked:
-        """Masks a batch with a sample of the gates.
+        """Mask a batch with a sample of the gates.
 
         Args:
-            values: what was read at `reads`.
+            values: the values read at `reads`.
             places: the positions of the masked site.
-            generator: for the samples.
-            rounded: instead of sampling, open the gates with P(z != 0) above this.
+            generator: the random generator of the samples.
+            rounded: open the gates with P(z != 0) above this, instead of sampling.
         """
         logits = self.logits(values, places.units)
         log_open = self._log_open(logits)
@@ -146,24 +146,24 @@ class Masking:
         sample: Float[Tensor, "*gated"],
         log_open: Float[Tensor, "*gated"] | None = None,
     ) -> Masked:
-        """Masks a value with a given sample over the gated positions, whatever the probes say.
+        """Mask a value with a given sample over the gated positions, ignoring the probes.
 
         Args:
-            log_open: log P(z != 0) in nats; by default that of gates which are as the sample says.
+            log_open: log P(z != 0) in nats; default: 0 where the sample is open, -inf where it is closed.
 
         Raises:
-            ReplacementError: the value is of whole numbers, which have nothing in between.
+            ReplacementError: the value holds integers, which cannot be mixed.
         """
         if not (value.is_floating_point() or value.is_complex()):
             raise ReplacementError(
-                f"site {self.site}: its values are {value.dtype}, and masks are on floating-point ones. Mask a site "
-                "further on, or give the model such inputs, as x.float()",
+                f"site {self.site} has values of type {value.dtype}, but masks need floating-point values. Mask a "
+                "later site, or give the model floating-point inputs, such as x.float()",
                 site=self.site,
             )
         sample = sample if places.units is None else places.units.shared(sample, self.pattern)
         log_open = (sample != 0).float().log() if log_open is None else log_open
-        counted = self._real_gates(places.leads, sample)
-        sample = torch.where(self._real_gates(places.valid, sample), sample, 1.0)
+        counted = self._valid_gates(places.leads, sample)
+        sample = torch.where(self._valid_gates(places.valid, sample), sample, 1.0)
         return Masked(
             sample,
             log_open,
@@ -175,13 +175,13 @@ class Masking:
         )
 
     def replacement(self, masked: Masked) -> Replacement:
-        """What to put in place of the site's value in a pass; it gates the value that comes out there."""
+        """Return the replacement for the site's value in a pass; it gates the value that arrives there."""
         pattern, value = self.pattern, masked.original
         sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
         return Gated(self.site, sample, baseline.to(value))
 
-    def _real_gates(self, valid: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
-        """Real positions as real gates: group axes share their position's."""
+    def _valid_gates(self, valid: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
+        """Return which gates are valid, from the valid positions: group axes share their position's."""
         pattern = self.pattern
         left = " ".join(pattern.positions)
         right = " ".join(axis if axis in pattern.positions else "1" for axis in pattern.gated)
@@ -189,15 +189,15 @@ class Masking:
 
     def _vote(self, vote: Vote, values: Values) -> Float[Tensor, "*gated"]:
         pattern, value = self.pattern, values[self.site]
-        with torch.autocast(value.device.type, enabled=False):  # or a gate would be bfloat16
+        with torch.autocast(value.device.type, enabled=False):  # otherwise gates would be bfloat16
             logits: Tensor = vote.probe(vote.values(values))
         sizes = pattern.shape(value, site=self.site)
         expected = tuple(sizes[axis] for axis in pattern.positions)
         if tuple(logits.shape[:-1]) != expected:
             raise PatternError(
                 f"site {self.site} has positions ({', '.join(pattern.positions)}) of shape {list(expected)}, but "
-                f"{', '.join(map(str, vote.reads))} gives logits for {list(logits.shape[:-1])}: sites read together "
-                f"need the same positions.",
+                f"{', '.join(map(str, vote.reads))} has positions of shape {list(logits.shape[:-1])}. Read sites "
+                f"with the same positions together.",
                 site=self.site,
             )
         if not pattern.groups:
@@ -214,9 +214,9 @@ class Masking:
 def draw(
     gate: Gate, logits: Float[Tensor, "*gated"], generator: Generator | None, examples: ExampleIndex | None
 ) -> Float[Tensor, "*gated"]:
-    """A sample for each logit, drawn example by example: the same in any batch that begins with the same examples.
+    """Draw a sample per logit, example by example: the same in any batch that begins with the same examples.
 
-    A layer of graphs may have its rows in another order, such as a node's messages to itself below all others.
+    A graph layer may order its rows differently, such as a node's messages to itself after all others.
     """
     if examples is None:
         return gate.sample(logits, generator)

@@ -1,4 +1,4 @@
-"""Mix: value, gate sample and baseline become the replaced value, exact at 0 and 1, and gates still learn."""
+"""Mix: combine value, gate sample and baseline, exactly at 0 and 1, where gates still learn."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 def mix(
     value: Shaped[Tensor, "*value"], sample: Float[Tensor, "..."], baseline: Shaped[Tensor, "..."]
 ) -> Shaped[Tensor, "*value"]:
-    """`z h + (1 - z) b` (De Cao et al. 2020, eq. 2), with the value's own bits at z = 1, the baseline's at 0.
+    """Return `z h + (1 - z) b` (De Cao et al. 2020, eq. 2), bit for bit the value at z = 1 and the baseline at 0.
 
-    The usual formula turns -0.0 into 0.0 and gives NaN for a NaN baseline under an open gate or an infinite
-    value under a closed one. The gradients are those of the formula, at 0 and 1 too, so that gates at either
-    end still learn: dh = g z, db = g (1 - z), dz = sum of g (h - b), where terms that are not finite are
-    dropped; dh is exactly zero under a closed gate, db under an open one.
+    The usual formula turns -0.0 into 0.0, and gives NaN for a NaN baseline under an open gate or an infinite
+    value under a closed one. The gradients are the formula's, also at 0 and 1, so gates at either end still
+    learn: dh = g z, db = g (1 - z), dz = sum of g (h - b) without non-finite terms. dh is exactly zero under a
+    closed gate, db under an open one.
 
     Args:
         value: h, any shape.
-        sample: z in [0, 1], of a shape that broadcasts to the value's; any float dtype.
-        baseline: b, of a shape that broadcasts to the value's.
+        sample: z in [0, 1], broadcastable to the value's shape; any float dtype.
+        baseline: b, broadcastable to the value's shape.
 
     Returns:
         A tensor of the value's shape, dtype and device.
@@ -47,7 +47,7 @@ class _Mix(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_value = torch.where(weight == 0, 0, grad * weight)
         if ctx.needs_input_grad[1]:
-            wide = torch.promote_types(grad.dtype, sample.dtype)  # half precision may overflow, or lose all digits
+            wide = torch.promote_types(grad.dtype, sample.dtype)  # half precision may overflow or lose all digits
             terms = grad.to(wide) * (value.to(wide) - baseline.to(wide))
             terms = torch.nan_to_num(terms, nan=0.0, posinf=0.0, neginf=0.0)
             of_sample = terms.sum_to_size(sample.shape).to(sample.dtype)

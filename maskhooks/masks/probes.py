@@ -1,4 +1,4 @@
-"""Probes: where a gate's logits come from, a small network on the values it reads or free numbers per example."""
+"""Probes: compute gate logits, with a small network on the values read or as per-example logits (unamortised)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskhooks.masks.running_stats import update_moments
 from maskhooks.plugins.kind import declare
 from maskhooks.settings.types import Count, NonNegative
 
-_PORTION = 2048  # rows at once without gradients: larger intermediate values take longer to allocate than to compute
+_PORTION = 2048  # rows at once without gradients: larger intermediates take longer to allocate than to compute
 
 
 class Picked(NamedTuple):
-    """Rows of states by their numbers, such as the states of nodes at the ends of edges."""
+    """Rows of states by index, such as the states of nodes at the ends of edges."""
 
     states: Float[Tensor, "state _"]
     numbers: Int[Tensor, " position"]
@@ -33,13 +33,13 @@ class Picked(NamedTuple):
 
 
 class Probe(nn.Module):
-    """Gives logits per position and group, from the values at the sites it reads.
+    """A module that computes logits per position and group from the values at the sites it reads.
 
-    `start` is called once with the number of features of each site read; `fit` sees values before training; `forward`
-    takes them in float32.
+    `start` is called once with the number of features of each site read. `fit` sees values before training.
+    `forward` computes in float32.
 
     Attributes:
-        picks: whether `forward` takes `Picked` values too, and so can compute once for each state what is many rows.
+        picks: whether `forward` also takes `Picked` values, and so computes once per state what many rows share.
     """
 
     started = False
@@ -55,11 +55,11 @@ class Probe(nn.Module):
 
     @abstractmethod
     def start(self, features: Sequence[int], groups: int) -> None:
-        """Allocates weights for values with these numbers of features, and this many logits a position."""
+        """Allocate weights for sites with these numbers of features, and `groups` logits per position."""
 
     @abstractmethod
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
-        """Gathers statistics from values at real positions; may be called repeatedly."""
+        """Gather statistics from values at valid positions. May be called more than once."""
 
     @abstractmethod
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]: ...
@@ -68,17 +68,17 @@ class Probe(nn.Module):
 class MLP(Probe):
     """One hidden layer on standardised values: logit = clamp(scale (W2 tanh(W1 x + c) + c2) + b, low, high).
 
-    x is (value - mean) / deviation over real training positions. Where several sites are read, a value with more
-    features is scaled down by their number: Adam moves all weights alike, so a wide value would outrun a narrow one.
-    The clamp is projected: its gradient is dropped only where it would push a logit further out, so that a gate at
-    either end can come back.
+    x is (value - mean) / deviation over valid training positions. If several sites are read, each value is scaled
+    down in proportion to its number of features: Adam moves all weights alike, so a wide value would outrun a narrow
+    one. The clamp is projected: its gradient is dropped only where it would push a logit further out of range, so a
+    gate at either end can come back.
 
     Args:
         hidden: units of the hidden layer; by default a quarter of the features, at least 32.
-        start_logit: b at the start; 2 keeps a position with probability .91.
-        low, high: the logits' range. Above 5 a gate is open beyond what a gradient can undo; far below it the noise of
-            the open gate alone costs divergence.
-        scale: speed of the logits in terms of the output layer's.
+        init_logit: b at the start; 2 keeps a position with probability .91.
+        min_logit, max_logit: the logits' range, low and high above. Above 5 a gate is too open for a gradient to close
+            it; with a maximum far below 5, the noise of the open gate alone costs divergence.
+        scale: how fast the logits move relative to the output layer.
     """
 
     mean: Float[Tensor, " features"]
@@ -98,7 +98,7 @@ class MLP(Probe):
         super().__init__()
         if not min_logit < init_logit < max_logit:
             raise SettingError(
-                f"a probe's logits start between min_logit and max_logit, got {min_logit} < {init_logit} < {max_logit}"
+                f"init_logit must be between min_logit and max_logit, got {min_logit} < {init_logit} < {max_logit}"
             )
         self.hidden, self.min_logit, self.max_logit, self.scale = hidden, min_logit, max_logit, scale
         self.init_logit = init_logit
@@ -131,21 +131,21 @@ class MLP(Probe):
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
         scaled = self.first.weight * (self.weight / self.variance.sqrt().clamp(min=1e-6))
-        hidden = torch.tanh(F.linear(x, scaled, self.first.bias - scaled @ self.mean))  # x standardised on the way
+        hidden = torch.tanh(F.linear(x, scaled, self.first.bias - scaled @ self.mean))  # standardises x
         return _clamp(self.scale * self.last(hidden) + self.bias, self.min_logit, self.max_logit)
 
 
 class SummedMLP(Probe):
-    """A sum of one projection for each value read, each normalised by itself: GraphMask's probe.
+    """GraphMask's probe: a sum of one projection per value read, each normalised separately.
 
-    logit = clamp(W relu((LN_1(W_1 x_1) + ... + LN_n(W_n x_n) + c) / n) + b, low, high), so that no value outweighs
+    logit = clamp(W relu((LN_1(W_1 x_1) + ... + LN_n(W_n x_n) + c) / n) + b, low, high), so no value outweighs
     another, whatever its scale and number of features (Schlichtkrull et al. 2021, section 3, and code). The clamp is
-    that of `MLP`; the authors have none. Of rows that are picked from fewer states, states are projected, not rows.
+    that of `MLP`; the authors have none. Where rows are picked from fewer states, the states are projected.
 
     Args:
-        hidden: units of the hidden layer; by default as many as the last value read has features, at least 32.
-        start_logit: b at the start; the authors have 3.
-        low, high: the logits' range.
+        hidden: units of the hidden layer; by default the number of features of the last value read, at least 32.
+        init_logit: b at the start; the authors use 3.
+        min_logit, max_logit: the logits' range, low and high above.
     """
 
     picks = True
@@ -165,7 +165,7 @@ class SummedMLP(Probe):
         self.bias = nn.Parameter(torch.full((groups,), self.init_logit))
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
-        """Gathers nothing."""
+        """Do nothing: no statistics are needed."""
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"] | Picked]) -> Float[Tensor, "*positions groups"]:
         terms = [self._picked(number, v) if isinstance(v, Picked) else v for number, v in enumerate(values)]
@@ -175,7 +175,7 @@ class SummedMLP(Probe):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _picked(self, number: int, value: Picked) -> Float[Tensor, "position _"] | Picked:
-        """A value's term where that is less to compute for states than for rows, else its rows."""
+        """Project the states if there are no more of them than rows, else return the rows."""
         states, numbers = value
         return value.rows if len(states) > len(numbers) else Picked(self._term(number, states), numbers)
 
@@ -184,10 +184,10 @@ class SummedMLP(Probe):
         return term
 
     def _logits(self, values: Sequence[Float[Tensor, "*positions _"] | Picked]) -> Float[Tensor, "*positions groups"]:
-        """The logits.
+        """Return the logits.
 
         Args:
-            values: as they are read, or their terms, to be picked.
+            values: values as read, or their projections as `Picked`.
         """
         hidden: Tensor = self.shift
         for number, value in enumerate(values):
@@ -196,10 +196,10 @@ class SummedMLP(Probe):
 
 
 class PaperMLP(Probe):
-    """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a learned bias of 5.
+    """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a bias learned from 5.
 
-    The hidden layer has a quarter of a state's features, at least 32. Values are not standardised. The head saturates
-    open: at a logit near 15 hardly any gradient comes back.
+    The hidden layer has a quarter of the last value's features, at least 32. Values are not standardised. The head
+    saturates open: near a logit of 15 almost no gradient flows back.
     """
 
     def __init__(self, *, hidden: Count | None = None) -> None:
@@ -217,7 +217,7 @@ class PaperMLP(Probe):
         self.bias = nn.Parameter(torch.tensor(5.0))
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
-        """Gathers nothing."""
+        """Do nothing: no statistics are needed."""
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1)
@@ -226,12 +226,12 @@ class PaperMLP(Probe):
 
 
 class PerExampleLogits(Probe):
-    """Free numbers, one per example, position and group: no amortisation. They live for one batch.
+    """Per-example logits without amortisation: a parameter per example, position and group, for one batch.
 
     Args:
-        start_logit: where they start.
-        spread: their standard deviation there.
-        low, high: their range.
+        init_logit: mean of the initial logits.
+        init_std: standard deviation of the initial logits.
+        min_logit, max_logit: the logits' range.
     """
 
     logits: nn.Parameter
@@ -246,13 +246,13 @@ class PerExampleLogits(Probe):
         self.groups = groups
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
-        """Gathers nothing."""
+        """Do nothing: no statistics are needed."""
 
     def begin(self, positions: Sequence[int], device: torch.device, generator: Generator | None = None) -> None:
-        """Fresh numbers for a batch with these position axes.
+        """Create new logits for a batch with position axes of these sizes.
 
         Args:
-            generator: of where they start, where that is spread.
+            generator: draws the initial logits if `init_std` is not 0.
         """
         drawn = torch.randn(*positions, self.groups, generator=generator) if self.init_std else torch.zeros(1)
         logits = (self.init_logit + self.init_std * drawn).clamp(self.min_logit, self.max_logit)

@@ -1,4 +1,4 @@
-"""The replacement that masking puts at a site, whether its value comes whole, step by step or in portions."""
+"""Replacements that gate a site's value, whether it arrives whole, step by step or in portions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from maskhooks.sites.site import Site
 
 
 class _ByStep(NamedTuple):
-    """What `mix` needs at each step of a sequence, without its gradients."""
+    """What `mix` needs at each step of a sequence, without gradients."""
 
     sample: Sequence[Tensor]
-    rest: Sequence[Tensor]  # what of the baseline is added; an open gate adds -0.0, which changes no number
-    closed: Sequence[Tensor | None]  # None where no gate is closed
+    rest: Sequence[Tensor]  # the baseline's share; an open gate adds -0.0, which changes no number
+    closed: Sequence[Tensor | None]  # None if no gate is closed
     baseline: Tensor
 
 
 class Gated(Stepwise):
-    """Mixes whatever value comes at a site with a baseline, z h + (1 - z) b.
+    """A replacement that mixes the value arriving at a site with a baseline, z h + (1 - z) b.
 
     Args:
-        site: where.
-        sample: z, of a shape that broadcasts to the value's; float32.
-        baseline: b, likewise, of the value's dtype.
+        site: the masked site.
+        sample: z, broadcastable to the value's shape; float32.
+        baseline: b, broadcastable to the value's shape, in the value's dtype.
     """
 
     def __init__(self, site: Site, sample: Float[Tensor, "..."], baseline: Shaped[Tensor, "..."]) -> None:
@@ -58,9 +58,10 @@ class Gated(Stepwise):
         sizes = list(zip(value.shape, sample.shape, strict=True))
         if any(gates not in (1, size) for size, gates in sizes):
             raise ReplacementError(
-                f"site {self._site}: its value has shape {list(value.shape)} behind masks, and its gates are for "
-                f"{list(sample.shape)}, as where a model chooses by what it has computed, such as a pooling layer, "
-                "or draws edges at random. Mask sites before that place or this one by itself, or draw none",
+                f"site {self._site}: its value has shape {list(value.shape)} in the masked pass, but its gates have "
+                f"shape {list(sample.shape)}. The model chooses positions by computed values, as pooling layers do, or "
+                "draws edges at random. Mask only sites before that choice, mask this site alone, or switch the "
+                "random drawing off",
                 site=self._site,
             )
         return mix(value, sample, self._baseline)
@@ -71,4 +72,6 @@ class Gated(Stepwise):
         rest = torch.where(sample == 1, -0.0, (1 - sample) * self._baseline)
         some = closed.flatten(2).any(2).any(0).tolist()
         shut = [part if there else None for part, there in zip(closed.unbind(1), some, strict=True)]
-        return _ByStep(sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0])  # one for all examples and steps
+        return _ByStep(
+            sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0]
+        )  # the same for all examples and steps

@@ -14,7 +14,7 @@ def update_moments(
     count: Float[Tensor, ""],
     values: Float[Tensor, "position *features"],
 ) -> None:
-    """Takes further values into running moments in place (Chan et al. 1979)."""
+    """Update running moments in place with new values (Chan et al. 1979)."""
     new, total = len(values), count + len(values)
     shift = values.mean(0) - mean
     variance.mul_(count).add_(values.var(0, unbiased=False) * new + shift**2 * (count * new / total)).div_(total)

@@ -1,4 +1,4 @@
-"""Samples of gates in one masked pass, and the values that they mask."""
+"""Gate samples of one masked pass, and the values they mask."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from maskhooks.sites.pattern import Pattern
 
 @dataclass(frozen=True)
 class GateSamples:
-    """Samples of a batch's gates, at one site or at several; objectives read them.
+    """Samples of a batch's gates, at one or several sites; objectives read them.
 
     Attributes:
         sample: z in [0, 1]; 1 at padding.
         log_open: log P(z != 0) in nats.
-        counted: which gates count: none at padding, and of positions gated together the first alone.
-        examples: the example of each row; None where the first axis is the batch.
+        counted: which gates count: none at padding, and only the first of positions gated together.
+        examples: the example index of each row; None if the first axis is the batch axis.
     """
 
     sample: Float[Tensor, "*gates"]
@@ -31,23 +31,23 @@ class GateSamples:
     examples: ExampleIndex | None = None
 
     def total(self, numbers: Shaped[Tensor, "*gates"]) -> Shaped[Tensor, " batch"]:
-        """The sum over an example's counted gates of any number per gate."""
+        """Sum a number per gate over each example's counted gates."""
         counted = self.counted.flatten(1) if self.counted.dim() > 1 else self.counted[:, None]
         sums = torch.where(counted, numbers.reshape(counted.shape), 0).sum(1)
         return sums if self.examples is None else self.examples.sums(sums)
 
     def per_example(self, numbers: Float[Tensor, "*gates"]) -> Float[Tensor, " batch"]:
-        """The mean over an example's counted gates of any number per gate."""
+        """Average a number per gate over each example's counted gates."""
         return self.total(numbers) / self.total(torch.ones_like(numbers)).clamp(min=1)
 
     @property
     def expected_l0(self) -> Float[Tensor, " batch"]:
-        """The mean P(z != 0) over counted gates, the fraction kept in expectation."""
+        """The mean P(z != 0) over counted gates: the expected fraction kept."""
         return self.per_example(self.log_open.exp())
 
     @staticmethod
     def flattened(parts: Sequence[GateSamples]) -> GateSamples:
-        """The gates of all parts along one axis, each with its example."""
+        """Return the gates of all parts along one axis, each with its example index."""
         indices = []
         for part in parts:
             rows = len(part.sample)
@@ -67,7 +67,7 @@ class Masked(GateSamples):
     """A value masked at one site.
 
     Attributes:
-        original: the value h, as the clean pass read it.
+        original: the value h, as read in the clean pass.
         baseline: b over the feature axes.
         pattern: how gates and features map to the value's axes.
     """
@@ -78,7 +78,7 @@ class Masked(GateSamples):
 
     @property
     def replaced(self) -> Shaped[Tensor, "*value"]:
-        """What h becomes, z h + (1 - z) b. Behind another masked site another value comes, and is mixed likewise."""
+        """The masked value, z h + (1 - z) b. If an earlier site is masked too, the pass mixes the value it computes."""
         value = self.original
         sample, baseline = self.pattern.spread(self.sample, value), self.pattern.spread_features(self.baseline, value)
         return mix(value, sample, baseline)

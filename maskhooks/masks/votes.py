@@ -1,4 +1,4 @@
-"""Votes: a probe, the sites it reads, and what is read of the model for them."""
+"""Votes: a probe with the sites it reads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from maskhooks.sites.site import Site
 
 @dataclass(frozen=True)
 class Vote:
-    """One probe and the sites it reads; empty for free logits.
+    """One probe and the sites it reads; none for per-example logits.
 
-    Values at sites tagged "picked" are rows of their module's first input, by the numbers in its second. These two are
-    read in their place, so that a probe may compute once for each state what is many rows.
+    Values at sites tagged "picked" are rows of their module's first input, selected by the indices in its second.
+    These two inputs are read instead, so a probe can compute once per state what many rows share.
     """
 
     reads: tuple[Site, ...]
@@ -26,11 +26,11 @@ class Vote:
 
     @property
     def sites(self) -> list[Site]:
-        """What is read of the model."""
+        """The sites to read from the model."""
         return [part for site in self.reads for part in (_origin(site) if "picked" in site.tags else (site,))]
 
     def values(self, values: Values) -> list[Shaped[Tensor, "..."] | Picked]:
-        """What the probe is given, of the values at `sites`."""
+        """Return the probe's inputs from the values at `sites`."""
         return [self._value(site, values) for site in self.reads]
 
     def _value(self, site: Site, values: Values) -> Shaped[Tensor, "*positions features"] | Picked:
@@ -40,14 +40,14 @@ class Vote:
         return pattern.rows(value_at(site, values), site=site)
 
 
-@functools.lru_cache(maxsize=1024)  # asked in every pass
+@functools.lru_cache(maxsize=1024)  # called in every pass
 def _origin(site: Site) -> tuple[Site, Site]:
     states, numbers = (Site(site.module, "input", (place,), site.call) for place in (0, 1))
     return states, numbers
 
 
 def value_at(site: Site, values: Values) -> Shaped[Tensor, "..."]:
-    """The value at a site that a vote reads, of the values at `Vote.sites`."""
+    """Return the value at a site that a vote reads, from the values at `Vote.sites`."""
     if "picked" not in site.tags or str(site) in values:
         return values[site]
     return Picked(*(values[part] for part in _origin(site))).rows

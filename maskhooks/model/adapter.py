@@ -1,4 +1,4 @@
-"""Adapters: a plugin's claim on module types, and the sites it finds in such modules."""
+"""Adapters: find the sites of the module types that they claim."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from maskhooks.sites.site import Site
 
 
 class Adapter(ABC):
-    """Finds the sites of certain module types, wherever they stand in a model.
+    """Finds the sites of certain module types, wherever they are in a model.
 
     Attributes:
-        name: how the adapter is listed and named in errors.
-        whole: whether it claims the whole of a model that holds a module of its types, for sites that stand for several
-            of them; what others claim within stays theirs.
+        name: the adapter's name in lists and errors.
+        whole: whether it claims the whole of a model that contains a module of its types, for sites that span several
+            of them; modules that other adapters claim stay theirs.
     """
 
     name: str
@@ -31,58 +31,58 @@ class Adapter(ABC):
 
     @abstractmethod
     def types(self) -> tuple[type[nn.Module], ...]:
-        """The module types claimed; asked at each wrap. Look in `sys.modules` before importing a library."""
+        """Return the claimed module types; called at each wrap. Look in `sys.modules` before importing a library."""
 
     @abstractmethod
     def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
-        """The sites of a claimed module, in the order of computation.
+        """Return the sites of a claimed module, in order of computation.
 
         Args:
-            name: the module's name in the whole model, to begin addresses with; empty for the model itself.
+            name: the module's name in the whole model, the prefix of addresses; empty for the model itself.
             module: the claimed module.
         """
 
     def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
-        """Modules that stand for values inside a claimed one, by the name under which addresses have them.
+        """Return modules that stand for values inside a claimed one, by their name in addresses.
 
-        They return what they are given, and are no part of the model. `opened` makes values pass them: `nn.Identity`
-        for one that is there as a whole, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
-        `maskhooks.hooks.several_parts.Parts` for what comes in portions.
+        They return their input, and are not part of the model. `opened` routes values through them: `nn.Identity` for
+        a whole value, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
+        `maskhooks.hooks.several_parts.Parts` for values that come in portions.
         """
         return {}
 
     def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
-        """The adapter's sites in a model, all of them, with what no single module knows, such as depths.
+        """Return all of the adapter's sites in a model, completed with what no single module knows, such as depths.
 
         Args:
             sites: in the order of modules.
-            fired: those that fired, in order, where an example was run.
+            fired: the sites that fired, in order, if an example was run.
         """
         return sites
 
     def task(self, model: nn.Module) -> Task | None:
-        """The task of a model with such modules, where no plugin claims the model's own type."""
+        """Return the task of a model with such modules, used if no plugin claims the model's own type."""
         return None
 
     def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
-        """A context in which the given sites exist, where fused kernels hide them; must restore all."""
+        """Return a context in which the given sites exist, if fused kernels hide them; must restore everything."""
         return contextlib.nullcontext()
 
     def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """A context for as long as any site of the model is tapped, for kernels without gradients; must restore all."""
+        """Return a context for while any site is tapped, for kernels without gradients; must restore everything."""
         return contextlib.nullcontext()
 
     def recurrence(self, name: str, module: nn.Module) -> Recurrence | None:
-        """How a search may share the states of common beginnings, where the module reads positions one after another.
+        """Return how a search can share the states of common prefixes, if the module reads positions one by one.
 
-        None leaves a search to run each set of positions through the whole model.
+        With None, a search runs each set of positions through the whole model.
         """
         return None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An adapter's right to one module."""
+    """An adapter's claim on one module."""
 
     adapter: Adapter
     name: str
@@ -92,16 +92,16 @@ class Claim:
         return not self.name or module == self.name or module.startswith(self.name + ".")
 
     def stand(self) -> None:
-        """Makes the adapter's places in the module known."""
+        """Register the adapter's places in the module."""
         for child, place in self.adapter.places(self.module).items():
             places(self.module).setdefault(child, place)
 
 
 def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
-    """Who finds the sites of which module: the more derived claim wins; a claim covers what is below it.
+    """Return which adapter claims which module: the more derived claim wins; a claim covers what is below it.
 
     Raises:
-        AdapterConflictError: two adapters claim one module with equal right.
+        AdapterConflictError: two adapters claim one module by the same type.
     """
     types = [(adapter, adapter.types()) for adapter in adapters]
     found: list[Claim] = []
@@ -133,7 +133,7 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
 
 
 def claimed_sites(found: Sequence[Claim]) -> list[Site]:
-    """The sites of all claims in order; within a deeper claim only that claim's own."""
+    """Return the sites of all claims in order; within a deeper claim, only that claim's own."""
     sites: dict[str, Site] = {}
     for claim in found:
         deeper = [c for c in found if c.name != claim.name and claim.covers(c.name)]
@@ -144,7 +144,7 @@ def claimed_sites(found: Sequence[Claim]) -> list[Site]:
 
 
 def arranged(found: Sequence[Claim], sites: Sequence[Site], fired: Sequence[Site] = ()) -> list[Site]:
-    """The sites with those of each adapter as it arranges them, in their places; see `Adapter.arranged`."""
+    """Return the sites in place, with each adapter's as it arranges them; see `Adapter.arranged`."""
     result = list(sites)
     for adapter in {id(claim.adapter): claim.adapter for claim in found}.values():
         mine = [n for n, site in enumerate(result) if _owner(found, site) is adapter]
@@ -155,7 +155,7 @@ def arranged(found: Sequence[Claim], sites: Sequence[Site], fired: Sequence[Site
 
 
 def _owner(found: Sequence[Claim], site: Site) -> Adapter | None:
-    """The adapter with the innermost claim that covers a site; of two on the whole model, the one that has it."""
+    """Return the adapter with the innermost claim on a site; of two on the whole model, the one that lists the site."""
     covering = [claim for claim in found if claim.covers(site.module)]
     depth = max((len(claim.name) for claim in covering), default=0)
     inner = [claim for claim in covering if len(claim.name) == depth]
@@ -164,17 +164,16 @@ def _owner(found: Sequence[Claim], site: Site) -> Adapter | None:
 
 
 def join(name: str, child: str) -> str:
-    """A child's full name: `join("", "encoder") == "encoder"`."""
+    """Return a child's full name: `join("", "encoder") == "encoder"`."""
     return f"{name}.{child}" if name and child else name or child
 
 
 def stacks(module: nn.Module) -> list[list[str]]:
-    """The ordered stacks inside a module, largest first: the children of a list, where lists do not nest.
+    """Return the ordered stacks of layers inside a module, largest first; nested stacks are left out.
 
-    Each stack is a list of module names relative to `module`. A `ModuleList` is one, also of a single layer
-    or of layers of several types; a `Sequential` is one where its children, two at least, are of one type. A
-    stack's size is its number of weights; the experts of a mixture and the like stand inside a layer of the
-    larger stack, and are left out.
+    Each stack is a list of module names relative to `module`. A `ModuleList` is a stack, even with a single layer or
+    layers of several types; a `Sequential` is one if it has two or more children, all of one type. A stack's size is
+    its number of weights. Stacks inside a layer of a larger one, such as the experts of a mixture, are left out.
     """
     found: list[tuple[int, list[str]]] = []
     for name, part in module.named_modules():

@@ -1,4 +1,4 @@
-"""Fingerprints: whether a saved explainer belongs to a model."""
+"""Fingerprints: check whether a saved explainer belongs to a model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SAMPLES = 64
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Structure, names, shapes, and a digest of 64 values of each tensor, rounded to bfloat16.
+    """Return a digest of a model's structure, tensor names, shapes, and 64 values per tensor, rounded to bfloat16.
 
-    Rounding lets a model saved in half precision pass for itself.
+    Rounding lets a model saved in half precision match the original.
 
     Returns:
         `{"model": class name, "digest": sha256, "tensors": {name: [shape, short digest]}}`.
@@ -35,7 +35,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """What differs between two fingerprints, in words; empty where nothing does."""
+    """Return the differences between two fingerprints as text; empty if there are none."""
     if saved["digest"] == present["digest"]:
         return []
     old, new = saved["tensors"], present["tensors"]
@@ -50,13 +50,13 @@ def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
         if old[name][0] != new[name][0]:
             found.append(f"{name} has shape {new[name][0]}, saved with {old[name][0]}")
         elif old[name][1] != new[name][1]:
-            found.append(f"{name} has other values")
-    return found or ["modules of other types"]
+            found.append(f"{name} has different values")
+    return found or ["modules have different types"]
 
 
 @torch.no_grad()
 def _digests(tensors: list[Tensor]) -> list[str]:
-    """A short digest of each tensor's values at even steps; empty for tensors without values."""
+    """Return a short digest of evenly spaced values of each tensor; empty for tensors without values."""
     samples = [_sample(tensor) for tensor in tensors]
     if not samples:
         return []

@@ -25,11 +25,11 @@ Replacements = Mapping[str, Replacement] | Mapping[Site, Replacement] | Mapping[
 
 
 class Hooked:
-    """A model with named sites, made by `maskhooks.wrap`; it does not change the model, and is no module.
+    """A model with named sites, made by `maskhooks.wrap`. It does not change the model, and is not a module.
 
     Attributes:
-        model: the model, as it was given.
-        sites: `SiteTable`, in the order of computation.
+        model: the given model.
+        sites: `SiteTable`, in order of computation.
         task: how batches become calls and outputs become distributions.
     """
 
@@ -41,7 +41,7 @@ class Hooked:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        for claim in self.claims:  # places stand beside a model, and are not copied with it
+        for claim in self.claims:  # places are stored outside the model, and not copied with it
             claim.stand()
 
     def __repr__(self) -> str:
@@ -53,10 +53,10 @@ class Hooked:
         return self.sites._repr_html_()
 
     def __call__(self, batch: Any) -> Any:
-        """Runs the model on a batch, as its task says; the result is the model's own.
+        """Run the model on a batch through its task, and return what the model returns.
 
         Raises:
-            ModelError: weights are on the meta device, and the model fails for that.
+            ModelError: the model fails because weights are on the meta device.
         """
         try:
             return self.task.call(self.model, batch)
@@ -66,17 +66,17 @@ class Hooked:
                 raise
             raise ModelError(
                 f"the model failed ({error}), and {len(empty)} of its weights, such as {empty[0]!r}, are on the meta "
-                "device: they have shapes and no numbers. Load them first: with from_pretrained, or with "
+                "device: they have shapes but no values. Load them first: with from_pretrained, or with "
                 "model.to_empty(device='cpu') and model.load_state_dict(...).",
                 module=empty[0].rpartition(".")[0],
             ) from error
 
     def distribution(self, outputs: Any, batch: Any) -> Outputs:
-        """The model's outputs as `torch.distributions`.
+        """Return the model's outputs as `torch.distributions`.
 
         Raises:
-            UnknownDistributionError: nothing says what they are.
-            NonFiniteError: they are NaN or infinite, and no distribution takes them.
+            UnknownDistributionError: the task does not know which distributions they are.
+            NonFiniteError: the outputs are NaN or infinite, and the distribution rejects them.
         """
         try:
             return self.task.distribution(outputs, batch)
@@ -84,20 +84,20 @@ class Hooked:
             if isinstance(error, MaskhooksError) or _finite(outputs):
                 raise
             raise NonFiniteError(
-                "the model's outputs are not finite: look for NaN or infinity in this batch and in the weights"
+                "the model's outputs are not finite. Look for NaN or infinity in this batch and in the weights"
             ) from error
 
     def find(self, selector: Selector) -> list[Site]:
-        """The sites meant by an address, a glob, a tag, a Site, or several of these.
+        """Return the sites that match an address, a glob, a tag, a Site, or several of these.
 
         Raises:
-            UnknownSiteError: nothing matches; near names are listed.
+            UnknownSiteError: nothing matches; close names are listed.
         """
         modules = Modules(self.model)
         return [self._one_step(site, modules) for site in resolve(selector, self.sites, modules)]
 
     def _one_step(self, site: Site, modules: Modules) -> Site:
-        """The site as it is, or with the pattern of one step where it is one and has that of all."""
+        """Return the site; if it is one step but has the pattern of all steps, give it the pattern of one."""
         if not isinstance(site.call, int) or not isinstance(modules.get(site.module), Steps):
             return site
         every = self.sites.get(str(site.at(None)))
@@ -105,24 +105,24 @@ class Hooked:
         return one_step(site, site.pattern) if whole and site.pattern is not None else site
 
     def needed(self, selector: Selector) -> list[Site]:
-        """The sites meant, each one needed and with a pattern for its gates.
+        """Return the matching sites, each required to fire and with a pattern for its gates.
 
         Raises:
-            UnknownSiteError: nothing matches; near names are listed.
-            SettingError: nothing is named.
+            UnknownSiteError: nothing matches; close names are listed.
+            SettingError: no site is given.
             PatternError: a site has no pattern.
         """
         found = [dataclasses.replace(site, optional=False) for site in self.find(selector)]
         if not found:
-            raise SettingError("no site is named; give a tag, an address, a glob, or a list of these (hooked.sites)")
+            raise SettingError("no site is given. Give a tag, an address, a glob, or a list of these (hooked.sites)")
         for site in found:
             site.gating()
         return found
 
     def alike(self, sites: Sequence[Site]) -> list[Site]:
-        """The hidden states with the positions of these sites, as far as shapes are known.
+        """Return the hidden states with the same positions as these sites, as far as shapes are known.
 
-        A decoder's states say nothing of one source token, nor those of another size of one part of an image.
+        A decoder's states do not correspond to source tokens, nor feature maps of one size to those of another.
         """
         places = {_places(site) for site in sites}
         return [site for site in self.sites.tagged("hidden") if site.pattern and _places(site) in places]
@@ -133,14 +133,15 @@ class Hooked:
         read: Selector = (),
         replace: Replacements | None = None,
     ) -> Iterator[Tap]:
-        """Reads and replaces values while the `with` lasts; see `Tap`.
+        """Read and replace values inside the `with`; see `Tap`.
 
         Args:
-            read: what to read.
-            replace: for each address, glob, tag or Site a function from its value to one like it.
+            read: the sites to read.
+            replace: for each address, glob, tag or Site, a function from its value to one of the same shape, dtype and
+                device.
 
         Raises:
-            UnknownSiteError: a selector finds nothing.
+            UnknownSiteError: a selector matches nothing.
             SiteConflictError: two selectors replace one value.
         """
         reads, replaced = self.find(read), self._replaced(replace or {})
@@ -154,7 +155,7 @@ class Hooked:
             for site in self.find(selector):
                 if site in found:
                     raise SiteConflictError(
-                        f"two replacements of one value: {str(selector)!r} finds {site} once more. Combine "
+                        f"two replacements for one value: {str(selector)!r} matches {site} again. Combine "
                         f"the two functions, or nest two taps: the inner one sees the outer one's value.",
                         site=site,
                     )
@@ -162,9 +163,9 @@ class Hooked:
         return found
 
     def opened(self, sites: Iterable[Site]) -> contextlib.ExitStack:
-        """A context in which the sites exist: adapters open the fused kernels that hide them."""
+        """Return a context in which the sites exist: adapters open the fused kernels that hide them."""
         wanted = list(sites)
-        with contextlib.ExitStack() as stack:  # closes what is open already where a later one raises
+        with contextlib.ExitStack() as stack:  # closes the earlier ones if a later one raises
             for claim in self.claims:
                 stack.enter_context(claim.adapter.tapped(claim.name, claim.module))
                 inside = [site for site in wanted if claim.covers(site.module)]
@@ -178,6 +179,6 @@ def _finite(outputs: Any) -> bool:
 
 
 def _places(site: Site) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """The position axes of a site, and how long they are where shapes are known."""
+    """Return the position axes of a site, and their sizes if shapes are known."""
     pattern = site.gating()
     return pattern.positions, site.shape and pattern.mask_shape(torch.empty(site.shape, device="meta"))

@@ -1,7 +1,7 @@
-"""Outputs as distributions, and how far two of them lie apart.
+"""Outputs as distributions, and divergences between them.
 
-A model's outputs are a `torch.distributions.Distribution`, a `Positions` (one distribution per position), or
-a mapping of several of these, whose divergences add up. The first axis of every batch shape is the batch.
+A model's outputs are a `torch.distributions.Distribution`, a `Positions` (one distribution per position), or a
+mapping of several of these, whose divergences add up. The first axis of every batch shape is the batch axis.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Positions:
     """One distribution per position, as in token classification; divergences are means over chosen positions.
 
     Args:
-        distribution: batch shape `(batch, position)`, or with further axes, such as labels, which add up.
-        chosen: bool `(batch, position)`, the positions that count; at least one in each example.
+        distribution: batch shape `(batch, position)`, or with more axes, such as labels, which are summed.
+        chosen: bool `(batch, position)`, the positions that count; at least one per example.
     """
 
     distribution: Distribution
@@ -36,8 +36,8 @@ class Positions:
     def __post_init__(self) -> None:
         if not bool(self.chosen.any(-1).all()):
             raise UnknownDistributionError(
-                "an example has no position whose prediction counts (no label, mask token or real token in "
-                "it). Choose others, with wrap(model, output=...) returning Positions(distribution, chosen)"
+                "an example has no position whose prediction counts (no label, mask token or valid token). Choose "
+                "other positions: wrap(model, output=...) returning Positions(distribution, chosen)"
             )
 
 
@@ -56,34 +56,35 @@ DivergenceSetting = Annotated[str | Divergence, DIVERGENCES]
 
 
 def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
-    """KL(original || masked) per example, in nats: heads add up, positions are averaged."""
+    """Return KL(original || masked) per example, in nats: heads are summed, positions averaged."""
     return _each(original, masked, _kl)
 
 
 def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
-    """-log of the probability that the masked model gives to the original's prediction, per example, in nats.
+    """Return -log of the masked model's probability of the original prediction, per example, in nats.
 
-    Heads add up, positions are averaged. It is no divergence: it may be small for an output surer than the original.
+    Heads are summed, positions averaged. This is not a divergence: it can be small for an output more confident than
+    the original.
 
     Raises:
-        UnknownDistributionError: the outputs are no classes.
+        UnknownDistributionError: the outputs are not classes.
     """
     return _each(original, masked, _loss)
 
 
 def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
-    """`overtaken` with a lead of 0.05: 0 where the predicted class stays ahead, however much the output moves.
+    """Return `flip_loss` with a lead of 0.05: 0 while the predicted class stays ahead, however the output moves.
 
-    A divergence for masks that are to keep the prediction and nothing else, at a margin below 0.05.
+    A divergence for masks that only need to keep the prediction, at a margin below 0.05.
     """
     return flip_loss(original, masked, 0.05)
 
 
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
-    """Per example, whether both predict the same: 1 or 0, the mean over positions, all heads at once.
+    """Return 1 per example if both predict the same, else 0: positions are averaged, and all heads must agree.
 
     The prediction is the most probable class; for other distributions the mean, rounded for binary ones.
-    Continuous predictions agree where they differ by less than one standard deviation of the original.
+    Continuous predictions agree if they differ by less than one standard deviation of the original.
     """
     if isinstance(original, Mapping):
         assert isinstance(masked, Mapping)
@@ -98,17 +99,17 @@ def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
 
 
 def flip_loss(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Tensor, " batch"]:
-    """How far another class overtakes the predicted one, max(0, min(lead, L) - L_masked) per example, in nats.
+    """Return how far another class overtakes the predicted one, max(0, min(lead, L) - L_masked) per example, in nats.
 
-    L is the log-odds of the original's predicted class against the next one in the original, L_masked those of the
-    same class against the best other one in the masked outputs: 0 while the prediction keeps its lead, or `lead` of
-    it. Heads add up, positions are averaged; 0 for distributions that are no classes.
+    L is the log-odds of the predicted class against the runner-up in the original, L_masked the log-odds of the same
+    class against the best other one in the masked outputs. The loss is 0 while the prediction keeps its lead, or
+    `lead` of it. Heads are summed, positions averaged; 0 for distributions that are not classes.
     """
     return _each(original, masked, functools.partial(_flip_loss, lead=lead))
 
 
 def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
-    """The predicted class of each example, `(batch,)`, and how many classes there are; None where it is not one."""
+    """Return each example's predicted class, `(batch,)`, and the number of classes; None without a single class."""
     if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:
         return outputs.logits.argmax(-1), outputs.logits.shape[-1]
     if isinstance(outputs, Bernoulli) and outputs.logits.dim() == 1:
@@ -117,7 +118,7 @@ def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
 
 
 def predictions(outputs: Outputs) -> list[str] | None:
-    """The predicted class of each example as text, heads joined; None where it is not a single class."""
+    """Return the predicted class of each example as text, heads joined; None if there is no single class."""
     if isinstance(outputs, Mapping):
         heads = {name: predictions(part) for name, part in outputs.items()}
         if any(head is None for head in heads.values()):
@@ -130,7 +131,7 @@ def predictions(outputs: Outputs) -> list[str] | None:
 
 
 def count(outputs: Outputs) -> int:
-    """How many examples there are."""
+    """Return the number of examples."""
     if isinstance(outputs, Mapping):
         return count(next(iter(outputs.values())))
     distribution = outputs.distribution if isinstance(outputs, Positions) else outputs
@@ -138,7 +139,7 @@ def count(outputs: Outputs) -> int:
 
 
 def parameters(outputs: Outputs) -> list[Tensor]:
-    """All that determines the distributions."""
+    """Return all tensors that determine the distributions."""
     if isinstance(outputs, Mapping):
         return [number for part in outputs.values() for number in parameters(part)]
     distribution = outputs.distribution if isinstance(outputs, Positions) else outputs
@@ -148,10 +149,10 @@ def parameters(outputs: Outputs) -> list[Tensor]:
 
 
 def check(outputs: object) -> Outputs:
-    """The outputs, if they are distributions.
+    """Return the outputs if they are distributions.
 
     Raises:
-        UnknownDistributionError: they are not.
+        UnknownDistributionError: the outputs are not distributions.
     """
     if isinstance(outputs, (Distribution, Positions)) or (
         isinstance(outputs, Mapping)
@@ -160,7 +161,7 @@ def check(outputs: object) -> Outputs:
     ):
         return outputs
     raise UnknownDistributionError(
-        f"outputs of type {type(outputs).__name__} are no torch.distributions.Distribution. Say what the "
+        f"outputs of type {type(outputs).__name__} are not a torch.distributions.Distribution. Say what the "
         "model predicts, for example wrap(model, output=lambda outputs: "
         "torch.distributions.Categorical(logits=outputs))"
     )
@@ -192,8 +193,8 @@ def _loss(original: Distribution, masked: Distribution) -> Tensor:
     if isinstance(base, Bernoulli) and isinstance(other, Bernoulli):
         return F.softplus(torch.where(base.logits > 0, -other.logits, other.logits))
     raise UnknownDistributionError(
-        f"a loss against the model's own prediction needs classes, and outputs are {type(original).__name__}. Use "
-        "divergence=maskhooks.model.outputs.kl, or a function of your own"
+        f"a loss against the model's own prediction needs classes, but the outputs are {type(original).__name__}. Use "
+        "divergence=maskhooks.model.outputs.kl, or your own function"
     )
 
 
@@ -219,15 +220,14 @@ def _kl(original: Distribution, masked: Distribution) -> Tensor:
         return kl_divergence(original, masked)
     except NotImplementedError as error:
         raise UnknownDistributionError(
-            f"torch.distributions knows no divergence of {type(masked).__name__} from "
-            f"{type(original).__name__}. Give one of your own, `divergence=` with a function of (original, "
-            "masked) to a value per example, or register one with torch.distributions.kl.register_kl"
+            f"torch.distributions has no KL divergence from {type(original).__name__} to "
+            f"{type(masked).__name__}. Give a function of (original, masked) that returns a value per example as "
+            "divergence=, or register one with torch.distributions.kl.register_kl"
         ) from error
 
 
 def _kl_bernoulli(original: Bernoulli, masked: Bernoulli) -> Tensor:
-    """From logits: torch's own is infinite where a probability rounds to 1, which in float32 is a logit
-    above 17."""
+    """From logits: torch's own is infinite where a probability rounds to 1, in float32 at a logit above 17."""
     p, q = original.logits, masked.logits
     yes = F.softplus(-q) - F.softplus(-p)
     no = F.softplus(q) - F.softplus(p)
@@ -235,7 +235,7 @@ def _kl_bernoulli(original: Bernoulli, masked: Bernoulli) -> Tensor:
 
 
 def _kl_categorical(original: Categorical, masked: Categorical) -> Tensor:
-    """From logits: torch's own is infinite where a probability rounds to 0, which in float32 is a logit 104 lower."""
+    """From logits: torch's own is infinite where a probability rounds to 0, in float32 at a logit 104 lower."""
     further = torch.where(original.probs == 0, 0, original.logits - masked.logits)
     return (original.probs * further).sum(-1)
 
@@ -243,7 +243,7 @@ def _kl_categorical(original: Categorical, masked: Categorical) -> Tensor:
 def _each(
     original: Outputs, masked: Outputs, compare: Callable[[Distribution, Distribution], Tensor]
 ) -> Float[Tensor, " batch"]:
-    """A comparison per example: heads add up, positions are averaged."""
+    """Compare per example: heads are summed, positions averaged."""
     if isinstance(original, Mapping):
         assert isinstance(masked, Mapping)
         return torch.stack([_each(part, masked[name], compare) for name, part in original.items()]).sum(0)

@@ -1,4 +1,4 @@
-"""Sources: what MODEL means on the command line, and how records become its batches."""
+"""Sources: open the MODEL given on the command line, and make its batches from records."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from maskhooks.plugins.kind import declare
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready for data: its own, or records made into batches.
+    """A wrapped model with its own batches, or with a way to make them from records.
 
     Args:
         hooked: the wrapped model.
-        batch: makes a batch from records; None where the model takes no texts.
+        batch: makes a batch from records; None if the model takes no texts.
         train: training batches that came with the model.
-        validation: validation batches that came with it.
+        validation: validation batches that came with the model.
     """
 
     hooked: Hooked
@@ -39,36 +39,36 @@ class Opened:
 
 
 class Source(ABC):
-    """Opens models of one kind from what a user writes for MODEL.
+    """A way to open models of one kind from what a user writes for MODEL.
 
     Attributes:
-        form: what to write for MODEL, in a few words, for help and messages.
+        form: what to write for MODEL, briefly, for help and messages.
     """
 
     form: str
 
     @abstractmethod
     def claims(self, model: str) -> bool:
-        """Whether this text is meant for this source; nothing is loaded yet."""
+        """Whether this source opens the given text; loads nothing."""
 
     @abstractmethod
     def open(self, model: str, *, max_length: int = 128) -> Opened:
-        """The model, wrapped.
+        """Return the wrapped model.
 
         Args:
             model: what the user wrote.
-            max_length: tokens of a text at most, where there are tokens; longer texts are cut.
+            max_length: maximum tokens per text, if there are tokens; longer texts are cut.
 
         Raises:
-            MaskhooksError: it cannot be opened; the message says why, and gives a way out.
+            MaskhooksError: the model cannot be opened; the message says why, and gives a way out.
         """
 
 
 def choose(model: str, sources: Mapping[str, Source]) -> Source:
-    """The source that claims MODEL.
+    """Return the source that claims MODEL.
 
     Raises:
-        PluginError: none does, or several do.
+        PluginError: no source claims it, or several do.
     """
     claiming = {name: source for name, source in sources.items() if source.claims(model)}
     if len(claiming) == 1:
@@ -76,7 +76,7 @@ def choose(model: str, sources: Mapping[str, Source]) -> Source:
     if claiming:
         raise PluginError(
             f"the sources {' and '.join(sorted(claiming))} both claim the model {model!r}. Write it so "
-            f"that just one does ({_forms(claiming)}), or uninstall the other's plugin."
+            f"that only one does ({_forms(claiming)}), or uninstall the other's plugin."
         )
     raise PluginError(f"no source knows how to open the model {model!r}. Give {_forms(sources)}.")
 
@@ -86,10 +86,10 @@ def _forms(sources: Mapping[str, Source]) -> str:
 
 
 class Factory(Source):
-    """Calls a function without arguments: `package.module:factory`, which may stand in the current folder.
+    """A function called without arguments: `package.module:factory`, which may be in the current folder.
 
     It returns a `Hooked`, `(Hooked, training batches)` or `(Hooked, training batches, validation batches)`; a
-    plain module stands for `wrap(module)`. A factory whose model takes texts returns an `Opened`.
+    plain module is wrapped. A factory whose model takes texts returns an `Opened`.
     """
 
     form = "package.module:factory, a function that returns a network and its batches"
@@ -99,7 +99,7 @@ class Factory(Source):
         return self._written.fullmatch(model) is not None and not Path(model).exists()
 
     def open(self, model: str, *, max_length: int = 128) -> Opened:
-        """The model that the factory makes.
+        """Return the model that the factory makes.
 
         Raises:
             ModelError: there is no such module or function, or it returns something else.
@@ -108,8 +108,8 @@ class Factory(Source):
         try:
             inspect.signature(factory).bind()
         except TypeError as error:
-            raise ModelError(f"{model} cannot be called without arguments: {error}. Give each a default") from error
-        except ValueError:  # it does not say what it takes
+            raise ModelError(f"{model} cannot be called without arguments: {error}. Give each one a default") from error
+        except ValueError:  # it has no signature
             pass
         made = factory()
         if isinstance(made, Opened):
@@ -137,7 +137,7 @@ class Factory(Source):
             found: Any = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # a module that the factory's own module needs
+                raise  # an import inside the factory's module failed
             raise ModelError(
                 f"there is no module {error.name!r} to import, for the model {model!r}. Run from the "
                 "folder that holds it, or install it."
@@ -151,7 +151,7 @@ class Factory(Source):
                 )
             found = getattr(found, step)
         if not callable(found):
-            raise ModelError(f"{model} is no function. Give one that returns the model: def {attribute}(): ...")
+            raise ModelError(f"{model} is not a function. Give one that returns the model: def {attribute}(): ...")
         return found  # type: ignore[no-any-return] # callable, as checked
 
 

@@ -1,4 +1,4 @@
-"""Tasks: how a batch becomes a call, which positions are real, what they are called, what outputs mean."""
+"""Tasks: how to call a model on a batch, which positions are valid, what they are called, what outputs mean."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import undirected
 
-_known: WeakKeyDictionary[FunctionType, int] = WeakKeyDictionary()  # arguments that functions take
+_known: WeakKeyDictionary[FunctionType, int] = WeakKeyDictionary()  # how many arguments functions take
 
 
 class Task:
-    """What holds for a whole model. This class serves any model; each method may be given to `wrap`.
+    """How to call a model and interpret its outputs. This class serves any model; `wrap` can override each method.
 
     Args:
         call: `(model, batch) -> outputs`. Default: a mapping is passed by keyword, a tuple or list by
-            position (as many items as the model's forward takes, so that trailing labels are left out),
-            anything else as it is.
+            position (as many items as the model's forward takes, so trailing labels are left out), anything
+            else as it is.
         output: `outputs -> distribution` or `(outputs, batch) -> distribution`.
-        valid: `batch -> bool tensor` over the sites' position axes, True where a position is no padding; or
-            `(batch, site) -> ...` where sites differ. It may go on where a site has ended, with False alone, as where
-            the longest packed sequence is shorter than its batch is wide. Default: all positions are real.
-        names: `batch -> names`, a list per example of what its positions are called.
+        valid: `batch -> bool tensor` over the sites' position axes, False at padding; or `(batch, site) -> ...` if
+            sites differ. It may be longer than a site if the rest is False, as when the longest packed sequence is
+            shorter than its batch is wide. Default: all positions are valid.
+        names: `batch -> names`, a list of position names per example.
         perturb: `(batch, generator) -> batch`, another input of the same shape and padding, for the bypass test.
-        example_index: `batch -> numbers`, or `(batch, site) -> ...`: the example index of each row, where the first
-            axis of a value is not the batch axis, as with edges of many graphs.
+        example_index: `batch -> numbers`, or `(batch, site) -> ...`: the example index of each row, if the first axis
+            of a value is not the batch axis, as with the edges of many graphs.
         edges: `batch -> {"source": numbers, "target": numbers}`, or `(batch, site) -> ...`: which nodes the positions
-            of a site connect, numbered within their example; with `relation` where there are several kinds.
-        select: `(batch, numbers) -> batch`, the examples with these numbers, each as often as it is listed. Default:
-            the rows of each tensor that has one for each example.
-        units: `batch -> whole numbers` over the sites' position axes, or `(batch, site) -> ...`: positions of an
-            example with the same number are gated together, as the pieces of a word. "undirected": edges between the
+            of a site connect, numbered within their example; with `relation` if there are several kinds.
+        select: `(batch, numbers) -> batch`, the examples with these indices, repeated as listed. Default: index each
+            tensor that has one row per example.
+        units: `batch -> integers` over the sites' position axes, or `(batch, site) -> ...`: positions of an example
+            with the same number are gated together, such as the pieces of a word. "undirected": edges between the
             same two nodes, in both directions. Default: each position alone.
     """
 
     name = "function"
-    # What `given` takes; a subclass adds its own.
+    # What `given` accepts; a subclass adds its own.
     options: tuple[str, ...] = (
         "call",
         "output",
@@ -83,18 +83,18 @@ class Task:
         self._example_index, self._edges, self._select, self._units = example_index, edges, select, units
 
     def types(self) -> tuple[type[nn.Module], ...]:
-        """The model types that a plugin's task serves; the most derived claim wins, as with adapters."""
+        """Return the model types that a plugin's task serves; the most derived claim wins, as with adapters."""
         return ()
 
     def serve(self, model: nn.Module) -> Task:
-        """The task for one model of a claimed type; a plugin may return a task that knows the model."""
+        """Return the task for one model of a claimed type; a plugin may return a task specific to the model."""
         return self
 
     def given(self, functions: Mapping[str, Any]) -> Task:
-        """This task with the user's own functions in front; a plugin's task may take further `options`.
+        """Return a copy in which the user's functions take precedence; a plugin's task may accept more `options`.
 
         Raises:
-            BatchError: an option that this task does not have.
+            BatchError: this task does not have an option.
         """
         unknown = set(functions) - set(self.options)
         if unknown:
@@ -107,7 +107,7 @@ class Task:
         return task
 
     def call(self, model: nn.Module, batch: Any) -> Any:
-        """Runs the model on a batch.
+        """Run the model on a batch.
 
         Raises:
             BatchError: the batch does not fit the model's forward.
@@ -126,7 +126,7 @@ class Task:
         return model(*args, **kwargs)
 
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and keyword arguments made from a batch."""
+        """Return the positional and keyword arguments for a batch."""
         if isinstance(batch, Mapping):
             return (), {str(key): value for key, value in batch.items()}
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
@@ -138,18 +138,18 @@ class Task:
         return (batch,), {}
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
-        """The model's outputs as distributions.
+        """Return the model's outputs as distributions.
 
         Raises:
-            UnknownDistributionError: nothing says what they are.
+            UnknownDistributionError: they are not, nor is what `output` returns.
         """
         return outputs.check(_apply(self._output, result, batch) if self._output is not None else result)
 
     def valid(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
-        """Which positions of a site are real, over the position axes of its pattern.
+        """Return which positions of a site are valid, over the position axes of its pattern.
 
         Raises:
-            BatchError: the mask given has another shape.
+            BatchError: the given mask has another shape.
         """
         pattern = site.gating()
         sizes = pattern.shape(value, site=site)
@@ -159,7 +159,7 @@ class Task:
         return self._fit(self._mask(site, batch, value), shape, site, pattern)
 
     def _mask(self, site: Site, batch: Any, value: Tensor) -> Tensor:
-        """What the user's function says is real, as it is."""
+        """Return the user's mask, unchecked."""
         return torch.as_tensor(_apply(self._valid, batch, site)).to(value.device).bool()
 
     def _fit(self, mask: Tensor, shape: tuple[int, ...], site: Site, pattern: Pattern) -> Tensor:
@@ -167,22 +167,20 @@ class Task:
             return mask[_within(shape)]
         if tuple(mask.shape) != shape:
             raise BatchError(
-                f"the mask of real positions has shape {list(mask.shape)}, site {site} has positions "
+                f"the mask of valid positions has shape {list(mask.shape)}, but site {site} has positions "
                 f"({', '.join(pattern.positions)}) of shape {list(shape)}. Give a function of (batch, site) "
-                "that fits each: wrap(model, valid=lambda batch, site: ...)"
+                "that fits each site: wrap(model, valid=lambda batch, site: ...)"
             )
         return mask
 
     def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
-        """A number for each position of a site, equal where positions of an example are gated together; None where each
-        is alone.
+        """Return a number per position, equal if positions of an example are gated together; None if each is alone.
 
         Args:
-            values: as `example_index` gets them.
+            values: as in `example_index`.
 
         Raises:
-            BatchError: the numbers given have another shape, or are no whole numbers; or a word is given that
-                this task does not know.
+            BatchError: the numbers have another shape or are not integers, or this task does not know the given word.
         """
         value = values[str(site)]
         if self._units is None:
@@ -198,64 +196,66 @@ class Task:
         if list(numbers.shape) != shape or numbers.is_floating_point():
             raise BatchError(
                 f"the units have shape {list(numbers.shape)} and type {str(numbers.dtype).removeprefix('torch.')}, "
-                f"site {site} has positions ({', '.join(site.gating().positions)}) of shape {shape}. Give a whole "
-                f"number for each, equal where positions belong together: wrap(model, units=lambda batch, site: ...)"
+                f"but site {site} has positions ({', '.join(site.gating().positions)}) of shape {shape}. Give a whole "
+                f"number for each, equal if positions belong together: wrap(model, units=lambda batch, site: ...)"
             )
         return numbers
 
     def _named_units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
-        """The units that a word means."""
+        """Return the units for a word such as "undirected"."""
         if self._units != "undirected" or self._edges is None:
             raise BatchError(
                 f"units={self._units!r}: the task {self.name!r} does not know which positions these are. Give a "
-                f"function: wrap(model, units=lambda batch: ...), with a whole number for each position"
+                f"function that returns a whole number for each position: wrap(model, units=lambda batch: ...)"
             )
         found = self.edges(site, batch, values)
         if found is None:
             return None
         columns = [torch.as_tensor(found[name]) for name in ("source", "target", "relation") if name in found]
-        whose = self.example_index(site, batch, values)
-        return undirected(*columns, *([] if whose is None else [whose.to(columns[0].device)]))
+        index = self.example_index(site, batch, values)
+        return undirected(*columns, *([] if index is None else [index.to(columns[0].device)]))
 
     @property
     def together(self) -> str | None:
-        """What is gated together, in a word: the one given for `units`, or "function"; None where nothing is."""
+        """The name of the units: the word given for `units`, or "function"; None if each position is alone."""
         return self._units if self._units is None or isinstance(self._units, str) else "function"
 
     def beside(self, site: Site) -> Sequence[Site]:
-        """Sites that are read wherever this one is, since `example_index` and `edges` need their values."""
+        """Return sites to read along with this one, whose values `example_index` and `edges` need."""
         return ()
 
     def example_index(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
-        """The number of each row's example, where the first axis of a site is no batch; None where it is.
+        """Return the example index of each row; None if the first axis of the site is the batch axis.
 
         Args:
-            values: by address, of this site and those `beside` it.
+            values: by address, the values of this site and those from `beside`.
         """
         return None if self._example_index is None else torch.as_tensor(_apply(self._example_index, batch, site))
 
     def edges(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Mapping[str, Int[Tensor, " row"]] | None:
-        """What rows of an explanation tell of each edge: `source` and `target`, numbered within its example, `relation`
-        where there are several kinds, or other columns; None where rows are no edges."""
+        """Return the columns that an explanation has for edges; None if rows are not edges.
+
+        These are `source` and `target`, numbered within the example, `relation` if there are several kinds, or others.
+        """
         return None if self._edges is None else _apply(self._edges, batch, site)
 
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
-        """What the positions are called, a list per example; None where nothing is known."""
+        """Return the position names, a list per example; None if unknown."""
         return self._names(batch) if self._names is not None else None
 
     def predictions(self, result: Outputs) -> Sequence[str] | None:
-        """What the model predicts for each example, in words; None where there is no single class."""
+        """Return the predicted class of each example as text; None if there is no single class."""
         return outputs.predictions(result)
 
     def targets(self, batch: Any) -> Sequence[str] | None:
-        """The examples' labels in words, where the batch holds them."""
+        """Return the examples' labels as text, if the batch holds them."""
         return None
 
     def select(self, batch: Any, numbers: Sequence[int], count: int) -> Any:
-        """The examples of a batch with these numbers, each as often as it is listed.
+        """Return the examples of a batch with these indices, repeated as listed.
 
         Args:
-            count: how many the batch has.
+            count: the number of examples in the batch.
         """
         if self._select is not None:
             return self._select(batch, numbers)
@@ -266,14 +266,14 @@ class Task:
         return chosen
 
     def picked(self, batch: Any, numbers: Sequence[int]) -> Any | None:
-        """As `select`, where rows are no batch; None where it is not known how."""
+        """Select examples if the first axis is not the batch axis; None if no `select` function is given."""
         return None if self._select is None else self._select(batch, numbers)
 
     def perturb(self, batch: Any, generator: Generator) -> Any | None:
-        """Another input of the same shape and padding, for the bypass test; None where none can be made.
+        """Return another input of the same shape and padding, for the bypass test; None if none can be made.
 
-        Default: floating-point tensors and token ids are permuted among the real positions of the whole
-        batch; masks, lengths and labels (bool, or one number an example) stay.
+        Default: permute floating-point tensors and token ids among the valid positions of the whole batch. Masks,
+        lengths and labels (bool, or one number per example) stay.
         """
         if self._perturb is not None:
             return self._perturb(batch, generator)
@@ -281,7 +281,7 @@ class Task:
         varied = batch
         for path, tensor in nested.tensors(batch):
             if tensor.is_nested or tensor.layout is not torch.strided:
-                continue  # whose rows cannot be taken by number
+                continue  # rows cannot be indexed
             if tensor.dtype == torch.bool or tensor.dim() < 2 or (valid is None and not tensor.is_floating_point()):
                 continue
             if valid is None:
@@ -301,7 +301,7 @@ class Task:
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device; containers with a `to` of their own are asked."""
+    """Return a batch with its tensors on a device; a container with a `to` method moves itself."""
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, MutableMapping):
@@ -321,16 +321,16 @@ def move(batch: Any, device: torch.device) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model takes its inputs: the device of its first weight or buffer, the CPU without any."""
+    """Return where a model takes its inputs: the device of its first weight or buffer, else the CPU."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
 
 def _ends(mask: Bool[Tensor, "*positions"], shape: Sequence[int]) -> bool:
-    """Whether a mask goes on after a site's last real position, with padding alone.
+    """Whether a mask continues past a site's last valid position with padding only.
 
-    So it does for a PackedSequence, which is as long as its longest example.
+    It does for a PackedSequence, which is only as long as its longest example.
     """
     if mask.dim() != len(shape) or mask.dim() < 2 or len(mask) != shape[0] or list(mask.shape) == list(shape):
         return False
@@ -343,7 +343,7 @@ def _within(shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _arity(function: Callable[..., Any]) -> int:
-    """How many arguments a function of the user's takes, which is asked in every pass."""
+    """Return how many arguments a user's function takes; cached, since every pass needs it."""
     if not isinstance(function, FunctionType):
         return _counted(function)
     if function not in _known:

@@ -1,4 +1,4 @@
-"""Wrapping: a model becomes a Hooked."""
+"""Wrapping: make a `Hooked` from a model."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ def wrap(
     units: Callable[..., Tensor] | str | None = None,
     **options: Any,
 ) -> Hooked:
-    """Finds the sites of a model, and how to call it. The model is not changed.
+    """Find the sites of a model, and how to call it. The model is not changed.
 
     Args:
         model: any `nn.Module`, or nnsight's model of one.
         sites: address to pattern, as in `{"fc1:output": "batch token hidden -> batch token"}`, or a list of
-            `Site` objects (or addresses, for sites that are only read), in the order of computation; instead
-            of what adapters find.
-        example: a batch to run once, so that shapes are known and every site is checked to fire.
-        adapter: one or more adapters for this call; they go before registered ones.
-        task: how to call the model; found by a plugin where not given.
+            `Site` objects (or addresses, for sites that are only read), in order of computation; replaces what
+            adapters find.
+        example: a batch to run once, which records shapes and checks that every site fires.
+        adapter: one or more adapters for this call; registered ones are used only if these claim no module.
+        task: how to call the model; by default found through plugins.
         call, output, valid, names, perturb, example_index, edges, units: functions of the task; see `Task`.
-        **options: further settings of the task that is found, such as `tokenizer=` for Hugging Face models.
+        **options: more options of the task, such as `select=`, or `tokenizer=` for Hugging Face models.
 
     Raises:
-        ModelError: `model` is no module.
-        UnknownSiteError: a site's module is not in the model; near names are listed.
+        ModelError: `model` is not a module.
+        UnknownSiteError: a site's module is not in the model; close names are listed.
         AdapterConflictError: two adapters claim one module.
     """
     if isinstance(model, Hooked):
-        raise ModelError("the model is wrapped already; wrap takes the module itself, `hooked.model`")
+        raise ModelError("the model is already wrapped. Give wrap the module itself, `hooked.model`")
     model = _module(model)
     if not isinstance(model, nn.Module):
-        load = ": load the model first, as with from_pretrained" if isinstance(model, str) else ""
+        load = ". Load the model first, for example with from_pretrained" if isinstance(model, str) else ""
         raise ModelError(f"wrap takes a torch.nn.Module, got {type(model).__name__}{load}")
     given = _adapters(adapter)
     found = claims(model, given) if given else []
@@ -86,13 +86,13 @@ def wrap(
 
 
 def with_shapes(hooked: Hooked, batch: Any, *, named: bool = False) -> Hooked:
-    """The same with every site's shape filled in from one batch; a site that does not fire is an error.
+    """Return a copy with every site's shape filled in from one batch; a site that does not fire is an error.
 
-    A site that fires several times becomes one for each call. All steps of several sequences stay one site, which has
-    no shape, as there are different steps in each batch.
+    A site that fires several times becomes one site per call. The steps of several sequences stay one site without a
+    shape, because each batch has other steps.
 
     Args:
-        named: whether the user named the sites; of these only an optional one may fire several times.
+        named: whether the user named the sites; if so, only optional ones may fire several times.
 
     Raises:
         SiteFiredTooOftenError: a named site fires several times.
@@ -112,7 +112,7 @@ def with_shapes(hooked: Hooked, batch: Any, *, named: bool = False) -> Hooked:
 
 
 def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[str, Tensor]]:
-    """The sites, each call of those that fire several times, and the values by address."""
+    """Return the sites, one per call if they fire several times, and the values by address."""
     often: set[str] = set()
     while True:
         reads = [site.at("*") if str(site) in often else site for site in hooked.sites]
@@ -138,7 +138,7 @@ def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[s
 
 
 def _module(model: Any) -> Any:
-    """What an object stands for that is no module, and holds one as `_module`, as those of nnsight do."""
+    """Return the module that a non-module holds as `_module`, as nnsight's models do; else the object itself."""
     held = getattr(model, "__dict__", {}).get("_module")
     return held if isinstance(held, nn.Module) and not isinstance(model, nn.Module) else model
 
@@ -148,12 +148,12 @@ def _adapters(given: Any) -> list[Adapter]:
     adapters: list[Any] = [part() if inspect.isclass(part) else part for part in found]
     for part in adapters:
         if not isinstance(part, Adapter):
-            raise PluginError(f"adapter={part!r} is no maskhooks.model.adapter.Adapter; derive its class from that one")
+            raise PluginError(f"adapter={part!r} is not a maskhooks.model.adapter.Adapter. Derive its class from it")
     return adapters
 
 
 def _task(model: nn.Module, found: Sequence[Claim]) -> Task:
-    """The plugin's task with the most derived claim on the model, an adapter's, or the one that serves any model."""
+    """Return the plugin's task with the most derived claim on the model, else an adapter's, else `Task`."""
     ancestry = type(model).__mro__
     ranked = [
         (ancestry.index(t), order, task)

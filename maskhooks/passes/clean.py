@@ -1,4 +1,4 @@
-"""A clean pass: the model as it is, with what was read on the way and what is known of the sites' positions."""
+"""Clean pass: run the unmodified model, and keep the values read and the positions of their sites."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from maskhooks.sites.units import Units
 
 @dataclass(frozen=True)
 class Clean:
-    """A batch with what a clean pass saw.
+    """A batch and its clean pass.
 
     Attributes:
         hooked: the model.
-        batch: what it was given.
-        values: what was read, by site or address.
+        batch: the model's input.
+        values: the values read, by site or address.
         result: what the model returned.
         outputs: the same as distributions.
-        recording: to go on from; None to run the model in full.
-        places: the positions of a site that was read and has a pattern, found out when they are first asked for.
+        recording: what masked passes resume from; None to run the model in full.
+        places: the positions of each site that was read and has a pattern, computed on first access.
     """
 
     hooked: Hooked
@@ -43,7 +43,7 @@ class Clean:
     places: PlacesBySite = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        places = _Places(self.hooked, self.batch, self.values, self.outputs)  # not self: a circle lives longer
+        places = _Places(self.hooked, self.batch, self.values, self.outputs)  # not self: a reference cycle lives longer
         object.__setattr__(self, "places", places)
 
 
@@ -64,10 +64,10 @@ class _Places:
         return self._found[site]
 
     def _examples(self, site: Site) -> ExampleIndex | None:
-        """The example of each row; None where the first axis is the batch.
+        """Return the example index of each row; None if the first axis is the batch axis.
 
         Raises:
-            BatchError: there are not as many numbers as rows, or larger ones than there are examples.
+            BatchError: the index has another length than the rows, or is out of range.
         """
         index = self._task.example_index(site, self._batch, self._values)
         if index is None:
@@ -78,10 +78,10 @@ class _Places:
         low, high = (int(end) for end in index.aminmax()) if index.numel() else (0, 0)
         if index.shape != (rows,) or (rows and not 0 <= low <= high < total):
             raise BatchError(
-                f"site {site} has {rows} positions of {total} examples (as many as there are outputs), and the "
-                f"examples given for them have shape {list(index.shape)}"
-                + (f" and numbers from {low} to {high}" if index.numel() else "")
-                + ". Give the number of each position's example, from 0: wrap(model, example_index=lambda batch: ...)"
+                f"site {site} has {rows} positions of {total} examples (one per output), but the example index has "
+                f"shape {list(index.shape)}"
+                + (f" and values from {low} to {high}" if index.numel() else "")
+                + ". Give each position's example index, from 0: wrap(model, example_index=lambda batch: ...)"
             )
         return ExampleIndex(index.to(value.device), total)
 
@@ -93,11 +93,11 @@ def clean_pass(
     onward: Iterable[Site] = (),
     replay: Replay | None = None,
 ) -> Clean:
-    """Runs the model as it is, without gradients.
+    """Run the unmodified model, without gradients.
 
     Args:
         reads: sites to read.
-        onward: the sites that masked passes will go on from; what comes before is recorded in `replay`.
+        onward: the sites that masked passes will resume from; `replay` records what comes before.
     """
     with torch.no_grad():
         if replay is not None:
@@ -109,11 +109,11 @@ def clean_pass(
 
 
 def with_beside(hooked: Hooked, reads: Iterable[Site]) -> list[Site]:
-    """The sites to read, and those that the task needs beside them."""
+    """Return the sites to read, and those that the task needs along with them."""
     wanted = list(reads)
     return list(dict.fromkeys([*wanted, *(other for site in wanted for other in hooked.task.beside(site))]))
 
 
 def _untapped(hooked: Hooked, batch: Any) -> Any:
-    with hooked.opened(()):  # as adapters have it while their modules are tapped
+    with hooked.opened(()):  # adapters set up their modules as in a tap
         return hooked(batch)

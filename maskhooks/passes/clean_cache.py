@@ -1,4 +1,4 @@
-"""Clean cache: clean passes kept across epochs, so that a training step costs only its masked half."""
+"""Clean cache: keep clean passes across epochs, so that a training step costs only its masked half."""
 
 from __future__ import annotations
 
@@ -28,31 +28,30 @@ _ORDER = 300
 
 
 class Numbered(NamedTuple):
-    """A batch and its number among the stored ones."""
+    """A batch and its number among the cached ones."""
 
     number: int
     batch: Any
 
 
 class CleanCache:
-    """Keeps the clean pass of each batch: values at sites, outputs, and the recording to go on from.
+    """The clean pass of each batch: values at sites, outputs, and the recording that masked passes resume from.
 
-    Batches are those that the loader gives in the first epoch. Later epochs have the same batches, in an order drawn
-    from the seed, so examples are no longer dealt into new batches. With `dtype=None` a step is what it is without a
-    store, bit for bit.
+    The batches are those of the first epoch. Later epochs repeat them in an order drawn from the seed, so examples
+    are no longer shuffled into new batches. With `dtype=None`, a step is bit for bit what it is without a cache.
 
     Args:
-        folder: where tensors are kept, a file a batch; None keeps them in memory.
-        dtype: `torch.bfloat16` halves the room; values are then rounded to eight bits of mantissa, outputs are not.
+        folder: where tensors are kept, one file per batch; None keeps them in memory.
+        dtype: `torch.bfloat16` halves the size; values are then rounded to eight bits of mantissa, outputs are not.
             None keeps them exact.
 
     Raises:
-        SettingError: the loader has no length, or what is kept would not fit.
+        SettingError: the loader has no length, or the clean passes would not fit.
     """
 
     def __init__(self, folder: str | Path | None = None, *, dtype: torch.dtype | None = None) -> None:
         if dtype is not None and not dtype.is_floating_point:
-            raise SettingError(f"a store keeps values in a floating dtype such as torch.bfloat16, got {dtype}")
+            raise SettingError(f"a cache needs a floating-point dtype such as torch.bfloat16, got {dtype}")
         self.folder = None if folder is None else Path(folder)
         self.dtype = dtype
         self._kept: dict[int, _Kept] = {}
@@ -60,13 +59,13 @@ class CleanCache:
 
     @classmethod
     def named(cls, place: CleanCache | str | Path, dtype: torch.dtype | None = None) -> CleanCache:
-        """A store as users write it: "memory", a folder, or a `Store`."""
+        """Return the cache for what a user writes: "memory", a folder, or a `CleanCache`."""
         if isinstance(place, CleanCache):
             return place
         return cls(None if place == "memory" else place, dtype=dtype)
 
     def for_rank(self, number: int, world: int) -> CleanCache:
-        """A store of one of several processes, which keep their files apart."""
+        """Return the cache of one of several processes; each keeps its own files."""
         if world == 1 or self.folder is None:
             return self
         return CleanCache(self.folder / f"process-{number}", dtype=self.dtype)
@@ -75,7 +74,7 @@ class CleanCache:
         return len(self._kept)
 
     def begin(self, batches: int) -> None:
-        """Forgets what it holds, and expects this many batches."""
+        """Clear the cache, and expect this many batches."""
         self.clear()
         self._expected = batches
 
@@ -87,12 +86,12 @@ class CleanCache:
         reads: Iterable[Site],
         onward: Iterable[Site],
     ) -> Clean:
-        """The clean pass of a batch, computed and kept the first time.
+        """Return the clean pass of a batch, computed and kept the first time.
 
         Args:
             compute: runs the clean pass, reading and recording for every site of the run.
             reads: the sites whose values are needed now.
-            onward: the sites that masked passes go on from now.
+            onward: the sites that masked passes resume from now.
         """
         if item.number not in self._kept:
             self._kept[item.number] = self._keep(item.number, compute())
@@ -105,13 +104,13 @@ class CleanCache:
         return Clean(hooked, item.batch, values, result, hooked.distribution(result, item.batch), recording)
 
     def clear(self) -> None:
-        """Forgets everything, and removes the files."""
+        """Drop everything, and remove the files."""
         for kept in self._kept.values():
             kept.shelf.clear()
         self._kept.clear()
 
     def _check_room(self) -> None:
-        """After the first batch: whether all would fit."""
+        """Check, after the first batch, that all batches fit."""
         if len(self._kept) > 1:
             return
         size = self._expected * sum(kept.shelf.size for kept in self._kept.values())
@@ -120,7 +119,7 @@ class CleanCache:
             raise SettingError(
                 f"the clean passes of {self._expected} batches would take {size / 2**30:.1f} GB, and "
                 f"{free / 2**30:.1f} GB are free {where}. Use a folder on a larger disk, dtype=torch.bfloat16, fewer "
-                f"batches, or no store."
+                f"batches, or no cache."
             )
 
     def _keep(self, number: int, clean: Clean) -> _Kept:
@@ -133,18 +132,18 @@ class CleanCache:
 
 
 class Stored:
-    """A training loader whose batches are numbered; after the first epoch they come back in a drawn order.
+    """A training loader with numbered batches; after the first epoch they repeat in random order.
 
     Args:
         batches: the loader.
-        seed: of the order.
-        store: keeps their clean passes.
+        seed: the seed of the order.
+        cache: keeps their clean passes.
     """
 
     def __init__(self, batches: Iterable[Any], seed: int, cache: CleanCache) -> None:
         if not isinstance(batches, Sized):
             raise SettingError(
-                "a store needs a loader with a length; use a DataLoader or a list of batches, or no store"
+                "a clean cache needs a loader with a length. Use a DataLoader or a list of batches, or no cache"
             )
         self.batches, self.seed = batches, seed
         self.epoch = 0
@@ -156,11 +155,11 @@ class Stored:
 
     @property
     def needs_first_epoch(self) -> bool:
-        """Whether a later epoch needs the first one to have been gone through, as after a resume."""
+        """Whether the first epoch must run before a later one, as after a resume."""
         return not self._seen
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch comes next."""
+        """Set which epoch comes next."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Numbered]:
@@ -185,7 +184,7 @@ class _Kept:
 
 
 class _Packed:
-    """A value whose tensors lie on a shelf."""
+    """A value with its tensors on a shelf."""
 
     def __init__(self, value: Any, shelf: _Shelf, dtype: torch.dtype | None) -> None:
         self.places: list[tuple[Steps, str, torch.dtype, torch.device]] = []
@@ -203,7 +202,7 @@ class _Packed:
 
 
 class _Shelf:
-    """Tensors of one batch in memory, equal ones once."""
+    """The tensors of one batch in memory, equal ones once."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -219,8 +218,8 @@ class _Shelf:
         self.size += copy.nbytes
         return key
 
-    def close(self) -> None:  # a file is written then
-        """Called when all tensors of the batch are here."""
+    def close(self) -> None:  # a file shelf writes its file here
+        """Finish the batch: no more tensors follow."""
 
     def open(self) -> Callable[[str], Tensor]:
         return self.tensors.__getitem__
@@ -230,7 +229,7 @@ class _Shelf:
 
 
 class _FileShelf(_Shelf):
-    """Tensors of one batch in a file, of which only those are read that a step needs."""
+    """The tensors of one batch in a file; a step reads only those it needs."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -246,8 +245,8 @@ class _FileShelf(_Shelf):
             reader: Callable[[str], Tensor] = safe_open(self.path, "pt").get_tensor
         except (OSError, SafetensorError) as error:
             raise CorruptFileError(
-                f"{self.path} of the store cannot be read ({error}). It must stay while training runs; start again, "
-                f"with an empty folder.",
+                f"{self.path} of the clean cache cannot be read ({error}). Leave it in place while training runs. "
+                f"Start again, with an empty folder.",
                 path=self.path,
             ) from error
         return reader
@@ -261,5 +260,5 @@ def _free(folder: Path | None) -> tuple[float, str]:
         return float(shutil.disk_usage(folder).free), f"in {folder}"
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), "in memory"
-    except (ValueError, OSError, AttributeError):  # not every system tells
+    except (ValueError, OSError, AttributeError):  # not every system says
         return float("inf"), "in memory"

@@ -1,4 +1,4 @@
-"""A masked pass: values replaced at sites, and the model from there on."""
+"""Masked pass: replace values at sites, and run the model from there."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def masked_pass(
     rounded: float | None = None,
     held: contextlib.ExitStack | None = None,
 ) -> tuple[GateSamples, Outputs]:
-    """Masks the values of a group's sites and runs the model from there on; gradients reach probes and baselines.
+    """Mask the values at a group's sites and run the model from there; gradients reach probes and baselines.
 
     Args:
         clean: the clean pass, which has read `group.reads`.
-        generator: for the samples.
-        rounded: instead of sampling, open the gates with P(z != 0) above this.
+        generator: the random generator of the samples.
+        rounded: open the gates with P(z != 0) above this, instead of sampling.
         held: see `onward_pass`.
 
     Returns:
-        The samples of the gates, of several sites along one axis, and what the model says.
+        The gate samples, those of several sites along one axis, and the model's outputs.
     """
     masked = group.sample(clean.values, clean.places, generator, rounded=rounded)
     samples = masked[0] if len(masked) == 1 else GateSamples.flattened(masked)
@@ -42,12 +42,12 @@ def masked_pass(
 def onward_pass(
     clean: Clean, replaced: Mapping[Site, Replacement], held: contextlib.ExitStack | None = None
 ) -> Outputs:
-    """Runs the model with values replaced, from the first site onward where the clean pass was recorded.
+    """Run the model with values replaced, from the first site onward if the clean pass was recorded.
 
     Args:
-        replaced: by site, in the order of computation, a function of its value.
-        held: what the caller closes after backward; until then the model stays tapped, as one with activation
-            checkpointing needs, which computes parts of itself again then.
+        replaced: a function of the value at each site, in order of computation.
+        held: a stack that the caller closes after backward. Until then the model stays tapped, as activation
+            checkpointing needs: it computes modules again during backward.
     """
     hooked, recording = clean.hooked, clean.recording
     with contextlib.ExitStack() if held is None else contextlib.nullcontext(held) as stack:

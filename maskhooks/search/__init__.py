@@ -1,1 +1,1 @@
-"""Search: the smallest sets of positions that leave a prediction unchanged."""
+"""Search for the smallest sets of positions that leave a prediction unchanged."""

@@ -1,4 +1,4 @@
-"""Batched search: examples that each have rows of their own, such as edges; one pass tries a set of rows of each."""
+"""Batched search: try a set of rows of each example in one pass, where examples have several rows, such as edges."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
 T = TypeVar("T")
-_ROWS = 2**16  # of a batch that holds examples several times; one of large graphs would fill the memory
+_ROWS = 2**16  # maximum rows of a batch that repeats examples; large graphs would fill the memory
 
 
 class _Picked(NamedTuple):
-    """A panel of examples of another one: their numbers there, and how often each is among them."""
+    """A panel of examples from another one: their indices there, and how often each is repeated."""
 
     numbers: list[int]
     times: int
@@ -34,17 +34,16 @@ class _Picked(NamedTuple):
 
 
 class Panel:
-    """Questions about all examples of a batch, such as the edges of its graphs, which are answered together.
+    """Questions about all examples of a batch, such as the edges of its graphs, answered together.
 
     Args:
         clean: the clean pass of the batch, which has read the site.
-        site: what is closed row by row; its first axis are rows, several to an example.
-        baseline: what a closed row gets.
-        rows: sets in one pass, of all examples together; where it is not known how to make a batch of some of its
-            examples, as many as there are examples.
+        site: the site whose rows are closed; its first axis holds rows, several per example.
+        baseline: what replaces a closed row.
+        rows: sets in one pass, over all examples; one per example if the task cannot select examples.
 
     Attributes:
-        members: the questions, one for each example.
+        members: the questions, one per example.
     """
 
     def __init__(
@@ -71,19 +70,19 @@ class Panel:
             one.write(torch.arange(first, first + one.positions), owners)
             first += one.positions
         self._gates = (owners >= 0).nonzero()[:, 0]
-        self._owners = owners[self._gates]  # of each gate, its position among those of all examples
+        self._owners = owners[self._gates]  # each gate's position among those of all examples
         self._all = self._picked = _Picked([*range(len(self.members))], 1, self)
         self._pickable = True
 
     def answer(self, askings: Sequence[Asking[T]], function: Judge) -> list[T]:
-        """What each example's asking finds out."""
+        """Run each example's asking and return the results."""
         return abreast(askings, lambda sets: self.measured(sets, function))
 
     def measured(self, sets: Mapping[int, Bool[Tensor, "set position"]], function: Judge) -> Mapping[int, Tensor]:
-        """A function of what the model says of examples as they are and with some of their sets alone, from the first.
+        """Apply a function to the original outputs and those with only the first sets of each example kept.
 
         Args:
-            sets: of some of the examples, by their numbers; the others keep all their rows.
+            sets: the sets of some examples, by example index; the others keep all their rows.
         """
         there = self._there(sets)
         kept: dict[int, Tensor] = {}
@@ -96,7 +95,7 @@ class Panel:
         return {number: found[at] for number, at in places.items()}
 
     def _there(self, sets: Mapping[int, Tensor]) -> _Picked:
-        """The examples that a pass has: all, or those that are asked about, several times over where there is room."""
+        """Return the examples of a pass: all, or those asked about, repeated if there is room."""
         here = self._picked
         if not sets.keys() <= set(here.numbers):
             here = self._picked = self._all
@@ -113,16 +112,16 @@ class Panel:
         return self._picked
 
     def _pick(self, numbers: list[int], times: int) -> _Picked | None:
-        """A panel of some examples; None where it is not known how to make their batch, or the batch does not serve."""
+        """Return a panel of some examples; None if the task cannot select them, or the results differ."""
         batch = self.clean.hooked.task.picked(self.clean.batch, numbers)
         if batch is None:
             return None
         try:
             clean = clean_pass(self.clean.hooked, batch, [self.site])
-        except MaskhooksError:  # to the task it is no batch, as one that was sampled around some nodes
+        except MaskhooksError:  # not a batch to the task, such as one sampled around some nodes
             return None
         except REFUSALS as error:
-            self._tell(f"the model fails on a batch of some examples ({type(error).__name__}: {error})")
+            self._warn(f"the model fails on a batch of selected examples ({type(error).__name__}: {error})")
             return None
         try:
             panel = Panel(clean, self.site, self._baseline)
@@ -132,40 +131,40 @@ class Panel:
         alike = (
             [one.units for one in panel.members] == [one.units for one in given]
             and _close(panel._values(panel.members), self._values(given))
-            and _are(clean.outputs, self.clean.outputs, numbers)
+            and _same_outputs(clean.outputs, self.clean.outputs, numbers)
         )
         if not alike:
-            self._tell("in a batch of some examples, their values there or their outputs are others")
+            self._warn("in a batch of selected examples, some have different values or different outputs")
             return None
         return _Picked(numbers, times, panel)
 
-    def _tell(self, reason: str) -> None:
-        """Says once that passes take longer than they might."""
+    def _warn(self, reason: str) -> None:
+        """Warn that passes take longer than necessary."""
         warnings.warn(
-            f"the search at {self.site} runs the batch as it is in every pass, which takes longer: {reason}. What is "
-            "found is the same. Say how such a batch is made: wrap(model, select=lambda batch, numbers: ...)",
+            f"the search at {self.site} runs the whole batch in every pass, which takes longer: {reason}. The results "
+            "are the same. Say how to select examples: wrap(model, select=lambda batch, numbers: ...)",
             MaskhooksWarning,
             stacklevel=2,
         )
 
     def _values(self, members: Sequence[Member]) -> Tensor:
-        """The rows of some members, one's after another's."""
+        """Return the rows of some members, concatenated."""
         return self._value[[row for one in members for row in one.own]]
 
     @torch.no_grad()
     def _pass(self, sets: Mapping[int, Bool[Tensor, " position"]], function: Judge) -> Tensor:
-        """The function for a set of each, and for all rows of those that have none here."""
+        """Apply the function with one set per member, and with all rows of members that have none."""
         kept = [sets.get(one.example, one.whole) for one in self.members]
         found = function(self.clean.outputs, self._masked(torch.cat(kept))).cpu()
         if len(found) != len(self.members):
             raise SettingError(
-                f"a row for each of {len(self.members)} examples is needed, and the criterion or divergence gives "
-                f"{len(found)}"
+                f"the criterion or divergence returned {len(found)} rows for {len(self.members)} examples. Return one "
+                "row per example"
             )
         return found
 
     def _masked(self, kept: Bool[Tensor, " position"]) -> Outputs:
-        """What the model says with these positions of all examples alone."""
+        """Return the outputs with only these positions of all examples kept."""
         sample = torch.ones(math.prod(self._shape))
         sample[self._gates] = kept[self._owners].to(sample)
         sample = sample.view(self._shape).to(self._value.device)
@@ -177,10 +176,10 @@ class Member(Question):
     """The question of one example on a panel.
 
     Args:
-        panel: with the others.
+        panel: the panel it belongs to.
         here: the positions of the whole batch.
         own: the example's rows.
-        example, rows: as `Question` takes them.
+        example, rows: as in `Question`.
     """
 
     def __init__(self, panel: Panel, here: Places, own: Tensor, example: int, rows: int) -> None:
@@ -203,8 +202,8 @@ class Member(Question):
         return torch.cat(found)
 
 
-def _are(outputs: Outputs, others: Outputs, numbers: list[int]) -> bool:
-    """Whether outputs are those of the others with these numbers."""
+def _same_outputs(outputs: Outputs, others: Outputs, numbers: list[int]) -> bool:
+    """Whether outputs match the others' at these indices."""
     return all(_close(one, other[numbers]) for one, other in zip(parameters(outputs), parameters(others), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Exact search: the smallest sets of positions that leave a prediction unchanged, all of them."""
+"""Exact search: find all smallest sets of positions that leave a prediction unchanged."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class Way(Protocol):
     """How the sets of a size are tried: `Flat` or `Tree`."""
 
     def base(self, size: int) -> int:
-        """What places within a size depend on."""
+        """Return what places within a size depend on."""
 
     def blocks(
         self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False
     ) -> Iterator[Block] | Iterator[Untried]:
-        """All sets of a size, from a place on; `last` says when no larger size will be wanted."""
+        """Yield all sets of a size, from a place on; `last` says whether no larger size is needed."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found out about one example.
+    """The result of a search on one example.
 
     Attributes:
-        positions: how many real positions it has.
-        solutions: the smallest sets of positions that leave the prediction unchanged, all of them, in order. Empty
-            where the search was stopped before.
+        positions: the number of valid positions.
+        solutions: all smallest sets of positions that leave the prediction unchanged, in order. Empty if the search
+            stopped before it found any.
         below: no set of fewer positions than this leaves the prediction unchanged; with solutions, their size.
-        tried: sets of positions tried.
-        seconds: how long it took.
-        stopped: the limit that ended it, `largest`, `subsets` or `seconds`; None where it came to its end. Without
-            solutions, not even all positions are enough then, as the criterion has it.
+        tried: the number of sets tried.
+        seconds: how long the search took.
+        stopped: the limit that ended it, `largest`, `subsets` or `seconds`; None if it finished. If it finished
+            without solutions, not even all positions satisfy the criterion.
     """
 
     positions: int
@@ -53,7 +53,7 @@ class Found:
 
     @property
     def size(self) -> int | None:
-        """How many positions have to be kept; None where it is not known."""
+        """How many positions must be kept; None if unknown."""
         return self.below if self.solutions else None
 
     def __str__(self) -> str:
@@ -68,10 +68,10 @@ class Found:
 
 
 class Search:
-    """A search through the sets of one example's positions by growing size, which can be stopped and go on.
+    """A resumable search through the sets of one example's positions, by increasing size.
 
     Args:
-        positions: how many there are.
+        positions: the number of positions.
     """
 
     def __init__(self, positions: int) -> None:
@@ -79,7 +79,7 @@ class Search:
         self.size = self.place = self.tried = 0
         self.seconds = 0.0
         self._base = 0
-        self._began: tuple[float, int, int] | None = None  # this call's first block: when, and at which size and place
+        self._began: tuple[float, int, int] | None = None  # when this call's first block came, and its size and place
         self._candidates: set[int] = set()  # of this size
         self._solutions: tuple[tuple[int, ...], ...] = ()
 
@@ -92,15 +92,16 @@ class Search:
         seconds: float | None = None,
         progress: Callable[[Search], None] = lambda search: None,
     ) -> Asking[Found]:
-        """Goes on until all smallest sets are found, or to a limit; asks whether sets leave the prediction unchanged in
-        the model itself, where its way does not know it, and of those that it takes for solutions.
+        """Search until all smallest sets are found or a limit is reached, yielding sets for the model itself to try.
+
+        These are sets that `way` cannot judge, and its candidate solutions.
 
         Args:
             way: how sets are tried.
-            largest: positions that a set may have.
-            subsets: sets tried in all, those before a stop too.
-            seconds: of this call, from its first block of sets on: what a stopped search computes again to get
-                there does not count, and a call that may try sets comes to a later place than it began at.
+            largest: the maximum size of a set.
+            subsets: the maximum number of sets tried, including those before a stop.
+            seconds: time limit of this call, from its first block of sets. Work that a stopped search repeats to get
+                there does not count, and a call that may try sets always gets beyond the place where it began.
             progress: called after each block of sets.
         """
         begin = time.perf_counter()
@@ -109,7 +110,7 @@ class Search:
         try:
             while not self._solutions and stopped is None:
                 if self.size > self.positions:
-                    break  # not even all of them are enough, as the criterion has it
+                    break  # not even all positions satisfy the criterion
                 if largest is not None and self.size > largest:
                     stopped = "largest"
                     break
@@ -119,7 +120,7 @@ class Search:
         return Found(self.positions, self._solutions, self.size, self.tried, self.seconds, stopped)
 
     def state(self) -> dict[str, Any]:
-        """Where the search is, as JSON has it."""
+        """Return the state of the search, JSON-serialisable."""
         return {
             "positions": self.positions,
             "size": self.size,
@@ -132,7 +133,7 @@ class Search:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Resume from a state."""
         self.size, self.place, self._base = state["size"], state["place"], state["base"]
         self.tried, self.seconds = state["tried"], state["seconds"]
         self._candidates = set(state["candidates"])
@@ -145,9 +146,9 @@ class Search:
         seconds: float | None,
         progress: Callable[[Search], None],
     ) -> Asking[str | None]:
-        """Tries the rest of a size; the limit that ended it."""
+        """Try the rest of a size; return the limit that stopped it, if any."""
         base = way.base(self.size)
-        if base != self._base:  # places would mean something else
+        if base != self._base:  # the saved place belongs to another base
             self.place, self._base = 0, base
             self._candidates.clear()
         pending = 0
@@ -165,14 +166,14 @@ class Search:
         return None
 
     def _elapsed(self) -> float:
-        """Seconds since this call's first block came; 0 until the search would go on from a later place."""
+        """Return the seconds since this call's first block; 0 until the search is past the place where it began."""
         if self._began is None:
             self._began = time.perf_counter(), self.size, self.place
         since, *where = self._began
         return 0.0 if where == [self.size, self.place] else time.perf_counter() - since
 
     def _conclude(self) -> Asking[None]:
-        """The sets of a size have all been tried."""
+        """Finish a size after all its sets were tried."""
         if self._candidates:
             kept = unrank(torch.tensor(sorted(self._candidates)), self.positions, self.size)
             checked = kept[(yield kept)]
@@ -189,7 +190,7 @@ def _limit(tried: int, subsets: int | None, elapsed: float, seconds: float | Non
 
 
 def duration(seconds: float) -> str:
-    """A time in words, such as `3 hours`."""
+    """Return a duration as text, such as `3 hours`."""
     for unit, length in (("years", 31557600.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
@@ -197,7 +198,7 @@ def duration(seconds: float) -> str:
 
 
 def speed(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> float:
-    """Sets tried in a second, from the beginning of a search.
+    """Measure the sets tried per second, from the beginning of a search.
 
     Args:
         check: whether sets leave the prediction unchanged in the model itself, `set position -> set`.
@@ -216,12 +217,12 @@ def speed(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: 
 
 
 def outlook(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> tuple[str, int]:
-    """How long a search would take, in words, and the size up to which it takes a minute."""
+    """Return how long a search would take, as text, and the largest size that it reaches within a minute."""
     rate = speed(way, positions, check, seconds)
     counts = list(itertools.accumulate(total(positions, size) for size in range(positions + 1)))
     top = max((size for size, count in enumerate(counts) if count / rate <= 60), default=0)
     text = (
-        f"all {total(positions):,} sets of them take {duration(total(positions) / rate)} at {rate:,.0f} a second, "
-        f"those of up to {top} positions {duration(counts[top] / rate)}"
+        f"all {total(positions):,} sets take {duration(total(positions) / rate)} at {rate:,.0f} per second, "
+        f"sets of up to {top} positions {duration(counts[top] / rate)}"
     )
     return text, top

@@ -1,4 +1,4 @@
-"""Flat: subsets of positions one by one through the model."""
+"""Flat: run subsets of positions one by one through the model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Flat:
     """The subsets of one example's positions, size by size.
 
     Args:
-        positions: how many there are.
-        rows: sets that are tried at once.
+        positions: the number of positions.
+        rows: sets tried at once.
     """
 
     def __init__(self, positions: int, rows: int) -> None:
@@ -26,7 +26,7 @@ class Flat:
         return size
 
     def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Untried]:
-        """See `Tree.blocks`; the model is still to be asked about these."""
+        """See `Tree.blocks`; the model has yet to try these sets."""
         end = total(self.positions, size)
         for lo in range(place, end, self.rows):
             numbers = torch.arange(lo, min(lo + self.rows, end))

@@ -1,4 +1,4 @@
-"""Question: which positions of one example may be closed."""
+"""Question: which positions of one example can be closed."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
-# Of the original and the masked outputs: a row for each set of positions.
+# Maps the original and the masked outputs to a row per set of positions.
 Judge = Callable[[Outputs, Outputs], Tensor]
 
-# What a model raises that does not take what a search made for it, such as a batch of some examples. Other errors, such
-# as AttributeError and TypeError, are mistakes in code, and go through.
+# What a model may raise on a batch that a search made, such as one of selected examples. Other errors, such as
+# AttributeError and TypeError, are bugs, and propagate.
 REFUSALS = (MaskhooksError, RuntimeError, ValueError, LookupError, AssertionError)
 
 
 class Question(ABC):
-    """What the model says of one example when only some of its real positions at a site are kept.
+    """What the model predicts for one example when only some of its valid positions at a site are kept.
 
     Args:
-        site: what is closed position by position.
-        example: the number in the batch.
+        site: the site whose positions are closed.
+        example: the example's index in the batch.
         rows: sets of positions in one pass.
 
     Attributes:
-        units: what is closed as one: lists of the example's real gates, numbered through all of them, in order.
+        units: which gates are closed together: lists of the example's valid gates as flat indices, in order.
     """
 
     units: list[list[int]]
@@ -52,33 +52,33 @@ class Question(ABC):
 
     @abstractmethod
     def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
-        """A function of what the model says of the example as it is and with these positions alone, row by row."""
+        """Apply a function to the original outputs and those with only these positions kept, row by row."""
 
     @abstractmethod
     def number(self, gate: int) -> int:
-        """A gate of this example as a number through those of the whole batch."""
+        """Return the index of this example's gate among those of the whole batch."""
 
     def write(self, numbers: Shaped[Tensor, " position"], gates: Shaped[Tensor, " gate"]) -> None:
-        """Writes a number for each position to its gates among those of the whole batch."""
+        """Write a number per position to its gates among those of the whole batch."""
         into = [(self.number(gate), at) for at, unit in enumerate(self.units) for gate in unit]
         places, owners = torch.tensor(into, dtype=torch.long).reshape(-1, 2).unbind(1)
         gates[places] = numbers[owners].to(gates)
 
-    def forget(self) -> None:  # noqa: B027 # few keep any
-        """Lets go of clean passes."""
+    def forget(self) -> None:  # noqa: B027 # most keep none
+        """Release clean passes."""
 
 
 def masking_of(clean: Clean, site: Site, baseline: Baseline) -> Masking:
-    """What closes positions of a site.
+    """Return the masking that closes positions of a site.
 
     Raises:
-        SettingError: its first axis is neither the batch nor rows of examples.
+        SettingError: the first axis is neither the batch axis nor rows of examples.
     """
     pattern = site.gating()
     if pattern.axes[0] != pattern.gated[:1]:
         raise SettingError(
-            f"a search needs examples along the first axis, and the pattern of {site} is '{pattern}': search at a "
-            "site whose first axis is the batch"
+            f"a search needs examples along the first axis, but the pattern of {site} is '{pattern}'. Search at a "
+            "site with the batch axis first"
         )
     masking = Masking(site, site.depth or 0, [], HardConcrete(), baseline)
     masking.start(masking.sizes_for(clean.values), clean.values[site].device)
@@ -86,12 +86,12 @@ def masking_of(clean: Clean, site: Site, baseline: Baseline) -> Masking:
 
 
 def units_of(pattern: Pattern, sizes: Mapping[str, int], here: Places, rows: Int[Tensor, " row"]) -> list[list[int]]:
-    """The gates of an example that are closed together, as in `Question`.
+    """Return the gates of an example that are closed together, as in `Question`.
 
     Args:
-        sizes: of the site's axes.
+        sizes: the sizes of the site's axes.
         here: the positions of the whole batch.
-        rows: those of the first axis that are the example's: its number in the batch, or several.
+        rows: the example's rows along the first axis: its index in the batch, or several.
     """
     axes = (*pattern.positions, *pattern.groups)
     shape = [len(rows), *(sizes[axis] for axis in axes[1:])]

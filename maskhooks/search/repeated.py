@@ -1,4 +1,4 @@
-"""Repeated: one example of a batch by itself, as often as sets of its positions are tried in a pass."""
+"""Repeated: a question about one example, answered with a batch of its copies, one per set of positions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from maskhooks.sites.site import Site
 
 @dataclass(frozen=True)
 class Copies:
-    """An example as often as a pass has rows.
+    """A batch of copies of one example.
 
     Attributes:
-        clean: a clean pass of it.
+        clean: the clean pass of the copies.
         places: the positions of the copies.
-        units: as `Question.units`, in this pass, where there may be less padding.
+        units: as `Question.units`, for this batch, which may have less padding.
     """
 
     clean: Clean
@@ -36,13 +36,13 @@ class Copies:
 
 
 class Repeated(Question):
-    """The question of an example of which copies make a batch.
+    """A question about one example, answered with a batch of its copies.
 
     Args:
         clean: the clean pass of the batch, which has read the site.
-        site, example, rows: as `Question` takes them; the site's first axis is the batch.
-        baseline: what a closed position gets.
-        replay: where the model runs from the site onward only.
+        site, example, rows: as in `Question`; the site's first axis is the batch axis.
+        baseline: what replaces a closed position.
+        replay: if given, the model runs only from the site onward.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Repeated(Question):
         return self.example * self._width + gate
 
     def copies(self, rows: int) -> Copies:
-        """The example by itself, as often as this.
+        """Return this many copies of the example.
 
         Raises:
-            BatchError: the batch does not say how to take one example out of it.
+            BatchError: the example has other values alone than in its batch.
         """
         batch = self.hooked.task.select(self.clean.batch, [self.example] * rows, self.count)
         clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
@@ -85,8 +85,8 @@ class Repeated(Question):
         ]
         if not same or here.shape != there.shape or not torch.allclose(here, there, rtol=0.01, atol=0.001):
             raise BatchError(
-                f"example {self.example} taken out of the batch gives another value at {self.site} than within it: "
-                "say how to take examples out, with wrap(model, select=lambda batch, numbers: ...)"
+                f"example {self.example} has other values at {self.site} alone than in its batch. Say how to select "
+                "examples: wrap(model, select=lambda batch, numbers: ...)"
             )
         return found
 
@@ -103,7 +103,7 @@ class Repeated(Question):
         return torch.cat(found)
 
     def masked(self, copies: Copies, kept: Bool[Tensor, "row position"]) -> Outputs:
-        """What the model says of the repeated example with these positions alone."""
+        """Return the outputs for the copies, with only these positions kept."""
         value = copies.clean.values[self.site]
         shape = self.site.gating().mask_shape(value, site=self.site)
         sample = value.new_ones(len(kept), math.prod(shape[1:]), dtype=torch.float32)
@@ -118,6 +118,6 @@ class Repeated(Question):
         return units_of(pattern, sizes, clean.places[self.site], torch.tensor([example]))
 
     def _values(self, clean: Clean, example: int) -> Float[Tensor, "position feature"]:
-        """The values at an example's real positions."""
+        """Return the values at an example's valid positions."""
         rows = self.site.gating().rows(clean.values[self.site], site=self.site)
         return rows[example][clean.places[self.site].valid[example]].float()

@@ -1,4 +1,4 @@
-"""Saved: a file that keeps where searches are, so that a stopped one goes on from there."""
+"""Saved: a file with the state of searches, so that a stopped search can resume."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Saved:
     """The state of some searches in a file.
 
     Args:
-        path: the file; where there is one, the searches go on from it.
-        about: what has to be the same for that, as JSON has it.
+        path: the file; if it exists, the searches resume from it.
+        about: what must match to resume, JSON-serialisable.
         searches: in order.
         every: seconds after which `later` writes.
 
     Raises:
         ResumeError: the file belongs to other searches.
-        CorruptFileError: it cannot be read.
-        StorageError: it is a folder.
+        CorruptFileError: the file cannot be read.
+        StorageError: the path is a folder.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Saved:
             self._restore()
 
     def now(self) -> None:
-        """Writes the file.
+        """Write the file.
 
         Raises:
-            StorageError: it cannot be written; what was there before is as it was.
+            StorageError: the file cannot be written; the old one is unchanged.
         """
         state = {"format": FORMAT, "about": self.about, "searches": [search.state() for search in self.searches]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class Saved:
         self._written = time.monotonic()
 
     def later(self) -> None:
-        """Writes the file where that is some time ago."""
+        """Write the file if the last write was `every` seconds ago or more."""
         if time.monotonic() - self._written >= self.every:
             self.now()
 
@@ -63,13 +63,14 @@ class Saved:
             check_format(self.path, state["format"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
-                f"{self.path} is no state of a search ({error}). Remove it, and the search begins anew.", path=self.path
+                f"{self.path} is not the state of a search ({error}). Remove it to start the search again.",
+                path=self.path,
             ) from error
         others = [key for key in {**about, **self.about} if about.get(key) != self.about.get(key)]
         if others:
             raise ResumeError(
                 f"{self.path} belongs to another search: {', '.join(others)} differ. Give another file, or remove this "
-                "one, and the search begins anew.",
+                "one to start the search again.",
                 path=self.path,
                 differences=others,
             )

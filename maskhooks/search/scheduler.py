@@ -1,4 +1,4 @@
-"""Scheduler: searches ask about sets of positions; those of several examples are answered together."""
+"""Scheduler: answer the searches of several examples together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-# Yields sets, `set position`, at least one; is sent a row for each; returns what it has found out.
+# Yields sets, `set position`, at least one; is sent a row per set; returns its result.
 Asking = Generator[Tensor, Tensor, T]
 
 
 def answered(asking: Asking[T], answer: Callable[[Tensor], Tensor]) -> T:
-    """What an asking finds out.
+    """Run an asking to its end and return its result.
 
     Args:
-        answer: a row for each set.
+        answer: returns a row per set.
     """
     with contextlib.closing(asking):
         try:
@@ -31,10 +31,10 @@ def answered(asking: Asking[T], answer: Callable[[Tensor], Tensor]) -> T:
 
 
 def abreast(askings: Sequence[Asking[T]], answer: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]) -> list[T]:
-    """What several find out that are answered together; one that has all its answers asks on at once.
+    """Run several askings together and return their results; each asks again once its sets are all answered.
 
     Args:
-        answer: given the sets that are left of each one's, by its number, the rows for the first or more of them.
+        answer: takes the open sets of each asking by its index, and returns the rows of the first one or more of them.
     """
     found: dict[int, T] = {}
     sets: dict[int, Tensor] = {}
@@ -43,7 +43,7 @@ def abreast(askings: Sequence[Asking[T]], answer: Callable[[Mapping[int, Tensor]
     def ask(number: int) -> None:
         try:
             given = torch.cat(rows.pop(number)) if number in rows else None
-            sets[number] = askings[number].send(given)  # type: ignore[arg-type] # as next() begins a generator
+            sets[number] = askings[number].send(given)  # type: ignore[arg-type] # None starts a generator
             rows[number] = []
         except StopIteration as done:
             found[number] = done.value

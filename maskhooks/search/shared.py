@@ -1,4 +1,4 @@
-"""Shared: a tree of states for a question, where a recurrent module reads the positions and its last state decides."""
+"""Shared: a tree of states for a question, if a recurrent module reads the positions and its last state decides."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator
 
-_TRIED = 24  # random sets on which tree and model are compared
+_TRIED = 24  # random sets that compare tree and model
 
 
 @contextlib.contextmanager
 def tree(question: Repeated, unchanged: Judge, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
-    """The tree of a question, which serves while the `with` lasts; None where the model is no recurrence to it.
+    """Yield the tree of a question, for use inside the `with`; None if the model is not a recurrence over positions.
 
-    What adapters offer is taken after a comparison with the model on random sets of positions: the module may read
-    something else than the positions in order, or the model may look at more than its last state.
+    The tree of an adapter's recurrence is first compared with the model on random sets of positions: the module may
+    read something other than the positions in order, or the model may use more than its last state.
 
     Args:
-        unchanged: whether the prediction counts as unchanged, bool, a row for each set.
+        unchanged: whether the prediction counts as unchanged, one bool per set.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen(question.hooked.model))
@@ -65,23 +65,22 @@ def _tree(question: Repeated, unchanged: Judge, recurrence: Recurrence, rows: in
     sets = _some_sets(question.positions)
     wanted = parameters(question.masked(question.copies(len(sets)), sets))
     refusals: list[str] = []
-    lengths = dict.fromkeys((walk.length, units[-1][-1] + 1))  # through padding, or to the last real position
+    lengths = dict.fromkeys((walk.length, units[-1][-1] + 1))  # through padding, or to the last valid position
     for length in lengths:
         states = _final(walk, units, length, sets)
         for one_row in (True, False):
             ending = _Ending(question, unchanged, recurrence, whole=states[-1:].clone(), one_row=one_row)
             try:
                 found = parameters(ending.outputs(states))
-            except REFUSALS as error:  # one of the ways may be right
+            except REFUSALS as error:  # another combination may work
                 refusals.append(f"{type(error).__name__}: {error}")
                 continue
             if _agree(found, wanted):
                 return Tree(walk, units, ending.keeps, length=length, rows=rows, memory=memory)
     if len(refusals) == 2 * len(lengths):
         warnings.warn(
-            f"the search at {question.site} does not share the states of common beginnings, which takes longer: the "
-            f"model fails where its recurrent module returns final states alone ({refusals[-1]}). What is found is the "
-            "same",
+            f"the search at {question.site} cannot share the states of common prefixes, so it takes longer: the model "
+            f"fails when its recurrent module returns only final states ({refusals[-1]}). The results are the same",
             MaskhooksWarning,
             stacklevel=2,
         )
@@ -89,7 +88,7 @@ def _tree(question: Repeated, unchanged: Judge, recurrence: Recurrence, rows: in
 
 
 class _Ending:
-    """What the model makes of final states: the rest of it runs, with an example for them all, or for each row.
+    """The rest of the model, run on final states, with one example for all of them or one per row.
 
     Args:
         whole: the final state with all positions kept, `1 state`.
@@ -129,7 +128,7 @@ def _some_sets(positions: int) -> Bool[Tensor, "set position"]:
 def _final(
     walk: Walk, units: list[list[int]], length: int, kept: Bool[Tensor, "set position"]
 ) -> Float[Tensor, "set state"]:
-    """The state that each set ends in after so many steps."""
+    """Return the state of each set after `length` steps."""
     owners = {step: number for number, unit in enumerate(units) for step in unit}
     states = walk.first.repeat(len(kept), 1)
     for at in range(length):

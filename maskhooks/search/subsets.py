@@ -1,8 +1,7 @@
-"""Subsets: all sets of so many positions out of n, numbered.
+"""Subsets: rank all sets of k positions out of n.
 
-Sets of one size come in colexicographic order, in which the sets of the first positions come first. The number of
-{t_1 < ... < t_k} is comb(t_1, 1) + ... + comb(t_k, k), so that a set with one more position at its end, t, has the
-number of the old one, and comb(t, k + 1) more.
+Sets of one size are in colexicographic order: those of the first positions come first. The rank of {t_1 < ... < t_k}
+is comb(t_1, 1) + ... + comb(t_k, k), so appending a position t adds comb(t, k + 1).
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from torch import Tensor
 
 
 def total(positions: int, size: int | None = None) -> int:
-    """How many sets there are, of one size or of all."""
+    """Return the number of sets, of one size or of all sizes."""
     return 2**positions if size is None else comb(positions, size)
 
 
 def unrank(numbers: Int[Tensor, " set"], positions: int, size: int) -> Bool[Tensor, "set position"]:
-    """The sets of a size with these numbers."""
+    """Return the sets of a size with these ranks."""
     left = numbers.to(torch.int64).clone()
     inside = torch.zeros(len(left), positions, dtype=torch.bool)
     wanted = torch.full_like(left, size)
@@ -36,5 +35,5 @@ def unrank(numbers: Int[Tensor, " set"], positions: int, size: int) -> Bool[Tens
 
 
 def rank(chosen: Sequence[int]) -> int:
-    """The number of a set among those of its size."""
+    """Return the rank of a set among those of its size."""
     return sum(comb(at, index + 1) for index, at in enumerate(sorted(chosen)))

@@ -1,7 +1,7 @@
-"""Tree: subsets of positions through a recurrence, where those with a common beginning share the states of it.
+"""Tree: run subsets of positions through a recurrence; subsets with a common prefix share its states.
 
-For each set of k positions there is the state after its last one. From there on, closed positions lead to the end, and
-at each of them a kept one begins a set of k + 1 positions: so every state is computed once, from those of a size less.
+The tree keeps the state of each set of k positions after its last one. Closing all later positions leads to the final
+state; keeping one of them begins a set of k + 1 positions. So each state is computed once, from those one size smaller.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from maskhooks.hooks.recurrence import Walk
 
 
 class Block(NamedTuple):
-    """What was found out about sets of one size that follow one another.
+    """Results for consecutive sets of one size.
 
     Attributes:
-        first: the number of the first set.
-        keeps: bool, a set each, whether it leaves the prediction unchanged.
-        place: where to go on when all up to here is kept; None where a place further back is to be kept.
+        first: the rank of the first set.
+        keeps: bool `(set,)`, whether each leaves the prediction unchanged.
+        place: where to resume after this block; None if the search can only resume from an earlier place.
     """
 
     first: int
@@ -31,12 +31,12 @@ class Block(NamedTuple):
 
 
 class Untried(NamedTuple):
-    """Sets of one size that follow one another, of which nothing is known yet.
+    """Consecutive sets of one size, not tried yet.
 
     Attributes:
-        first: the number of the first set.
+        first: the rank of the first set.
         sets: bool, `set position`.
-        place: as with a `Block`.
+        place: as in `Block`.
     """
 
     first: int
@@ -49,12 +49,12 @@ class Tree:
 
     Args:
         walk: the steps.
-        units: for each position the steps it stands at, in order; steps of two positions do not interleave.
+        units: the steps of each position, in order; steps of two positions do not interleave.
         keeps: whether final states leave the prediction unchanged, `row state -> row`.
-        length: the steps gone through; default all.
+        length: the number of steps to run; default all.
         rows: states at once.
-        memory: bytes that the states of all sets of a size and of the next may take. Beyond, those of the last size
-            that fits are kept, and the ones after it are computed again for each size.
+        memory: maximum bytes for the states of all sets of one size and the next. Beyond that, the states of the last
+            size that fits are kept, and later ones are computed again for each size.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class Tree:
         for at in range(units[0][0] if units else length):
             walk.step(at, first, None, first)
         self._room = memory / (first.shape[1] * first.element_size())
-        self._size = 0  # of the sets whose states are kept
+        self._size = 0  # size of the sets whose states are kept
         self._states = first
-        self._next: Tensor | None = None  # those of the next size
-        self._grown = 0  # for how many sets of this size they are there
+        self._next: Tensor | None = None  # states of the next size
+        self._grown = 0  # how many sets of this size have theirs in `_next`
 
     def base(self, size: int) -> int:
-        """The size of the sets whose states are kept when sets of a size are tried; places depend on it."""
+        """Return the size of the sets whose states are kept while sets of `size` are tried; places depend on it."""
         return max(kept for kept in range(size + 1) if all(self._fits(one) for one in range(1, kept + 1)))
 
     def blocks(self, size: int, place: int = 0, *, last: Callable[[], bool] = lambda: False) -> Iterator[Block]:
-        """All sets of a size, from a place on; sizes do not get smaller from call to call.
+        """Yield all sets of a size, from a place on; sizes must not decrease from call to call.
 
         Args:
-            last: asked now and then, whether no larger size will be wanted.
+            last: called now and then: whether no larger size is needed.
         """
         self._grow_to(size)
         grows = self._size == size and self._fits(size + 1)
@@ -111,7 +111,7 @@ class Tree:
         return size <= self.positions and comb(self.positions, size - 1) + comb(self.positions, size) <= self._room
 
     def _grow_to(self, size: int) -> None:
-        """Goes on to the states of this size, or of the last one that fits."""
+        """Advance to the states of this size, or of the last one that fits."""
         while self._size < size and self._fits(self._size + 1):
             for lo in range(0, len(self._states), self.rows):
                 if self._grown <= lo:
@@ -124,7 +124,7 @@ class Tree:
             pass
 
     def _chunk(self, lo: int, hi: int, target: int, growing: bool) -> Iterator[tuple[int, Tensor]]:
-        """Numbers and final states of the sets of a size that begin with the kept ones from `lo` to `hi`."""
+        """Yield the first rank and final states of the sets of a size that begin with the kept sets `lo` to `hi`."""
         if growing and self._next is None:
             shape = comb(self.positions, self._size + 1), self._states.shape[1]
             self._next = self._states.new_empty(shape)
@@ -145,13 +145,13 @@ class Tree:
         target: int,
         following: Tensor | None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Numbers and final states of the sets of `target` positions that begin with those given.
+        """Yield the first rank and final states of the sets of `target` positions that begin with the given sets.
 
         Args:
-            states: of sets of `size` positions after the last of these; overwritten.
-            number: of the first set.
-            begun: the last positions of how many sets come before a position; they are the first ones.
-            following: where the states of sets with one more position go.
+            states: states of sets of `size` positions, each after its last position; overwritten.
+            number: the rank of the first set.
+            begun: how many sets have their last position before a given position; these come first.
+            following: where to write the states of sets with one more position.
         """
         for at in range(size, self.positions - max(target - size - 1, 0)):
             count = begun(at)
@@ -170,7 +170,7 @@ class Tree:
             yield number, states
 
     def _advance(self, at: int, states: Tensor, kept: Tensor | None) -> None:
-        """From position `at` to the next: closed in place, kept in its own."""
+        """Step from position `at` to the next: closed in place, kept into `kept`."""
         (first, _), *others = self._units[at]
         self.walk.step(first, states, states, kept)
         for step, own in others:

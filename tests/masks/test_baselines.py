@@ -67,7 +67,7 @@ def test_token_without_a_value() -> None:
 
 @pytest.mark.parametrize("baseline", [Learned(init=torch.ones(4)), Token(torch.ones(4))])
 def test_another_shape(baseline: Baseline) -> None:
-    with pytest.raises(SettingError, match=r"has shape \[4\], the site's features \[3\]"):
+    with pytest.raises(SettingError, match=r"has shape \[4\], but the site's features have shape \[3\]"):
         baseline.start((3,))
 
 

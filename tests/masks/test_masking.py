@@ -382,5 +382,5 @@ def test_bernoulli_gates_learn(hooked, batch):
 def test_whole_numbers_are_not_masked() -> None:
     masking = Masking(Site.parse("m:output", "batch feature -> batch feature"), 0, [], HardConcrete(), Zero())
     masking.baseline.start((3,))
-    with pytest.raises(ReplacementError, match=r"its values are torch.int64, .* as x.float\(\)"):
+    with pytest.raises(ReplacementError, match=r"has values of type torch.int64, .* as x.float\(\)"):
         masking.mask(torch.ones(2, 3, dtype=torch.long), Places(torch.ones(2, 3).bool()), torch.ones(2, 3))

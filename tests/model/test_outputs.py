@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, VonMises
 
 from maskhooks.errors import UnknownDistributionError
-from maskhooks.model.outputs import Positions, agreement, check, count, kl, flip_loss, prediction_loss, predictions
+from maskhooks.model.outputs import Positions, agreement, check, count, flip_loss, kl, prediction_loss, predictions
 
 
 def categorical(logits: Tensor) -> Categorical:
@@ -134,7 +134,7 @@ def test_what_is_no_distribution(outputs: Any) -> None:
 
 def test_distributions_without_a_divergence() -> None:
     one = VonMises(torch.zeros(2), torch.ones(2))
-    with pytest.raises(UnknownDistributionError, match=r"no divergence of VonMises.*register_kl"):
+    with pytest.raises(UnknownDistributionError, match=r"no KL divergence from VonMises.*register_kl"):
         kl(one, one)
 
 

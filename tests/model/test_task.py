@@ -90,7 +90,7 @@ def test_real_positions() -> None:
     assert torch.equal(Task(valid=lambda batch: mask).valid(SITE, (X,), X), mask.bool())
     assert torch.equal(Task(valid=lambda batch, site: mask.numpy()).valid(SITE, (X,), X), mask.bool())
     with pytest.raises(
-        BatchError, match=r"shape \[2, 2\], site x:output has positions \(batch, token\) of shape \[2, 3\]"
+        BatchError, match=r"shape \[2, 2\], but site x:output has positions \(batch, token\) of shape \[2, 3\]"
     ):
         Task(valid=lambda batch: mask[:, :2]).valid(SITE, (X,), X)
 
@@ -104,7 +104,7 @@ def test_a_mask_may_go_on_with_padding_where_a_site_has_ended() -> None:
     assert found is not None
     assert torch.equal(found, numbers[:, :3])
     for other in (mask.roll(1, 1), mask & (torch.arange(5) < 2), mask[:1]):
-        with pytest.raises(BatchError, match="the mask of real positions has shape"):
+        with pytest.raises(BatchError, match="the mask of valid positions has shape"):
             Task(valid=lambda batch, other=other: other).valid(SITE, (X,), X)  # type: ignore[misc]
     with pytest.raises(BatchError, match="the units have shape"):
         Task(units=lambda batch: numbers).units(SITE, (X,), {str(SITE): X})
@@ -121,7 +121,7 @@ def test_given_functions_go_in_front() -> None:
     assert changed.names(SITE, X) == [["b"]]
     assert task.names(SITE, X) == [["a"]]
     with pytest.raises(
-        BatchError, match="task 'function' takes no tokenizer; it takes call, output, real, names, perturb"
+        BatchError, match="task 'function' takes no tokenizer; it takes call, output, valid, names, perturb"
     ):
         task.given({"tokenizer": None})
 

@@ -80,7 +80,7 @@ def test_optional_sites_may_stay_silent_in_the_example() -> None:
         ({"sites": ["layers:output"], "example": (TOKENS,)}, SiteNeverFiredError, "layers:output"),
         ({"sites": ["head:output[0]"], "example": (TOKENS,)}, NotATensorError, r"no \[0\] in a tensor"),
         ({"sites": ["head:output"], "example": {"x": TOKENS}, "colour": 1}, BatchError, "takes no colour"),
-        ({"adapter": object()}, PluginError, "is no maskhooks.model.adapter.Adapter"),
+        ({"adapter": object()}, PluginError, "is not a maskhooks.model.adapter.Adapter"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -96,7 +96,7 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], message:
 def test_what_is_no_module() -> None:
     with pytest.raises(ModelError, match=r"hooked\.model"):
         maskhooks.wrap(maskhooks.wrap(MLP()))
-    with pytest.raises(ModelError, match="got str: load the model first"):
+    with pytest.raises(ModelError, match=r"got str\. Load the model first"):
         maskhooks.wrap("bert")
 
 

@@ -148,7 +148,7 @@ def test_how_long_it_would_take() -> None:
     rate = speed(Listed(40, lambda kept: False), 40, accepts, 0.05)
     text, top = outlook(Listed(40, lambda kept: False), 40, accepts, 0.05)
     assert 100 < rate < 1e8
-    assert text.startswith(f"all {2**40:,} sets of them take ")
+    assert text.startswith(f"all {2**40:,} sets take ")
     assert 1 <= top < 40
     assert [duration(one) for one in (0.5, 119.0, 7300.0, 1e6, 1e10)] == [
         "0.5 seconds",

@@ -44,7 +44,7 @@ class TestBadInput:
             DiffMask(hooked, SITES[1], recipe=QUICK).fit(batches(), progress=False, **setting)
 
     def test_no_site(self, hooked):
-        with pytest.raises(SettingError, match="no site is named"):
+        with pytest.raises(SettingError, match="no site is given"):
             DiffMask(hooked, sites=[])
 
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

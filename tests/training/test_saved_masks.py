@@ -33,9 +33,9 @@ class TestStorage:
         fitted(hooked, run_dir=tmp_path)
         other = Tagger()
         other.head.weight.data += 1
-        with pytest.raises(FingerprintError, match=r"head\.weight has other values") as caught:
+        with pytest.raises(FingerprintError, match=r"head\.weight has different values") as caught:
             maskhooks.load(tmp_path, wrapped(other))
-        assert caught.value.differences == ["head.weight has other values"]
+        assert caught.value.differences == ["head.weight has different values"]
         with pytest.warns(FingerprintWarning, match=r"head\.weight"):
             assert maskhooks.load(tmp_path, wrapped(other), strict=False).fitted
 
