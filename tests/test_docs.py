@@ -31,7 +31,7 @@ from maskhooks.plugins import hookspecs
 
 ROOT = Path(__file__).parent.parent
 ALL = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *ROOT.glob("docs/**/*.md"),
 ]
 PAGES = sorted(page for page in ALL if page.parent.name != "errors")
