@@ -101,7 +101,7 @@ class Batch(dict[str, Tensor]):
 
 def measured(hooked: maskhooks.Hooked, ids: Tensor, steps: int, weights: float, **what: Any) -> dict[str, Any]:
     batch = Batch(ids, hooked.model)
-    recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=2)  # these are not measured
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics_batches=1, baseline_steps=2)  # these are not measured
     explainer = maskhooks.DiffMask(hooked, recipe=recipe, **what)
     explainer.fit([batch], steps=steps + 2, progress=False, accelerator="cuda" if GPU else "cpu", devices=1)
     found: dict[str, Any] = {name: getattr(batch, name).last(steps, weights) for name in ("forward", "both", "step")}

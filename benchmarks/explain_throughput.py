@@ -96,7 +96,7 @@ class Bench:
         material = Material.of(self.model, "cpu")
         assert material.opened.batch is not None
         self.collate, self.hooked = material.opened.batch, material.hooked
-        recipe = dataclasses.replace(maskhooks.Recipe(), statistics=1, baseline_steps=0)
+        recipe = dataclasses.replace(maskhooks.Recipe(), statistics_batches=1, baseline_steps=0)
         batches = [self.collate(sentences[:8])]
         self.explainer = maskhooks.DiffMask(self.hooked, "hidden", recipe=recipe)
         self.explainer.fit(batches, steps=8, progress=False, accelerator="cpu")

@@ -21,8 +21,8 @@ from maskhooks.model.outputs import Outputs, Positions
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.seeds import seeded
-from maskhooks.sites.signature import signature
 from maskhooks.settings.types import Seed
+from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
 from maskhooks_geometric.heads import level_of
 from maskhooks_geometric.restored import restored

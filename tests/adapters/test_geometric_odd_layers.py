@@ -52,7 +52,10 @@ def test_portions_of_several_widths() -> None:
             return self.propagate(edge_index, x=x).sum() + self.propagate(edge_index, x=x[:, :2]).sum()
 
     hooked = maskhooks.wrap(Odd(3, 4))
-    with pytest.raises(NotATensorError, match="Address one call, such as 'message@0:output'"), hooked.tap(read="message"):
+    with (
+        pytest.raises(NotATensorError, match="Address one call, such as 'message@0:output'"),
+        hooked.tap(read="message"),
+    ):
         hooked((randn(5, 3), EDGES))
     assert values(hooked, (randn(5, 3), EDGES), "message@1:output")[0].shape == (7, 2)
 

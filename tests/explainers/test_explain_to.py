@@ -194,7 +194,7 @@ def test_it_is_not_gone_on_with_by_another(tmp_path: Path) -> None:
 
     def differences(explainer: Explainer, **given: Any) -> str:
         with pytest.raises(ResumeError) as caught:
-            explainer.explain_to(data, tmp_path, **{**SETTINGS, "about": {"data": "a"}, **given})
+            explainer.explain_to(data, tmp_path, **{**SETTINGS, "metadata": {"data": "a"}, **given})
         return "; ".join(caught.value.differences)
 
     assert "batch_size was 4 and is 5" in differences(first, batch_size=5)

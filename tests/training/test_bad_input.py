@@ -119,7 +119,7 @@ class TestRecipe:
             ({"optimizer": "adamw"}, r"no optimizer of a recipe is named 'adamw'"),
             ({"probe": "x"}, r"There are: mlp, summed, paper"),
             ({"validations": 0}, r"validations is a whole number from 1, got 0"),
-            ({"layer_warmup": 1.5}, r"stagger is a fraction of the steps"),
+            ({"layer_warmup": 1.5}, "layer_warmup must be a number from 0 to 1"),
         ],
     )
     def test_settings_that_no_recipe_has(self, setting: dict[str, Any], found: str) -> None:

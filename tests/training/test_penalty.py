@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Categorical, Normal
 
-from maskhooks.model.outputs import kl, flip_loss
+from maskhooks.model.outputs import flip_loss, kl
 from maskhooks.training.penalty import Penalty
 
 
