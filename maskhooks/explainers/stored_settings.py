@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from maskhooks.errors import PluginError, SettingError
 from maskhooks.plugins.kind import Kind
@@ -17,13 +17,7 @@ from maskhooks.sites.site import SITES, Site
 _OBJECT = "object"  # the key that stands for an object that cannot be saved; its value is the object's type
 
 
-class Settled(Protocol):
-    """An explainer that keeps each of its settings in an attribute of the same name."""
-
-    name: str
-
-
-def stored(explainer: Settled) -> dict[str, Any]:
+def stored(explainer: Any) -> dict[str, Any]:
     """The settings of an explainer, each as JSON has it.
 
     An object that no registered name makes is stored as `{"object": its type}`, and has to be passed again.

@@ -20,7 +20,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
@@ -119,7 +119,7 @@ class Schema(Mapping[str, Setting]):
         owner = owner or self.owner
         return {name: self[name].check(value, owner) if name in self else value for name, value in values.items()}
 
-    def check_names(self, names: typing.Iterable[str], owner: str | None = None) -> None:
+    def check_names(self, names: Iterable[str], owner: str | None = None) -> None:
         """Raises SettingError where there is no setting of a name."""
         for name in names:
             if name not in self and self.closed:
