@@ -144,8 +144,17 @@ class Selects:
         )
 
 
-SITES = Selects()
-Selector = Annotated[str | Site | Iterable["str | Site"], SITES]
+class Addresses:
+    """Checks the sites that `wrap` takes."""
+
+    words = "a mapping from address to pattern, or a list of Sites and addresses"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+
+
+SITES, ADDRESSES = Selects(), Addresses()
+Selector = Annotated[str | Site | Iterable[str | Site], SITES]
 
 
 class SiteTable(Sequence[Site]):
