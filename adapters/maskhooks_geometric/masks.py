@@ -63,8 +63,8 @@ def _of(explanation: Explanation, graphs: Graphs, relation: Relation | None, num
     here, layer = np.unique(columns["site"][chosen], return_inverse=True)
     masks = torch.zeros(count, len(here))
     if edges is not None and count:
-        whose = graphs.graph_of(relation and relation[2])
-        graph = torch.zeros(count, dtype=torch.long) if whose is None else whose[edges[:, 1]].cpu()
+        graph_index = graphs.graph_of(relation and relation[2])
+        graph = torch.zeros(count, dtype=torch.long) if graph_index is None else graph_index[edges[:, 1]].cpu()
         numbers = graphs.edge_numbers(relation).cpu()
         example, edge = (torch.as_tensor(columns[name][chosen], dtype=torch.long) for name in ("example", "edge"))
         width = int(numbers.max()) + 1

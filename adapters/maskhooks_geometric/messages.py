@@ -73,16 +73,16 @@ class Messages:
         This is the usual case, and avoids the search for their edges.
         """
         adjacency = self.graphs.adjacency(self.relation)
-        whose = self.graphs.graph_of(self.relation and self.relation[2])
-        if self._several or adjacency is None or whose is None or not len(self.sent):
+        graph_index = self.graphs.graph_of(self.relation and self.relation[2])
+        if self._several or adjacency is None or graph_index is None or not len(self.sent):
             return None
         if self.relation is None and "edge_type" in self.graphs:
             return None
         source, target = rows(adjacency)
         same = torch.equal(self.sent.target, target) and torch.equal(self.sent.source, source)
-        if not same or int(self.sent.against.max()) or int(target.max()) >= len(whose):
+        if not same or int(self.sent.against.max()) or int(target.max()) >= len(graph_index):
             return None
-        return whose.index_select(0, target)
+        return graph_index.index_select(0, target)
 
     @functools.cached_property
     def undirected(self) -> Int[Tensor, " message"]:
@@ -118,13 +118,13 @@ class Messages:
     def _graph(self, relation: Relation | None, sent: Sent) -> Tensor:
         """The graph of the receiving node, or of the sending one if the batch lacks the receiver (a hyperedge)."""
         for nodes, kind in ((sent.target, relation and relation[2]), (sent.source, relation and relation[0])):
-            whose = self.graphs.graph_of(kind)
-            if whose is None:
+            graph_index = self.graphs.graph_of(kind)
+            if graph_index is None:
                 return torch.zeros_like(nodes)
             if self._renumbered(relation, sent):
                 break
-            if not len(sent) or int(nodes.max()) < len(whose):
-                return whose.index_select(0, nodes)
+            if not len(sent) or int(nodes.max()) < len(graph_index):
+                return graph_index.index_select(0, nodes)
         return torch.full_like(sent.source, -1)
 
     def _renumbered(self, relation: Relation | None, sent: Sent) -> bool:

@@ -1,4 +1,4 @@
-"""Peer: an explainer of PyTorch Geometric run through us, for comparison, with the model put back as it was."""
+"""Runs an explainer of PyTorch Geometric as one of maskhooks, for comparison, and restores the model."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _FIT, _EXPLAIN = 300, 301
 
 
 class Peer(Explainer):
-    """Scores of edges by an algorithm of `torch_geometric.explain`, in rows as those of our explainers.
+    """Scores edges by an algorithm of `torch_geometric.explain`, in the same rows as maskhooks explainers.
 
-    Each graph of a batch is explained by itself. Algorithms leave parts of a model changed; it is put back.
+    Each graph of a batch is explained separately. Algorithms leave parts of a model changed; these are restored.
 
     Args:
         hooked: the wrapped model; it returns logits.
-        algorithm: such as `GNNExplainer(epochs=100)` or `PGExplainer(epochs=30)`; the latter is trained by `fit`.
-        settings: further ones of `torch_geometric.explain.Explainer`, such as `node_mask_type="attributes"`.
-        seed: of all random numbers.
+        algorithm: such as `GNNExplainer(epochs=100)` or `PGExplainer(epochs=30)`; `fit` trains the latter.
+        settings: more settings of `torch_geometric.explain.Explainer`, such as `node_mask_type="attributes"`.
+        seed: the random seed.
 
     Attributes:
-        changed: what the algorithm had changed in the model before it was put back: names of weights and attributes.
+        changed: names of the weights and attributes that the algorithm changed before they were restored.
 
     Raises:
         ModelError: the model holds no layer of PyTorch Geometric.
@@ -54,7 +54,7 @@ class Peer(Explainer):
     def __init__(self, hooked: Hooked, algorithm: ExplainerAlgorithm, *, seed: int = 0, **settings: Any) -> None:
         super().__init__(hooked, seed=seed)
         if not isinstance(hooked.task, GraphTask) or not hooked.sites.tagged("edge"):
-            raise ModelError("PyTorch Geometric explains models with its layers, and this one holds none")
+            raise ModelError("PyTorch Geometric explains models with its layers, and this one has none")
         self.algorithm, self.settings = algorithm, settings
         self.changed: set[str] = set()
         (self.site,) = hooked.sites.tagged("edge")
@@ -64,7 +64,7 @@ class Peer(Explainer):
         return [self.site]
 
     def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None, **settings: Any) -> Peer:
-        """Trains an algorithm that has a `train`, for as many epochs as it has been given; others learn nothing."""
+        """Train an algorithm that has a `train`, for its own number of epochs; others learn nothing."""
         learn = getattr(type(self.algorithm), "train", None)
         if learn is None or learn is torch.nn.Module.train:
             return self
@@ -98,7 +98,7 @@ class Peer(Explainer):
         if hasattr(batch, "to_data_list"):
             return list(batch.to_data_list())
         if self._task.graphs(batch).count > 1:
-            raise BatchError("a batch of several graphs is a torch_geometric.data.Batch here, which can be taken apart")
+            raise BatchError("the batch of several graphs cannot be split. Give a torch_geometric.data.Batch")
         return [batch]
 
     @property
@@ -116,7 +116,7 @@ class Peer(Explainer):
         rest = dict(list(zip(names, given, strict=True))[2:])
         level = level_of(hooked(graph), self._task.graphs(graph), self._task.level)
         index = self._task.chosen(graph, level)
-        kind = "phenomenon" if isinstance(self.algorithm, PGExplainer) else "model"  # it knows no other
+        kind = "phenomenon" if isinstance(self.algorithm, PGExplainer) else "model"  # PGExplainer supports no other
         settings = {"edge_mask_type": "object", "explanation_type": kind, **self.settings}
         explainer = GeometricExplainer(
             hooked.model,
@@ -149,19 +149,19 @@ class Peer(Explainer):
 def _mask(explanation: Any) -> Tensor:
     mask = explanation.get("edge_mask")
     if not isinstance(mask, Tensor):
-        raise BatchError("the algorithm gave no mask of edges; give one that does, or other settings")
+        raise BatchError("the algorithm returned no edge mask. Choose another algorithm, or other settings")
     return mask.detach().float()
 
 
 def _classes(outputs: Outputs) -> bool:
-    """Whether predictions are one of several classes; one of two as a single number otherwise."""
+    """Whether predictions have several classes; otherwise they are a single binary logit."""
     if isinstance(outputs, Mapping):
-        raise BatchError("PyTorch Geometric explains one output; this model has several")
+        raise BatchError("PyTorch Geometric explains one output, and this model has several")
     return isinstance(outputs.distribution if isinstance(outputs, Positions) else outputs, Categorical)
 
 
 def _target(explainer: GeometricExplainer, x: Any, edges: Any, rest: Mapping[str, Any]) -> Tensor:
-    """What the model predicts."""
+    """The model's prediction."""
     target: Tensor = explainer.get_target(explainer.get_prediction(x, edges, **_without(rest, "index")))
     return target
 

@@ -139,8 +139,12 @@ class GraphTask(Task):
         graphs = self.graphs(batch)
         if axis == "node":
             relation = _relation(graphs, site)
-            whose = graphs.graph_of(relation and relation[2])
-            return torch.zeros(len(values[str(site)]), dtype=torch.long) if graphs.single or whose is None else whose
+            graph_index = graphs.graph_of(relation and relation[2])
+            return (
+                torch.zeros(len(values[str(site)]), dtype=torch.long)
+                if graphs.single or graph_index is None
+                else graph_index
+            )
         messages = self.messages(batch, site, values)
         if not len(messages.sent) and not graphs.connected:
             raise BatchError(
@@ -213,8 +217,8 @@ class GraphTask(Task):
         graphs = self.graphs(batch)
         if graphs.pairs is not None and (label := graphs.for_links("edge_label")) is not None:
             classes = not label.is_floating_point() or bool((label == label.round()).all())
-            y, whose = label.long() if classes else label, graphs.graph_of_links()
-            y = y if whose is None else y[whose.argsort(stable=True)]
+            y, graph_index = label.long() if classes else label, graphs.graph_of_links()
+            y = y if graph_index is None else y[graph_index.argsort(stable=True)]
         else:
             y, index = graphs.get("y"), named(graphs, "node")
             if isinstance(y, Tensor) and index is not None and len(y) == graphs.nodes() != graphs.count:

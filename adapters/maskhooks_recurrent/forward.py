@@ -24,7 +24,10 @@ class Tapped(Standin):
     def __call__(self, input: Tensor | PackedSequence, hx: State | None = None) -> Any:
         stands = places(self.module)
         stepped = any(_tapped(place) for name, place in stands.items() if name != "inputs")
-        fits = isinstance(input, PackedSequence) or input.dim() in (2, 3)  # otherwise the fused call raises its own error
+        fits = isinstance(input, PackedSequence) or input.dim() in (
+            2,
+            3,
+        )  # otherwise the fused call raises its own error
         if fits and (stepped or _tapped(stands["inputs"])):
             layout, values = Layout.of(self.module, input)
             if _tapped(stands["inputs"]):
