@@ -100,7 +100,7 @@ class Graphs:
         return list(self.get("x_dict") or () if found is None else found)
 
     def adjacency(self, relation: Relation | None = None) -> Any:
-        """The edges of a relation, or of the only one, as an edge_index or a sparse adjacency; None if there are none."""
+        """The edges of a relation, or of the only one: an edge_index or a sparse adjacency; None if there are none."""
         for name in ("edge_index", "adj_t"):
             found = self.get(name) if relation is None else (self.get(f"{name}_dict") or {}).get(relation)
             if found is not None:
