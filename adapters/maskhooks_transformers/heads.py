@@ -282,7 +282,7 @@ class AudioClassification(SequenceClassification):
 class Translation(_Writer):
     """The next token at each position of the target that counts: those with a label, else all valid ones."""
 
-    name = "sequence-to-sequence language model"
+    name = "sequence to sequence language model"
 
     def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         logits, given = field(outputs, "logits", 0), labels(batch)

@@ -46,7 +46,7 @@ def opened(wanted: Iterable[type[Function]]) -> Iterator[None]:
     with _lock:
         for function in mine:
             _open[function] += 1
-            function.apply = _plain(function)  # type: ignore[method-assign] # for as long as it is wanted
+            function.apply = _plain(function)  # type: ignore[method-assign] # until the last context ends
             sys.modules[function.__module__].torch = _Torch("torch")  # type: ignore[attr-defined]
     try:
         yield

@@ -153,7 +153,7 @@ class TransformersTask(Task):
             raise UnknownDistributionError(
                 f"what {self.served} predicts is unknown: transformers lists it neither for classification of "
                 f"sequences, tokens, images or recordings, nor for question answering, nor as a masked, causal or "
-                f"sequence-to-sequence language model. Load it with such a head (AutoModelForSequenceClassification, "
+                f"sequence to sequence language model. Load it with such a head (AutoModelForSequenceClassification, "
                 f"...), or say what it predicts: wrap(model, output=lambda outputs: Categorical(logits=outputs.logits))"
             )
         return outputs.check(self.head.distribution(result, batch, lambda: self._valid_tokens(batch)))
@@ -190,7 +190,7 @@ class TransformersTask(Task):
         return self._fit(spread, tuple(sizes[axis] for axis in pattern.positions), site, pattern)
 
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
-        """The tokenizer's tokens of each example, or of its decoder; patches by row and column; None for other sites."""
+        """The tokens of each example, or of its decoder; patches by row and column; None for other sites."""
         if self._names is None and site.pattern is not None and "patch" in site.pattern.positions:
             return self.patches.names(site, as_mapping(batch))
         target = site.pattern is not None and "target" in site.pattern.positions
