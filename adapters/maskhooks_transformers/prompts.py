@@ -39,7 +39,7 @@ class Prompts:
     Batches are padded on the right. `labels` holds the continuation, and -100 everywhere else.
 
     Args:
-        hooked: the wrapped model. Texts need its tokenizer, found beside the model or given to `wrap`.
+        hooked: the wrapped model. Texts need its tokenizer, saved with the model or given to `wrap`.
         max_length: the maximum number of tokens of a prompt with its continuation (for an encoder-decoder, of each).
             Longer prompts lose their first tokens, except a special one in front; for an encoder-decoder, their last.
             Default: nothing is cut.
@@ -198,7 +198,7 @@ class Prompts:
     def _tokenizer(self, what: str) -> Any:
         if self.words.tokenizer is None:
             raise BatchError(
-                f"{what} needs a tokenizer, and none was found beside the model. Give one, "
+                f"{what} needs a tokenizer, and none was saved with the model. Give one, "
                 "wrap(model, tokenizer=tokenizer), or give token ids"
             )
         return self.words.tokenizer

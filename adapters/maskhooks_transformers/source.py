@@ -58,7 +58,7 @@ class TransformersSource(Source):
         # If no tokenizer was saved, transformers makes one with special tokens only.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise CorruptFileError(
-                f"{model} holds no tokenizer, so texts cannot be read. Save it beside the model: "
+                f"{model} holds no tokenizer, so texts cannot be read. Save it with the model: "
                 "tokenizer.save_pretrained(folder)",
                 path=model,
             )

@@ -41,7 +41,7 @@ class Words:
             return None
         except Exception as error:  # the files may hold anything; names are optional, and ids will do
             warnings.warn(
-                f"the tokenizer beside the model in {place} cannot be loaded ({type(error).__name__}: {error}), so "
+                f"the tokenizer saved with the model in {place} cannot be loaded ({type(error).__name__}: {error}), so "
                 "tokens are shown as ids. Give it: wrap(model, tokenizer=tokenizer)",
                 MaskhooksWarning,
                 stacklevel=2,
@@ -69,7 +69,7 @@ class Words:
         """
         if self.tokenizer is None:
             raise SettingError(
-                "units='words' needs a tokenizer, and none was found beside the model. "
+                "units='words' needs a tokenizer, and none was saved with the model. "
                 "Give it: wrap(model, tokenizer=tokenizer, units='words')"
             )
         return words(self.tokens(ids), starts_marked=self._starts_marked)
