@@ -209,7 +209,7 @@ class _Layer(Uncopied):
         got = f"a tensor {list(message.shape)}" if isinstance(message, Tensor) else f"a {type(message).__name__}"
         raise ModelError(
             f"{type(self._module).__name__}.message returned {got} for {count} edges along axis "
-            f"{self._module.node_dim}, so its messages cannot be distinguished. Return a tensor with a row for each edge."
+            f"{self._module.node_dim}, so its messages cannot be distinguished. Return one row per edge."
         )
 
     def _axis_of(self, value: Tensor) -> int:
