@@ -73,10 +73,10 @@ def test_mixed_devices(unchanged: Unchanged) -> None:
     [
         ([graph(), graph()], r"a list of 2 graphs. Combine them: .*from_data_list"),
         (("x", randn(5, 3)), r"begins with 'x': a single Data or Batch was given where a loader"),
-        (graph(batch=torch.zeros(4, dtype=torch.long)), r"says of 4 nodes .* and there are 5"),
+        (graph(batch=torch.zeros(4, dtype=torch.long)), r"has 4 graph indices for 5 nodes"),
         (graph(node_index=torch.tensor([5])), r"node_index, .* got \[5\] for 5 predictions"),
         (graph(node_index=torch.tensor([0.5])), r"node_index, .* got \[0.5\]"),
-        (graph(node_index=torch.tensor([True])), r"node_index, .* got 1 truth values"),
+        (graph(node_index=torch.tensor([True])), r"node_index, .* got 1 bools"),
     ],
 )
 def test_batches_that_are_none(given: Any, message: str, unchanged: Unchanged) -> None:

@@ -143,7 +143,7 @@ def test_a_network_of_ones_own() -> None:
         "sites": {"0:output": "edge feature -> edge"},
         "call": sent,
         "output": lambda outputs: torch.distributions.Categorical(logits=outputs),
-        "examples": lambda data: data.batch[data.edge_index[1]],
+        "example_index": lambda data: data.batch[data.edge_index[1]],
     }
     model = nn.Sequential(nn.Linear(3, 2))
     own = maskhooks.wrap(model, edges=ends, units="undirected", **settings)

@@ -55,7 +55,7 @@ def wrapped(**given):
         Network(),
         sites=given.pop("sites", SITES),
         output=lambda logits: Categorical(logits=logits),
-        real=lambda batch: batch[0] != 0,
+        valid=lambda batch: batch[0] != 0,
         names=lambda batch: [[f"token {token}" for token in row] for row in batch[0].tolist()],
         **given,
     )
