@@ -81,7 +81,9 @@ def test_a_prompt_in_pieces_is_refused() -> None:
     batch = given_to("llama", hooked)
     with hooked.tap(replace={hooked.sites[0]: OnPrompt(torch.zeros_like, 5)}):
         generate(hooked, batch)
-        with pytest.raises(ReplacementError, match=r"a value has 2 tokens .* prompt's 5 were expected.*prefill_chunk_size"):
+        with pytest.raises(
+            ReplacementError, match=r"a value has 2 tokens .* prompt's 5 were expected.*prefill_chunk_size"
+        ):
             generate(hooked, batch, prefill_chunk_size=2)
         shorter = {key: value[:, 2:] for key, value in batch.items()}
         with pytest.raises(ReplacementError, match="a value has 3 tokens"):
