@@ -41,7 +41,7 @@
     ├── SearchLimitWarning
     └── PluginWarning
 
-Each message says what is wrong, names the thing, and gives a way out; each class has a page in docs/errors.
+Each message says what is wrong, names the thing, and gives a way out; each class has a page in docs/reference/errors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the documents say is so: their code runs and prints what they show, links lead somewhere, lists are complete.
 
-The pages under docs/errors are run by test_errors.py.
+The pages under docs/reference/errors are run by test_errors.py.
 
 In a page, a comment directly above a code block says how it is meant:
 
@@ -168,7 +168,7 @@ def test_every_page_is_reached_from_the_index() -> None:
 
 
 def test_each_hook_has_a_heading_and_a_block() -> None:
-    page = ROOT / "docs" / "plugin-hooks.md"
+    page = ROOT / "docs" / "reference" / "plugin-hooks.md"
     specs = {name for name in vars(hookspecs) if name.startswith("maskhooks_")}
     headings = set(re.findall(r"^## `(\w+)`$", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert headings == specs
@@ -183,7 +183,7 @@ def test_every_public_name_is_in_the_documents() -> None:
 
 def test_the_design_has_the_layers_and_the_packages() -> None:
     """The layers are the contract's; the tables hold every package, and none that is neither there nor planned."""
-    page = ROOT / "docs" / "design.md"
+    page = ROOT / "docs" / "explanation" / "design.md"
     contract = configparser.ConfigParser()
     contract.read(ROOT / ".importlinter")
     layers = contract["importlinter:contract:layers"]["layers"].strip()
@@ -235,7 +235,7 @@ def test_commands_and_options_shown_exist() -> None:
         options = {option for parameter in commands[command].params for option in parameter.opts}
         given = {word for word in words if word.startswith("--")}
         assert given <= options, f"{where}: {given - options}"
-    guide = ROOT / "docs" / "how-to" / "use-the-command-line.md"
+    guide = ROOT / "docs" / "reference" / "command-line.md"
     headings = set(re.findall(r"^## `maskhooks (\w+)`", guide.read_text(encoding="utf-8"), re.MULTILINE))
     assert headings == set(commands)
 

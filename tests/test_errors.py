@@ -14,7 +14,7 @@ import pytest
 from maskhooks import errors
 from maskhooks.errors import MaskhooksError, MaskhooksWarning, UnknownNameError, UnknownSiteError, near
 
-PAGES = Path(__file__).parent.parent / "docs" / "errors"
+PAGES = Path(__file__).parent.parent / "docs" / "reference" / "errors"
 CLASSES = {
     name: found
     for name, found in vars(errors).items()
