@@ -1,4 +1,4 @@
-"""Every error and warning of maskhooks, in one tree.
+"""Every error and warning of maskhooks, in one tree::
 
     MaskhooksError
     ├── SiteError                    .site

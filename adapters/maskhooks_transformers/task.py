@@ -38,7 +38,7 @@ class TransformersTask(Task):
     that padding on the left changes nothing. A decoder beside an encoder that is given no input gets its labels,
     shifted, or else the token with which it begins.
 
-    Options of `wrap`:
+    Options of wrap:
         tokenizer: names the tokens, the special ones and the mask token. Default: the one saved in the
             folder, or cached for the hub id, that the model was loaded from; nothing is downloaded, and
             without any, tokens are called by their ids.

@@ -31,7 +31,8 @@ class Baseline(nn.Module):
         """Gathers statistics from values at real positions; may be called again."""
 
     @abstractmethod
-    def forward(self) -> Float[Tensor, "*features"]: ...
+    def forward(self) -> Float[Tensor, "*features"]:
+        """The baseline in float32, over the feature axes."""
 
 
 class Zero(Baseline):
@@ -58,6 +59,7 @@ class Mean(Baseline):
 
     @property
     def deviation(self) -> Float[Tensor, "*features"]:
+        """The standard deviation of values at real positions, over the feature axes."""
         return self.variance.sqrt()
 
     def forward(self) -> Float[Tensor, "*features"]:

@@ -27,6 +27,7 @@ class Picked(NamedTuple):
 
     @property
     def rows(self) -> Float[Tensor, "position _"]:
+        """The rows themselves: each number's state."""
         return self.states.index_select(0, self.numbers)
 
 
@@ -52,7 +53,8 @@ class Probe(nn.Module):
         """Gathers statistics from values at real positions; may be called repeatedly."""
 
     @abstractmethod
-    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]: ...
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        """One logit for each position and group."""
 
 
 class MLP(Probe):

@@ -67,7 +67,7 @@ def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     return overtaken(original, masked, 0.05)
 
 
-# By the name under which settings are saved.
+#: Divergences by the name under which settings are saved.
 DIVERGENCES: Mapping[str, Divergence] = {"kl": kl, "prediction": prediction_loss, "lost-lead": lost_lead}
 
 

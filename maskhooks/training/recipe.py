@@ -182,14 +182,17 @@ class Recipe:
         return MLP(start_logit=2.0 if number == 0 else 4.0, low=self.lowest, high=5.0 + math.log(votes))
 
     def make_objective(self, margin: float) -> Objective:
+        """The objective of one group of maskings."""
         if self.objective == "ratio":
             return RatioLagrangian(margin, floor=self.price)
         return AugmentedLagrangian(margin) if self.objective == "augmented" else PaperLagrangian(margin)
 
     def make_penalty(self) -> Penalty:
+        """What the loss charges an example for."""
         return Penalty(self.overtaken, balance=self.balance)
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer, with a learning rate for probes and one for baselines."""
         groups: list[dict[str, Any]] = [
             {"params": parameters, "lr": rate}
             for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_rate))
