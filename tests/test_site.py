@@ -164,6 +164,12 @@ def test_each_page_is_built() -> None:
     assert len(pages) >= 40
 
 
+def test_the_masks_of_the_tutorials_are_within_the_margin() -> None:
+    built()
+    for notebook in ("first-masks", "attention-heads"):
+        assert "within the margin: True" in (SITE / "tutorials" / f"{notebook}.html").read_text(encoding="utf-8")
+
+
 def test_every_public_name_is_in_the_inventory() -> None:
     built()
     inventory = importlib.import_module("sphinx.util.inventory").InventoryFile.loads(
