@@ -72,6 +72,7 @@ class GRULayer(Walk):
         self.length = len(kept)
 
     def parts(self, states: Tensor) -> tuple[Tensor, ...]:
+        """The states as the module returns them, from those that are kept between 0 and 1."""
         return ((2 * states - 1)[None],)
 
     def step(self, at: int, states: Tensor, closed: Tensor | None, kept: Tensor | None) -> None:

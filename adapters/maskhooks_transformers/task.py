@@ -37,7 +37,7 @@ class TransformersTask(Task):
     replay can skip layers. Positions count from each example's first valid token, so left padding changes nothing. The
     decoder of an encoder-decoder, if it gets no input, gets the labels, shifted, or else its start token.
 
-    Options of `wrap`:
+    Options of wrap:
         tokenizer: names the tokens, the special ones and the mask token. Default: the one saved in the
             folder, or cached for the hub id, that the model was loaded from; nothing is downloaded, and
             without any, ids serve as tokens.
