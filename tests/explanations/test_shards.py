@@ -99,7 +99,7 @@ def test_a_single_file_in_the_folders_place(tmp_path: Path) -> None:
         Shards.begin(tmp_path / "notes.txt", MADE, overwrite=True)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "made": {}, "ended": None})])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "ended": None})])
 def test_a_broken_manifest_is_named(shards: Shards, text: str) -> None:
     (shards.folder / MANIFEST).write_text(text)
     with pytest.raises(CorruptFileError, match=r"_manifest\.json is not a manifest of explain_to"):
