@@ -107,7 +107,7 @@ class TestBadInput:
             explainer.save(tmp_path)
 
     def test_a_state_before_the_masked_site(self, hooked):
-        with pytest.raises(SettingError, match="no state of `conditioned_on` comes at or after":
+        with pytest.raises(SettingError, match="no state of `conditioned_on` comes at or after"):
             DiffMask(hooked, SITES[2], conditioned_on=SITES[0])
 
 

@@ -71,7 +71,7 @@ class TestStorage:
         fitted(hooked, run_dir=tmp_path / "one")
         fitted(hooked, run_dir=tmp_path / "other", seed=1)
         (tmp_path / "other" / "weights.safetensors").replace(tmp_path / "one" / "weights.safetensors")
-        with pytest.raises(CorruptFileError, match="does not hold the weights that explainer.json was saved with"):
+        with pytest.raises(CorruptFileError, match=r"does not hold the weights that explainer.json was saved with"):
             maskhooks.load(tmp_path / "one", hooked)
 
     @pytest.mark.parametrize(
