@@ -1,4 +1,4 @@
-"""All maskhooks errors and warnings, in one tree.
+"""All maskhooks errors and warnings, in one tree::
 
     MaskhooksError
     ├── SiteError                    .site
