@@ -18,7 +18,7 @@ from maskhooks.errors import (
     ModelError,
     SettingError,
     StorageError,
-    near,
+    close_matches,
 )
 from maskhooks.model.source import Opened, Source
 from maskhooks.model.wrapping import wrap
@@ -107,7 +107,7 @@ class Batches:
             return label
         known = {str(name): number for name, number in self.config.label2id.items()}
         if label not in known:
-            likely = near(label, known)
+            likely = close_matches(label, known)
             raise BatchError(
                 f"the model has no label {label!r}; it has {', '.join(known)}."
                 + (f" Did you mean {likely[0]!r}?" if likely else " Name another column with --label-column.")

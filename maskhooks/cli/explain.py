@@ -28,7 +28,7 @@ from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import MANIFEST, Shards, remove
-from maskhooks.progress import counting
+from maskhooks.progress import counter
 
 _MUCH = "Much data"
 _INTERRUPTED = 130  # what shells make of Ctrl-C
@@ -152,7 +152,7 @@ def _work(job: Job, device: str | None, devices: str | None, shard: str | None, 
         return job.work(places[0] if places else device, _shard(shard), total=total, overwrite=overwrite)
     if overwrite:
         remove(job.rows)
-    with counting("explaining", total, _examples(job.rows)) as advance:
+    with counter("explaining", total, _examples(job.rows)) as advance:
         share(job, places, advance)
     return Shards(job.rows)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskhooks.errors import CorruptFileError, MaskhooksError, PluginError, SettingError, near
+from maskhooks.errors import CorruptFileError, MaskhooksError, PluginError, SettingError, close_matches
 
 Label = int | float | str
 
@@ -249,7 +249,7 @@ def _named(columns: Columns, there: Sequence[str], data: str | Path) -> dict[str
     wanted = {"text": columns.text, "second": columns.second, "label": label}
     for use, name in wanted.items():
         if name is not None and name not in there:
-            likely = near(name, there)
+            likely = close_matches(name, there)
             raise SettingError(
                 f"{data} has no column {name!r}; it has {', '.join(there)}. Name the right one with --{use}-column"
                 + (f" {likely[0]}." if likely else ".")

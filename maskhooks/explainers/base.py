@@ -25,8 +25,8 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.kind import declare
-from maskhooks.progress import counting, track
-from maskhooks.seeds import forked, seeded
+from maskhooks.progress import counter, track
+from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, Seed
 from maskhooks.sites.site import Site
@@ -107,7 +107,7 @@ class Explainer(ABC):
         self.check_ready()
         parts: list[Explanation] = []
         first, provenance = 0, self.provenance()
-        with forked(self.hooked.model):
+        with preserved_rng(self.hooked.model):
             for batch in track(batches, "explaining"):
                 parts.append(self._explain(batch, first, provenance))
                 first = _next(parts[-1], first)
@@ -170,13 +170,13 @@ class Explainer(ABC):
         if shards.complete:
             return shards
         there = {number: shards.count(number) for number in shards.whole()}
-        bar = counting(
+        bar = counter(
             "explaining",
             chunks.share(total),
             sum(count for number, count in there.items() if chunks.mine(number)),
             shown=progress is True,
         )
-        with forked(self.hooked.model), bar as advance:
+        with preserved_rng(self.hooked.model), bar as advance:
             torch.manual_seed(seeded(self.seed, _STREAM))
             self._fill(shards, chunks, there, provenance, progress if callable(progress) else advance)
         return shards

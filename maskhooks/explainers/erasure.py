@@ -31,7 +31,7 @@ from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
 from maskhooks.search.scheduler import Asking
 from maskhooks.search.shared import tree
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Positive, Seed
 from maskhooks.sites.site import Selector
@@ -122,7 +122,7 @@ class Erasure(SmallestSets):
         Warns:
             SearchLimitWarning: a limit ended the search for an example.
         """
-        with forked(self.hooked.model):
+        with preserved_rng(self.hooked.model):
             return [one for _, found in self._search(self.clean(batch), state, progress) for one in found]
 
     def scores(self, clean: Clean) -> list[Scores]:

@@ -36,7 +36,7 @@ from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
-from maskhooks.seeds import forked, generator, seeded
+from maskhooks.seeds import generator, preserved_rng, seeded
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
@@ -195,7 +195,7 @@ class Learned(Explainer):
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.sites, self.fitted, self.result = self._asked, False, None
-        with forked(self.hooked.model), Epochs(train, self.seed).drawn():
+        with preserved_rng(self.hooked.model), Epochs(train, self.seed).drawn():
             check_loaders(train, validation)
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks.errors import BatchError, SettingError, UnknownSiteError, near
+from maskhooks.errors import BatchError, SettingError, UnknownSiteError, close_matches
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.layers import Layers
 from maskhooks.explanations.scores import Column, Columns, Scores, repeated, stack
@@ -184,7 +184,7 @@ class Explanation:
                 raise UnknownSiteError(
                     f"there are no scores of site {address!r}. The sites are {', '.join(self.sites)}.",
                     site=address,
-                    near=near(address, self.sites),
+                    near=close_matches(address, self.sites),
                 )
             chosen &= np.isin(self.columns["site"], [self.sites.index(address) for address in addresses])
         columns, sites = stack([({name: column[chosen] for name, column in self.columns.items()}, self.sites)])

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks.errors import SettingError, near
+from maskhooks.errors import SettingError, close_matches
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.scores import Column
 
@@ -69,7 +69,7 @@ def _by_name(explanation: Explanation, name: str, rows: Codes) -> tuple[Codes, C
         return _factorize(explanation[name][rows])
     if name not in keys:
         known = [*explanation.columns, *keys]
-        guess = "".join(f" Did you mean {one!r}?" for one in near(name, known, 1))
+        guess = "".join(f" Did you mean {one!r}?" for one in close_matches(name, known, 1))
         raise SettingError(
             f"there is no column {name!r} to group by, and the examples have no such metadata. Group by one of "
             f"{', '.join(known)}.{guess}"

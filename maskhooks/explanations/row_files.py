@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import CorruptFileError
 from maskhooks.explanations.scores import FIXED, Column, Columns
 from maskhooks.settings.format import FORMAT, check_format
@@ -67,7 +67,7 @@ def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> Non
     table = pa.table(arrays)
     text = json.dumps({"format": FORMAT, **about})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), "maskhooks": text})
-    with draft(path) as file:
+    with atomic_open(path) as file:
         parquet.write_table(table, file, compression="zstd")
 
 

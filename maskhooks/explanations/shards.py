@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks.atomic_write import clear, draft
+from maskhooks.atomic_write import atomic_open, clear
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.explanation import Explanation
@@ -186,7 +186,7 @@ def remove(folder: Path) -> None:
 
 
 def _write(path: Path, manifest: Mapping[str, Any]) -> None:
-    with draft(path) as file:
+    with atomic_open(path) as file:
         file.write(json.dumps(manifest, indent=1).encode())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.errors import UnknownSiteError, near
+from maskhooks.errors import UnknownSiteError, close_matches
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.port import Uncopied
 from maskhooks.hooks.recompute import recomputing
@@ -94,7 +94,7 @@ class Replay:
     def _module(self, site: Site) -> nn.Module:
         modules = Modules(self.model)
         if site.module not in modules:
-            known = near(site.module, modules)
+            known = close_matches(site.module, modules)
             raise UnknownSiteError(f"site {site}: the model has no module {site.module!r}.", site=site, near=known)
         return modules[site.module]
 

@@ -19,7 +19,7 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import TASKS, Task
 from maskhooks.plugins.registry import registry
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site, SiteTable
@@ -117,7 +117,7 @@ def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[s
     while True:
         reads = [site.at("*") if str(site) in often else site for site in hooked.sites]
         try:
-            with torch.no_grad(), forked(hooked.model), hooked.tap(read=reads) as tap:
+            with torch.no_grad(), preserved_rng(hooked.model), hooked.tap(read=reads) as tap:
                 hooked(batch)
         except SiteFiredTooOftenError as error:
             site = hooked.sites.get(str(error.site))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by
@@ -79,7 +79,7 @@ def report(
     else:
         text = first.to_html(title=title or "", sections=[about, *sections])
     if path is not None:
-        with draft(Path(path)) as file:
+        with atomic_open(Path(path)) as file:
             file.write(text.encode("utf-8"))
     return text
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from maskhooks.atomic_write import clear, draft
+from maskhooks.atomic_write import atomic_open, clear
 from maskhooks.errors import CorruptFileError, ResumeWarning
 from maskhooks.settings.format import FORMAT, check_format
 
@@ -39,7 +39,7 @@ def save_state(folder: Path, number: int, tree: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder / "step-*")
     path = folder / f"step-{number:09d}.safetensors"
-    with draft(path) as file:
+    with atomic_open(path) as file:
         file.write(encode(tree))
     for old in _newest_first(folder)[_KEPT:]:
         with contextlib.suppress(OSError):

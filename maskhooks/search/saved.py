@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.search.exact import Search
 from maskhooks.settings.format import FORMAT, check_format
@@ -47,7 +47,7 @@ class Saved:
         """
         state = {"format": FORMAT, "about": self.about, "searches": [search.state() for search in self.searches]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with draft(self.path) as file:
+        with atomic_open(self.path) as file:
             file.write(json.dumps(state).encode())
         self._written = time.monotonic()
 

@@ -15,7 +15,7 @@ from maskhooks.errors import EmptyLoaderError, MarginWarning
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.task import device_of
-from maskhooks.seeds import forked, seeded
+from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.training.one_process import run_here
 from maskhooks.training.preparation import gather_and_fit_baselines
 from maskhooks.training.problem import EPOCH, Problem
@@ -62,7 +62,7 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
     """For free logits: statistics and baselines are learned from data, the logits are not."""
     ranks = Ranks(device=device_of(problem.hooked.model))
     batches = Epochs(train, seeded(problem.seed, EPOCH))
-    with frozen(problem.hooked.model), forked(problem.hooked.model), batches.drawn():
+    with frozen(problem.hooked.model), preserved_rng(problem.hooked.model), batches.drawn():
         gather_and_fit_baselines(problem, batches, replay, ranks, progress)
 
 

@@ -18,7 +18,7 @@ from maskhooks.passes.clean_cache import Stored
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
-from maskhooks.seeds import forked, seeded
+from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.training.loop import Loop
 from maskhooks.training.preparation import prepare
 from maskhooks.training.problem import EPOCH, VALIDATE
@@ -32,7 +32,7 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
     problem = run.problem
     model, ranks = problem.hooked.model, ranks_of(fabric)
     with contextlib.ExitStack() as stack:
-        for context in (frozen(model), placed(model, ranks.device), forked(model)):
+        for context in (frozen(model), placed(model, ranks.device), preserved_rng(model)):
             stack.enter_context(context)
         log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
         batches: Iterable[Any] = run.train

@@ -90,7 +90,7 @@ def whole(run: Run, texts: Path, tmp_path: Path) -> dict[str, bytes]:
 
 def rows(out: Path) -> dict[str, bytes]:
     folder = out / "explanation.parquet"
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".draft")}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".partial")}
 
 
 def started(words: list[str]) -> subprocess.Popen[str]:

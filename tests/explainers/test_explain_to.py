@@ -297,7 +297,7 @@ def test_killed_at_random_moments_no_row_is_lost_or_doubled(tmp_path: Path, seed
     assert found["complete"]
     assert len({number for number in found["files"] if number >= 0}) > 3  # they met it at work
     whole, rows = Shards(tmp_path / "whole"), Shards(tmp_path / "rows")
-    assert {name for name in contents(rows) if not name.endswith(".draft")} == set(contents(whole))
+    assert {name for name in contents(rows) if not name.endswith(".partial")} == set(contents(whole))
     for name, content in contents(whole).items():
         assert (rows.folder / name).read_bytes() == content
     keys = Explanation.from_parquet(rows.folder).to_pandas()[["example", "site", "depth", "position"]]
