@@ -235,8 +235,8 @@ def forwards(modules: Iterable[nn.Module]) -> Iterator[Counter[int]]:
             _put_back(module, forward)
 
 
-class Standin(Uncopied):
-    """Replaces a module's forward; adapters subclass it, see `stand_in`."""
+class ForwardPatch(Uncopied):
+    """Replaces a module's forward; adapters subclass it, see `patch_forward`."""
 
     users = 0
     own: Any = None  # the module's own `forward` attribute
@@ -250,8 +250,8 @@ class Standin(Uncopied):
 
 
 @contextlib.contextmanager
-def stand_in(module: nn.Module, kind: type[Standin]) -> Iterator[None]:
-    """Replace a module's forward by one stand-in of a kind, until the last such `with` on it ends."""
+def patch_forward(module: nn.Module, kind: type[ForwardPatch]) -> Iterator[None]:
+    """Replace a module's forward by one patch of a kind, until the last such `with` on it ends."""
     there = module.__dict__.get("forward", _MISSING)
     forward = there if isinstance(there, kind) else kind(module)
     if forward is not there:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskhooks.data.epochs import Epochs
-from maskhooks.distributed.devices import connect, starts_processes
+from maskhooks.distributed.devices import make_fabric, starts_processes
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import EmptyLoaderError, MarginWarning
 from maskhooks.hooks.frozen import frozen
@@ -40,7 +40,7 @@ def fit(run: Run, **devices: Any) -> FitResult:
     """
     problem = run.problem
     with _quiet():
-        fabric = connect(**devices)
+        fabric = make_fabric(**devices)
         if starts_processes(fabric):
             result = run_in_processes(fabric, run)
         else:

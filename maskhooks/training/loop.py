@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from maskhooks.data.epochs import Epochs
-from maskhooks.distributed.ranks import Pooled, Ranks, Share
+from maskhooks.distributed.ranks import Pooled, Ranks, Shard
 from maskhooks.errors import NonFiniteError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.group import MaskingGroup, reads_of, sites_of
@@ -153,7 +153,7 @@ class Loop:
         self, clean: Clean | None, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack
     ) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""
-        if self.ranks.world == 1:
+        if self.ranks.world_size == 1:
             assert clean is not None
             return self._own(clean, group, source, held)
         shared = group.with_gates([self._share(clean, one).drawing(one.gate) for one in group.maskings])
@@ -163,11 +163,11 @@ class Loop:
             own = self.ranks.not_a_number()  # so that all ranks end together
         return self.ranks.pool(own)
 
-    def _share(self, clean: Clean | None, masking: Masking) -> Share:
+    def _share(self, clean: Clean | None, masking: Masking) -> Shard:
         """Which gates of the global batch are this rank's."""
         pattern = masking.pattern
         own = None if clean is None else pattern.mask_shape(clean.values[masking.site])
-        return self.ranks.share(self.ranks.shapes(own, len(pattern.gated)))
+        return self.ranks.shard(self.ranks.shapes(own, len(pattern.gated)))
 
     def _own(self, clean: Clean, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:

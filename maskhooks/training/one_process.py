@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.devices import ranks_of
-from maskhooks.distributed.placement import placed
+from maskhooks.distributed.placement import on_device
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.passes.clean_cache import Stored
@@ -32,23 +32,23 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
     problem = run.problem
     model, ranks = problem.hooked.model, ranks_of(fabric)
     with contextlib.ExitStack() as stack:
-        for context in (frozen(model), placed(model, ranks.device), preserved_rng(model)):
+        for context in (frozen(model), on_device(model, ranks.device), preserved_rng(model)):
             stack.enter_context(context)
-        log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
+        log = stack.enter_context(RunLog(run.folder, run.board) if ranks.is_first else RunLog(None))
         batches: Iterable[Any] = run.train
-        cache = None if run.cache is None else run.cache.for_rank(ranks.number, ranks.world)
+        cache = None if run.cache is None else run.cache.for_rank(ranks.rank, ranks.world_size)
         if cache is not None:
             batches = Stored(run.train, problem.seed, cache)
             stack.callback(cache.clear)
-        train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.number, ranks.world)
+        train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.rank, ranks.world_size)
         stack.enter_context(train.drawn())
         validation = None
         if run.validation is not None:
-            validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
+            validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.rank, ranks.world_size)
             stack.enter_context(validation.drawn())
         total = run.steps or run.epochs * (train.rounds or 0)
         loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, cache=cache)
-        snapshots = Snapshots(run.folder if ranks.first else None, _about(fabric, run, total), run.save_every)
+        snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
         loop.result.error = _go(loop, run, train, snapshots)
         return loop.finish()
@@ -60,7 +60,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
     if tree is not None:
         check_batch(tree, train)
         tree["rows"] = loop.log.go_on(tree["log"])
-    elif loop.ranks.first:
+    elif loop.ranks.is_first:
         if run.resume:
             warnings.warn(
                 f"there is nothing to go on from in {run.folder}: training begins at the start.",
@@ -68,13 +68,13 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
                 stacklevel=5,
             )
         snapshots.drop()
-    if not loop.ranks.firsts(tree is not None):
+    if not loop.ranks.broadcast(tree is not None):
         fresh = Epochs(run.train, train.seed, train.rank, train.world)  # `train` counts epochs from its first batch on
-        prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.first)
+        prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.is_first)
         loop.start()
-    if loop.ranks.world > 1:
-        own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.first else b""
-        tree = decode(loop.ranks.firsts(own))
+    if loop.ranks.world_size > 1:
+        own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.is_first else b""
+        tree = decode(loop.ranks.broadcast(own))
     if tree is not None:
         restore(loop, tree)
         loop.result.log, loop.result.validation = (tree["rows"].get(name, []) for name in ("log", "validation"))
@@ -86,7 +86,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
     """Runs the loop to its end; what ended it before that, as `Fitted.error` has it."""
-    shown = StepBar(loop, shown=run.progress and loop.ranks.first)
+    shown = StepBar(loop, shown=run.progress and loop.ranks.is_first)
     try:
         with Interrupts() as interrupts, shown:
             for _ in loop.run(train):

@@ -20,7 +20,7 @@ import torch
 from torch.distributions import Categorical
 
 from maskhooks import DiffMask
-from maskhooks.distributed.ranks import Ranks, Share, _Shared
+from maskhooks.distributed.ranks import Ranks, Shard, _Shared
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.runs.run_log import RunLog
@@ -219,16 +219,16 @@ def test_a_script_in_two_processes(tmp_path: Path, start: list[str]) -> None:
 def test_ranks_sample_their_rows_of_the_global_batch(gate: Any) -> None:
     logits = torch.randn(5, 4, 2)
     whole = gate.sample(logits, generator(3))
-    first = _Shared(gate, Share(0, (5, 4, 2))).sample(logits[:2, :3], generator(3))
-    second = _Shared(gate, Share(2, (5, 4, 2))).sample(logits[2:], generator(3))
+    first = _Shared(gate, Shard(0, (5, 4, 2))).sample(logits[:2, :3], generator(3))
+    second = _Shared(gate, Shard(2, (5, 4, 2))).sample(logits[2:], generator(3))
     assert torch.equal(first, whole[:2, :3])
     assert torch.equal(second, whole[2:])
 
 
 def test_alone_everything_is_as_it_is() -> None:
     ranks = Ranks()
-    assert ranks.first
-    assert (ranks.largest(3), ranks.everyones("x"), ranks.firsts("y")) == (3, ["x"], "y")
+    assert ranks.is_first
+    assert (ranks.largest(3), ranks.all_gather("x"), ranks.broadcast("y")) == (3, ["x"], "y")
     weight = torch.nn.Parameter(torch.ones(2))
     ranks.add_gradients([weight])
     assert weight.grad is None

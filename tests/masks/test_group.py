@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from maskhooks.distributed.ranks import Share
+from maskhooks.distributed.ranks import Shard
 from maskhooks.errors import BatchError, PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
@@ -185,7 +185,7 @@ def test_closing_all_sites(hooked, batch) -> None:
 def test_random_masks_have_a_rate_for_each_graph(hooked, batch) -> None:
     masking = parts(hooked, batch)[0]
     clean = clean_pass(hooked, batch, masking.reads)
-    shares = Share(0, (4,)), Share(0, (3,))
+    shares = Shard(0, (4,)), Shard(0, (3,))
     found = torch.stack([random_mask(clean, masking, generator(number), *shares).sample for number in range(300)])
     together_ = torch.corrcoef(found.T)
     assert together_[0, 1] > 0.2  # one graph
