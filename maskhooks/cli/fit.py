@@ -38,7 +38,7 @@ from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
-from maskhooks.runs.run_state import folder_of, has_state
+from maskhooks.runs.run_state import has_state, state_folder
 
 _MASKS = "Masks"
 
@@ -189,7 +189,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 def _check_free(out: Path, resume: bool, overwrite: bool) -> None:
     """Raises SettingError for a folder that holds what nobody said may be replaced."""
-    masks, run = (out / "explainer.json").exists(), has_state(folder_of(out))
+    masks, run = (out / "explainer.json").exists(), has_state(state_folder(out))
     if overwrite or (resume and (run or not masks)):
         return
     if masks:

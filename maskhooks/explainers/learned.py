@@ -213,7 +213,7 @@ class Learned(Explainer):
             about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
             cache=None if cache is None else CleanCache.named(cache),
-            board=Board.named(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
+            board=Board.open(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
         )
 
         if self.amortized:

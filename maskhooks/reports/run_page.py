@@ -17,8 +17,8 @@ from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.row_files import ABOUT, parquet_files, pieces
 from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
-from maskhooks.runs.history import LOG, Course, courses, section
-from maskhooks.runs.run_state import folder_of, load_state
+from maskhooks.runs.history import LOG, MaskHistory, read_history, section
+from maskhooks.runs.run_state import load_state, state_folder
 from maskhooks.viz.page import page
 from maskhooks.viz.sections import Facts, Section
 
@@ -96,7 +96,7 @@ class Trained:
 
     saved: Mapping[str, Any]
     provenance: dict[str, Any]
-    history: list[Course]
+    history: list[MaskHistory]
 
     @classmethod
     def of(cls, folder: Path) -> Trained:
@@ -111,9 +111,9 @@ class Trained:
             )
         if (folder / SETTINGS).exists():
             saved = settings_of(folder)
-            return cls(saved, saved["provenance"], courses(folder))
-        state = load_state(folder_of(folder)) if folder_of(folder).exists() else None
-        return cls({}, {} if state is None else dict(state["about"]), courses(folder))
+            return cls(saved, saved["provenance"], read_history(folder))
+        state = load_state(state_folder(folder)) if state_folder(folder).exists() else None
+        return cls({}, {} if state is None else dict(state["about"]), read_history(folder))
 
     def sections(self) -> list[Section]:
         margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen") or {}

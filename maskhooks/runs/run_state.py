@@ -25,7 +25,7 @@ _KEPT = 2  # states: the last one, and the one before in case the last is broken
 _TENSOR = "$tensor"
 
 
-def folder_of(run_dir: Path) -> Path:
+def state_folder(run_dir: Path) -> Path:
     """Return the folder of a run's states."""
     return run_dir / "state"
 
@@ -81,7 +81,7 @@ def load_state(folder: Path) -> Any | None:
     return None
 
 
-def drop_states(folder: Path) -> None:
+def delete_states(folder: Path) -> None:
     """Delete the states of an earlier run."""
     for path in _newest_first(folder):
         path.unlink()

@@ -59,7 +59,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
     tree = snapshots.find() if run.resume else None
     if tree is not None:
         check_batch(tree, train)
-        tree["rows"] = loop.log.go_on(tree["log"])
+        tree["rows"] = loop.log.resume(tree["log"])
     elif loop.ranks.is_first:
         if run.resume:
             warnings.warn(

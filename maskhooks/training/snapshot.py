@@ -13,7 +13,7 @@ from torch import nn
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.errors import ResumeError
-from maskhooks.runs.run_state import drop_states, folder_of, load_state, save_state
+from maskhooks.runs.run_state import delete_states, load_state, save_state, state_folder
 from maskhooks.sites import nested
 from maskhooks.training.loop import Loop
 from maskhooks.training.problem import Problem
@@ -29,7 +29,7 @@ class Snapshots:
     """
 
     def __init__(self, run_dir: Path | None, about: Mapping[str, Any], every: float) -> None:
-        self.folder = None if run_dir is None else folder_of(run_dir)
+        self.folder = None if run_dir is None else state_folder(run_dir)
         self.about, self.every = dict(about), every
         self._last = (-1, -1)  # steps and validations when it was saved
         self._time = time.monotonic()
@@ -58,7 +58,7 @@ class Snapshots:
     def drop(self) -> None:
         """Removes the states of an earlier run."""
         if self.folder is not None:
-            drop_states(self.folder)
+            delete_states(self.folder)
 
     def save_if_due(self, loop: Loop) -> None:
         """Saves after a validation, and where the last time was long enough ago."""
