@@ -47,7 +47,9 @@ class RecurrentAdapter(Adapter):
         steps = {f"{state}_{suffix}": Steps() for suffix in suffixes(module) for state in states}
         return {"inputs": nn.Identity(), **steps}
 
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+    def expose_sites(
+        self, name: str, module: nn.Module, sites: Sequence[Site]
+    ) -> contextlib.AbstractContextManager[None]:
         inside = any(site.module != name for site in sites) and _known(module)
         return patch_forward(module, Tapped) if inside else contextlib.nullcontext()
 
@@ -56,7 +58,7 @@ class RecurrentAdapter(Adapter):
         return Recurrent(module) if one_way and isinstance(module, nn.RNNBase) else None
 
     @contextlib.contextmanager
-    def tapped(self, name: str, module: nn.Module) -> Iterator[None]:
+    def while_tapped(self, name: str, module: nn.Module) -> Iterator[None]:
         on_gpu = _known(module) and any(weight.is_cuda for weight in module.parameters())
         with named_empty(), patch_forward(module, Tapped) if on_gpu else contextlib.nullcontext():
             yield

@@ -147,7 +147,7 @@ def doctor(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
     foreigners = others(hooked.model)
     standing = {site: known.computing(site.module) for site in chosen}
     hooks = {site: (len(foreign(at)), owners(at)) for site, at in standing.items()}
-    with preserved_rng(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(chosen), frozen(hooked.model):
         tap, outputs = _read(hooked, batch, chosen, known)
         try:
             described = _describe(hooked.distribution(outputs, batch))

@@ -40,7 +40,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
         For each site whether it is bypassed; None if no other input could be made, or if it changes nothing even with
         open gates.
     """
-    with preserved_rng(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
         usual = _outputs(hooked, batch)  # before `perturb`: a batch that does not fit the model raises its own error
         other = hooked.task.perturb(batch, generator(seed))
         if other is None or _same(usual, _outputs(hooked, other)):
@@ -54,7 +54,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
 
 def varies(hooked: Hooked, batch: Any) -> bool:
     """Whether two passes of one batch differ by more than the order of summation explains, as with active dropout."""
-    with preserved_rng(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
         first, second = _outputs(hooked, batch), _outputs(hooked, batch)
     pairs = list(zip(first, second, strict=True))
     return any(
@@ -93,7 +93,7 @@ def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
 def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, str]:
     """Say for each site why no gradient comes back from the outputs; empty if one does, or none can be computed."""
     found: dict[Site, str] = {}
-    kept = hooked.opened(())  # so that untapped passes leave nothing behind either
+    kept = hooked.expose_sites(())  # so that untapped passes leave nothing behind either
     with preserved_rng(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, on kernels without gradients: reported here per site
         for site in sites:
@@ -180,7 +180,7 @@ def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]
         preserved_rng(hooked.model),
         torch.no_grad(),
         frozen(hooked.model),
-        hooked.opened(sites),
+        hooked.expose_sites(sites),
         forwards(modules.values()) as calls,
         uses,
     ):

@@ -199,7 +199,7 @@ class Explainer(ABC):
         return {
             "explainer": self.name,
             **self.settings(),
-            "units": self.hooked.task.together,
+            "units": self.hooked.task.unit_name,
             "fingerprint": fingerprint(self.hooked.model)["digest"],
             "versions": {
                 "maskhooks": version("maskhooks"),

@@ -57,7 +57,7 @@ class Closing(Explainer):
         seed: Seed = 0,
     ) -> None:
         super().__init__(hooked, seed=seed)
-        self.sites = hooked.needed(sites)
+        self.sites = hooked.required_sites(sites)
         if isinstance(baseline, Baseline) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
         _check_baseline(baseline)

@@ -21,7 +21,7 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, parameters
-from maskhooks.passes.clean import Clean, with_beside
+from maskhooks.passes.clean import Clean, with_dependencies
 from maskhooks.progress import bar
 from maskhooks.search.batched import Member
 from maskhooks.search.exact import Found, Search, Way, outlook
@@ -199,7 +199,7 @@ class Erasure(SmallestSets):
         """What has to be the same for a search to go on."""
         units = hashlib.sha256(json.dumps([question.units for question in questions]).encode()).hexdigest()
         digest = hashlib.sha256()
-        for site in with_beside(self.hooked, self.sites):
+        for site in with_dependencies(self.hooked, self.sites):
             digest.update(_bytes(clean.values[site]))
         if any(isinstance(question, Member) for question in questions):  # edges alone do not tell graphs apart
             for numbers in parameters(clean.outputs):

@@ -99,7 +99,7 @@ class Learned(Explainer):
         self.margin, self.amortized = margin, amortized
         self.divergence = registry.make(DIVERGENCES, divergence)
         self.gate = registry.make(GATES, gate)
-        self.sites = self._asked = hooked.needed(sites)
+        self.sites = self._asked = hooked.required_sites(sites)
         weights = [site for site in self.sites if "weight" in site.tags]
         self.baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
         registry.check(BASELINES, self.baseline)
@@ -330,7 +330,7 @@ class Learned(Explainer):
 
     def settings(self) -> dict[str, Any]:
         """The settings, each JSON-serialisable, and the unit in which positions are gated together."""
-        return {**super().settings(), "units": self.hooked.task.together}
+        return {**super().settings(), "units": self.hooked.task.unit_name}
 
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), "within_margin": self.within_margin}

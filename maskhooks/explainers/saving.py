@@ -209,7 +209,7 @@ def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) 
 
 def _check_units(folder: Path, settings: dict[str, Any], hooked: Hooked) -> None:
     """Raises SettingError where other positions are gated together than those that masks were trained with."""
-    saved, present = settings.get("units"), hooked.task.together
+    saved, present = settings.get("units"), hooked.task.unit_name
     if "units" in settings and saved != present:
         way = {None: "without units", "function": "with the function again, units=lambda batch: ..."}
         raise SettingError(

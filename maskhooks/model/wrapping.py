@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
-from maskhooks.model.adapter import ADAPTERS, Adapter, Claim, arranged, claimed_sites, claims
+from maskhooks.model.adapter import ADAPTERS, Adapter, Claim, claimed_sites, claims, complete_sites
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import TASKS, Task
@@ -79,7 +79,7 @@ def wrap(
     functions: dict[str, Any] = {"call": call, "output": output, "valid": valid, "names": names, "perturb": perturb}
     functions |= {"example_index": example_index, "edges": edges, "units": units, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
-    chosen_task = (task or _task(model, found)).given(functions)
+    chosen_task = (task or _task(model, found)).with_options(functions)
     hooked = Hooked(model, SiteTable(chosen), chosen_task, found)
     Tap(model, chosen)  # checks that each module exists, and that none is compiled
     return hooked if example is None else with_shapes(hooked, example, named=sites is not None)
@@ -108,7 +108,7 @@ def with_shapes(hooked: Hooked, batch: Any, *, named: bool = False) -> Hooked:
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
     by_name = {str(site): site for site in shaped}
     fired = [by_name[key] for key in values if key in by_name]
-    return Hooked(hooked.model, SiteTable(arranged(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
+    return Hooked(hooked.model, SiteTable(complete_sites(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
 
 
 def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[str, Tensor]]:

@@ -113,7 +113,7 @@ class Panel:
 
     def _pick(self, numbers: list[int], times: int) -> _Picked | None:
         """Return a panel of some examples; None if the task cannot select them, or the results differ."""
-        batch = self.clean.hooked.task.picked(self.clean.batch, numbers)
+        batch = self.clean.hooked.task.select_rows(self.clean.batch, numbers)
         if batch is None:
             return None
         try:
