@@ -192,8 +192,8 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Ten
     if own is None:
         return torch.zeros(4 * gates + 3 * examples, device=device)
     samples = own.samples
-    assert samples.examples is not None
-    by_gate = (samples.sample, samples.log_open, samples.counted, samples.examples.index)
+    assert samples.example_index is not None
+    by_gate = (samples.sample, samples.log_open, samples.counted, samples.example_index.index)
     by_example = (own.divergence, own.penalty, own.agreement)
     rows = [_padded(part.float(), (gates,)) for part in by_gate] + [_padded(p.float(), (examples,)) for p in by_example]
     return torch.cat(rows)

@@ -192,7 +192,7 @@ class Explainer(ABC):
         """
         task, here = self.hooked.task, clean.places[site]
         names, edges = task.names(site, clean.batch), task.edges(site, clean.batch, clean.values)
-        return Scores(site, depth, values, here.valid, names, here.examples, edges)
+        return Scores(site, depth, values, here.valid, names, here.example_index, edges)
 
     def provenance(self) -> dict[str, Any]:
         """What made an explanation, as JSON has it."""

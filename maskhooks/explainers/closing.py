@@ -78,7 +78,7 @@ class Closing(Explainer):
         """A question for each example."""
         baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
-        if clean.places[site].examples is not None:
+        if clean.places[site].example_index is not None:
             return Panel(clean, site, baseline, rows=rows).members
         return [
             Repeated(clean, site, example, baseline, rows=rows, replay=self.recorder)

@@ -60,10 +60,10 @@ class Panel:
         self._value = clean.values[site]
         self._shape = site.gating().mask_shape(self._value, site=site)
         here = clean.places[site]
-        assert here.examples is not None
+        assert here.example_index is not None
         self._places = Places(here.valid)
-        index = here.examples.index.cpu()
-        parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.examples.count).tolist())
+        index = here.example_index.index.cpu()
+        parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.example_index.count).tolist())
         self.members = [Member(self, here, part, example, rows) for example, part in enumerate(parts)]
         owners, first = torch.full((math.prod(self._shape),), -1), 0
         for one in self.members:

@@ -147,7 +147,7 @@ class Loop:
     def _staged(self, group: MaskingGroup) -> MaskingGroup:
         """What of a group takes part now."""
         over = self.problem.recipe.layer_warmup * self.total
-        return group.staged(self.done / over) if self.done < over else group
+        return group.last_depths(self.done / over) if self.done < over else group
 
     def _masked(
         self, clean: Clean | None, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack

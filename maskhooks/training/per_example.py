@@ -137,7 +137,7 @@ def _descend(
     try:
         for step in range(recipe.steps):
             for masking, gate in zip(group.maskings, gates, strict=True):
-                masking.gate = gate.heated(recipe.initial_temperature ** (1 - step / recipe.steps))
+                masking.gate = gate.tempered(recipe.initial_temperature ** (1 - step / recipe.steps))
             source = generator(problem.seed, _EXPLAIN, *numbers, step)
             optimizer.zero_grad()
             with torch.enable_grad(), contextlib.ExitStack() as held:
@@ -233,5 +233,5 @@ def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[PerExampleLogits, E
     for masking in group.maskings:
         for vote in masking.votes:
             assert isinstance(vote.probe, PerExampleLogits)
-            found[id(vote.probe)] = (vote.probe, clean.places[masking.site].examples)
+            found[id(vote.probe)] = (vote.probe, clean.places[masking.site].example_index)
     return list(found.values())

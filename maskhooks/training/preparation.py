@@ -194,7 +194,7 @@ def random_mask(clean: Clean, masking: Masking, source: Generator, share: Shard,
     value = clean.values[masking.site]
     shape = masking.pattern.mask_shape(value)
     places = clean.places[masking.site]
-    examples = places.examples
+    examples = places.example_index
     rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
     rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(shape) - 1))
     drawn = share.of(torch.rand(share.whole, generator=source), shape)

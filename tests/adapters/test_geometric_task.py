@@ -224,7 +224,7 @@ def test_what_is_known_of_messages_lasts_as_long_as_their_pass() -> None:
     one = Data(x=torch.ones(2, 2), edge_index=torch.tensor([[0, 1], [1, 0]]))
     (site,) = hooked.find("message")
     clean = clean_pass(hooked, one, [site])
-    assert clean.places[site].examples is not None
+    assert clean.places[site].example_index is not None
     assert len(task._messages) == before + 1
     del clean
     gc.collect()

@@ -141,13 +141,13 @@ def test_means_are_over_the_edges_of_each_graph_in_all_layers(hooked, batch) -> 
 
 def test_layers_join_from_the_top_down(hooked, batch) -> None:
     group = MaskingGroup(parts(hooked, batch))
-    assert group.staged(0.0).maskings == group.maskings[1:]
-    assert group.staged(0.5).maskings == group.maskings
-    assert MaskingGroup(group.maskings[:1]).staged(0.0).maskings == group.maskings[:1]
-    assert MaskingGroup(group.maskings, tied=True).staged(0.0).maskings == group.maskings
+    assert group.last_depths(0.0).maskings == group.maskings[1:]
+    assert group.last_depths(0.5).maskings == group.maskings
+    assert MaskingGroup(group.maskings[:1]).last_depths(0.0).maskings == group.maskings[:1]
+    assert MaskingGroup(group.maskings, tied=True).last_depths(0.0).maskings == group.maskings
     for masking, depth in zip(group.maskings, (0, 0), strict=True):
         masking.depth = depth
-    assert group.staged(0.0).maskings == group.maskings  # of one depth, which join together
+    assert group.last_depths(0.0).maskings == group.maskings  # of one depth, which join together
 
 
 def test_tied_gates_are_those_of_the_first_site(hooked, batch) -> None:
