@@ -110,7 +110,7 @@ def test_the_smallest_sets_and_each_edge_left_out(site: str, units: Any, unchang
                 break
         assert list(found[number].solutions) == wanted
         assert found[number].positions == len(parts)
-    assert max(one.below for one in found) > 1
+    assert max(one.lower_bound for one in found) > 1
     assert scores["score"].max() > 0.1
 
 
