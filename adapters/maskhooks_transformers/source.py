@@ -87,7 +87,7 @@ class Batches:
         Raises:
             BatchError: a label that the model does not have.
         """
-        seconds = [record.second for record in records if record.second is not None]
+        seconds = [record.text_pair for record in records if record.text_pair is not None]
         batch = self.tokenizer(
             [record.text for record in records],
             seconds or None,
@@ -131,7 +131,7 @@ class Continued:
         Raises:
             BatchError: a text without a token.
         """
-        seconds = [record.second for record in records if record.second is not None]
+        seconds = [record.text_pair for record in records if record.text_pair is not None]
         return self.prompts([record.text for record in records], seconds or None)
 
 

@@ -110,7 +110,7 @@ def _explainers(model: DigitsModel, train: Digits, validation: Digits, seed: int
     found: dict[str, Explainer] = {}
     for name, setting in task.SETTINGS.items():
         say(f"Masking the {name}, within {setting.margin:g} nats:")
-        mask = DiffMask(hooked, setting.sites, conditioned_on=setting.given, margin=setting.margin, seed=seed)
+        mask = DiffMask(hooked, setting.sites, conditioned_on=setting.conditioned_on, margin=setting.margin, seed=seed)
         found[f"DiffMask, {name}"] = mask.fit(
             train.loader(shuffle=True), validation.loader(_BATCH), steps=setting.steps, accelerator="cpu"
         )

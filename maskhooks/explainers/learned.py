@@ -195,7 +195,7 @@ class Learned(Explainer):
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.sites, self.fitted, self.result = self._asked, False, None
-        with preserved_rng(self.hooked.model), Epochs(train, self.seed).drawn():
+        with preserved_rng(self.hooked.model), Epochs(train, self.seed).seeded():
             check_loaders(train, validation)
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
 

@@ -62,7 +62,7 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
     """For free logits: statistics and baselines are learned from data, the logits are not."""
     ranks = Ranks(device=device_of(problem.hooked.model))
     batches = Epochs(train, seeded(problem.seed, EPOCH))
-    with frozen(problem.hooked.model), preserved_rng(problem.hooked.model), batches.drawn():
+    with frozen(problem.hooked.model), preserved_rng(problem.hooked.model), batches.seeded():
         gather_and_fit_baselines(problem, batches, replay, ranks, progress)
 
 

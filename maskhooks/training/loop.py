@@ -96,7 +96,7 @@ class Loop:
         if self.result.stopped:
             return
         optimizer = self.fabric.setup_optimizers(self.optimizer)
-        for epoch, index, batch in train.stream(self.epoch, self.index):
+        for epoch, index, batch in train.batches_from(self.epoch, self.index):
             self.epoch, self.index, self.batch = epoch, index, batch
             torch.manual_seed(seeded(self.problem.seed, MODEL, self.done))
             self._step(move(batch, self.ranks.device), optimizer)
@@ -229,7 +229,9 @@ class Loop:
     def _validate(self, batches: Epochs) -> None:
         groups = self.problem.groups
         with self.fabric.autocast():
-            found = self.evaluation.rows((number, move(batch, self.ranks.device)) for number, batch in batches.once())
+            found = self.evaluation.rows(
+                (number, move(batch, self.ranks.device)) for number, batch in batches.first_epoch()
+            )
         rows = {id(group): {"step": self.done, **row} for group, row in zip(groups, found, strict=True)}
         for row in rows.values():
             self.result.validation.append(row)

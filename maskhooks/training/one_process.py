@@ -41,11 +41,11 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
             batches = Stored(run.train, problem.seed, cache)
             stack.callback(cache.clear)
         train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.rank, ranks.world_size)
-        stack.enter_context(train.drawn())
+        stack.enter_context(train.seeded())
         validation = None
         if run.validation is not None:
             validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.rank, ranks.world_size)
-            stack.enter_context(validation.drawn())
+            stack.enter_context(validation.seeded())
         total = run.steps or run.epochs * (train.rounds or 0)
         loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
@@ -69,7 +69,9 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
             )
         snapshots.drop()
     if not loop.ranks.broadcast(tree is not None):
-        fresh = Epochs(run.train, train.seed, train.rank, train.world)  # `train` counts epochs from its first batch on
+        fresh = Epochs(
+            run.train, train.seed, train.rank, train.world_size
+        )  # `train` counts epochs from its first batch on
         prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.is_first)
         loop.start()
     if loop.ranks.world_size > 1:

@@ -147,7 +147,7 @@ def fit_baselines(
         optimizer = torch.optim.Adam([offset], lr=rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         known = f"fitting the baseline of {masking.site}"
-        stream = itertools.islice(batches.stream(), steps)
+        stream = itertools.islice(batches.batches_from(), steps)
         for step, (_, _, batch) in enumerate(track(stream, known, total=steps, shown=progress)):
             on_device = move(batch, ranks.device)
             clean = None if batch is None else clean_pass(hooked, on_device, [masking.site], [masking.site], replay)

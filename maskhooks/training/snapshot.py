@@ -140,7 +140,7 @@ def check_batch(tree: Mapping[str, Any], train: Epochs) -> None:
     """Raises ResumeError where the loader does not give the batch that the run saw last."""
     if not tree["index"]:
         return
-    _, _, batch = next(train.stream(tree["epoch"], tree["index"] - 1))
+    _, _, batch = next(train.batches_from(tree["epoch"], tree["index"] - 1))
     if digest(batch) != tree["batch"]:
         raise ResumeError(
             f"the training loader gives another batch {tree['index'] - 1} in epoch {tree['epoch']} than the run saw "
