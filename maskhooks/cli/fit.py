@@ -205,7 +205,7 @@ def _stoppable(explainer: Learned, out: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         if explainer.fitted:
-            found = f"{explainer.result.stopped}. The best masks so far are in {out}"
+            found = f"{explainer.result.stop_reason}. The best masks so far are in {out}"
             tell("stopped", f"{found}. Go on with the same command and --resume.", "yellow")
         else:
             tell("stopped", "before the first step was made, so nothing was learned.", "yellow")
@@ -251,7 +251,7 @@ def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> 
 
 def _farthest(explainer: Learned, rows: Iterable[Mapping[str, Any]]) -> float:
     """The largest mean divergence of the masks when their states were chosen."""
-    chosen = {(one.label, one.depth, explainer.result.chosen[str(one)]) for one in explainer.groups}
+    chosen = {(one.label, one.depth, explainer.result.chosen_steps[str(one)]) for one in explainer.groups}
     return max(float(row["divergence"]) for row in rows if (row["site"], row["depth"], row["step"]) in chosen)
 
 

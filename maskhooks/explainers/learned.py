@@ -210,7 +210,7 @@ class Learned(Explainer):
             folder=folder,
             resume=resume,
             save_every=save_every,
-            about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
+            metadata={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
             cache=None if cache is None else CleanCache.named(cache),
             board=Board.open(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),

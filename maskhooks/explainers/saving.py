@@ -52,7 +52,7 @@ class Saved(TypedDict):
         shapes: for each masking the sizes of its parts.
         fingerprint: of the model.
         provenance: what an explanation would bear.
-        result: within_margin, chosen and stopped of the last fit.
+        result: within_margin, chosen_steps and stop_reason of the last fit.
     """
 
     format: int
@@ -121,7 +121,9 @@ def save(explainer: Saveable, folder: Path) -> Path:
         "shapes": explainer.shapes(),
         "fingerprint": fingerprint(explainer.hooked.model),
         "provenance": explainer.provenance(),
-        "result": {key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")},
+        "result": {
+            key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen_steps", "stop_reason")
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = {_WEIGHTS: weights, SETTINGS: json.dumps(settings, indent=1).encode()}

@@ -113,15 +113,15 @@ class Trained:
             saved = settings_of(folder)
             return cls(saved, saved["provenance"], read_history(folder))
         state = load_state(state_folder(folder)) if state_folder(folder).exists() else None
-        return cls({}, {} if state is None else dict(state["about"]), read_history(folder))
+        return cls({}, {} if state is None else dict(state["metadata"]), read_history(folder))
 
     def sections(self) -> list[Section]:
-        margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen") or {}
+        margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen_steps") or {}
         return [section(self.history, margin and float(margin), chosen)] if self.history else []
 
     def facts(self) -> list[tuple[str, str]]:
         model = (self.saved.get("fingerprint") or {}).get("model")
-        stopped = (self.saved.get("result") or {}).get("stopped") or (
+        stopped = (self.saved.get("result") or {}).get("stop_reason") or (
             "" if self.saved else "in progress or interrupted"
         )
         return [(name, text) for name, text in (("model", model), ("training", stopped)) if text]

@@ -20,16 +20,16 @@ from maskhooks.passes.masked import masked_pass
 ENOUGH, MOST = 500, 16  # examples times draws, and draws
 
 
-def draws_for(examples: int, most: int = MOST) -> int:
+def draws_for(examples: int, max_draws: int = MOST) -> int:
     """How often gates are sampled for a set: so that it counts as `ENOUGH` examples, at most `MOST` times.
 
     The mean over a few examples sways with what one sample of their gates happens to drop.
 
     Args:
         examples: in the set.
-        most: draws that there is time for.
+        max_draws: draws that there is time for.
     """
-    return max(1, min(MOST, most, -(-ENOUGH // max(1, examples))))
+    return max(1, min(MOST, max_draws, -(-ENOUGH // max(1, examples))))
 
 
 @dataclass

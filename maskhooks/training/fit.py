@@ -46,10 +46,10 @@ def fit(run: Run, **devices: Any) -> FitResult:
         else:
             fabric.launch()
             result = run_here(fabric, run)
-    if result.beyond:
+    if result.over_margin:
         warnings.warn(
             f"no checkpoint kept the mean divergence within the margin of {problem.margin} nats for "
-            f"{'; '.join(result.beyond)}. The nearest was chosen. Train for more steps, or allow a larger margin.",
+            f"{'; '.join(result.over_margin)}. The nearest was chosen. Train for more steps, or allow a larger margin.",
             MarginWarning,
             stacklevel=3,
         )

@@ -88,12 +88,12 @@ class Loop:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def run(self, train: Epochs) -> Iterator[None]:
-        """Steps on from where it stands, one at a time, until `result.stopped` says why it ended.
+        """Steps on from where it stands, one at a time, until `result.stop_reason` says why it ended.
 
         Raises:
             NonFiniteError: something was not finite; the modules hold the state before that step.
         """
-        if self.result.stopped:
+        if self.result.stop_reason:
             return
         optimizer = self.fabric.setup_optimizers(self.optimizer)
         for epoch, index, batch in train.batches_from(self.epoch, self.index):
@@ -103,10 +103,10 @@ class Loop:
             self.done, self.index = self.done + 1, self.index + 1
             if self.validation is not None and (self.done % self.interval == 0 or self.done == self.total):
                 self._validate(self.validation)
-            if self.done >= self.total and not self.result.stopped:
-                self.result.stopped = f"all {self.total} steps were made"
+            if self.done >= self.total and not self.result.stop_reason:
+                self.result.stop_reason = f"all {self.total} steps were made"
             yield
-            if self.result.stopped:
+            if self.result.stop_reason:
                 return
 
     def _step(self, batch: Any, optimizer: Any) -> None:
@@ -240,7 +240,7 @@ class Loop:
         self.stale = 0 if any(better) else self.stale + 1
         patience = self.problem.recipe.patience
         if patience is not None and self.stale >= patience:
-            self.result.stopped = f"no better checkpoint in {patience} validations"
+            self.result.stop_reason = f"no better checkpoint in {patience} validations"
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:
         """Of the samples for a validation batch; the same for all checkpoints."""
@@ -251,9 +251,9 @@ class Loop:
         if self.result.validation:
             for checkpoint in self.checkpoints:
                 checkpoint.restore()
-                self.result.chosen.update({str(group): checkpoint.step or 0 for group in checkpoint.groups})
-            self.result.beyond = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
-            self.result.within_margin = not self.result.beyond
+                self.result.chosen_steps.update({str(group): checkpoint.step or 0 for group in checkpoint.groups})
+            self.result.over_margin = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
+            self.result.within_margin = not self.result.over_margin
         return self.result
 
 

@@ -98,11 +98,11 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
                 snapshots.save_if_due(loop)
             snapshots.save(loop)
     except NonFiniteError as error:
-        loop.result.stopped = f"not finite at step {loop.done}"
+        loop.result.stop_reason = f"not finite at step {loop.done}"
         kept = "" if run.folder is None else f" It is saved in {run.folder}."
         return {"kind": "NonFiniteError", "message": f"{error}{kept}", "site": str(error.site)}
     except StorageError as error:
-        loop.result.stopped = f"nothing could be written at step {loop.done}"
+        loop.result.stop_reason = f"nothing could be written at step {loop.done}"
         go_on = f"Training stopped at step {loop.done}; go on from the last state that was saved with resume."
         return {"kind": "StorageError", "message": f"{error} {go_on}", "path": str(error.path)}
     return None
@@ -111,7 +111,7 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
 def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dict[str, Any]:
     snapshots.save(loop)
     where = f"at step {loop.done} of {loop.total}"
-    loop.result.stopped = loop.result.stopped or f"interrupted at step {loop.done}"
+    loop.result.stop_reason = loop.result.stop_reason or f"interrupted at step {loop.done}"
     go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume goes on from here."
     return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
 
@@ -121,4 +121,4 @@ def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
     sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
     ours = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
-    return {**run.about, **sizes, **ours, "precision": fabric.strategy.precision.precision}
+    return {**run.metadata, **sizes, **ours, "precision": fabric.strategy.precision.precision}
