@@ -268,7 +268,7 @@ def plot_depths(rows: Sequence[DepthsKept], *, most: int = 30, ax: Axes | None =
         [row.error for row in rows],
         [row.positions for row in rows],
         x="mean number of depths in which a position is kept",
-        most=most,
+        max_groups=most,
         ax=ax,
     )
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
     from maskhooks.viz.page import Example
 
 
@@ -129,9 +129,9 @@ def _within(nodes: Names, ends: Column, kinds: Column, edges: Column) -> Names:
     return {node: name for node, name in named.items() if node in there}
 
 
-def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
+def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> GraphLayout:
     """The graph of these edges: all nodes if all have names, otherwise those with a name or an edge."""
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
 
     if kinds.any():
         return _typed(ends, kinds, nodes, centre)
@@ -141,17 +141,19 @@ def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
         count = int(ends.max(initial=-1)) + 1
         if len(nodes) < count:
             raise SettingError(f"there are {len(nodes)} names for {count} nodes. Give one for each node")
-        return Net(ends[0], ends[1], list(nodes), centre)
+        return GraphLayout(ends[0], ends[1], list(nodes), centre)
     called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
     shown = np.array([*called, *([] if centre is None else [centre])], ends.dtype)
     known, places = np.unique(np.append(ends, shown), return_inverse=True)
     source, target = places[: ends.size].reshape(2, -1)
-    return Net(source, target, [called.get(int(n), "") for n in known], None if centre is None else int(places[-1]))
+    return GraphLayout(
+        source, target, [called.get(int(n), "") for n in known], None if centre is None else int(places[-1])
+    )
 
 
-def _typed(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
+def _typed(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> GraphLayout:
     """`_net` for several node types, each numbered from 0."""
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
 
     called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
     named = [*called, *([] if centre is None else [centre])]
@@ -165,4 +167,4 @@ def _typed(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Ne
     places = places.reshape(-1)
     source, target = places[: ends.size].reshape(2, -1)
     middle = None if centre is None else int(places[-1])
-    return Net(source, target, [called.get((int(k), int(n)), "") for k, n in known], middle, known[:, 0])
+    return GraphLayout(source, target, [called.get((int(k), int(n)), "") for k, n in known], middle, known[:, 0])

@@ -20,7 +20,7 @@ from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, ki
 from maskhooks.runs.history import LOG, MaskHistory, read_history, section
 from maskhooks.runs.run_state import load_state, state_folder
 from maskhooks.viz.page import page
-from maskhooks.viz.sections import Facts, Section
+from maskhooks.viz.sections import Section, Table
 
 Explained: TypeAlias = Explanation | str | Path | Iterable[Explanation | str | Path]
 
@@ -72,7 +72,7 @@ def report(
         sections += found
         pairs += [*counts, *_mismatch(made, first.provenance)]
         made = made or first.provenance
-    about = Section("What this is about", _NEWCOMER, [Facts([*pairs, *_facts(made)])])
+    about = Section("What this is about", _NEWCOMER, [Table([*pairs, *_facts(made)])])
     heading = title or "Which positions does the prediction need?"
     if first is None:
         text = page([], [], title=heading, provenance=made, sections=[about, *sections])

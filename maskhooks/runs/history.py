@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskhooks.errors import CorruptFileError
-from maskhooks.viz.chart import Mark, chart, running_mean
+from maskhooks.viz.chart import Point, chart, running_mean
 from maskhooks.viz.sections import ChartRow, Charts, Section
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def _row(one: MaskHistory, margin: float | None, at: int | None, last: int, tops
             last=last,
             top=top,
             marks=[] if name == "multiplier" else _marks(one, name, margin),
-            rule=margin if name == "divergence" else None,
-            upright=None if at is None else float(at),
+            hline=margin if name == "divergence" else None,
+            vline=None if at is None else float(at),
             percent=name == "expected_l0",
         )
         for name, top in values.items()
@@ -127,9 +127,9 @@ def _row(one: MaskHistory, margin: float | None, at: int | None, last: int, tops
     return ChartRow(f"depth {one.depth} · {one.site}", note, good, charts)
 
 
-def _marks(one: MaskHistory, name: str, margin: float | None) -> list[Mark]:
+def _marks(one: MaskHistory, name: str, margin: float | None) -> list[Point]:
     return [
-        Mark(row["step"], row[name], _words(row), margin is None or row["divergence"] <= margin)
+        Point(row["step"], row[name], _words(row), margin is None or row["divergence"] <= margin)
         for row in one.validation.to_dict("records")
     ]
 

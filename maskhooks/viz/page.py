@@ -14,7 +14,7 @@ from maskhooks.viz.chart import HIGH, WIDE
 from maskhooks.viz.sections import Section
 
 if TYPE_CHECKING:
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
 
 _FOLDER = Path(__file__).parent
 
@@ -27,7 +27,7 @@ class Example:
         number: its index.
         scores: `[row, column]` in [0, 1]; NaN where there is none.
         columns: names of the columns, such as tokens.
-        about: metadata, such as `{"prediction": ..., "target": ...}`.
+        metadata: metadata, such as `{"prediction": ..., "target": ...}`.
         width: patches per image row; 0 if the columns are not patches.
         patches: how many of the columns are patches; others, such as a class token, follow them. Default: all.
         net: the graph whose edges are the columns.
@@ -37,10 +37,10 @@ class Example:
     number: int
     scores: npt.ArrayLike
     columns: Sequence[str]
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     width: int = 0
     patches: int | None = None
-    net: Net | None = None
+    net: GraphLayout | None = None
     places: npt.ArrayLike = ()
 
 
@@ -91,7 +91,7 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
     return {
         "number": example.number,
         "columns": list(example.columns),
-        "about": [[name, text] for name, text in example.about.items()],
+        "metadata": [[name, text] for name, text in example.metadata.items()],
         "width": example.width,
         "patches": 0 if not example.width else len(example.columns) if example.patches is None else example.patches,
         "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
@@ -99,7 +99,7 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
     }
 
 
-def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _drawn(net: GraphLayout, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, Any]:
     """A graph in the script's format: lines by their ends, and nodes with their names."""
     from maskhooks.viz.graph import ends
 
@@ -112,5 +112,5 @@ def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.flo
         "nodes": upright.round(4).tolist(),
         "names": list(net.nodes),
         "shapes": net.shapes.tolist(),
-        "centre": net.centre,
+        "target": net.target_node,
     }

@@ -73,16 +73,16 @@ def test_what_was_chosen_is_told_and_drawn(folder: Path) -> None:
     assert (first.good, second.good) == (False, True)
     divergence, kept, multiplier = second.charts
     assert [mark.filled for mark in divergence.marks] == [mark.filled for mark in kept.marks] == [True, False]
-    assert divergence.upright == kept.upright == multiplier.upright == divergence.marks[0].x
-    assert divergence.rule is not None
-    assert (kept.rule, multiplier.rule) == (None, None)
+    assert divergence.vline == kept.vline == multiplier.vline == divergence.marks[0].x
+    assert divergence.hline is not None
+    assert (kept.hline, multiplier.hline) == (None, None)
     assert (len(multiplier.marks), divergence.last) == (0, 4)
 
 
 def test_before_the_end_the_last_validation_is_told(folder: Path) -> None:
     first, second = rows(folder)
     assert first.note.startswith("last validation: step 4")
-    assert all(one.upright is None for one in second.charts)
+    assert all(one.vline is None for one in second.charts)
     assert [row.good for row in rows(folder, margin=None)] == [None, None]
     text = section(read_history(folder), None, {}).text
     assert "margin" not in text
@@ -93,8 +93,8 @@ def test_the_margin_can_be_seen_beside_a_divergence_far_above_it(folder: Path) -
     first, second = rows(folder)
     assert first.charts[0].ticks == second.charts[0].ticks
     assert math.isclose(float(first.charts[0].ticks[-1][1]), 0.4)  # five margins, not 90 nats
-    assert first.charts[0].rule is not None
-    assert first.charts[0].rule < first.charts[0].ticks[0][0] - 10
+    assert first.charts[0].hline is not None
+    assert first.charts[0].hline < first.charts[0].ticks[0][0] - 10
 
 
 def test_an_infinite_divergence_is_drawn_at_the_top(folder: Path) -> None:
