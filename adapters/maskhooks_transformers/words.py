@@ -73,7 +73,7 @@ class Words:
                 "which tokens are pieces of one word is known by the tokenizer, and none was found beside the model. "
                 "Give it: wrap(model, tokenizer=tokenizer, units='words')"
             )
-        return words(self.tokens(ids), starts_marked=self._starts_marked)
+        return words(self.tokens(ids), marks_word_starts=self._starts_marked)
 
     @functools.cached_property
     def _starts_marked(self) -> bool:

@@ -139,13 +139,13 @@ def _explanation(explainers: Mapping[str, Explainer], data: Digits) -> Explanati
     answers = ["yes" if label else "no" for label in data.label.tolist()]
     return replace(
         both,
-        examples={
+        metadata={
             number: {
                 "question": questions[number],
                 "prediction": "yes" if about["prediction"] == "1" else "no",
                 "target": answers[number],
             }
-            for number, about in both.examples.items()
+            for number, about in both.metadata.items()
         },
     )
 

@@ -166,10 +166,10 @@ class Explainer(ABC):
             **chunks.settings(),
             "metadata": dict(metadata or {}),
         }
-        shards = Shards.begin(folder, made, overwrite=overwrite)
+        shards = Shards.open(folder, made, overwrite=overwrite)
         if shards.complete:
             return shards
-        there = {number: shards.count(number) for number in shards.whole()}
+        there = {number: shards.num_examples(number) for number in shards.existing()}
         bar = counter(
             "explaining",
             chunks.share(total),
@@ -212,7 +212,7 @@ class Explainer(ABC):
         on_device = move(batch, device_of(self.hooked.model))
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.recorder if self.onward else None)
         return Explanation.build(
-            self.scores(clean), provenance=provenance, examples=self._about(clean), start_index=first
+            self.scores(clean), provenance=provenance, metadata=self._about(clean), start_index=first
         )
 
     def _fill(
@@ -243,7 +243,7 @@ class Explainer(ABC):
             first, files = first + count, number + 1
         if not files:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
-        shards.end(files, first)
+        shards.finish(files, first)
 
     def _chunk(
         self,
@@ -262,8 +262,8 @@ class Explainer(ABC):
         together = Explanation.concat(parts)
         order = np.argsort(together.columns["example"], kind="stable")
         columns = {name: column[order] for name, column in together.columns.items()}
-        examples = dict(sorted(together.examples.items()))
-        return dataclasses.replace(together, columns=columns, examples=examples)
+        examples = dict(sorted(together.metadata.items()))
+        return dataclasses.replace(together, columns=columns, metadata=examples)
 
     def _weights(self) -> str | None:
         """A digest of what was learned; None where nothing is."""
@@ -279,7 +279,7 @@ class Explainer(ABC):
 
 def _next(part: Explanation, first: int) -> int:
     """The number after a batch's last example; a graph without edges has no row, and may be known all the same."""
-    return int(max(part.columns["example"].max(initial=first), max(part.examples, default=first))) + 1
+    return int(max(part.columns["example"].max(initial=first), max(part.metadata, default=first))) + 1
 
 
 EXPLAINERS = declare("explainer", Explainer)

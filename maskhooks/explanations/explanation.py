@@ -42,7 +42,7 @@ class Explanation:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.
         sites: the addresses of the masked sites.
         provenance: what made the explanation (fingerprint, sites, parts, seed, versions); JSON-serialisable.
-        examples: metadata by example index, such as `{"prediction": ..., "target": ...}`.
+        metadata: metadata by example index, such as `{"prediction": ..., "target": ...}`.
 
     `explanation["score"]` returns a column; `explanation["site"]` returns addresses.
     """
@@ -50,7 +50,7 @@ class Explanation:
     columns: Columns
     sites: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
-    examples: dict[int, dict[str, str]] = field(default_factory=dict)
+    metadata: dict[int, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -58,7 +58,7 @@ class Explanation:
         scores: Sequence[Scores],
         *,
         provenance: Mapping[str, Any],
-        examples: Sequence[Mapping[str, str]] | None = None,
+        metadata: Sequence[Mapping[str, str]] | None = None,
         threshold: float = 0.5,
         start_index: int | Sequence[int] = 0,
     ) -> Explanation:
@@ -67,7 +67,7 @@ class Explanation:
         Args:
             scores: one for each masked site and depth.
             provenance: what made them; JSON-serialisable.
-            examples: metadata for each example of the batch, such as its prediction and target, as text.
+            metadata: metadata for each example of the batch, such as its prediction and target, as text.
             threshold: a position is kept if its score is larger.
             start_index: the index of the batch's first example, or the index of each.
 
@@ -84,17 +84,17 @@ class Explanation:
             )
         columns, sites = stack([(part.rows(start_index, threshold), [str(part.site)]) for part in scores])
         batch = max(part.count for part in scores)
-        if examples is not None and len(examples) != batch:
+        if metadata is not None and len(metadata) != batch:
             raise BatchError(
-                f"there is metadata for {len(examples)} examples, but scores for {batch}. Give one mapping for "
+                f"there is metadata for {len(metadata)} examples, but scores for {batch}. Give one mapping for "
                 f"each, such as {{'prediction': 'positive'}}"
             )
         numbers = range(start_index, start_index + batch) if isinstance(start_index, int) else start_index
-        known = {number: dict(about) for number, about in zip(numbers, examples or (), strict=False)}
+        known = {number: dict(about) for number, about in zip(numbers, metadata or (), strict=False)}
         return cls(columns, sites, _as_json(provenance), known)
 
     @staticmethod
-    def concat(parts: Iterable[Explanation]) -> Explanation:
+    def concat(explanations: Iterable[Explanation]) -> Explanation:
         """Concatenate explanations of different examples (`build(start_index=...)`), sites or depths.
 
         If the parts have the same provenance, the result has it too; otherwise `"of"` lists the different ones.
@@ -102,7 +102,7 @@ class Explanation:
         Raises:
             SettingError: there are no parts, or two hold the same site of the same example at the same depth.
         """
-        found = list(parts)
+        found = list(explanations)
         if not found:
             raise SettingError("there is nothing to concatenate. Give at least one explanation")
         columns, sites = stack([(part.columns, part.sites) for part in found])
@@ -114,7 +114,7 @@ class Explanation:
         made = [part.provenance for part in found]
         different = [one for index, one in enumerate(made) if one not in made[:index]]
         provenance = different[0] if len(different) == 1 else {"of": different}
-        examples = {number: about for part in found for number, about in part.examples.items()}
+        examples = {number: about for part in found for number, about in part.metadata.items()}
         return Explanation(columns, sites, provenance, examples)
 
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ class Explanation:
         return (
             self.columns.keys() == other.columns.keys()
             and all(np.array_equal(self[n], other[n], equal_nan=n == "score") for n in self.columns)
-            and (self.provenance, self.examples) == (other.provenance, other.examples)
+            and (self.provenance, self.metadata) == (other.provenance, other.metadata)
         )
 
     def __repr__(self) -> str:
@@ -189,7 +189,7 @@ class Explanation:
             chosen &= np.isin(self.columns["site"], [self.sites.index(address) for address in addresses])
         columns, sites = stack([({name: column[chosen] for name, column in self.columns.items()}, self.sites)])
         left = set(np.unique(columns["example"]).tolist())
-        examples = {number: known for number, known in self.examples.items() if number in left}
+        examples = {number: known for number, known in self.metadata.items() if number in left}
         return Explanation(columns, sites, self.provenance, examples)
 
     def matrix(self, example: int | None = None) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
@@ -227,7 +227,7 @@ class Explanation:
         return pd.DataFrame(columns)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the rows, with provenance and examples in the file's metadata."""
+        """Write the rows, with provenance and the metadata of examples in the file's metadata."""
         rowfiles.write_parquet(Path(path), self.columns, self._about())
 
     @classmethod
@@ -265,11 +265,11 @@ class Explanation:
         return cls._from(*rowfiles.read_folder(Path(folder)))
 
     def _about(self) -> dict[str, Any]:
-        return {"sites": list(self.sites), "provenance": self.provenance, "examples": self.examples}
+        return {"sites": list(self.sites), "provenance": self.provenance, "metadata": self.metadata}
 
     @classmethod
     def _from(cls, columns: Columns, about: Mapping[str, Any]) -> Explanation:
-        return cls(columns, tuple(about["sites"]), about["provenance"], about["examples"])
+        return cls(columns, tuple(about["sites"]), about["provenance"], about["metadata"])
 
     # Pictures
 
@@ -280,7 +280,7 @@ class Explanation:
         ax: Axes | None = None,
         *,
         nodes: Names = (),
-        centre: Node | None = None,
+        target_node: Node | None = None,
     ) -> Figure:
         """Draw one example's scores, without pyplot and without opening a window.
 
@@ -293,7 +293,7 @@ class Explanation:
             ax: Axes to draw on, from any figure; None makes a figure, which wraps long sentences.
             nodes: for a graph, the names of the nodes, such as atoms; a mapping names some of them by number, or by
                 (type, number) if there are several node types.
-            centre: for a graph, the node the prediction is about, by number or (type, number).
+            target_node: for a graph, the node the prediction is about, by number or (type, number).
 
         Returns:
             The figure; `figure.savefig("name.png")` writes it.
@@ -306,11 +306,11 @@ class Explanation:
         part = self._one(example)
         number = int(part["example"][0])
         title = " · ".join(
-            [f"example {number}", *(f"{key}: {text}" for key, text in self.examples.get(number, {}).items())]
+            [f"example {number}", *(f"{key}: {text}" for key, text in self.metadata.get(number, {}).items())]
         )
         from maskhooks.explanations.pictures import picture
 
-        return picture(part._layers(), kind, title=title, nodes=nodes, centre=centre, ax=ax)
+        return picture(part._layers(), kind, title=title, nodes=nodes, target_node=target_node, ax=ax)
 
     def to_html(
         self,
@@ -319,7 +319,7 @@ class Explanation:
         sections: Sequence[Section] = (),
         *,
         nodes: Mapping[int, Names] | None = None,
-        centres: Mapping[int, Node] | None = None,
+        target_nodes: Mapping[int, Node] | None = None,
     ) -> str:
         """Return a self-contained HTML page: positions or edges coloured by score, with a slider for the depth.
 
@@ -328,7 +328,7 @@ class Explanation:
             title: the heading; by default the question that the page answers.
             sections: shown above the examples.
             nodes: for graphs, the node names of each example index, as `plot` takes them.
-            centres: for graphs, the node each example's prediction is about.
+            target_nodes: for graphs, the node each example's prediction is about.
         """
         from maskhooks.explanations.pictures import example, page_note
         from maskhooks.viz.page import page
@@ -339,9 +339,9 @@ class Explanation:
                 layers,
                 rows,
                 number,
-                self.examples.get(number, {}),
+                self.metadata.get(number, {}),
                 (nodes or {}).get(number, ()),
-                (centres or {}).get(number),
+                (target_nodes or {}).get(number),
             )
             for number, rows in self._each()
         ]

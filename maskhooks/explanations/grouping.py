@@ -64,7 +64,7 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
 
 
 def _by_name(explanation: Explanation, name: str, rows: Codes) -> tuple[Codes, Column]:
-    keys = list(dict.fromkeys(key for known in explanation.examples.values() for key in known))
+    keys = list(dict.fromkeys(key for known in explanation.metadata.values() for key in known))
     if name in explanation.columns and name not in keys:  # both an edge and its graph may have a "target"
         return _factorize(explanation[name][rows])
     if name not in keys:
@@ -75,7 +75,7 @@ def _by_name(explanation: Explanation, name: str, rows: Codes) -> tuple[Codes, C
             f"{', '.join(known)}.{guess}"
         )
     numbers, which = np.unique(explanation["example"][rows], return_inverse=True)
-    values = [explanation.examples.get(int(number), {}).get(name) for number in numbers]
+    values = [explanation.metadata.get(int(number), {}).get(name) for number in numbers]
     codes, found = _factorize(np.array([*values, None], dtype=object)[:-1])
     return codes[which], found
 
@@ -116,7 +116,7 @@ def _by_tag(
         raise SettingError(
             f"there are {lengths[example[at]]} tags for example {example[at]}, which has a valid position "
             f"{position[at]}. Give a tag for each position, including special tokens, and None for those without one; "
-            f"spread() maps tags from words to word pieces"
+            f"tags_to_pieces() maps tags from words to word pieces"
         )
     flat = np.array([*(tag for line in tags for tag in line), None], dtype=object)
     codes, found = _factorize(flat)  # the last entry is for examples without tags

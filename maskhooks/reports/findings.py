@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from maskhooks.explanations.analyses import DepthsKept, Kept, depths_kept, kept_by
+from maskhooks.explanations.analyses import DepthsKept, GroupKept, depths_kept, kept_by
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.tokens import KINDS, token_kind
 from maskhooks.viz.sections import Bar, Bars, Cell, Grid, Section
@@ -17,12 +17,12 @@ _ENDS = 15  # tokens shown at either end
 
 
 def kind_of(labels: Iterable[str]) -> Callable[[str], str]:
-    """Return `token_kind` with `starts_marked` set if any of these labels marks a word start."""
+    """Return `token_kind` with `marks_word_starts` set if any of these labels marks a word start."""
     marked = any(label.startswith(("Ġ", "▁")) for label in labels)
-    return lambda label: token_kind(label, starts_marked=marked)
+    return lambda label: token_kind(label, marks_word_starts=marked)
 
 
-def by_depth(rows: Sequence[Kept]) -> Section:
+def by_depth(rows: Sequence[GroupKept]) -> Section:
     """Return a section with a bar for each layer, the deepest at the top.
 
     Args:
@@ -52,7 +52,7 @@ def by_depth(rows: Sequence[Kept]) -> Section:
     )
 
 
-def by_kind(rows: Sequence[Kept]) -> Section | None:
+def by_kind(rows: Sequence[GroupKept]) -> Section | None:
     """Return a grid of depths by kinds of token; None if all are of one kind."""
     names = [kind for kind in KINDS if any(row.group == kind for row in rows)]
     if len(names) < 2:
@@ -97,7 +97,7 @@ def by_label(parts: Iterable[Explanation], least: int, layers: int) -> Section:
         least: omit tokens that occur less often.
         layers: the number of depths.
     """
-    rows = depths_kept(parts, "label", least=least)
+    rows = depths_kept(parts, "label", min_count=least)
     text = (
         f"In how many of the {layers} depths a token is kept, on average over its occurrences, with the standard "
         "error. The prediction rests on tokens that are kept at high depths; tokens that are kept at no depth can be "
@@ -117,14 +117,14 @@ def _bars(rows: Sequence[DepthsKept], layers: int) -> list[Bar]:
         Bar(
             row.group.replace("\n", "↵").replace("\t", "⇥") if row.group.strip() else "␣" * max(len(row.group), 1),
             row.depths / layers,
-            f"{row.depths:.2f}" + ("" if math.isnan(row.error) else f" ± {row.error:.2f}"),
+            f"{row.depths:.2f}" + ("" if math.isnan(row.standard_error) else f" ± {row.standard_error:.2f}"),
             f"{row.positions:,} times",
         )
         for row in rows
     ]
 
 
-def _grid(corner: str, names: Sequence[str], rows: Sequence[Kept]) -> Grid:
+def _grid(corner: str, names: Sequence[str], rows: Sequence[GroupKept]) -> Grid:
     """Layers by groups, the deepest layer at the top."""
     found = {(row.site, row.depth, row.group): row for row in rows}
     layers = sorted({(row.depth, row.site) for row in rows}, reverse=True)
@@ -138,7 +138,7 @@ def _grid(corner: str, names: Sequence[str], rows: Sequence[Kept]) -> Grid:
     )
 
 
-def _cell(row: Kept | None) -> Cell:
+def _cell(row: GroupKept | None) -> Cell:
     if row is None or math.isnan(row.score):
         return Cell(None)
     return Cell(

@@ -221,7 +221,7 @@ def _read(path: Path) -> Iterator[Explanation]:
 
 def _groups(explanation: Explanation, name: str) -> bool:
     """Whether this metadata groups the examples: classes do, free-text answers do not."""
-    values = [about[name] for about in explanation.examples.values() if name in about]
+    values = [about[name] for about in explanation.metadata.values() if name in about]
     return 0 < len(set(values)) <= max(len(values) / 2, _FEW)
 
 

@@ -187,7 +187,7 @@ def test_a_graph_without_edges_among_others() -> None:
     hooked = maskhooks.wrap(pooled(Pooled()), example=data)
     rows = maskhooks.Erasure(hooked, "edge", margin=0.1).explain(data)
     assert set(rows["example"].tolist()) == {0, 2}
-    assert rows.examples[1]["search"] == "0 of 0 positions: {}"
+    assert rows.metadata[1]["search"] == "0 of 0 positions: {}"
     assert len(maskhooks.LeaveOneOut(hooked, "edge").explain(data)) == 10
     assert len(maskhooks.Beam(hooked, "edge", margin=0.1).explain(data)) == 10
 

@@ -38,7 +38,7 @@ def test_a_prediction_for_each_graph() -> None:
     with torch.no_grad():
         assert torch.allclose(found.logits, model(data.x, data.edge_index, data.batch).log_softmax(-1))
     hooked = maskhooks.wrap(model)
-    about = maskhooks.Random(hooked, "edge").explain(data).examples
+    about = maskhooks.Random(hooked, "edge").explain(data).metadata
     assert [one["target"] for one in about.values()] == ["1", "1", "0"]
     assert all(one["prediction"] in ("0", "1") for one in about.values())
 

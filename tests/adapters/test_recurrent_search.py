@@ -236,4 +236,4 @@ def test_a_length_over_the_limit_says_how_long_it_would_take() -> None:
     with pytest.warns(SearchLimitWarning, match="stopped by largest"):
         explanation = erasure.explain(words)
     assert explanation["kept"].all()
-    assert "no 2 of 40 positions are enough" in explanation.examples[0]["search"]
+    assert "no 2 of 40 positions are enough" in explanation.metadata[0]["search"]

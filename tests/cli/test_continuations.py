@@ -53,7 +53,7 @@ def test_fit_and_explain(writer: Path, run: Callable[..., Result], tmp_path: Pat
     explained = run("explain", tmp_path / "run", writer, *columns, "--out", tmp_path / "explained")
     assert explained.exit_code == 0, explained.output
     explanation = Explanation.from_parquet(tmp_path / "explained" / "explanation.parquet")
-    assert explanation.examples[0]["target"].split() == ["film"]
+    assert explanation.metadata[0]["target"].split() == ["film"]
     kept = explanation.select(example=0, depth=0)["label"].tolist()
     assert "film" not in kept
     assert {"a", "very", "good"} <= set(kept)

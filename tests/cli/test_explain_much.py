@@ -189,7 +189,7 @@ def test_a_process_that_dies_is_reported_and_the_others_go_on(
     assert result.exit_code == 2
     assert len(re.findall(message, result.stderr)) == 1
     assert "not all of 2 processes came to their end. The files that are whole stay" in result.stderr
-    assert sorted(Shards(tmp_path / "out" / "explanation.parquet").whole()) == [
+    assert sorted(Shards(tmp_path / "out" / "explanation.parquet").existing()) == [
         0,
         1,
         2,

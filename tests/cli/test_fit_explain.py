@@ -53,8 +53,8 @@ def test_transformer_from_texts_to_page(run: Run, bert: Path, texts: Path, tmp_p
     assert "over 6 examples" in explained.stdout
     explanation = Explanation.from_parquet(out / "explanation.parquet")
     assert sorted(set(explanation["example"].tolist())) == list(range(6))
-    assert [about["target"] for about in explanation.examples.values()] == ["positive", "negative"] * 3
-    assert {about["prediction"] for about in explanation.examples.values()} <= {
+    assert [about["target"] for about in explanation.metadata.values()] == ["positive", "negative"] * 3
+    assert {about["prediction"] for about in explanation.metadata.values()} <= {
         "negative",
         "neutral",
         "positive",
@@ -105,7 +105,7 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
     assert explained.exit_code == 0, explained.stderr
     explanation = Explanation.from_parquet(tmp_path / "erased" / "explanation.parquet")
     assert set(explanation["score"].tolist()) <= {0.0, 1.0}
-    assert all("positions: {" in about["search"] for about in explanation.examples.values())
+    assert all("positions: {" in about["search"] for about in explanation.metadata.values())
     assert explanation.provenance["positions"] == 8
     for wrong, said in {
         ("diffmask",): "call fit",

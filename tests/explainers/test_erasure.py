@@ -58,8 +58,8 @@ def test_rows_show_the_first_set_and_examples_the_others(hooked: maskhooks.Hooke
     assert explanation.select(example=0)["score"].tolist() == [1, 1, 0, 0]
     assert not explanation.select(example=1)["kept"].any()
     assert explanation.select(example=2)["kept"].tolist() == [True, False, False]
-    assert explanation.examples[0]["search"] == "2 of 4 positions: {0 1}, {1 2}"
-    assert explanation.examples[2]["prediction"] == "1"
+    assert explanation.metadata[0]["search"] == "2 of 4 positions: {0 1}, {1 2}"
+    assert explanation.metadata[2]["prediction"] == "1"
     assert explanation.provenance["criterion"] == "agreement"
 
 

@@ -79,7 +79,7 @@ def explanation(count: int = 3, first: int = 0, words: list[str] | None = None) 
         for depth in range(2)
     ]
     known = [{"prediction": "yes" if index % 2 else "no", "target": "no"} for index in range(first, first + count)]
-    return Explanation.build(parts, provenance={"seed": 7}, examples=known, start_index=first)
+    return Explanation.build(parts, provenance={"seed": 7}, metadata=known, start_index=first)
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +213,10 @@ def test_files_folders_and_shards_give_the_same_page(tmp_path: Path) -> None:
     (tmp_path / "explained").mkdir()
     whole.to_parquet(tmp_path / "explained" / "explanation.parquet")
     whole.save(tmp_path / "saved")
-    shards = Shards.begin(tmp_path / "shards", {})
+    shards = Shards.open(tmp_path / "shards", {})
     for number, part in enumerate(parts):
         shards.write(number, part)
-    shards.end(3, 9)
+    shards.finish(3, 9)
     places: list[Any] = [
         tmp_path / "explained" / "explanation.parquet",
         tmp_path / "explained",
@@ -254,7 +254,7 @@ def test_edges_have_no_words_and_the_target_is_that_of_their_graph() -> None:
     whose = ExampleIndex(torch.arange(graphs).repeat_interleave(4), graphs)
     rows = Scores(site, 0, torch.rand(4 * graphs), torch.ones(4 * graphs).bool(), None, whose, ends)
     about = [{"prediction": "a", "target": "xy"[number % 2]} for number in range(graphs)]
-    made = Explanation.build([rows], provenance={}, examples=about)
+    made = Explanation.build([rows], provenance={}, metadata=about)
     text = report(None, made)
     assert headings(text) == ["What this is about", "What is kept at each depth", "By target", "Examples"]
     assert {row.group for row in kept_by(made, "target")} == {"x", "y"}
@@ -265,8 +265,8 @@ def test_answers_that_are_free_text_group_nothing() -> None:
     assert "By prediction and by target" not in headings(report(None, many))  # there is one target
     assert "By prediction" in headings(report(None, many))
     told = {number: {"prediction": f"answer {number}"} for number in range(50)}
-    assert headings(report(None, replace(many, examples=told)))[-2:] == ["By token", "Examples"]
-    assert headings(report(None, replace(many, examples={})))[-2:] == ["By token", "Examples"]
+    assert headings(report(None, replace(many, metadata=told)))[-2:] == ["By token", "Examples"]
+    assert headings(report(None, replace(many, metadata={})))[-2:] == ["By token", "Examples"]
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def test_rows_of_an_explanation() -> None:
     for example, one in enumerate(found):
         own = rows["score"][rows["example"] == example].tolist()
         assert own == [float(place in one.solutions[0]) for place in range(one.positions)]
-        assert rows.examples[example]["search"] == str(one)
-    assert rows.examples[2]["search"] == "0 of 0 positions: {}"
+        assert rows.metadata[example]["search"] == str(one)
+    assert rows.metadata[2]["search"] == "0 of 0 positions: {}"
 
 
 def test_each_row_left_out() -> None:

@@ -36,7 +36,7 @@ def built(layers: int = 2, edges: bool = True) -> Explanation:
     scores = [
         Scores(
             Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, values.roll(depth), torch.ones(8) > 0,
-            examples=examples, edges=nodes if edges else None,
+            example_index=examples, edges=nodes if edges else None,
         )
         for depth in range(layers)
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_edges_that_share_their_scores_in_both_directions_are_one_line() -> None
 
 def test_a_figure_has_a_graph_for_each_depth() -> None:
     explanation = built()
-    figure = explanation.plot(example=0, nodes=NET.nodes, centre=1)
+    figure = explanation.plot(example=0, nodes=NET.nodes, target_node=1)
     first, second = (axes for axes in figure.axes if axes.get_title().startswith("depth"))
     (lines,) = (part for part in first.collections if isinstance(part, LineCollection))
     assert sorted(lines.get_array().tolist()) == pytest.approx((np.arange(6) / 7).tolist(), abs=1e-6)
@@ -109,7 +109,7 @@ def test_nodes_of_a_large_graph_that_have_no_edge_are_not_drawn() -> None:
         Site.parse("layer:output", "edge feature -> edge"), 0, torch.tensor([0.25, 0.5]), torch.ones(2) > 0, None,
         ExampleIndex(torch.zeros(2).long(), 1), ends_,
     )  # fmt: skip
-    axes, _ = Explanation.build([scores], provenance={}).plot(example=0, centre=90_000).axes
+    axes, _ = Explanation.build([scores], provenance={}).plot(example=0, target_node=90_000).axes
     assert [text.get_text() for text in axes.texts] == ["", "", ""]
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 1]  # nodes, and the ring around one
     axes, _ = Explanation.build([scores], provenance={}).plot(example=0, nodes={8: "b", 7: "a"}).axes
@@ -165,10 +165,10 @@ def typed() -> Explanation:
 
 
 def test_nodes_of_several_types_are_told_apart() -> None:
-    axes, _ = typed().plot(nodes={(1, 0): "film", (0, 0): "Ada"}, centre=(0, 1)).axes
+    axes, _ = typed().plot(nodes={(1, 0): "film", (0, 0): "Ada"}, target_node=(0, 1)).axes
     assert [text.get_text() for text in axes.texts] == ["Ada", "", "film"]
     assert [line.get_marker() for line in axes.lines] == ["o", "s", "o"]  # persons, films, the ring
-    graph = data(typed().to_html(centres={0: (1, 0)}))["examples"][0]["graph"]
+    graph = data(typed().to_html(target_nodes={0: (1, 0)}))["examples"][0]["graph"]
     assert graph["shapes"] == [0, 0, 1]
     assert not any(graph["loop"])
     assert graph["target"] == 2
@@ -176,11 +176,11 @@ def test_nodes_of_several_types_are_told_apart() -> None:
         with pytest.raises(SettingError, match="several types here, each numbered from 0"):
             typed().plot(nodes=names)
     with pytest.raises(SettingError, match="nodes have only one type here"):
-        built().plot(centre=(0, 1))
+        built().plot(target_node=(0, 1))
 
 
 def test_the_page_draws_the_graph_and_the_slider_colours_it(tmp_path: Path) -> None:
-    text = built().to_html(nodes={0: NET.nodes}, centres={0: 1})
+    text = built().to_html(nodes={0: NET.nodes}, target_nodes={0: 1})
     script = """
       const first = document.querySelector("article"), edges = [...first.querySelectorAll(".edge")];
       const scores = () => edges.map(edge => Number(getComputedStyle(edge).getPropertyValue("--score")));
@@ -215,7 +215,7 @@ def test_of_a_large_graph_the_strongest_edges_are_drawn(monkeypatch: pytest.Monk
     scores = [
         Scores(
             Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, row, torch.ones(count) > 0,
-            examples=ExampleIndex(torch.zeros(count, dtype=torch.long), 1), edges=columns,
+            example_index=ExampleIndex(torch.zeros(count, dtype=torch.long), 1), edges=columns,
         )
         for depth, row in enumerate(values)
     ]  # fmt: skip
@@ -223,7 +223,7 @@ def test_of_a_large_graph_the_strongest_edges_are_drawn(monkeypatch: pytest.Monk
     strong = values.max(0).values.topk(100).indices.sort().values
     there = {str(node) for node in torch.cat([columns["source"][strong], columns["target"][strong]]).tolist()}
     names = [str(node) for node in range(200)]
-    figure = explanation.plot(nodes=names, centre=3)
+    figure = explanation.plot(nodes=names, target_node=3)
     assert figure._suptitle.get_text().endswith("the 100 strongest of 400 edges")  # type: ignore[attr-defined]
     assert len(figure.axes[0].collections[0].get_paths()) == 100
     (shown,) = data(explanation.to_html(nodes={0: names}))["examples"]
