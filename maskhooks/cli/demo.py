@@ -71,7 +71,7 @@ def _demonstrate(out: Path, seed: int) -> None:
     kls = _table(attributions, validation)
     explanation, table = _explanation(explainers, validation), out / "explanation.parquet"
     explanation.to_parquet(table)
-    (page,) = show(explanation, out, shown=100, plots=0)
+    (page,) = show(explanation, out, max_examples=100, plots=0)
     _plot(explainers, out)
     say(_learned(kls))
     say(

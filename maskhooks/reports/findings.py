@@ -90,33 +90,33 @@ def by_group(parts: Iterable[Explanation], names: Sequence[str]) -> Section | No
     )
 
 
-def by_label(parts: Iterable[Explanation], least: int, layers: int) -> Section:
+def by_label(parts: Iterable[Explanation], min_count: int, num_layers: int) -> Section:
     """Return bars for the tokens kept in the most depths, and for those kept in the fewest.
 
     Args:
-        least: omit tokens that occur less often.
-        layers: the number of depths.
+        min_count: omit tokens that occur less often.
+        num_layers: the number of depths.
     """
-    rows = depths_kept(parts, "label", min_count=least)
+    rows = depths_kept(parts, "label", min_count=min_count)
     text = (
-        f"In how many of the {layers} depths a token is kept, on average over its occurrences, with the standard "
+        f"In how many of the {num_layers} depths a token is kept, on average over its occurrences, with the standard "
         "error. The prediction rests on tokens that are kept at high depths; tokens that are kept at no depth can be "
-        f"dropped from the start. Tokens that occur fewer than {least} times are omitted."
+        f"dropped from the start. Tokens that occur fewer than {min_count} times are omitted."
     )
     heads = ("token", "depths")
     if not rows:
-        return Section("By token", f"No token occurs {least} times.")
+        return Section("By token", f"No token occurs {min_count} times.")
     if len(rows) <= 2 * _ENDS:
-        return Section("By token", text, [Bars(_bars(rows, layers), heads)])
-    most, fewest = _bars(rows[:_ENDS], layers), _bars(rows[-_ENDS:], layers)
+        return Section("By token", text, [Bars(_bars(rows, num_layers), heads)])
+    most, fewest = _bars(rows[:_ENDS], num_layers), _bars(rows[-_ENDS:], num_layers)
     return Section("By token", text, [Bars(most, heads, "kept most"), Bars(fewest, heads, "kept least")])
 
 
-def _bars(rows: Sequence[DepthsKept], layers: int) -> list[Bar]:
+def _bars(rows: Sequence[DepthsKept], num_layers: int) -> list[Bar]:
     return [
         Bar(
             row.group.replace("\n", "↵").replace("\t", "⇥") if row.group.strip() else "␣" * max(len(row.group), 1),
-            row.depths / layers,
+            row.depths / num_layers,
             f"{row.depths:.2f}" + ("" if math.isnan(row.standard_error) else f" ± {row.standard_error:.2f}"),
             f"{row.positions:,} times",
         )

@@ -36,22 +36,22 @@ _NEWCOMER = (
 
 def report(
     run: str | Path | None = None,
-    explained: Explained | None = None,
+    explanation: Explained | None = None,
     path: str | Path | None = None,
     *,
-    shown: int = 100,
-    least: int = 5,
+    max_examples: int = 100,
+    min_count: int = 5,
     title: str | None = None,
 ) -> str:
     """Return a self-contained page: how masks were trained, what they keep, and examples with a slider for the depth.
 
     Args:
         run: the folder that `fit(run_dir=...)` or `save` wrote; the run may still be in progress.
-        explained: an explanation, a Parquet file, a folder of Parquet files, or several of these with different
+        explanation: an explanation, a Parquet file, a folder of Parquet files, or several of these with different
             examples, such as `Shards`. They are read several times, with one file's rows in memory at a time.
         path: also write the page to this file, in UTF-8.
-        shown: show this many examples, from the first.
-        least: omit the bars of tokens that occur less often.
+        max_examples: show this many examples, from the first.
+        min_count: omit the bars of tokens that occur less often.
         title: the heading.
 
     Raises:
@@ -59,16 +59,16 @@ def report(
         CorruptFileError: a file is missing or broken.
         StorageError: the page cannot be written.
     """
-    if run is None and explained is None:
+    if run is None and explanation is None:
         raise SettingError("there is nothing to report. Give the folder of a run, an explanation, or both")
     trained = None if run is None else Trained.of(Path(run))
-    rows = None if explained is None else Rows(explained)
+    rows = None if explanation is None else Rows(explanation)
     made: dict[str, Any] = {} if trained is None else trained.provenance
     sections: list[Section] = [] if trained is None else trained.sections()
     pairs: list[tuple[str, str]] = [] if trained is None else trained.facts()
     first: Explanation | None = None
     if rows is not None:
-        first, found, counts = rows.sections(shown, least)
+        first, found, counts = rows.sections(max_examples, min_count)
         sections += found
         pairs += [*counts, *_mismatch(made, first.provenance)]
         made = made or first.provenance
@@ -130,15 +130,15 @@ class Trained:
 class Rows:
     """The rows of explanations, in parts that fit into memory."""
 
-    def __init__(self, explained: Explained) -> None:
-        self.explained = explained
+    def __init__(self, explanation: Explained) -> None:
+        self.explanation = explanation
 
     def __iter__(self) -> Iterator[Explanation]:
-        one = isinstance(self.explained, (Explanation, str, Path))
-        for given in [self.explained] if one else self.explained:  # type: ignore[union-attr]
+        one = isinstance(self.explanation, (Explanation, str, Path))
+        for given in [self.explanation] if one else self.explanation:  # type: ignore[union-attr]
             yield from [given] if isinstance(given, Explanation) else _read(Path(given))  # type: ignore[arg-type]
 
-    def sections(self, shown: int, least: int) -> tuple[Explanation, list[Section], list[tuple[str, str]]]:
+    def sections(self, max_examples: int, min_count: int) -> tuple[Explanation, list[Section], list[tuple[str, str]]]:
         """Return the first examples, the summary sections of all rows, and the number of examples.
 
         Raises:
@@ -147,12 +147,12 @@ class Rows:
         first = next(iter(self), None)
         if first is None or not first["valid"].any():
             raise SettingError("the explanation has no rows with a valid position, so there is nothing to report")
-        overview = _Overview(shown)
+        overview = _Overview(max_examples)
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
         layers = len({(row.site, row.depth) for row in kinds})
         sections: list[Section | None] = [by_depth(kinds)]
         if first.columns.keys().isdisjoint(("column", "source")):  # names of patches and edges are not tokens
-            sections += [by_kind(kinds), by_label(self, least, layers)]
+            sections += [by_kind(kinds), by_label(self, min_count, layers)]
         sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)]))
         many = overview.examples > overview.taken
         counts = f"{overview.examples:,} examples" + (f"; the first {overview.taken:,} are below" if many else "")
@@ -162,8 +162,8 @@ class Rows:
 class _Overview:
     """Counts the examples of an iteration and keeps the first ones."""
 
-    def __init__(self, shown: int) -> None:
-        self.shown, self.taken, self.examples = shown, 0, 0
+    def __init__(self, max_examples: int) -> None:
+        self.max_examples, self.taken, self.examples = max_examples, 0, 0
         self.parts: list[Explanation] = []
         self.ends: list[int] = []  # the first and the last example of each part, in order
 
@@ -172,7 +172,7 @@ class _Overview:
             numbers = np.unique(part["example"])
             if len(numbers):
                 self._check_apart(int(numbers[0]), int(numbers[-1]))
-            wanted = numbers[: self.shown - self.taken].tolist()
+            wanted = numbers[: self.max_examples - self.taken].tolist()
             if wanted:
                 self.parts.append(part.select(example=wanted))
             self.taken += len(wanted)

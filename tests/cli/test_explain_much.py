@@ -74,7 +74,7 @@ def texts(tmp_path: Path, network: str) -> Path:
 def command(out: str, *words: str, factory: str = "of_texts") -> list[str]:
     """Its files have 128 examples each, so there are 8."""
     given = ["explain", "run", f"tiny_network:{factory}", "--data", "texts.csv", "--out", out, "--batch-size", "4"]
-    return [*given, "--shown", "2", "--plots", "1", "--device", "cpu", *words]
+    return [*given, "--max-examples", "2", "--plots", "1", "--device", "cpu", *words]
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_transformer_from_texts_to_page(run: Run, bert: Path, texts: Path, tmp_p
     words = shlex.split(command)[1:]
     assert words[-2:] == ["--out", f"{folder}-explained"]
 
-    explained = run(*words[:-1], out, "--limit", 6, "--shown", 2, "--plots", 1, "--batch-size", 4)
+    explained = run(*words[:-1], out, "--limit", 6, "--max-examples", 2, "--plots", 1, "--batch-size", 4)
     assert explained.exit_code == 0, explained.stderr
     assert re.search(r"bert\.encoder\.layer\.1:output +3 +\d+\.\d%", explained.stdout)
     assert "over 6 examples" in explained.stdout
