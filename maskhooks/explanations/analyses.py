@@ -34,8 +34,8 @@ __all__ = [
     "depths_kept",
     "kept_by",
     "plot_depths",
-    "tags_to_pieces",
     "seed_deviation",
+    "tags_to_pieces",
     "token_kind",
     "top_groups",
 ]
@@ -74,7 +74,7 @@ class DepthsKept:
     Attributes:
         group: the group.
         depths: the mean number of depths in which a position is kept.
-        standard_error: its standard error, clustered by example because positions of one text are not independent; NaN for one
+        standard_error: of `depths`, clustered by example because positions of one text are not independent; NaN for one
             example.
         fraction: `depths` as a fraction of all depths.
         positions: the number of positions.
@@ -179,9 +179,9 @@ def depths_kept(explanation: Explanations, group: Group, *, min_count: int = 1) 
 def top_groups(explanation: Explanation, group: Group = "label", *, depth: int | None = None) -> dict[str, float]:
     """Return the fraction of examples in which each group has the largest score, largest fraction first.
 
-    `top_groups(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: 99 % of the time in the last layer
-    for the BERT of De Cao et al. 2020, section 3.2. Positions with equal scores, such as fully open gates, share their
-    example evenly. Scores are means over heads or other extra axes, and over sites of one depth.
+    `top_groups(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: 99 % of the time in the last
+    layer for the BERT of De Cao et al. 2020, section 3.2. Positions with equal scores, such as fully open gates, share
+    their example evenly. Scores are means over heads or other extra axes, and over sites of one depth.
 
     Args:
         explanation: the scores.
@@ -194,8 +194,8 @@ def top_groups(explanation: Explanation, group: Group = "label", *, depth: int |
     """
     if not isinstance(explanation, Explanation):
         raise SettingError(
-            f"top_groups takes one Explanation, got {type(explanation).__name__}. Explanation.from_parquet(folder) reads all "
-            f"files of a folder"
+            f"top_groups takes one Explanation, got {type(explanation).__name__}. "
+            f"Explanation.from_parquet(folder) reads all files of a folder"
         )
     inside = grouped(explanation, group)
     depths = np.unique(explanation["depth"])

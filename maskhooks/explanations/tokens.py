@@ -35,9 +35,9 @@ def token_kind(label: str, *, marks_word_starts: bool = False) -> str:
 
     Args:
         label: as the tokenizer writes it; marks of word starts (`Ġ`, `▁`) or ends (`</w>`) do not count.
-        marks_word_starts: whether the tokenizer marks word starts, so that letters without a mark continue the word before
-            them. One label cannot show this: `ing` continues a word in GPT-2, and is a word in BERT. The first word of
-            a text often has no mark either.
+        marks_word_starts: whether the tokenizer marks word starts, so that letters without a mark continue the word
+            before them. One label cannot show this: `ing` continues a word in GPT-2, and is a word in BERT. The first
+            word of a text often has no mark either.
     """
     if _SPECIAL.fullmatch(label):
         return "special"

@@ -22,8 +22,8 @@ class Adapter(ABC):
 
     Attributes:
         name: the adapter's name in lists and errors.
-        claims_model: whether it claims the whole of a model that contains a module of its types, for sites that span several
-            of them; modules that other adapters claim stay theirs.
+        claims_model: whether it claims the whole of a model that contains a module of its types, for sites that span
+            several of them; modules that other adapters claim stay theirs.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Adapter(ABC):
     def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
         """Return modules that stand for values inside a claimed one, by their name in addresses.
 
-        They return their input, and are not part of the model. `expose_sites` routes values through them: `nn.Identity` for
-        a whole value, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
+        They return their input, and are not part of the model. `expose_sites` routes values through them: `nn.Identity`
+        for a whole value, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
         `maskhooks.hooks.several_parts.Parts` for values that come in portions.
         """
         return {}

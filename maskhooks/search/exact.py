@@ -40,8 +40,8 @@ class SearchResult:
         lower_bound: no set of fewer positions than this leaves the prediction unchanged; with solutions, their size.
         tried: the number of sets tried.
         seconds: how long the search took.
-        stopped: the limit that ended it, `max_set_size`, `max_sets` or `time_limit`; None if it finished. If it finished
-            without solutions, not even all positions satisfy the criterion.
+        stopped: the limit that ended it, `max_set_size`, `max_sets` or `time_limit`; None if it finished. If it
+            finished without solutions, not even all positions satisfy the criterion.
     """
 
     positions: int
