@@ -18,6 +18,7 @@ from maskhooks.errors import EmptyLoaderError
 from maskhooks.explainers.stored_settings import stored
 from maskhooks.explanations.chunks import Chunks
 from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.score_labels import P_KEPT
 from maskhooks.explanations.shards import Shards
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.fingerprint import fingerprint
@@ -40,9 +41,14 @@ class Explainer(ABC):
     Args:
         hooked: the wrapped model.
         seed: the random seed.
+
+    Attributes:
+        name: the name in lists and in `provenance`.
+        score_label: what scores are called in pictures, pages and reports.
     """
 
     name: str
+    score_label: str = P_KEPT
     recorder: Replay | None = None  # records clean passes for `onward`
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -198,6 +204,7 @@ class Explainer(ABC):
         """What made an explanation, as JSON has it."""
         return {
             "explainer": self.name,
+            "score_label": self.score_label,
             **self.settings(),
             "units": self.hooked.task.unit_name,
             "fingerprint": fingerprint(self.hooked.model)["digest"],

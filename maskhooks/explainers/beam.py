@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import KEPT_OR_ERASED
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, Outputs
@@ -32,6 +33,7 @@ class Beam(SmallestSets):
     """
 
     name = "beam"
+    score_label = KEPT_OR_ERASED
 
     def __init__(
         self,

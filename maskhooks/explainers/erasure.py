@@ -18,6 +18,7 @@ from torch import Tensor
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import KEPT_OR_ERASED
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, parameters
@@ -65,6 +66,7 @@ class Erasure(SmallestSets):
     """
 
     name = "erasure"
+    score_label = KEPT_OR_ERASED
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from maskhooks.explainers.closing import Closing
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import DIVERGENCE
 from maskhooks.passes.clean import Clean
 from maskhooks.search.question import Question
 from maskhooks.search.scheduler import SearchSteps
@@ -23,6 +24,7 @@ class LeaveOneOut(Closing):
     """
 
     name = "leave-one-out"
+    score_label = DIVERGENCE
 
     def scores(self, clean: Clean) -> list[Scores]:
         found = []

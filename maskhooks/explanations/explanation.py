@@ -14,6 +14,7 @@ import numpy.typing as npt
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError, close_matches
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.layers import Layers
+from maskhooks.explanations.score_labels import P_KEPT, score_label, zero_note
 from maskhooks.explanations.scores import Column, Columns, Scores, repeated, stack
 from maskhooks.sites.site import Site
 
@@ -34,9 +35,10 @@ class Explanation:
 
     Columns: `example` (int); `site` (the masked site's address); `depth` (int, the depth of the site the mask
     reads); `position` (int); `label` (the position's name, such as a token); `valid` (False at padding);
-    `score` (float32, P(z != 0), the expected fraction kept); `kept` (valid, and score above the threshold).
-    Patches add `row` and `column`, edges `source`, `target` and `relation`; each other gated axis, such as
-    `head`, adds its own column. These hold -1 in rows without a value, such as a class token's.
+    `score` (float32 in [0, 1]; of masks P(z != 0), the expected fraction kept; `provenance["score_label"]` says what
+    other explainers give); `kept` (valid, and score above the threshold). Patches add `row` and `column`, edges
+    `source`, `target` and `relation`; each other gated axis, such as `head`, adds its own column. These hold -1 in rows
+    without a value, such as a class token's.
 
     Attributes:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.
@@ -140,7 +142,7 @@ class Explanation:
         means = [f"{label}: {mean:.2f}" for label, mean in zip(layers.labels, layers.means(), strict=True)]
         if len(means) > 8:
             means[4:-3] = ["..."]
-        return f"Explanation({self._counts()}; mean kept by depth: {', '.join(means)})"
+        return f"Explanation({self._counts()}; mean {self._mean_of()} by depth: {', '.join(means)})"
 
     def _repr_html_(self) -> str:
         from maskhooks.viz.table import table
@@ -150,7 +152,7 @@ class Explanation:
         caption = f"Explanation of {self._counts()}."
         for number, chosen in self._each():
             scores, labels = layers.grid(chosen)
-            caption += f" Example {number} by depth; in brackets, the mean kept over all examples:"
+            caption += f" Example {number} by depth; in brackets, the mean {self._mean_of()} over all examples:"
             return table(scores, rows, labels, caption)
         return table(np.empty((0, 0)), [], [], caption)
 
@@ -310,7 +312,8 @@ class Explanation:
         )
         from maskhooks.explanations.pictures import picture
 
-        return picture(part._layers(), kind, title=title, nodes=nodes, target_node=target_node, ax=ax)
+        label = score_label(self.provenance)
+        return picture(part._layers(), kind, title=title, label=label, nodes=nodes, target_node=target_node, ax=ax)
 
     def to_html(
         self,
@@ -345,9 +348,17 @@ class Explanation:
             )
             for number, rows in self._each()
         ]
-        note = page_note(layers, self.sites)
-        title = title or f"Which {'edges' if layers.connected else 'positions'} does the prediction need?"
-        text = page(examples, layers.labels, title=title, note=note, provenance=self.provenance, sections=sections)
+        label, noun = score_label(self.provenance), "edges" if layers.connected else "positions"
+        text = page(
+            examples,
+            layers.labels,
+            title=title or f"Which {noun} does the prediction need?",
+            note=page_note(layers, self.sites),
+            label=label,
+            zero_note=zero_note(label, noun.capitalize()),
+            provenance=self.provenance,
+            sections=sections,
+        )
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -369,6 +380,10 @@ class Explanation:
     def _counts(self) -> str:
         counts = {"example": len(np.unique(self["example"])), "site": len(self.sites), "row": len(self)}
         return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+
+    def _mean_of(self) -> str:
+        label = score_label(self.provenance)
+        return "kept" if label == P_KEPT else label
 
     def _layers(self) -> Layers:
         return Layers.shown(self.columns, self.sites, self.provenance)

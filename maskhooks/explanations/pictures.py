@@ -26,7 +26,7 @@ _KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
 def picture(
-    layers: Layers, kind: str, *, title: str, nodes: Names, target_node: Node | None, ax: Axes | None
+    layers: Layers, kind: str, *, title: str, label: str, nodes: Names, target_node: Node | None, ax: Axes | None
 ) -> Figure:
     """Draw one example's layers; see `Explanation.plot`."""
     if kind not in _KINDS:
@@ -37,7 +37,7 @@ def picture(
         kind = "image" if patches else "graph" if layers.connected else single
     depths = [row if row == ALL else f"depth {row}" for row in layers.labels]
     if kind == "graph":
-        return _graph(layers, depths, title=title, nodes=nodes, target_node=target_node, ax=ax)
+        return _graph(layers, depths, title=title, label=label, nodes=nodes, target_node=target_node, ax=ax)
     if kind == "image":
         if not patches:
             raise SettingError(
@@ -46,15 +46,15 @@ def picture(
             )
         from maskhooks.viz.image import images
 
-        return images(layers.images(), depths, title=title, ax=ax)
+        return images(layers.images(), depths, title=title, label=label, ax=ax)
     scores, labels = layers.grid()
     if kind == "bars":
         from maskhooks.viz.bars import bars
 
-        return bars(scores, depths, labels, title=title, ax=ax)
+        return bars(scores, depths, labels, title=title, label=label, ax=ax)
     from maskhooks.viz.heatmap import heatmap
 
-    return heatmap(scores, layers.labels, labels, title=title, ax=ax)
+    return heatmap(scores, layers.labels, labels, title=title, label=label, ax=ax)
 
 
 def page_note(layers: Layers, sites: Sequence[str]) -> str:
@@ -91,7 +91,14 @@ def example(
 
 
 def _graph(
-    layers: Layers, depths: Sequence[str], *, title: str, nodes: Names, target_node: Node | None, ax: Axes | None
+    layers: Layers,
+    depths: Sequence[str],
+    *,
+    title: str,
+    label: str,
+    nodes: Names,
+    target_node: Node | None,
+    ax: Axes | None,
 ) -> Figure:
     if not layers.connected:
         raise SettingError(
@@ -104,7 +111,7 @@ def _graph(
     edges, drawn = _strongest(scores)
     net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), target_node)
     title = ", ".join(filter(None, [title, drawn]))
-    return graphs(scores[:, edges], depths, net, title=title, ax=ax)
+    return graphs(scores[:, edges], depths, net, title=title, label=label, ax=ax)
 
 
 def _strongest(scores: Scored) -> tuple[Column, str]:

@@ -16,6 +16,7 @@ from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.row_files import ABOUT, parquet_files, pieces
+from maskhooks.explanations.score_labels import P_KEPT, common_label, method_note, score_label
 from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.runs.history import LOG, MaskHistory, read_history, section
 from maskhooks.runs.run_state import load_state, state_folder
@@ -28,10 +29,6 @@ TABLE = "explanation.parquet"
 _ROWS = 1_000_000  # rows of a file in memory at a time
 _FEW = 20
 _CLASSES = ("prediction", "target")
-_NEWCOMER = (
-    "A mask replaces as many positions of a model's input or hidden states as it can by a baseline without changing "
-    "the prediction. The prediction needs the positions that are kept; it does not need those that are dropped."
-)
 
 
 def report(
@@ -67,12 +64,14 @@ def report(
     sections: list[Section] = [] if trained is None else trained.sections()
     pairs: list[tuple[str, str]] = [] if trained is None else trained.facts()
     first: Explanation | None = None
+    label = P_KEPT
     if rows is not None:
         first, found, counts = rows.sections(max_examples, min_count)
+        label = score_label(first.provenance) if trained is None else P_KEPT
         sections += found
         pairs += [*counts, *_mismatch(made, first.provenance)]
         made = made or first.provenance
-    about = Section("What this is about", _NEWCOMER, [Table([*pairs, *_facts(made)])])
+    about = Section("What this is about", method_note(label), [Table([*pairs, *_facts(made)])])
     heading = title or "Which positions does the prediction need?"
     if first is None:
         text = page([], [], title=heading, provenance=made, sections=[about, *sections])
@@ -149,11 +148,11 @@ class Rows:
             raise SettingError("the explanation has no rows with a valid position, so there is nothing to report")
         overview = _Overview(max_examples)
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
-        layers = len({(row.site, row.depth) for row in kinds})
-        sections: list[Section | None] = [by_depth(kinds)]
+        layers, label = len({(row.site, row.depth) for row in kinds}), common_label(overview.labels)
+        sections: list[Section | None] = [by_depth(kinds, label)]
         if first.columns.keys().isdisjoint(("column", "source")):  # names of patches and edges are not tokens
-            sections += [by_kind(kinds), by_label(self, min_count, layers)]
-        sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)]))
+            sections += [by_kind(kinds, label), by_label(self, min_count, layers, label)]
+        sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)], label))
         many = overview.examples > overview.taken
         counts = f"{overview.examples:,} examples" + (f"; the first {overview.taken:,} are below" if many else "")
         return Explanation.concat(overview.parts), [one for one in sections if one], [("explained", counts)]
@@ -165,6 +164,7 @@ class _Overview:
     def __init__(self, max_examples: int) -> None:
         self.max_examples, self.taken, self.examples = max_examples, 0, 0
         self.parts: list[Explanation] = []
+        self.labels: set[str] = set()
         self.ends: list[int] = []  # the first and the last example of each part, in order
 
     def of(self, parts: Iterable[Explanation]) -> Iterator[Explanation]:
@@ -175,6 +175,7 @@ class _Overview:
             wanted = numbers[: self.max_examples - self.taken].tolist()
             if wanted:
                 self.parts.append(part.select(example=wanted))
+            self.labels.add(score_label(part.provenance))
             self.taken += len(wanted)
             self.examples += len(numbers)
             yield part
@@ -238,6 +239,7 @@ def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
         "read from": _span(read),
         "margin": f"{margin:g} nats on average{kept}" if margin is not None else "",
         **{key: str(one["name"] if isinstance(one, Mapping) else one) for key, one in named.items() if one is not None},
+        "score": str(made.get("score_label", "")),
         "versions": ", ".join(f"{name} {number}" for name, number in (made.get("versions") or {}).items()),
     }
     return [(name, text) for name, text in known.items() if text]

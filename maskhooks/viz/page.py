@@ -51,6 +51,7 @@ def page(
     title: str,
     note: str = "",
     label: str = "P(kept)",
+    zero_note: str = "",
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
 ) -> str:
@@ -64,7 +65,8 @@ def page(
         rows: names of the rows of all examples, such as depths, lowest first.
         title: the heading.
         note: a sentence below the heading.
-        label: label of the colour scale.
+        label: what scores are called, in the legend and in tooltips.
+        zero_note: a sentence on what a score of 0 says.
         provenance: shown at the end, collapsed.
         sections: shown above the examples.
     """
@@ -82,7 +84,7 @@ def page(
         "provenance": provenance or {},
     }
     return environment.get_template("page.html.jinja").render(
-        title=title, note=note, label=label, data=data, sections=sections, size=(WIDE, HIGH)
+        title=title, note=note, label=label, zero_note=zero_note, data=data, sections=sections, size=(WIDE, HIGH)
     )
 
 
