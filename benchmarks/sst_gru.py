@@ -56,7 +56,7 @@ TRAINED: dict[str, Any] = {
 }
 MARGIN = 0.02
 # What suits each on the sentences held out; everything else is the same for both.
-TUNED: dict[str, dict[str, float]] = {"diffmask": {}, "reinforce": {"free_rate": 0.3}}
+TUNED: dict[str, dict[str, float]] = {"diffmask": {}, "reinforce": {"logit_learning_rate": 0.3}}
 TOGETHER = 211  # sentences of like length explained in one batch
 SITE = "rnn.inputs:output"
 Batch = dict[str, Tensor]

@@ -87,7 +87,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
 
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Runs the loop to its end; what ended it before that, as `Fitted.error` has it."""
+    """Runs the loop to its end; what ended it before that, as `FitResult.error` has it."""
     shown = StepBar(loop, shown=run.progress and loop.ranks.is_first)
     try:
         with Interrupts() as interrupts, shown:

@@ -206,7 +206,7 @@ def _check_margin(problem: Problem, group: MaskingGroup, clean: Clean) -> None:
         warnings.warn(
             f"at {group.label} the masks of {far} of {len(divergence)} examples move the output further than the "
             f"margin of {problem.margin} nats, up to {divergence.max().item():.3g}. Give the recipe more steps or a "
-            f"lower free_rate, or allow a larger margin.",
+            f"lower logit_learning_rate, or allow a larger margin.",
             MarginWarning,
             stacklevel=4,
         )

@@ -161,12 +161,12 @@ def test_two_processes_write_what_one_writes(whole: dict[str, bytes], run: Run, 
 
 
 def test_parts_make_the_page_when_all_are_done(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
-    first = run(*command("out", "--part", "1/2"))
+    first = run(*command("out", "--shard", "1/2"))
     assert first.exit_code == 0, first.stderr
     assert "Part 1/2 is done. The page is written when the other parts are." in first.stdout
     assert "files: 4, examples: 488" in first.stdout
     assert not (tmp_path / "out" / "explanation.html").exists()
-    second = run(*command("out", "--part", "0/2"))
+    second = run(*command("out", "--shard", "0/2"))
     assert "over 1000 examples" in second.stdout
     assert (tmp_path / "out" / "explanation.html").exists()
     assert rows(tmp_path / "out") == whole
@@ -243,7 +243,7 @@ LIMITED = (
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of file sizes")
 def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
-    assert run(*command("out", "--part", "0/2")).exit_code == 0
+    assert run(*command("out", "--shard", "0/2")).exit_code == 0
     words = [sys.executable, "-c", LIMITED, *command("out")]
     result = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 2
@@ -257,10 +257,10 @@ def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--part", "2/2"], "--part 2/2 is none: give which part of how many, from 0/4 to 3/4"),
-        (["--part", "one"], "--part one is none"),
-        (["--part", "0/2", "--devices", "2"], "--part and --devices exclude each other"),
-        (["--part", "0/2", "--overwrite"], "--part and --overwrite exclude each other"),
+        (["--shard", "2/2"], "--shard 2/2 is none: give which part of how many, from 0/4 to 3/4"),
+        (["--shard", "one"], "--shard one is none"),
+        (["--shard", "0/2", "--devices", "2"], "--shard and --devices exclude each other"),
+        (["--shard", "0/2", "--overwrite"], "--shard and --overwrite exclude each other"),
         (["--devices", "0"], "--devices is a number from 1"),
         (["--devices", "cpu,cpu"], "--device cpu and --devices cpu,cpu say different things"),
     ],

@@ -160,7 +160,18 @@ def test_batches_of_which_examples_cannot_be_taken() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({name: 0} for name in ("margin", "positions", "subsets", "seconds", "largest", "batch_size", "memory")),
+        *(
+            {name: 0}
+            for name in (
+                "margin",
+                "max_positions",
+                "max_sets",
+                "time_limit",
+                "max_set_size",
+                "batch_size",
+                "memory_limit",
+            )
+        ),
         {"margin": 0.1, "criterion": lambda one, other: one},
     ],
 )
@@ -186,8 +197,8 @@ def test_a_bar_tells_where_the_search_is(hooked: maskhooks.Hooked, capsys: pytes
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"largest": 2.5}, "largest is a whole number from 1, got 2.5"),
-        ({"positions": "20"}, "positions is a whole number from 1, got '20'"),
+        ({"max_set_size": 2.5}, "max_set_size .*whole number from 1.*got 2.5"),
+        ({"max_positions": "20"}, "max_positions .*whole number from 1, got .20."),
         ({"criterion": "agreement"}, "a criterion is a function of the original and the masked outputs"),
         ({"baseline": "mean"}, "the baseline 'mean' comes from training data, which a search does not see"),
         ({"baseline": "learned"}, "the baseline 'learned' comes from training data"),

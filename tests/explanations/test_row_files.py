@@ -104,7 +104,7 @@ def test_a_broken_file_is_named(folder: Path, name: str, what: str) -> None:
     "change",
     [
         lambda about: about.pop("sites"),
-        lambda about: about.update(format=2),
+        lambda about: about.update(format=0),
         lambda about: about.update(rows=3),
         lambda about: about.update(sites=["only one"]),
         lambda about: about.update(labels=["only one"]),
@@ -151,7 +151,7 @@ def shards(explanation: Explanation, tmp_path: Path) -> Path:
     for number in (8, 7):
         explanation.select(example=number, valid=None).to_parquet(folder / f"part-{number}.parquet")
     (folder / "_manifest.json").write_text("{}")
-    (folder / ".part-9.parquet-x.draft").write_bytes(b"half")
+    (folder / ".part-9.parquet-x.partial").write_bytes(b"half")
     return folder
 
 

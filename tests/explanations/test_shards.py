@@ -83,7 +83,7 @@ def test_rows_of_unknown_origin_are_not_mixed_in(shards: Shards) -> None:
 
 def test_overwriting_leaves_what_is_not_ours(shards: Shards) -> None:
     (shards.folder / "notes.txt").write_text("mine")
-    (shards.folder / ".part-000009.parquet-x.draft").write_bytes(b"half")
+    (shards.folder / ".part-000009.parquet-x.partial").write_bytes(b"half")
     Shards.open(shards.folder, MADE, overwrite=True)
     assert sorted(path.name for path in shards.folder.iterdir()) == [MANIFEST, "notes.txt"]
 
@@ -99,7 +99,7 @@ def test_a_single_file_in_the_folders_place(tmp_path: Path) -> None:
         Shards.open(tmp_path / "notes.txt", MADE, overwrite=True)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "settings": {}, "totals": None})])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 0, "settings": {}, "totals": None})])
 def test_a_broken_manifest_is_named(shards: Shards, text: str) -> None:
     (shards.folder / MANIFEST).write_text(text)
     with pytest.raises(CorruptFileError, match=r"_manifest\.json is not a manifest of explain_to"):
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_whole_files(shards: Shards, monkeypatch: pytest.Monk
 
 
 def test_drafts_of_killed_processes_go_when_their_file_is_whole(shards: Shards) -> None:
-    left = shards.folder / ".part-000003.parquet-x.draft"
+    left = shards.folder / ".part-000003.parquet-x.partial"
     left.write_bytes(b"half")
     assert len(Explanation.from_parquet(shards.folder)) == 56
     shards.write(3, explanation(7))

@@ -26,7 +26,7 @@ def test_the_line_goes_from_left_to_right_and_up_to_the_top() -> None:
 
 
 def test_marks_and_lines_have_the_same_axes() -> None:
-    found = drawn(marks=[Point(100.0, 0.5, "a", filled=False)], rule=0.5, upright=50.0)
+    found = drawn(marks=[Point(100.0, 0.5, "a", filled=False)], hline=0.5, vline=50.0)
     middle = (HIGH - 16 + 10) / 2
     assert found.marks == [Point(WIDE - 8.0, middle, "a", filled=False)]
     assert (found.hline, found.vline) == (middle, 36 + (WIDE - 44) / 2)
