@@ -56,7 +56,7 @@ def test_the_label_goes_with_an_explanation(kind: type[Explainer]) -> None:
         sites={"0:output": "batch token hidden -> batch token"},
         output=lambda logits: torch.distributions.Categorical(logits=logits),
     )
-    explanation = kind(hooked, "0:output").explain(torch.tensor([[1, 2], [3, 4]]))  # type: ignore[call-arg]
+    explanation = kind(hooked, sites="0:output").explain(torch.tensor([[1, 2], [3, 4]]))  # type: ignore[call-arg]
     assert score_label(explanation.provenance) == LABELS[kind]
     assert f"mean {LABELS[kind]} by depth" in repr(explanation)
 
