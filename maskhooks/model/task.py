@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks.errors import BatchError, SettingError, near
+from maskhooks.errors import BatchError, SettingError, close_matches
 from maskhooks.model import outputs
 from maskhooks.model.outputs import Outputs
 from maskhooks.plugins.kind import declare
@@ -98,7 +98,7 @@ class Task:
         """
         for name in functions:
             if name not in self.options:
-                likely = near(name, self.options, 3)
+                likely = close_matches(name, self.options, 3)
                 raise SettingError(
                     f"wrap has no setting {name!r} for this model, whose task is {self.name!r}."
                     + (f" Did you mean {' or '.join(map(repr, likely))}?" if likely else "")
