@@ -6,7 +6,10 @@ export OMP_NUM_THREADS ?= 1
 # Tests in as many processes as there are cores, four at most: each takes a gigabyte.
 TESTS := -m pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test check clean
+# The site of docs/, into site/: notebooks run anew where they or the library have changed. Anything doubtful ends it.
+SITE := -m sphinx -b html -q -W --keep-going -n -d build/docs/doctrees docs site
+
+.PHONY: demo test docs check clean
 .SECONDARY:
 
 demo: $(VENV)/.demo-installed
@@ -15,12 +18,16 @@ demo: $(VENV)/.demo-installed
 test: $(VENV)/.dev-installed
 	$(BIN)/python $(TESTS)
 
+docs: $(VENV)/.dev-installed
+	$(BIN)/python $(SITE)
+
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python $(SITE)
 	$(BIN)/python $(TESTS)
 
 $(BIN)/python:
@@ -47,4 +54,4 @@ $(VENV)-%/.installed: constraints-%.txt pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo
+	rm -rf $(VENV) $(VENV)-* demo site jupyter_execute build/docs

@@ -1,9 +1,9 @@
-"""What a DiffMask step costs on a decoder of a billion parameters in bfloat16: time and memory, on a GPU.
+"""The cost of a DiffMask step on a decoder of a billion parameters in bfloat16: time and memory, on a GPU.
 
 The decoder is built from its configuration, with random weights: 16 layers of 2048 units, 1.1 billion parameters. Each
-step is timed through `fit`, from one batch taken to the next, between bare passes of the same model on the same batch:
-one forward without gradients, and `both`, forward and backward to the embedded words with frozen weights. Medians are
-given; peaks are what PyTorch had allocated beyond the weights.
+step is timed through `fit`, from one batch to the next, between bare passes of the same model on the same batch: one
+forward without gradients, and `both`, forward and backward to the word embeddings with frozen weights. Results are
+medians; peaks are PyTorch's allocations beyond the weights.
 
 Without a GPU a decoder of four small layers runs on the CPU, as with `--quick`, and the result says so.
 
@@ -52,7 +52,7 @@ def now() -> float:
 
 
 class Costs:
-    """Seconds and peaks of one thing, measured again and again."""
+    """Seconds and peaks of repeated measurements."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -73,7 +73,7 @@ class Costs:
 
 
 class Batch(dict[str, Tensor]):
-    """A batch that measures the step between two times that it is taken, and the bare passes between steps."""
+    """A batch that measures the steps that use it, and the bare passes between steps."""
 
     def __init__(self, ids: Tensor, model: Any) -> None:
         super().__init__(input_ids=ids)
@@ -101,7 +101,7 @@ class Batch(dict[str, Tensor]):
 
 def measured(hooked: maskhooks.Hooked, ids: Tensor, steps: int, weights: float, **what: Any) -> dict[str, Any]:
     batch = Batch(ids, hooked.model)
-    recipe = dataclasses.replace(maskhooks.Recipe(), statistics_batches=1, baseline_steps=2)  # these are not measured
+    recipe = dataclasses.replace(maskhooks.Recipe(), statistics_batches=1, baseline_steps=2)  # not measured
     explainer = maskhooks.DiffMask(hooked, recipe=recipe, **what)
     explainer.fit([batch], steps=steps + 2, progress=False, accelerator="cuda" if GPU else "cpu", devices=1)
     found: dict[str, Any] = {name: getattr(batch, name).last(steps, weights) for name in ("forward", "both", "step")}
@@ -130,7 +130,7 @@ def main() -> None:
         costs[name] = measured(hooked, ids, steps, weights, **what)
         print(f"{name}: {costs[name]}", file=sys.stderr, flush=True)
     about = {"benchmark": "big_decoder", "quick": quick, "gpu": torch.cuda.get_device_name() if GPU else None}
-    about |= {"note": "" if GPU else "no GPU was there: a small decoder ran on the CPU", "torch": torch.__version__}
+    about |= {"note": "" if GPU else "there was no GPU: a small decoder ran on the CPU", "torch": torch.__version__}
     about |= {"parameters": sum(weight.numel() for weight in model.parameters()), "weights_gib": weights}
     print(json.dumps({**about, "batch": size, "length": length, "costs": costs}))
 

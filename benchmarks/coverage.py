@@ -1,11 +1,11 @@
-"""Which model types of transformers can be hooked and masked, tried one by one on tiny random models.
+"""Tries which model types of transformers can be hooked and masked, one by one, on tiny random models.
 
-For each task of transformers every type that it lists is built from its own configuration class (see `tiny.py`,
-`ladder.py`), and checked: wrapped; ordered hidden sites and an input site found; open gates equal bit for bit;
-gradients to closed values exactly zero where those to open ones are not; the bypass test run (these two at up to eight
-sites of a kind); the expected L0 of a fixed batch falls in ten steps without a constraint; every probe gets a finite,
-non-zero gradient from the whole objective; afterwards the model is bit for bit what it was. Each type is tried in a
-process of its own with a time limit.
+Every type that transformers lists for a task is built from its own configuration class (see `tiny.py`, `ladder.py`).
+The checks: the model can be wrapped; ordered hidden sites and an input site are found; open gates give equal bits;
+gradients to closed values are exactly zero, and those to open ones are not; the bypass test answers (these two at up
+to eight sites of a kind); the expected L0 of a fixed batch falls in ten steps without a constraint; every probe gets a
+finite, non-zero gradient from the whole objective; the model is unchanged bit for bit. Each type runs in its own
+process, with a time limit.
 
     python benchmarks/coverage.py [--quick] [--only TASK] [--types a,b] [--save FILE] [--matrix FILE]
     python benchmarks/coverage.py --from FILE [FILE ...] [--matrix FILE]
@@ -87,11 +87,11 @@ def classes(task: str) -> dict[str, str]:
 
 
 class CheckError(Exception):
-    """A check did not hold; the message says which and how."""
+    """A check failed; the message says which, and how."""
 
 
 def tried(kind: str, class_name: str) -> dict[str, Any]:
-    """What came of one type: `ok`, `reason`, `kinds`, `bypassed`, `attends`; or `not_buildable`."""
+    """The result of one type: `ok`, `reason`, `kinds`, `bypassed`, `attends`; or `not_buildable`."""
     try:
         model, batch = tiny.build(getattr(transformers, class_name), transformers.CONFIG_MAPPING[kind])
     except tiny.BuildError as error:
@@ -103,7 +103,7 @@ def tried(kind: str, class_name: str) -> dict[str, Any]:
         before = remembered(model)
         checked(model, batch, found)
         if not same(before, remembered(model)):
-            raise CheckError("the model is not what it was")
+            raise CheckError("the model changed")
         found["ok"] = True
     except CheckError as error:
         found["reason"] = str(error)
@@ -115,10 +115,10 @@ def tried(kind: str, class_name: str) -> dict[str, Any]:
 
 
 def checked(model: nn.Module, batch: Any, found: dict[str, Any]) -> None:
-    """Fills in what is found.
+    """Run the checks, and fill in `found`.
 
     Raises:
-        CheckError: a check does not hold.
+        CheckError: a check fails.
     """
     hooked = maskhooks.wrap(model)
     found["kinds"] = [kind for kind in KINDS if hooked.sites.tagged(kind)]
@@ -144,7 +144,7 @@ def checked(model: nn.Module, batch: Any, found: dict[str, Any]) -> None:
 
 
 def some(sites: list[Site]) -> list[Site]:
-    """At most eight of them, the first and the last too."""
+    """At most eight sites, including the first and the last."""
     step = max(1, -(-(len(sites) - 1) // 7))
     return sites if len(sites) <= 8 else [*sites[:-1:step], sites[-1]]
 
@@ -191,7 +191,7 @@ def closed_gates_stop_gradients(hooked: Hooked, batch: Any, site: Site) -> None:
 
 
 def explainers(hooked: Hooked) -> list[DiffMask]:
-    """DiffMask on hidden states, and on inputs as known from the states that have the same positions."""
+    """DiffMask on hidden states, and on inputs conditioned on the states with the same positions."""
     made = [DiffMask(hooked, some(hooked.sites.tagged("hidden")))]
     for site in hooked.sites.tagged("input"):
         alike = [one for one in hooked.sites.tagged("hidden") if positions(one) == positions(site)]
@@ -216,7 +216,7 @@ def masks_learn(explainer: DiffMask, batch: Any) -> None:
         objective = explainer.recipe.make_objective(explainer.margin)
         objective.start(closed_divergence(clean, group, kl).mean())
         for vote in masking.votes:
-            vote.probe.zero_grad()  # maskings of deeper states share the votes of those before
+            vote.probe.zero_grad()  # maskings of deeper states share the votes of earlier ones
         samples, outputs = masked_pass(clean, group, generator(0, 1))
         divergence = kl(clean.outputs, outputs)
         objective(samples, divergence, penalty(clean.outputs, outputs, divergence)).backward()
@@ -245,7 +245,7 @@ def sparsity_falls(clean: Clean, masking: Masking) -> bool:
 
 
 def remembered(model: nn.Module) -> list[Any]:
-    """All that must be as it was: weights, buffers, flags, hooks, attributes, and the random state."""
+    """All that must not change: weights, buffers, flags, hooks, attributes, and the random state."""
     weights = [(name, bits(weight), weight.requires_grad) for name, weight in model.state_dict(keep_vars=True).items()]
     modules = [
         (name, module.training, sorted(vars(module)), [len(hooks) for hooks in hooks_of(module)])
@@ -271,7 +271,7 @@ def bits(tensor: Tensor) -> tuple[Any, bytes]:
 
 
 def alone(kind: str, class_name: str) -> dict[str, Any]:
-    """What `tried` gives, from a process of its own; it is forked, so that libraries are imported once."""
+    """Run `tried` in its own process, forked, so that libraries are imported once."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, kind, class_name))
@@ -298,7 +298,7 @@ def _child(sender: Connection, kind: str, class_name: str) -> None:
 
 
 def merged(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """Results saved in several runs; where a type was tried in two of them, the later file counts."""
+    """The results of several runs; for a type that was tried twice, the later file counts."""
     results: dict[str, dict[str, Any]] = {}
     for file in files:
         for task, of_task in json.loads(file.read_text(encoding="utf-8")).items():
@@ -307,11 +307,11 @@ def merged(files: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def try_all(only: str | None, types: str | None, quick: bool, save: Path | None) -> dict[str, dict[str, Any]]:
-    """What came of each type, by task."""
+    """The result of each type, by task."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    tried("bert", "BertForSequenceClassification")  # loads what all types need, once for all processes
+    tried("bert", "BertForSequenceClassification")  # loads shared code once for all processes
     results: dict[str, dict[str, Any]] = {}
     for task in [only] if only else list(TASKS):
         wanted = types.split(",") if types else QUICK.get(task, ()) if quick else None
@@ -331,10 +331,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a dozen types, under a minute")
     parser.add_argument("--only", choices=list(TASKS), help="one task")
-    parser.add_argument("--types", help="these model types, with commas between")
-    parser.add_argument("--save", type=Path, help="write what came of each type, as JSON, after each one")
-    parser.add_argument("--from", nargs="+", type=Path, dest="saved", metavar="FILE", help="of these; nothing is tried")
-    parser.add_argument("--matrix", type=Path, help="write a table of types by kind of site, in Markdown")
+    parser.add_argument("--types", help="model types, separated by commas")
+    parser.add_argument("--save", type=Path, help="write the results as JSON, after each type")
+    parser.add_argument(
+        "--from", nargs="+", type=Path, dest="saved", metavar="FILE", help="summarise saved results; try nothing"
+    )
+    parser.add_argument("--matrix", type=Path, help="write a Markdown table of types by kind of site")
     given = parser.parse_args()
     results = merged(given.saved) if given.saved else try_all(given.only, given.types, given.quick, given.save)
     if given.matrix:

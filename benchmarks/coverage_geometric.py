@@ -1,15 +1,15 @@
-"""Which convolutions of PyTorch Geometric can be hooked and masked, tried one by one.
+"""Tries which convolutions of PyTorch Geometric can be hooked and masked, one by one.
 
 Every class in `torch_geometric.nn.conv` is built from the names of its arguments, run on a small graph with a self-loop
-and an edge that occurs twice, and checked:
+and a repeated edge, and checked:
 
 - each message site fires, in every layer inside;
 - with all gates open the output is equal bit for bit;
 - with all gates closed the gradient to every message is exactly zero, and with open ones it is not;
-- there are as many gates as messages were sent, each between the nodes that PyG's own hook on `propagate` names, and,
-  where a layer sends once and answers for each node, a message changes the output of its target alone;
+- there is one gate per message, each between the nodes that PyG's own hook on `propagate` names, and, if a layer sends
+  once and its output is per node, a message changes the output of its target only;
 - with a weight of one on each edge in every layer at once the output is equal bit for bit;
-- afterwards the model is bit for bit what it was: hooks, flags, attributes, weights, random state.
+- the model is unchanged bit for bit: hooks, flags, attributes, weights, random state.
 
     python benchmarks/coverage_geometric.py [--quick] [--only NAME,...]
 """
@@ -51,7 +51,7 @@ METADATA = (["a", "b"], [("a", "to", "b"), ("b", "of", "a"), ("a", "with", "a")]
 QUICK = ("GCNConv", "GATConv", "RGCNConv", "TAGConv", "SAGEConv", "ARMAConv", "HGTConv", "HypergraphConv", "GPSConv")
 NO_MESSAGES = {
     "WLConv": "hashes colours, and sends no messages",
-    "XConv": "is no message passing layer",
+    "XConv": "is not a message passing layer",
     "FusedGATConv": "is one call of the compiled library dgNN, and sends no messages",
 }
 
@@ -61,7 +61,7 @@ def mlp(inputs: int, outputs: int = WIDTH) -> nn.Module:
 
 
 def arguments(name: str, kind: type[nn.Module]) -> dict[str, Any]:
-    """Arguments for a class by their names."""
+    """Arguments for a class, by name."""
     takes = inspect.signature(kind.__init__).parameters
     forward = inspect.signature(kind.forward).parameters
     by_name: dict[str, Any] = {
@@ -120,7 +120,7 @@ def arguments(name: str, kind: type[nn.Module]) -> dict[str, Any]:
 
 
 def inputs(name: str, module: nn.Module) -> dict[str, Any]:
-    """What its forward takes, by the names of its arguments."""
+    """Arguments for the module's forward, by name."""
     x = torch.randn(NODES, WIDTH)
     by_name: dict[str, Any] = {
         "x": x,
@@ -139,7 +139,7 @@ def inputs(name: str, module: nn.Module) -> dict[str, Any]:
     optional = {"edge_weight": torch.rand(EDGES.shape[1]), "edge_attr": torch.rand(EDGES.shape[1], 2)}
     takes = inspect.signature(module.forward).parameters
     if name == "FAConv":
-        del optional["edge_weight"]  # it normalises by itself
+        del optional["edge_weight"]  # FAConv normalises edges itself
     if name == "DNAConv":
         by_name["x"] = torch.randn(NODES, 3, WIDTH)
     if name == "HeteroConv":
@@ -153,7 +153,7 @@ def inputs(name: str, module: nn.Module) -> dict[str, Any]:
 
 
 class Net(nn.Module):
-    """A model with one convolution, whose outputs are one tensor."""
+    """A model with one convolution, and one tensor as output."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Net(nn.Module):
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All that must be the same before and after."""
+    """All that must not change."""
     found: dict[str, Any] = {"rng": torch.get_rng_state().tolist()}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
@@ -179,7 +179,7 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 def sent(model: Net, batch: Any) -> dict[str, list[tuple[int, int]]]:
-    """Source and target of the messages of each layer, as PyG's own hook on `propagate` has them."""
+    """The source and target of each layer's messages, from PyG's own hook on `propagate`."""
     found: dict[str, list[tuple[int, int]]] = {}
     handles = []
     for name, module in model.named_modules():
@@ -201,12 +201,12 @@ def sent(model: Net, batch: Any) -> dict[str, list[tuple[int, int]]]:
 
 
 def check(name: str, kind: type[nn.Module]) -> str:
-    """What is wrong with one convolution, nothing where all is well."""
+    """What is wrong with one convolution; empty if nothing is."""
     torch.manual_seed(0)
     model = Net(kind(**arguments(name, kind)))
     batch = inputs(name, model.conv)
     with torch.no_grad():
-        model(batch)  # weights of a lazy module are made by its first call
+        model(batch)  # the first call creates the weights of a lazy module
     model.train()
     for weight in list(model.parameters())[::2]:
         weight.requires_grad_(False)
@@ -261,14 +261,14 @@ def check_site(hooked: Hooked, batch: Any, site: Site, truth: list[tuple[int, in
     if not same(usual, found[1.0][0]):
         return f"open gates change the output by {float((usual - found[1.0][0]).abs().max()):.2g}"
     if not any(grad is not None and bool(grad.any()) for grad in found[1.0][1]):
-        return "no gradient comes back with open gates"
+        return "no gradient flows through open gates"
     if any(grad is not None and bool(grad.any()) for grad in found[0.0][1]):
-        return "a gradient comes back through closed gates"
+        return "a gradient flows through closed gates"
     return reach(hooked, batch, site, value, truth, usual)
 
 
 def reach(hooked: Hooked, batch: Any, site: Site, value: Tensor, truth: Any, usual: Tensor) -> str:
-    """Whether each message changes the output of its target alone, where a layer sends once for each node."""
+    """The message, if any, that changes more than the output of its target, if a layer sends once for each node."""
     once = usual.shape[0] == NODES and usual.dim() > 1 and set(batch) & {"edge_index"}
     layer = dict(hooked.model.named_modules())[site.module.removesuffix(".message")]
     if not once or layer is not hooked.model.conv or calls(hooked, batch, site) != 1:
@@ -296,7 +296,7 @@ def started(value: Tensor) -> Zero:
 
 
 def hetero(batch: Any) -> bool:
-    """Whether a layer may number the nodes of all types in one row; edges then have the types' own numbers."""
+    """Whether a layer may number nodes across all types, while edges use each type's own numbers."""
     return "edge_index_dict" in batch
 
 
@@ -311,7 +311,7 @@ def names(quick: bool, only: str | None) -> list[str]:
 
 
 def missing(error: BaseException) -> bool:
-    """Whether a compiled library that PyG needs for it is not here."""
+    """Whether the error says that a compiled library of PyG is missing."""
     text = str(error)
     return isinstance(error, (ImportError, ModuleNotFoundError)) or any(
         word in text for word in ("requires", "torch-cluster", "torch-spline", "pyg-lib", "pylibcugraph", "dgNN")
@@ -321,7 +321,7 @@ def missing(error: BaseException) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="nine convolutions")
-    parser.add_argument("--only", help="names, with commas")
+    parser.add_argument("--only", help="names, separated by commas")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

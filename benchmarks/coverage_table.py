@@ -1,4 +1,4 @@
-"""What `coverage.py` found out, as figures of a task and as a table of types by kind of site."""
+"""Summarises the results of `coverage.py`, as figures per task and as a table of types by kind of site."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 KINDS = ("input", "hidden", "head", "mlp")
 _ABOUT = """# Kinds of sites by model type
 
-Written by `python benchmarks/coverage.py --from RESULTS ... --matrix FILE`; what was tried is [told here](coverage.md).
-`tasks`: for how many of the tasks the type was tried; a kind of site is there if it was found for any of them.
-`bypassed`: information goes around a hidden state, as around a decoder's by cross-attention.
+Written by `python benchmarks/coverage.py --from RESULTS ... --matrix FILE`; [what was tried](coverage.md).
+`tasks`: the number of tasks that the type was tried for; a kind of site counts if it was found for any of them.
+`bypassed`: information bypasses a hidden state, such as a decoder's, by cross-attention.
 """
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One task's figures; types that cannot be built count neither way."""
+    """One task's figures; types that cannot be built do not count."""
     built = {kind: one for kind, one in results.items() if "not_buildable" not in one}
     attend = {kind: one for kind, one in built.items() if one["attends"]}
     return {
@@ -34,7 +34,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def matrix(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A page in Markdown: a table of each type of model by kind of site, over all tasks."""
+    """A Markdown page with a table of model types by kind of site, over all tasks."""
     rows: dict[str, dict[str, Any]] = {}
     for of_task in results.values():
         for kind, one in of_task.items():

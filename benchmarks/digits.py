@@ -1,7 +1,7 @@
-"""The digits task (De Cao et al. 2020, table 1 and figure 3): are attributions the true ones, over seeds?
+"""The digits task (De Cao et al. 2020, table 1 and figure 3): compares attributions with the truth, over seeds.
 
-Each seed trains a model of its own and DiffMask on it three times: on the hidden state, on the input given the hidden
-state (figure 3e, right), and on the input given itself (figure 3e, left), where nothing can be dropped yet.
+Each seed trains its own model, and DiffMask on it three times: on the hidden state, on the input given the hidden state
+(figure 3e, right), and on the input given itself (figure 3e, left), where nothing can be dropped yet.
 
     python benchmarks/digits.py [--seeds 5] [--quick]
 """
@@ -61,7 +61,7 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     others = {
-        # KL is infinite: erasure gives some needed tokens nothing, and JSON has no infinity
+        # KL is infinite, because erasure gives some needed tokens zero, and JSON has no infinity
         "erasure": {**digits.distances(validation.erasure(), validation), "kl": None},
         "random": digits.distances(
             digits.attribution(Random(hooked, digits.HIDDEN).explain(everything), validation), validation

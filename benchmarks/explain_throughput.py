@@ -1,15 +1,15 @@
-"""What explaining much data costs over the bare model, how much memory it takes, and what kills leave of it.
+"""The cost of explaining much data over the bare model, its memory, and its recovery from kills.
 
 Sentences of the Stanford Sentiment Treebank, repeated with their words rotated, through a BERT encoder of 6 layers with
 masks on all its hidden states. One thread.
 
-- cost: CPU seconds of `explain_to` (batches of like length, tokenised; masks, rows, files) over those of the model
-  alone on the same batches, tokenised too, without gradients. Texts come in portions of one file each; each portion is
-  explained between two times that the bare model runs on it, and the median of the ratios is given.
-- peak_mb: the largest resident memory of a process of `maskhooks explain`, from its start to page and plots, for two
-  lengths of data (Linux).
-- rows_lost, rows_doubled: after five SIGKILLs at random moments and as many times going on, against a run that was left
-  alone. different_files counts files that are not equal byte for byte.
+- cost: CPU seconds of `explain_to` (batches of similar length, tokenised; masks, rows, files) over those of the model
+  alone on the same batches, also tokenised, without gradients. Texts come in portions of one file each; each portion is
+  explained between two runs of the bare model on it. The result is the median ratio.
+- peak_mb: the peak resident memory of a `maskhooks explain` process, including page and plots, for two lengths of data
+  (Linux).
+- rows_lost, rows_doubled: after five SIGKILLs at random moments, each followed by a restart, against an uninterrupted
+  run. different_files counts files that differ in any byte.
 
     MASKHOOKS_DATA=shared python benchmarks/explain_throughput.py [--texts 100000] [--quick]
 
@@ -50,9 +50,9 @@ from maskhooks.model.task import Task
 BATCH, BATCHES = 32, 32
 PORTION = BATCH * BATCHES
 FILES = {"batch_size": BATCH, "batches": BATCHES}
-SMALL = {"batch_size": 8, "batches": 4}  # many files, so that kills meet all of what happens to one
+SMALL = {"batch_size": 8, "batches": 4}  # many files, so that kills hit every stage of writing one
 KILLS = 5
-# A process cannot be asked for its peak from outside: what a parent used before it started the process counts in.
+# The process reports its own peak: measured from outside, it would include memory of the parent before the start.
 MEASURED = """
 import atexit, pathlib, sys
 status = pathlib.Path(sys.argv.pop(1))
@@ -67,7 +67,7 @@ def say(text: str) -> None:
 
 
 def texts_of(sentences: list[Record], count: int) -> list[str]:
-    """Sentences one after the other; each time round, their words begin one further on."""
+    """The sentences in order; each repetition rotates their words by one more."""
     found = []
     for index in range(count):
         words = sentences[index % len(sentences)].text.split(" ")
@@ -89,7 +89,7 @@ def length(record: Record) -> int:
 
 
 class Bench:
-    """A model, masks on its hidden states after a few steps, and a folder to work in."""
+    """A model, masks on its hidden states after a few steps, and a working folder."""
 
     def __init__(self, model: Path, sentences: list[Record], work: Path) -> None:
         self.model, self.sentences, self.work = str(model), sentences, work
@@ -106,7 +106,7 @@ class Bench:
         return [Record(text) for text in texts_of(self.sentences, count)]
 
     def bare(self, records: list[Record]) -> float:
-        """CPU seconds of the model alone, with the batches that `explain_to` makes."""
+        """CPU seconds of the model alone, on the batches of `explain_to`."""
         task: Task = self.hooked.task
         portions = Chunks(records, self.collate, BATCH, length, BATCHES, (0, 1))
         start = time.process_time()
@@ -145,7 +145,7 @@ class Bench:
         }
 
     def peak(self, count: int) -> dict[str, float]:
-        """Of a process of the command line."""
+        """The peak memory of a command-line process, its seconds, and the size of its files."""
         data = write_texts(self.work / f"texts-{count}.csv", texts_of(self.sentences, count))
         out, status = self.work / f"out-{count}", self.work / "status"
         words = ["explain", str(self.run), self.model, "--data", str(data), "--out", str(out), "--device", "cpu"]
@@ -160,7 +160,7 @@ class Bench:
         return {"peak_mb": int(peak) / 1024, "seconds": seconds, "mb_on_disk": size / 2**20}
 
     def kills(self, count: int, seed: int) -> dict[str, int]:
-        """Rows after kills against rows of a run that was left alone; files small, so that there are many."""
+        """Compare rows after kills with those of an uninterrupted run; files are small, so there are many."""
         records, folders = self.records(count), (self.work / "alone", self.work / "killed")
         moments = random.Random(seed)
         begun = time.perf_counter()
@@ -175,10 +175,10 @@ class Bench:
             time.sleep(moments.uniform(0, whole / (KILLS + 2)))
             os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
-            assert os.WIFSIGNALED(status), "it had come to its end before it was killed"
+            assert os.WIFSIGNALED(status), "it ended before it was killed"
             killed += 1
             files = len(maskhooks.Shards(folders[1])) if (folders[1] / "_manifest.json").exists() else 0
-            say(f"kill {killed}: {files} files are there")
+            say(f"kill {killed}: {files} files")
         self.explain(records, folders[1], **SMALL)
         keys = ["example", "site", "depth", "position"]
         alone, after = (pd.read_parquet(folder, columns=keys).astype({"site": str}) for folder in folders)
@@ -196,9 +196,9 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=100_000, help="the larger length of data; the other is a fifth")
-    parser.add_argument("--portions", type=int, default=12, help=f"how many times {PORTION} texts are timed")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
+    parser.add_argument("--texts", type=int, default=100_000, help="the larger number of texts; the smaller is a fifth")
+    parser.add_argument("--portions", type=int, default=12, help=f"how many portions of {PORTION} texts to time")
+    parser.add_argument("--seed", type=int, default=0, help="the random seed of the times of kills")
     parser.add_argument("--quick", action="store_true", help="few texts, under a minute")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -45,11 +45,11 @@ from maskhooks.plugins.registry import registry
 
 steps, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 opened = choose("pyramid://8", registry.parts(SOURCES)).open("pyramid://8")
-rows = registry.make(EXPLAINERS, "gradient-norm", hooked=opened.hooked).explain_all(opened.validation)
+rows = registry.make(EXPLAINERS, "gradient-norm", {"hooked": opened.hooked}).explain_all(opened.validation)
 seconds = {}
 for name in ("diffmask", "shared-mask"):
     recipe = {"name": "example", "steps": steps}
-    mask = registry.make(EXPLAINERS, name, hooked=opened.hooked, recipe=recipe, **settings)
+    mask = registry.make(EXPLAINERS, name, {"hooked": opened.hooked}, recipe=recipe, **settings)
     start = time.perf_counter()
     mask.fit(opened.train, opened.validation, progress=False, accelerator="cpu")
     seconds[name] = time.perf_counter() - start

@@ -1,17 +1,17 @@
-"""Edges of known motifs: does GraphMask rank them above the others, beside PyTorch Geometric's explainers?
+"""Edges of known motifs: how GraphMask and PyTorch Geometric's explainers rank them.
 
-BA-Shapes, BA-Community, Tree-Cycles and Tree-Grid (a node's class; Ying et al. 2019), and Mutagenicity (a molecule's;
-mutagens with an NO2 or NH2 group). For each data set one network of the usual kind is trained: three graph
-convolutions of 20 units without normalised adjacency, embeddings of length 1 (as in PGExplainer, Luo et al. 2020).
-All explainers are given this network and the same instances: nodes of motifs with what lies within three steps, or
-molecules. The figure is the area under the ROC curve of edge scores against the motifs' edges, over all instances.
-The graphs are undirected: GraphMask has one gate for both directions of an edge, and the peers' scores count as they
-are, and as the mean of both directions, whichever is better. GraphMask's settings were chosen on other instances than
-those reported: nodes of other motifs, other molecules.
+BA-Shapes, BA-Community, Tree-Cycles and Tree-Grid (node classes; Ying et al. 2019), and Mutagenicity (classes of
+molecules; mutagens with an NO2 or NH2 group). For each data set one network of the usual kind is trained: three graph
+convolutions of 20 units without normalised adjacency, embeddings of length 1 (as in PGExplainer, Luo et al. 2020). All
+explainers get this network and the same instances: nodes of motifs with their three-hop neighbourhoods, or molecules.
+The result is the area under the ROC curve of edge scores against the motifs' edges, over all instances. The graphs are
+undirected: GraphMask has one gate for both directions of an edge, and the peers' scores count unchanged and as the mean
+of both directions, whichever is better. GraphMask's settings were chosen on other instances than those reported: nodes
+of other motifs, other molecules.
 
     python benchmarks/graphs.py [--seeds 5] [--instances 20] [--only tree_cycles] [--quick]
 
-Data: $MASKHOOKS_DATA/data/graphs (default ../shared/data/graphs). Trained networks are kept in --cache.
+Data: $MASKHOOKS_DATA/data/graphs (default ../shared/data/graphs). Trained networks are cached in --cache.
 """
 
 from __future__ import annotations
@@ -55,35 +55,33 @@ DATA = Path(os.environ.get("MASKHOOKS_DATA", "../shared")) / "data" / "graphs"
 NODES = ("ba_shapes", "ba_community", "tree_cycles", "tree_grid")
 MOLECULES = "mutagenicity"
 HOPS = HIDDEN_LAYERS = 3
-# An edge taken out of a sum is one that is not there, hence the zero baseline for nodes. Without any message all
-# molecules get one answer, which no single edge changes, so that a learned one serves there.
+# A zero message equals a missing edge in a sum, so nodes use the zero baseline. Without any message all molecules get
+# the same answer, which no single edge changes, so molecules use a learned one.
 FOR_NODES = {"margin": 0.3, "baseline": "zero", "gate": "hard-concrete", "steps": 600, "learning_rate": 2e-3}
 FOR_MOLECULES = {
     "margin": 0.2, "baseline": "learned", "gate": "hard-concrete-rounded", "steps": 400, "learning_rate": 5e-3,
 }  # fmt: skip
 OURS: dict[str, dict[str, Any]] = {**dict.fromkeys(NODES, FOR_NODES), MOLECULES: FOR_MOLECULES}
-SET = (
-    20  # instances of a set; settings were chosen on the first two sets of each data set, and none of these is reported
-)
+SET = 20  # instances per set; settings were chosen on the first two sets of each data set, which are not reported
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much each explainer is given."""
+    """The budget of each explainer."""
 
     instances: int = 20
-    steps: float = 1.0  # of the usual number
+    steps: float = 1.0  # multiple of the usual number
     gnn_epochs: int = 100
     pg_epochs: int = 30
     graphmask_epochs: int = 100  # for each of three layers
-    model_epochs: float = 1.0  # of the usual number
+    model_epochs: float = 1.0  # multiple of the usual number
 
 
 QUICK = Effort(instances=4, steps=0.1, gnn_epochs=10, pg_epochs=3, graphmask_epochs=2, model_epochs=0.1)
 
 
 class GCN(nn.Module):
-    """Three convolutions whose outputs have length 1; nodes are read from all three, graphs from the last."""
+    """Three convolutions with outputs of length 1; the head reads all three for nodes, the last for graphs."""
 
     def __init__(self, features: int, classes: int, *, graphs: bool, hidden: int = 20) -> None:
         super().__init__()
@@ -102,18 +100,18 @@ class GCN(nn.Module):
         if not self.graphs:
             nodes: Tensor = self.head(torch.cat(found, -1))
             return nodes
-        whose = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
-        pooled: Tensor = self.head(torch.cat([global_max_pool(x, whose), global_mean_pool(x, whose)], -1))
+        graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
+        pooled: Tensor = self.head(torch.cat([global_max_pool(x, graph), global_mean_pool(x, graph)], -1))
         return pooled
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A trained network, what is explained, and what explainers may learn from.
+    """A trained network, the instances to explain, and the data that explainers may learn from.
 
     Attributes:
-        chosen_on: the numbers of the nodes or molecules that settings were chosen on.
-        reported_on: those of the instances.
+        chosen_on: the indices of the nodes or molecules that settings were chosen on.
+        reported_on: the indices of the instances.
     """
 
     name: str
@@ -173,27 +171,27 @@ def node_problem(name: str, cache: Path, effort: Effort) -> Problem:
 
 
 def motifs(data: Data) -> list[int]:
-    """The number of each node's motif: the part that it is in where only edges of motifs are left."""
+    """The index of each node's motif: its connected component among the motifs' edges."""
     ends = data.edge_index[:, data.truth].numpy()
     graph = scipy.sparse.coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), (data.num_nodes,) * 2)
     return [int(number) for number in scipy.sparse.csgraph.connected_components(graph, directed=False)[1]]
 
 
-def held_out(order: Sequence[int], whose: Sequence[int], count: int) -> tuple[list[int], list[int]]:
-    """Those that settings were chosen on, and the next ones that share no motif (or molecule) with them.
+def held_out(order: Sequence[int], motif_of: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+    """The instances that settings were chosen on, and the next ones that share no motif (or molecule) with them.
 
-    The former are two sets, of which the second shares none with the first.
+    The former are two sets; the second shares no motif with the first.
     """
     chosen_on: list[int] = []
     for size in (SET, SET, count):
-        taken = {whose[number] for number in chosen_on}
-        found = [number for number in order if whose[number] not in taken][:size]
+        taken = {motif_of[number] for number in chosen_on}
+        found = [number for number in order if motif_of[number] not in taken][:size]
         chosen_on += found
     return chosen_on[: -len(found)], found
 
 
 def surroundings(data: Data, node: int) -> Data:
-    """What lies within three steps of a node; its prediction is the same there."""
+    """The three-hop neighbourhood of a node, which leaves its prediction unchanged."""
     nodes, edges, root, inside = k_hop_subgraph(node, HOPS, data.edge_index, relabel_nodes=True)
     return Data(x=data.x[nodes], edge_index=edges, root_index=root, truth=data.truth[inside], num_nodes=len(nodes))
 
@@ -238,16 +236,16 @@ def molecule_problem(cache: Path, effort: Effort) -> Problem:
 
 
 def molecules() -> list[Data]:
-    """Mutagenicity, with 1 for each edge of an NO2 or NH2 group."""
+    """Mutagenicity; the truth is 1 for each edge of an NO2 or NH2 group."""
 
     def read(name: str, delimiter: str | None = None) -> Tensor:
         path = DATA / "Mutagenicity" / f"Mutagenicity_{name}.txt.gz"
         return torch.from_numpy(np.loadtxt(path, dtype=np.int64, delimiter=delimiter))
 
-    edges, whose = read("A", ",").T - 1, read("graph_indicator") - 1
+    edges, graph_index = read("A", ",").T - 1, read("graph_indicator") - 1
     truth, labels = read("edge_gt").bool(), read("graph_labels")
     x = F.one_hot(read("node_labels"), 14).float()
-    nodes, sizes = torch.bincount(whose), torch.bincount(whose[edges[0]], minlength=len(labels))
+    nodes, sizes = torch.bincount(graph_index), torch.bincount(graph_index[edges[0]], minlength=len(labels))
     parts = zip(
         x.split(nodes.tolist()), edges.split(sizes.tolist(), 1), truth.split(sizes.tolist()), labels.split(1),
         (nodes.cumsum(0) - nodes).tolist(), strict=True,
@@ -263,7 +261,7 @@ def batches(graphs: Sequence[Data], size: int) -> list[Batch]:
 
 
 def trained(path: Path, model: GCN, fit: Callable[[GCN], None]) -> GCN:
-    """The network, from the cache where it is there."""
+    """The trained network, from the cache if it is there."""
     torch.manual_seed(0)
     for part in model.modules():
         if hasattr(part, "reset_parameters"):
@@ -287,7 +285,7 @@ def auc(truth: Tensor, scores: Tensor) -> float:
 
 
 def both_ways(scores: Tensor, edges: Tensor) -> Tensor:
-    """For each edge the mean score of its two directions."""
+    """The mean score of each edge's two directions."""
     pair = undirected(*edges)
     return (scores.new_zeros(len(pair)).index_add(0, pair, scores) / pair.bincount(minlength=len(pair)))[pair]
 
@@ -303,7 +301,7 @@ def hook(problem: Problem) -> maskhooks.Hooked:
 
 
 def ours(problem: Problem, seed: int, effort: Effort) -> tuple[Tensor, dict[str, Any]]:
-    """GraphMask, amortised, one gate for an edge in all layers: scores, and what else is reported."""
+    """GraphMask, amortised, with one gate for an edge in all layers: its scores, and the other reported figures."""
     begun = time.perf_counter()
     settings = dict(OURS[problem.name])
     steps, rate = int(settings.pop("steps") * effort.steps), settings.pop("learning_rate")
@@ -332,7 +330,7 @@ def ours(problem: Problem, seed: int, effort: Effort) -> tuple[Tensor, dict[str,
 
 
 def explain_cost(explainer: GraphMask, batch: Batch, repeats: int = 63) -> float:
-    """The time of a batch's scores in bare forward passes of that batch."""
+    """The time to score a batch, in bare forward passes of that batch."""
     hooked = explainer.hooked
 
     def bare() -> None:
@@ -353,7 +351,7 @@ def explain_cost(explainer: GraphMask, batch: Batch, repeats: int = 63) -> float
 
 @torch.no_grad()
 def fidelity(problem: Problem, kept: Tensor) -> dict[str, float]:
-    """How often a prediction changes without the edges kept (plus), and with them alone (minus)."""
+    """How often a prediction changes without the kept edges (plus), and with them alone (minus)."""
     changed = {"fidelity_plus": 0, "fidelity_minus": 0}
     for graph, mine in zip(
         problem.instances, kept.split([graph.num_edges for graph in problem.instances]), strict=True
@@ -409,7 +407,7 @@ def peer(problem: Problem, name: str, model: GCN, effort: Effort) -> Tensor:
 
 @torch.no_grad()
 def state(problem: Problem, model: GCN) -> list[Any]:
-    """What a model must have again afterwards: what it answers, bit for bit, and the flags of its parts."""
+    """All that an explainer must not change: the model's output, bit for bit, and the flags of its parts."""
     graph = problem.instances[0]
     parts = [
         (part.training, getattr(part, "explain", None), len(part._forward_hooks), len(part._forward_pre_hooks))
@@ -432,7 +430,7 @@ def run(problem: Problem, seed: int, effort: Effort) -> dict[str, Any]:
         begun = time.perf_counter()
         try:
             found = peer(problem, name, own, effort)
-        except Exception as error:  # a peer that fails is reported as that
+        except Exception as error:  # a failing peer is reported, not scored
             row["peer_errors"][name] = f"{type(error).__name__}: {error}"
             continue
         row["peer_seconds"][name] = time.perf_counter() - begun
@@ -443,7 +441,7 @@ def run(problem: Problem, seed: int, effort: Effort) -> dict[str, Any]:
 
 
 def medians(rows: Sequence[dict[str, Any]], whether: Callable[..., bool] = all) -> dict[str, Any]:
-    """Over seeds, number by number; whether any has changed something, whether all have held to something."""
+    """Medians over seeds of every number; booleans are true if any seed changed something, or all kept to it."""
     found: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row[key] for row in rows if key in row]
@@ -460,9 +458,11 @@ def medians(rows: Sequence[dict[str, Any]], whether: Callable[..., bool] = all) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="of the explainers")
-    parser.add_argument("--instances", type=int, default=20, help="explained in each data set")
-    parser.add_argument("--graphmask-epochs", type=int, default=100, help="of PyG's GraphMaskExplainer, a layer")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds of the explainers")
+    parser.add_argument("--instances", type=int, default=20, help="instances to explain in each data set")
+    parser.add_argument(
+        "--graphmask-epochs", type=int, default=100, help="epochs of PyG's GraphMaskExplainer per layer"
+    )
     parser.add_argument("--only", nargs="*", default=[MOLECULES, *NODES], help="data sets")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "maskhooks-graphs")
     parser.add_argument("--quick", action="store_true", help="one seed, little training, under a minute")

@@ -1,7 +1,7 @@
-"""The ladder that `tiny.py` climbs: rules that make the sizes of a configuration small, one rung after another.
+"""The rules that `tiny.py` tries in turn to shrink the sizes of a configuration.
 
-Sizes are shrunk by the patterns of their names, with values that are None left alone, then filled in; then all sizes
-are divided alike; then only layers, words and experts made fewer.
+The first rules shrink sizes by the patterns of their names, first leaving None alone, then filling it in; the next
+divide all sizes by the same number; the last only reduce layers, words and experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 WORDS = 96
 LAYERS = 2
 
-# What a name says about a size; the first pattern that is found in the name counts. 0: no size, or left as it is.
+# The size that a name asks for, by the first pattern found in the name. 0: not a size, or left unchanged.
 _NAMES: tuple[tuple[str, int], ...] = (
     (r"indexer_kv_heads", 1),
     (r"indexer_budget|indexer_compress_ratio", 4),
@@ -52,11 +52,11 @@ _NAMES: tuple[tuple[str, int], ...] = (
     (r"num_buckets|max_distance|num_codevectors|relative_attention", 16),
 )
 
-Rung = Callable[[str, Any, Any], Any]  # a size's name, its value, and what the class itself says
+Rung = Callable[[str, Any, Any], Any]  # a size's name, its value, and the class's default
 
 
 def rungs() -> Iterator[Rung]:
-    """The rules, those that change least first."""
+    """The rules, starting with those that change least."""
     yield functools.partial(_by_name, derived=False)
     yield functools.partial(_by_name, derived=True)
     yield functools.partial(_by_name, derived=True, fill=True)
@@ -76,25 +76,25 @@ def rungs() -> Iterator[Rung]:
 
 
 def named(name: str, pattern: str) -> bool:
-    """Whether a pattern is found in a name."""
+    """Whether a name contains a pattern."""
     return re.search(pattern, name) is not None
 
 
 def number_of(name: str) -> int:
-    """The size that a name asks for; 0 where it is no size."""
+    """The size that a name asks for; 0 if it is not a size."""
     return next((size for pattern, size in _NAMES if named(name, pattern)), 0)
 
 
 def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool = False) -> Any:
-    """Sizes by their names.
+    """Shrink sizes by their names.
 
     Args:
-        derived: also those that the class derives from others where it is left to.
+        derived: also those that the class derives from others by default.
         fill: also those that are None.
     """
     size = number_of(name)
     if named(name, r"kv_shared_layers") and type(value) is int:
-        return 0  # of two layers none has the keys of one before it
+        return 0  # with two layers, none shares the keys of an earlier one
     if not size or isinstance(value, (bool, str)) or (isinstance(default, (str, NoneType)) and not derived):
         return value
     if value is None:
@@ -114,13 +114,13 @@ def _by_name(name: str, value: Any, default: Any, *, derived: bool, fill: bool =
 
 
 def _of_wider_heads(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with heads that together are twice as wide as a state, as state-space layers have them."""
+    """Like `_by_name`, but with heads that are together twice as wide as a state, as in state-space layers."""
     new = _by_name(name, value, default, derived=False)
     return min(value, 16) if type(value) is int and number_of(name) == 8 and named(name, r"head_?dim|d_head") else new
 
 
 def _attending(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with attention in the last layer, where the class has none unless told so."""
+    """Like `_by_name`, but with attention in the last layer, for classes that have none by default."""
     if name == "layer_types":
         return [(value or ["full_attention"])[0], "full_attention"]
     if named(name, r"layer_indices$") and value is None:
@@ -129,31 +129,31 @@ def _attending(name: str, value: Any, default: Any) -> Any:
 
 
 def _of_more_pixels(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with images that are twice as wide, for windows that still fit in at the last stage."""
+    """Like `_by_name`, but with images twice as wide, so that windows still fit at the last stage."""
     new = _by_name(name, value, default, derived=False)
     return min(value, 64) if type(value) is int and named(name, r"image_size") else new
 
 
 def _of_more_words(name: str, value: Any, default: Any) -> Any:
-    """As `_by_name`, with words enough for models that look at some by their numbers."""
+    """Like `_by_name`, but with enough words for models that use fixed token ids."""
     words = type(value) is int and number_of(name) == WORDS
     return min(value, 16384) if words else _by_name(name, value, default, derived=False)
 
 
 def _deep(name: str, value: Any, default: Any, *, derived: bool, layers: int) -> Any:
-    """As `_by_name`, with more layers, for kinds of layers that come only now and then."""
+    """Like `_by_name`, but with more layers, for kinds of layers that occur rarely."""
     if number_of(name) == LAYERS:
         return min(value, layers) if type(value) is int else value
     return _by_name(name, value, default, derived=derived)
 
 
 def _as_decoder(name: str, value: Any, default: Any) -> Any:
-    """As `_divided`, for classes that must be told that they are decoders."""
+    """Like `_divided`, for classes that must be configured as decoders."""
     return True if name == "is_decoder" else _divided(name, value, default, divisor=16)
 
 
 def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:
-    """All widths divided alike, so that they still fit each other."""
+    """Divide all widths by the same number, so that they still fit each other."""
     if named(name, r"depths"):
         return type(value)(min(item, 2) for item in value) if isinstance(value, (list, tuple)) else value
     size = number_of(name)
@@ -169,7 +169,7 @@ def _divided(name: str, value: Any, default: Any, *, divisor: int) -> Any:
 
 
 def _fewer(name: str, value: Any, default: Any) -> Any:
-    """Fewer layers, words, experts, positions and pixels; widths as they are."""
+    """Reduce layers, words, experts, positions and pixels; keep widths."""
     if named(name, r"depths|repeats$") and isinstance(value, (list, tuple)):
         return type(value)(1 for _ in value)
     if named(
@@ -180,12 +180,12 @@ def _fewer(name: str, value: Any, default: Any) -> Any:
 
 
 def _decoding(name: str, value: Any, default: Any) -> Any:
-    """As `_divided`, as a decoder, for classes that are one or refuse."""
+    """Like `_as_decoder`, but with a smaller divisor."""
     return True if name == "is_decoder" else _divided(name, value, default, divisor=4)
 
 
 def _layers_only(name: str, value: Any, default: Any) -> Any:
-    """As `_fewer`, with all experts, positions and pixels."""
+    """Like `_fewer`, but with all experts, positions and pixels."""
     if named(name, r"vocab_size|layers$|n_layers?$|num_layers"):
         return _by_name(name, value, default, derived=True)
     return value

@@ -1,9 +1,8 @@
-"""What gates on the states of a GRU cost: the forward step by step, and its gradients.
+"""The cost of gates on the states of a GRU: the forward step by step, and its gradients.
 
 `forward_N`: a forward with gates on every state, hidden size N, over the fused one; each opens and closes a tap.
-`forward_64_within`: the same without opening and closing, within a tap that stays open. `backward_768`: forward and
-backward to the gates, over the same with gates on the fused module's inputs. One thread, length 25, batch 32, medians
-of ratios of runs in turn.
+`forward_64_within`: the same inside a tap that stays open. `backward_768`: forward and backward to the gates, over the
+same with gates on the fused module's inputs. One thread, length 25, batch 32, median ratios of alternating runs.
 
     python benchmarks/recurrent_cost.py [--quick]
 """
@@ -87,7 +86,7 @@ def forward(size: int, repeats: int, *, within: bool = False) -> float:
 
 
 def _within(hooked: Hooked, onto: Replacement, fused: Callable[[], object], passes: int = 5) -> float:
-    """The cost of a forward within an open tap, over those before and after it."""
+    """The cost of a forward inside an open tap, over those before and after it."""
     before = sum(spent(fused) for _ in range(passes))
     with hooked.tap(replace={"h_l0:output": onto}):
         cost = sum(spent(fused) for _ in range(passes))

@@ -1,10 +1,10 @@
-"""How fast exact erasure goes through all sets of positions of a GRU's input.
+"""The speed of exact erasure over all sets of positions of a GRU's input.
 
-A GRU of 64 units with a linear head, one sentence of 20 positions; no set counts as a solution, so that all 2^20 are
-tried. `subsets_per_second`: of the search itself, a tree in which sets with a common beginning share states, through
-the library: states, head, distribution, criterion. `over_flat`: over plain torch that runs each set through embedded
-inputs, nn.GRU and head, at its best chunk size. One thread, medians of runs in turn; `peak_mb` is what the process
-takes more at most while it searches.
+A GRU of 64 units with a linear head, one sentence of 20 positions; no set counts as a solution, so all 2^20 are tried.
+`subsets_per_second`: sets per second of the search itself, a tree in which sets with a common prefix share states,
+through the library: states, head, distribution, criterion. `over_flat`: speed-up over plain torch that runs each set
+through embedded inputs, nn.GRU and head, at its best chunk size. One thread, medians of alternating runs; `peak_mb` is
+the additional peak memory of the process while it searches.
 
     python benchmarks/search_speed.py [--quick]
 """
@@ -50,19 +50,19 @@ class Reader(nn.Module):
 
 
 def never(original: Outputs, masked: Outputs) -> Tensor:
-    """Looks at the predictions, and lets none count as unchanged."""
+    """Compare the predictions, but accept none as unchanged."""
     return agreement(original, masked) * 0.5
 
 
 def spent(run: Callable[[], int]) -> float:
-    """Sets in a second of process time."""
+    """Sets per second of process time."""
     start = time.process_time()
     count = run()
     return count / (time.process_time() - start)
 
 
 def flat(model: Reader, ids: Tensor, chunk: int, sets: int) -> Callable[[], int]:
-    """So many sets of half the positions through nn.GRU."""
+    """Run this many sets of half the positions through nn.GRU."""
     embedded = model.embed(ids).detach()
 
     def run() -> int:
@@ -79,7 +79,7 @@ def flat(model: Reader, ids: Tensor, chunk: int, sets: int) -> Callable[[], int]
 
 
 def peak() -> float:
-    """The most memory the process has taken so far, in MB."""
+    """The peak memory of the process so far, in MB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (1e6 if platform.system() == "Darwin" else 1e3)
 
@@ -109,7 +109,7 @@ def main() -> None:
     for repeat in range(3 if quick else 15):
         shared.append(spent(search))
         alone.append(spent(flat(model, ids, best, sets)))
-        print(f"{repeat}: {shared[-1]:,.0f} and {alone[-1]:,.0f} sets a second", file=sys.stderr, flush=True)
+        print(f"{repeat}: {shared[-1]:,.0f} and {alone[-1]:,.0f} sets per second", file=sys.stderr, flush=True)
     result = {
         "subsets_per_second": statistics.median(shared),
         "over_flat": statistics.median(one / other for one, other in zip(shared, alone, strict=True)),

@@ -1,10 +1,10 @@
-"""DiffMask on a BERT for sentiment: how many inputs and hidden states can be masked while its predictions stay.
+"""DiffMask on a BERT for sentiment: how many inputs and hidden states can be masked without changing predictions.
 
 The small BERT of `$MASKHOOKS_DATA/models/minilm-sst5` and the trees of `$MASKHOOKS_DATA/data/sst` (default ../shared).
-Masks learn on nine tenths of the training sentences and are chosen on the last tenth; the dev sentences are read once,
-at the end. Inputs have a mask for each depth, read from the words and the state there. What is counted has gates
-rounded at one half; F1 is macro F1 against the labels over the whole dev set, and all figures are means over layers
-(De Cao et al. 2020, section 3.2 has them with sampled gates).
+Masks are trained on nine tenths of the training sentences and selected on the last tenth; the dev sentences are read
+once, at the end. Inputs have a mask for each depth, read from the words and the state there. Gates are rounded at one
+half; F1 is macro F1 against the labels over the whole dev set, and all figures are means over layers (De Cao et al.
+2020, section 3.2, use sampled gates).
 
     python benchmarks/sst_bert.py [--quick] [--stability] [--only hidden]
 """
@@ -48,12 +48,12 @@ TRAINED = {
 
 
 class Data:
-    """Sentences as batches of equal length, shortest first, so that little is padded.
+    """Sentences as batches of similar length, shortest first, with little padding.
 
     Args:
         sentences: trees with labels.
-        tokenizer: of the model.
-        size: sentences in a batch.
+        tokenizer: the model's tokenizer.
+        size: sentences per batch.
     """
 
     def __init__(self, sentences: Sequence[sst.Sentence], tokenizer: Any, size: int) -> None:
@@ -94,7 +94,7 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def measure(explainer: DiffMask, batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
-    """For each masked site and depth what gates rounded at one half do to the predictions for these batches."""
+    """Measure, for each masked site and depth, how gates rounded at one half change the predictions."""
     hooked, onward = explainer.hooked, list(dict.fromkeys(masking.site for masking in explainer.maskings))
     seen: list[list[list[Tensor]]] = [[] for _ in explainer.groups]
     for batch in batches:
@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="an eighth of all sentences and a few steps, under a minute"
     )
-    parser.add_argument("--stability", action="store_true", help="standard deviations over five seeds as well")
-    parser.add_argument("--only", choices=list(TRAINED), help="train this kind of mask alone")
+    parser.add_argument("--stability", action="store_true", help="also standard deviations over five seeds")
+    parser.add_argument("--only", choices=list(TRAINED), help="train only this kind of mask")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -163,7 +163,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     home = Path(os.environ.get("MASKHOOKS_DATA", "../shared"))
     path = home / "models" / "minilm-sst5"
-    # Plain attention: its backward pass in bfloat16 is several times faster on a CPU than the fused one's.
+    # Eager attention: in bfloat16 on a CPU its backward pass is several times faster than that of fused attention.
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     ).eval()

@@ -1,11 +1,11 @@
-"""Masks of a GRU's words beside the true optimum: non-amortised DiffMask, REINFORCE and exact search (table 2).
+"""Masks of a GRU's words compared with the true optimum: non-amortised DiffMask, REINFORCE and exact search (table 2).
 
 A single-layer GRU reads the word pieces of `$MASKHOOKS_DATA/data/sst` (default ../shared) as frozen word embeddings of
 `$MASKHOOKS_DATA/models/minilm-sst5`, in packed sequences, trained from scratch. Positions are words: their pieces
-are gated together, and an erased word's embeddings are zero. For each dev sentence that is short enough the smallest
-sets of words that keep the prediction are searched for, all of them. Masks are rounded at one half, and compared with
-the best matching one of these, as they are: none is tried on the model, and none is repaired. Figures are means over
-sentences (De Cao et al. 2020, section 3.2); a set without words against one without counts 1, against any other 0.
+are gated together, and an erased word's embeddings are zero. For each dev sentence that is short enough, the search
+finds all smallest sets of words that keep the prediction. Masks are rounded at one half, and compared directly with the
+best matching set: none is tried on the model, and none is repaired. Figures are means over sentences (De Cao et al.
+2020, section 3.2); an empty set against an empty set counts 1, against any other 0.
 
     python benchmarks/sst_gru.py [--quick] [--tune] [--cache FOLDER]
 """
@@ -50,14 +50,14 @@ TRAINED: dict[str, Any] = {
     "dropout": 0.3,
     "epochs": 6,
     "batch": 64,
-    "scale": 5.0,  # of the embeddings, whose deviation is then about .28
-    "held_out": 1000,  # training sentences on which settings of explainers are tried
+    "scale": 5.0,  # factor of the embeddings; their standard deviation is then about .28
+    "held_out": 1000,  # training sentences for tuning the explainers
     "seed": 0,
 }
 MARGIN = 0.02
-# What suits each on the sentences held out; everything else is the same for both.
-TUNED: dict[str, dict[str, float]] = {"diffmask": {}, "reinforce": {"free_rate": 0.3}}
-TOGETHER = 211  # sentences of like length explained in one batch
+# The best settings of each on the held-out sentences; everything else is the same for both.
+TUNED: dict[str, dict[str, float]] = {"diffmask": {}, "reinforce": {"logit_learning_rate": 0.3}}
+TOGETHER = 211  # sentences of similar length explained in one batch
 SITE = "rnn.inputs:output"
 Batch = dict[str, Tensor]
 
@@ -83,7 +83,7 @@ class Data:
 
     Args:
         sentences: trees with labels.
-        tokenizer: of the model whose embeddings are taken.
+        tokenizer: the tokenizer of the model with these embeddings.
     """
 
     def __init__(self, sentences: Sequence[sst.Sentence], tokenizer: Any) -> None:
@@ -100,7 +100,7 @@ class Data:
         return len(self.sentences)
 
     def batch(self, chosen: Sequence[int]) -> Batch:
-        """Some sentences; `words` has the number of each piece's word."""
+        """A batch of sentences; `words` holds the word index of each piece."""
         return {
             "ids": pad_sequence([self._ids[one] for one in chosen], batch_first=True),
             "lengths": torch.tensor([len(self._ids[one]) for one in chosen]),
@@ -109,11 +109,11 @@ class Data:
         }
 
     def pieces(self, number: int) -> int:
-        """How many word pieces a sentence has."""
+        """The number of word pieces of a sentence."""
         return len(self._ids[number])
 
     def upto(self, words: int) -> list[int]:
-        """The sentences of at most so many words."""
+        """The sentences of at most this many words."""
         return [number for number, one in enumerate(self.sentences) if len(one.words) <= words]
 
     def names(self, batch: Batch) -> list[list[str]]:
@@ -125,7 +125,7 @@ def valid(batch: Batch) -> Tensor:
 
 
 def loaded(*, quick: bool = False) -> tuple[Classifier, maskhooks.Hooked, Data, Data, Data]:
-    """The classifier, not trained yet, and it wrapped; sentences to train on, held out from these, and of dev.
+    """Return the untrained classifier, its `Hooked`, and the training, held-out and dev sentences.
 
     Args:
         quick: train on a fifth.
@@ -145,7 +145,7 @@ def loaded(*, quick: bool = False) -> tuple[Classifier, maskhooks.Hooked, Data, 
 
 
 def train(model: Classifier, data: Data, cache: Path) -> Classifier:
-    """Trains all but the embeddings, or loads what was trained before by these settings."""
+    """Train all but the embeddings, or load weights trained with the same settings."""
     text = json.dumps([TRAINED, torch.__version__, len(data)])
     path = cache / f"sst_gru-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
     if path.exists():
@@ -188,14 +188,14 @@ def accuracy(model: Classifier, data: Data) -> float:
 
 @dataclass
 class Truth:
-    """Sentences whose smallest sets of words are known.
+    """Sentences with known smallest sets of words.
 
     Attributes:
-        numbers: of the sentences, shortest first.
-        batches: of them.
-        solutions: for each, in that order, the sets of its words.
-        upto: all sentences of at most so many words were searched to the end.
-        seconds: how long that took.
+        numbers: the indices of the sentences, shortest first.
+        batches: the sentences in batches.
+        solutions: the smallest sets of each sentence, in the same order.
+        upto: all sentences of at most this many words were searched completely.
+        seconds: the duration of the search.
     """
 
     numbers: list[int]
@@ -224,7 +224,7 @@ def search(hooked: maskhooks.Hooked, data: Data, chosen: Sequence[int], longest:
 
 
 def kept_words(explanation: Explanation, batches: Sequence[Batch]) -> list[set[int]]:
-    """The words of each sentence that a rounded mask keeps."""
+    """The words of each sentence kept by the rounded mask."""
     words = [row for batch in batches for row in batch["words"].tolist()]
     kept: list[set[int]] = [set() for _ in words]
     rows = explanation.select(valid=True)
@@ -246,7 +246,7 @@ def compared(found: set[int], truth: set[int]) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def unchanged(model: Classifier, batches: Sequence[Batch], kept: Sequence[set[int]]) -> float:
-    """The fraction of sentences whose prediction stays with these words alone."""
+    """The fraction of sentences with an unchanged prediction when only these words are kept."""
     hooked, rest, same = maskhooks.wrap(model), iter(kept), 0
     for batch in batches:
         rows = [
@@ -262,7 +262,7 @@ def unchanged(model: Classifier, batches: Sequence[Batch], kept: Sequence[set[in
 
 
 def figures(model: Classifier, truth: Truth, kept: Sequence[set[int]]) -> dict[str, float]:
-    """What rounded masks come to, means over sentences."""
+    """The figures of rounded masks, means over sentences."""
     best = [max(compared(found, one) for one in own) for found, own in zip(kept, truth.solutions, strict=True)]
     lengths = [len(set(row) - {-1}) for batch in truth.batches for row in batch["words"].tolist()]
     return {
@@ -291,13 +291,13 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="sixty sentences and few starts, within a minute")
-    parser.add_argument("--tune", action="store_true", help="sentences held out from training instead of dev")
-    parser.add_argument("--longest", type=int, default=20, help="words of the longest sentence searched")
+    parser.add_argument("--quick", action="store_true", help="sixty sentences and few restarts, within a minute")
+    parser.add_argument("--tune", action="store_true", help="use sentences held out from training instead of dev")
+    parser.add_argument("--longest", type=int, default=20, help="maximum number of words of a sentence")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "maskhooks-benchmarks")
-    parser.add_argument("--recipe", type=json.loads, default={}, help="settings in the place of the recipe's, as JSON")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="settings that override the recipe's, as JSON")
     parser.add_argument("--only", nargs="*", default=["diffmask", "reinforce", "random"])
-    parser.add_argument("--count", type=int, help="so many sentences alone")
+    parser.add_argument("--count", type=int, help="only this many sentences")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()

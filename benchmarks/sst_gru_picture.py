@@ -1,9 +1,9 @@
-"""The hindsight bias in one picture: exact erasure beside amortised DiffMask on the same sentences.
+"""The hindsight bias in one picture: exact erasure and amortised DiffMask on the same sentences.
 
-The GRU and the search are those of sst_gru.py. Masks of the inputs are learned on the training sentences, each word's
-gate read from its embedding and from the GRU's state after it, and what is erased is zero in both rows. The sentences
-are the first three positive ones of dev, and the first three negative ones, with 8 to 12 words of which one or two have
-to be kept.
+The GRU and the search are those of sst_gru.py. Masks of the inputs are learned on the training sentences; each word's
+gate is read from its embedding and from the GRU's state after it, and erased words are zero in both rows. The sentences
+are the first three positive and the first three negative ones of dev with 8 to 12 words and smallest sets of one or
+two.
 
     python benchmarks/sst_gru_picture.py [--quick] [--out FILE]
 """
@@ -39,7 +39,7 @@ RECIPE = dataclasses.replace(Recipe.named("stable"), steps=800)
 
 
 def batches(data: Data, size: int = 64) -> list[Batch]:
-    """Sentences of like length together, in an order of their own."""
+    """Batches of sentences of similar length, in random order."""
     order = sorted(range(len(data)), key=data.pieces)
     found = [data.batch(order[start : start + size]) for start in range(0, len(order), size)]
     random.Random(0).shuffle(found)
@@ -47,12 +47,12 @@ def batches(data: Data, size: int = 64) -> list[Batch]:
 
 
 def by_word(scores: Sequence[float], words: Sequence[int]) -> list[float]:
-    """The score of each word, given those of its pieces."""
+    """The score of each word, from those of its pieces."""
     return [scores[words.index(number)] for number in sorted(set(words) - {-1})]
 
 
 def draw(truth: Truth, data: Data, chosen: Sequence[int], scores: Sequence[Sequence[float]]) -> Figure:
-    """Two rows a sentence: what the first smallest set keeps, and P(kept) of DiffMask."""
+    """Draw two rows per sentence: the words of the first smallest set, and P(kept) of DiffMask."""
     figure = Figure(figsize=(9.6, 1.05 * len(chosen)), layout="constrained")
     parts = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
     colours = matplotlib.colormaps[COLOURS]
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a fifth of the training sentences and few steps")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "maskhooks-benchmarks")
-    parser.add_argument("--out", type=Path, help="a file for the picture")
+    parser.add_argument("--out", type=Path, help="write the picture to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", MaskhooksWarning)

@@ -1,15 +1,15 @@
-"""Coloured stars (Schlichtkrull et al. 2021): are the edges kept the true ones, over seeds?
+"""Coloured stars (Schlichtkrull et al. 2021): compares the kept edges with the truth, over seeds.
 
-Each seed has data and a model of its own. GraphMask learns on the training stars, and its edges, with those of other
-methods, are held against the truth on 500 test stars, all edges pooled.
+Each seed has its own data and model. GraphMask is trained on the training stars; its edges and those of other methods
+are compared with the truth on 500 test stars, all edges pooled.
 
     python benchmarks/stars.py [--seeds 5] [--quick]
 
 Other methods: exact erasure (`Erasure`: the smallest set of edges, first in lexicographic order, whose messages alone
 keep the prediction, zero for the others); leave-one-out (`LeaveOneOut`, kept above .5); integrated gradients of the
-loss by gates on the messages (40 steps, kept above .55 of a star's largest); PyTorch Geometric's GNNExplainer on a twin
-of the model, on some of the stars, kept above .1; free logits for each star instead of learned probes; random scores.
-Thresholds other than .5 are those of GraphMask's authors.
+loss with respect to gates on the messages (40 steps, kept above .55 of a star's maximum); PyTorch Geometric's
+GNNExplainer on a twin of the model, on some of the stars, kept above .1; per-example logits (unamortised) instead of
+learned probes; random scores. Thresholds other than .5 are those of GraphMask's authors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GNN_STARS, GNN_EPOCHS = 50, 200
 
 
 def _update(model: stars.StarsModel, batch: stars.Graphs) -> Callable[[Tensor], Tensor]:
-    """A star's logits, given what its messages are multiplied by."""
+    """Return a function from the factors of a star's messages to its logits."""
     states = model.embedding(batch.features)
     messages = model.layer.message(states[batch.edges[0]], states[batch.edges[1]], batch.colour)
     own = states[batch.centre]
@@ -52,7 +52,7 @@ def _update(model: stars.StarsModel, batch: stars.Graphs) -> Callable[[Tensor], 
 
 
 def integrated_gradients(model: stars.StarsModel, data: stars.Stars, steps: int = 40) -> Tensor:
-    """Whether the gradient of the loss by an edge's gate, averaged on the way from closed to open, is large."""
+    """Whether the loss's gradient with respect to an edge's gate, averaged from closed to open, is large."""
     found = []
     for number in range(len(data)):
         batch = data[number : number + 1].graphs()
@@ -70,12 +70,12 @@ def integrated_gradients(model: stars.StarsModel, data: stars.Stars, steps: int 
 
 
 def gnn_explainer(model: stars.StarsModel, data: stars.Stars, seed: int) -> Tensor:
-    """What PyTorch Geometric's GNNExplainer keeps, star by star."""
+    """The edges that PyTorch Geometric's GNNExplainer keeps, star by star."""
     from torch_geometric.explain import Explainer, GNNExplainer
     from torch_geometric.nn import MessagePassing
 
     class Twin(MessagePassing):
-        """The same model, its messages sent through PyTorch Geometric."""
+        """The same model, with its messages sent through PyTorch Geometric."""
 
         def __init__(self) -> None:
             super().__init__(aggr="add")
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def run(seed: int, quick: bool) -> dict[str, Any]:
-    """One seed: a model, and what each method keeps."""
+    """Train one seed's model, and score the edges that each method keeps."""
     train, validation, test = stars.generate(seed=seed)
     *_, (_, model) = stars.train_model(train, seed=seed, epochs=5 if quick else 8)
     for weight in model.parameters():

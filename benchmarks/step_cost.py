@@ -1,9 +1,9 @@
-"""What hooks, training steps and attribution cost, in units U of one bare forward pass without gradients.
+"""The cost of hooks, training steps and attribution, in units U of one bare forward pass without gradients.
 
 A BERT encoder with 6 layers of 384 units, random weights, batch 32, length 64; one thread, process time. Each cost is
-measured between two bare forward passes in the same process, and the median of the ratios is given. Training steps are
-timed through `fit` itself, from one batch taken to the next, with validation and logs off. With `--stored` only the
-training steps are measured, with clean passes kept in memory as bfloat16.
+measured between two bare forward passes in the same process; the result is the median ratio. Training steps are timed
+through `fit` itself, from one batch to the next, with validation and logs off. With `--stored` only the training steps
+are measured, with clean passes cached in memory as bfloat16.
 
     python benchmarks/step_cost.py [--quick] [--stored]
 """
@@ -78,7 +78,7 @@ def ratio(costs: list[float], units: list[float]) -> float:
 
 
 class Stopwatch(dict[str, torch.Tensor]):
-    """A batch that measures the time between two steps that take it, and a bare forward pass between."""
+    """A batch that measures the steps that use it, and a bare forward pass between steps."""
 
     def __init__(self, model: nn.Module, data: dict[str, torch.Tensor]) -> None:
         super().__init__(data)
@@ -109,7 +109,7 @@ def step_cost(
 
 
 def hook_microseconds(repeats: int) -> float:
-    """Time added per site and forward pass by reading the outputs of a hundred modules that do nothing."""
+    """The time added per site and forward pass by reading the outputs of a hundred `nn.Identity` modules."""
     model = nn.Sequential(*[nn.Identity() for _ in range(100)])
     x = torch.zeros(2, 3, 4)
     hooked = maskhooks.wrap(model)
@@ -124,7 +124,7 @@ def hook_microseconds(repeats: int) -> float:
 
 
 def import_over_torch(repeats: int) -> float:
-    """Time of `import maskhooks` over `import torch`, in fresh processes in turn."""
+    """The time of `import maskhooks` over `import torch`, in alternating fresh processes."""
 
     def start(module: str) -> float:
         begun = time.perf_counter()
@@ -163,7 +163,7 @@ def say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repeats on batches of 8, under a minute")
-    parser.add_argument("--stored", action="store_true", help="training steps with clean passes kept, and nothing else")
+    parser.add_argument("--stored", action="store_true", help="only training steps, with cached clean passes")
     given = parser.parse_args()
     quick = given.quick
     torch.set_num_threads(1)

@@ -1,15 +1,15 @@
 """Compute until 60 % of hidden states are masked at a mean divergence of .1 nats, against the authors' recipe.
 
 The small BERT of `$MASKHOOKS_DATA/models/minilm-sst5` on sentences of `$MASKHOOKS_DATA/data/sst` (default ../shared),
-all hidden states. Compute is process time in units U, one bare forward pass of a batch without gradients, measured in
-turn with training; everything runs in bfloat16 autocast. Means are over sites, on sentences held out, with sampled
-gates; measuring them is not counted.
+all hidden states. Compute is process time in units U, one bare forward pass of a batch without gradients, measured
+alternately with training; everything runs in bfloat16 autocast. Means are over sites, on held-out sentences, with
+sampled gates; measuring them does not count.
 
-The other side is a plain loop of the authors' recipe: for every batch two passes with draws of their own, one for
-probes and baselines (Lookahead over centered RMSprop, 3e-4 and 1e-3, warmed up), one for the multipliers (RMSprop, .3),
+The other side is a plain loop of the authors' recipe: for every batch two passes with separate samples, one for probes
+and baselines (Lookahead over centered RMSprop, 3e-4 and 1e-3, with warm-up), one for the multipliers (RMSprop, .3),
 each with a full clean forward pass, a full masked one and a backward pass; log P(z != 0) as sparsity; the tanh x 10
-probe; layers drawn, those well masked less often. It is stopped at a multiple of our compute; `speedup` is then what it
-is at least.
+probe; layers sampled, well-masked ones less often. It stops at a multiple of our compute; `speedup` is then a lower
+bound.
 
     python benchmarks/time_to_quality.py [--quick]
 """
@@ -58,7 +58,7 @@ MASKED, DIVERGENCE = 0.6, 0.1
 
 
 class Clock:
-    """Adds up the process time of training, and measures U now and then between."""
+    """Adds up the process time of training, and measures U from time to time."""
 
     def __init__(self, bare: Callable[[], object]) -> None:
         self.bare = bare
@@ -78,7 +78,7 @@ class Clock:
 
     @property
     def compute(self) -> float:
-        """In U."""
+        """The process time in U."""
         return self.spent / statistics.median(self.units)
 
     def _unit(self) -> float:
@@ -88,7 +88,7 @@ class Clock:
 
 
 class Timed(dict[str, Tensor]):
-    """A batch that starts the clock when training takes it, or stops it, for batches that only measure."""
+    """A batch that starts the clock when training uses it, or stops it if it only serves to measure."""
 
     def __init__(self, batch: dict[str, Tensor], action: Callable[[], None]) -> None:
         super().__init__(batch)
@@ -112,7 +112,7 @@ def batches(path: Path, tokenizer: Any, count: int, size: int) -> list[dict[str,
 
 @torch.no_grad()
 def quality(hooked: Hooked, groups: Sequence[MaskingGroup], held: Sequence[dict[str, Tensor]]) -> tuple[float, float]:
-    """The fraction masked and the divergence, means over sites."""
+    """The masked fraction and the divergence, means over sites."""
     measures = [Measure(group) for group in groups]
     for number, batch in enumerate(held):
         clean = clean_pass(hooked, batch, sites_of(groups))
@@ -124,7 +124,7 @@ def quality(hooked: Hooked, groups: Sequence[MaskingGroup], held: Sequence[dict[
 
 def ours(hooked: Hooked, train: list[dict[str, Tensor]], held: list[dict[str, Tensor]], clock: Clock, seed: int,
          steps: int) -> list[tuple[float, float, float]]:  # fmt: skip
-    """Compute, fraction masked and divergence along a run of DiffMask."""
+    """The compute, masked fraction and divergence along a run of DiffMask."""
     marks: list[float] = []
 
     def measured() -> None:
@@ -165,7 +165,7 @@ class Authors:
     """The authors' training, step by step.
 
     Args:
-        masked: the vector of the mask token, where the first site's baseline starts.
+        masked: the vector of the mask token, the first site's initial baseline.
     """
 
     def __init__(self, hooked: Hooked, train: list[dict[str, Tensor]], masked: Tensor, seed: int) -> None:
@@ -181,7 +181,7 @@ class Authors:
             start = torch.empty(1, *masking.baseline.initial.shape)
             nn.init.xavier_normal_(start)
             masking.baseline.initial.copy_(masked if masking.depth == 0 else start[0])
-            masking.baseline.mean.count.zero_()  # their baseline moves in the units of its values
+            masking.baseline.mean.count.zero_()  # the authors learn it in the units of its values
         probes = [w for m in self.maskings for v in m.votes for w in v.probe.parameters()]
         baselines = [w for m in self.maskings for w in m.baseline.parameters()]
         groups: list[dict[str, Any]] = [{"params": probes, "lr": 3e-4}, {"params": baselines, "lr": 1e-3}]
@@ -225,7 +225,7 @@ class Authors:
 
 
 def reached(rows: Sequence[tuple[float, float, float]]) -> float | None:
-    """The compute of the first row that is good enough."""
+    """The compute of the first row that reaches the target."""
     return next(
         (compute for compute, masked, divergence in rows if masked >= MASKED and divergence <= DIVERGENCE), None
     )
@@ -239,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches and few steps, under a minute")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300, help="of ours for each site")
+    parser.add_argument("--steps", type=int, default=300, help="our training steps per site")
     parser.add_argument(
         "--times", type=float, default=4.0, help="the authors' recipe stops at this multiple of our compute"
     )

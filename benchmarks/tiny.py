@@ -1,8 +1,8 @@
 """Tiny random models of every type that transformers lists, built by general rules from their configuration classes.
 
-A ladder of rules (`ladder.py`) is climbed until a model can be built and run; lists with an entry for each layer are
-taken anew, so that each kind of layer stays; sub-configurations likewise. The number of weights is counted on the meta
-device before anything is allocated.
+The rules of `ladder.py` are tried in turn until a model can be built and run; lists with an entry per layer are rebuilt
+to keep each kind of layer, also in sub-configurations. The number of weights is counted on the meta device before
+anything is allocated.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ MOST_WEIGHTS = 40_000_000
 
 
 class BuildError(Exception):
-    """No rung of the ladder gave a model that runs; the message says why the last ones did not."""
+    """No rule gave a model that runs; the message says why."""
 
 
 def build(model_class: type[nn.Module], config_class: type, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A tiny model in eval mode with weights drawn anew, and a batch that it takes.
+    """Return a tiny model in eval mode with redrawn weights, and a batch for it.
 
     Raises:
-        BuildError: no rung of the ladder leads to one.
+        BuildError: no rule gives one.
     """
     reasons: list[str] = []
-    own = getattr(model_class, "config_class", None) or config_class  # for models of text, the text's alone
+    own = getattr(model_class, "config_class", None) or config_class  # text models need the text configuration alone
     for main, caches, rung in itertools.product((True, False), (True, False), list(rungs())):
         try:
             config = _config(own, rung)
@@ -55,7 +55,7 @@ def _model(model_class: type[nn.Module], config: Any) -> nn.Module:
 
 
 def _redrawn(model: nn.Module, seed: int) -> nn.Module:
-    """Maps are drawn so that values neither vanish nor explode on their way, and other weights moved a little."""
+    """Redraw matrices so that values neither vanish nor explode, and perturb other weights slightly."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -68,7 +68,7 @@ def _redrawn(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _settled(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Module:
-    """Batch norms have seen the batch, as after training: else values vanish on their way through convolutions."""
+    """Fit batch norms to the batch, as after training; otherwise values vanish on their way through convolutions."""
     norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -81,14 +81,14 @@ def _settled(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _batch(model: nn.Module, seed: int, main: bool, caches: bool) -> dict[str, Tensor]:
-    """The first sample call of the model that runs and gives finite outputs, with random values.
+    """The first sample call, with random values, that runs and gives finite outputs.
 
     Args:
         main: only calls with the model's main input.
-        caches: whether it may write a key-value cache, as it does by default; few cannot without being told how.
+        caches: whether the model may write a key-value cache, as by default; a few cannot without extra arguments.
 
     Raises:
-        Exception: what the last one raised.
+        Exception: the last call's error.
     """
     last: Exception | None = None
     settings = {} if caches else decoding.without_cache(model)
@@ -125,7 +125,7 @@ def _filled(model: nn.Module, sample: Mapping[str, Tensor], source: torch.Genera
             batch[name] = torch.randint(8, _words(model), tensor.shape, generator=source)
     ends = getattr(model.config, "eos_token_id", None)
     if "input_ids" in batch and "attention_mask" in batch and batch["input_ids"].shape == batch["attention_mask"].shape:
-        if type(ends) is int:  # as many in each row, at its end: what sequence classifiers of decoders look for
+        if type(ends) is int:  # one at the end of each row, which sequence classifiers of decoders look for
             batch["input_ids"][torch.arange(len(batch["input_ids"])), batch["attention_mask"].sum(1) - 1] = ends
         parts = getattr(model.config, "sep_token_id", None)
         if type(parts) is int:  # a question, two separators, a text, and another one
@@ -146,7 +146,7 @@ def _words(model: nn.Module) -> int:
 
 
 def _config(config_class: type, rung: Rung) -> Any:
-    """A configuration with the sizes of a rung, sub-configurations included."""
+    """A configuration shrunk by a rule, sub-configurations included."""
     usual: Any = config_class()
     return _shrunk(usual, rung)
 
@@ -174,8 +174,8 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
             continue
         if new == LAYERS and isinstance(new, int) and named(name, r"layers$|n_layers?$|num_layers"):
             new = layers
-        told = isinstance(value, bool) and value != declared.get(name, value)  # such as a decoder within a model
-        if new is not value or told:
+        flag = isinstance(value, bool) and value != declared.get(name, value)  # such as a decoder within a model
+        if new is not value or flag:
             given[name] = new
     for name in [name for name in given if number_of(name) == 2 and "heads" in name]:
         heads = name.replace("key_value", "attention").replace("kv", "attention")
@@ -194,14 +194,14 @@ def _shrunk(usual: Any, rung: Rung) -> Any:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a configuration holds, also what differs between layers and so is refused as an attribute."""
+    """The values of a configuration, including those that differ between layers and raise as attributes."""
     declared = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
     held = vars(config)
     return {name: held[name] if name in held else getattr(config, name, None) for name in declared or held}
 
 
 def _layer_kinds(values: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Lists with an entry for each layer, as their distinct entries in order."""
+    """The distinct entries, in order, of lists with an entry per layer."""
     counts = {value for name, value in values.items() if named(name, r"layers$|n_layers?$") and type(value) is int}
     found: dict[str, list[Any]] = {}
     for name, value in values.items():
@@ -214,7 +214,7 @@ def _layer_kinds(values: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of tokens beyond the few words that are left, each as another small number."""
+    """Token ids beyond the reduced vocabulary, each replaced by a different small number."""
     given, following = {}, iter(range(1, 8))
     for name, value in values.items():
         if re.search(r"token_id$|token_index$", name) and type(value) is int and value >= 8 and name != "pad_token_id":
@@ -223,7 +223,7 @@ def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choices(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be chosen of several before a model runs, such as a language: the first."""
+    """Settings that must be one of several before a model runs, such as a language: the first option."""
     several = {f"default_{name[:-1]}": value for name, value in values.items() if name.endswith("s")}
     return {
         name: several[name][0]

@@ -1,12 +1,15 @@
 """What the documents say is so: their code runs and prints what they show, links lead somewhere, lists are complete.
 
-The pages under docs/errors are run by test_errors.py.
+The pages under docs/reference/errors are run by test_errors.py.
 
 In a page, a comment directly above a code block says how it is meant:
 
 - `<!-- no-run: reason -->` above a block marked `python no-run`: it is compiled only;
 - `<!-- prints -->`: this is what the python block before it prints, where `...` stands for anything;
 - `<!-- file: path -->`: this is a file of the repository, word for word. `python -m tests.test_docs` copies them anew.
+
+`{code-cell}` blocks belong to notebooks, the pages under docs/tutorials. The build of the site runs them (`make docs`),
+and an error there ends it; here they are only compiled.
 """
 
 from __future__ import annotations
@@ -161,14 +164,46 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_reached_from_the_index() -> None:
+    """Within two links: the index leads to the page itself, or to the index of its folder. Lists of pages are whole."""
     index = ROOT / "docs" / "index.md"
-    reached = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
-    pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
+
+    def led_to(page: Path) -> set[Path]:
+        return {(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not link.startswith("#")}
+
+    first = led_to(index)
+    reached = first | {page for near in first if near.name == "index.md" for page in led_to(near)}
+    reached |= {
+        page for near in reached if near.name == "index.md" for page in led_to(near)
+    }  # pages of errors, the API
+    pages = {page for page in ALL if page.is_relative_to(index.parent)} - {index}
     assert {name_of(page) for page in pages - reached} == set()
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    for index in ROOT.glob("docs/**/index.md"):
+        (tree,) = (block.code for block in blocks(index) if block.kind == "{toctree}")
+        entries = {re.sub(r".*<(.*)>", r"\1", line) for line in tree.splitlines() if line and not line.startswith(":")}
+        if "*" not in entries:
+            pages = {page.stem for page in index.parent.glob("*.md")} - {"index"}
+            pages |= {f"{page.parent.name}/index" for page in index.parent.glob("*/index.md")}
+            assert entries == pages, name_of(index)
+
+
+def test_notebooks_are_python() -> None:
+    notebooks = [page for page in PAGES if page.read_text(encoding="utf-8").startswith("---\nfile_format: mystnb")]
+    assert len(notebooks) >= 2
+    for page in PAGES:
+        cells = [block for block in blocks(page) if block.kind.startswith("{code-cell}")]
+        assert bool(cells) == (page in notebooks), (
+            f"{name_of(page)}: cells run only in a page that begins as a notebook"
+        )
+        for cell in cells:
+            code = "".join(line for line in cell.code.splitlines(True) if not line.startswith((":", "%")))
+            compile(code, str(page), "exec")
+
+
 def test_each_hook_has_a_heading_and_a_block() -> None:
-    page = ROOT / "docs" / "plugin-hooks.md"
+    page = ROOT / "docs" / "reference" / "plugin-hooks.md"
     specs = {name for name in vars(hookspecs) if name.startswith("maskhooks_")}
     headings = set(re.findall(r"^## `(\w+)`$", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert headings == specs
@@ -177,13 +212,14 @@ def test_each_hook_has_a_heading_and_a_block() -> None:
 
 
 def test_every_public_name_is_in_the_documents() -> None:
-    words = {word for page in PAGES for word in re.findall(r"\w+", page.read_text(encoding="utf-8"))}
+    written = [page for page in PAGES if "api" not in page.parts]  # that every name is in the reference is test_site's
+    words = {word for page in written for word in re.findall(r"\w+", page.read_text(encoding="utf-8"))}
     assert set(maskhooks.__all__) - words == set()
 
 
 def test_the_design_has_the_layers_and_the_packages() -> None:
     """The layers are the contract's; the tables hold every package, and none that is neither there nor planned."""
-    page = ROOT / "docs" / "design.md"
+    page = ROOT / "docs" / "explanation" / "design.md"
     contract = configparser.ConfigParser()
     contract.read(ROOT / ".importlinter")
     layers = contract["importlinter:contract:layers"]["layers"].strip()
@@ -235,7 +271,7 @@ def test_commands_and_options_shown_exist() -> None:
         options = {option for parameter in commands[command].params for option in parameter.opts}
         given = {word for word in words if word.startswith("--")}
         assert given <= options, f"{where}: {given - options}"
-    guide = ROOT / "docs" / "how-to" / "use-the-command-line.md"
+    guide = ROOT / "docs" / "reference" / "command-line.md"
     headings = set(re.findall(r"^## `maskhooks (\w+)`", guide.read_text(encoding="utf-8"), re.MULTILINE))
     assert headings == set(commands)
 

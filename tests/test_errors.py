@@ -14,7 +14,7 @@ import pytest
 from maskhooks import errors
 from maskhooks.errors import MaskhooksError, MaskhooksWarning, UnknownNameError, UnknownSiteError, near
 
-PAGES = Path(__file__).parent.parent / "docs" / "errors"
+PAGES = Path(__file__).parent.parent / "docs" / "reference" / "errors"
 CLASSES = {
     name: found
     for name, found in vars(errors).items()
@@ -27,7 +27,12 @@ def page_of(name: str) -> Path:
 
 
 def test_every_class_has_a_page_and_every_page_a_class() -> None:
-    assert {path.name for path in PAGES.glob("*.md")} == {page_of(name).name for name in CLASSES}
+    pages = {path.name for path in PAGES.glob("*.md")}
+    assert pages - {"index.md"} == {page_of(name).name for name in CLASSES}
+    listed = re.findall(
+        r"^ *- \[(\w+)\]\(([\w-]+\.md)\)", (PAGES / "index.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert dict(listed) == {name: page_of(name).name for name in CLASSES}
 
 
 def test_the_drawn_tree_is_the_tree() -> None:

@@ -1,1 +1,1 @@
-"""PyTorch Geometric for maskhooks: the messages that a graph neural network's layers send, edge by edge."""
+"""PyTorch Geometric for maskhooks: the messages that the layers of a graph neural network send along each edge."""

@@ -1,4 +1,4 @@
-"""The adapter: the messages of every `MessagePassing` layer, with the states and the nodes that they connect."""
+"""The adapter for the messages of every `MessagePassing` layer, with the states and nodes that they connect."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _EDGE, _NODE = Pattern("edge feature -> edge"), Pattern("node feature -> node")
 
 
 class GeometricAdapter(Adapter):
-    """Finds in each layer `message`, and beside it `source`, `target` and `edges`, which have the same rows.
+    """Finds in each layer `message`, and with the same rows `source`, `target` and `edges`.
 
-    A message is a row, its heads and further axes behind each other; messages of several calls of `propagate` in one
-    pass, as of R-GCN's relations or of a layer that is used again, are below each other. `source` and `target` are the
-    states that the layer was given, of the nodes that send and receive each message. `edges` says which nodes these
-    are: integers, a row of source, target, relation and whether the layer's flow is against its edges. The input of
-    `source` and `target` is what their rows are picked from: states of nodes, and the number of each row.
+    A row is one message, its heads and other axes flattened. Messages of several calls of `propagate` in one pass (the
+    relations of R-GCN, a layer used twice) are concatenated along the rows. `source` and `target` are the states, from
+    the layer's input, of the nodes that send and receive each message. `edges` identifies these nodes: integer rows of
+    source, target, relation and whether the layer's flow runs against its edges. The input of `source` and `target` is
+    what their rows are gathered from: the states of nodes, and the node index of each row.
 
-    For the whole model `edge` is a weight for each edge, 1, which all layers give the messages along it: an edge in
-    every layer at once. A layer's own self-loops are no edges. Beside it are `edge_source`, `edge_target` (states that
-    the first layer with these edges was given; with several lists of edges, filled up with zeros to the widest) and
+    For the whole model, `edge` is a weight of 1 for each edge, which all layers give the messages along it: an edge in
+    every layer at once. Self-loops that a layer adds are not edges. With it come `edge_source`, `edge_target` (states
+    from the input of the first layer with these edges; several edge lists are zero-padded to the widest) and
     `edge_ends`.
 
-    Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which have `read` too, as they can only be
-    read, the first two `picked`; `node` for a layer's inputs and outputs, `hidden` for the latter, `input` for what
-    the first layer is given. A module with a child of one of these names keeps it, and has no such sites.
+    Tags: `edge` and `weight`; `message`; `source`, `target` and `edges`, which are also tagged `read` because they are
+    read-only, and the first two `picked`; `node` for a layer's inputs and outputs, `hidden` for the outputs, `input`
+    for the input of the first layer. A module with a child of one of these names has no such sites.
 
-    Depths number the layers, in the order of modules, or of their calls where an example was run. Layers that serve one
-    type of edges each, side by side in a `HeteroConv` or by `to_hetero`, have one depth.
+    Depths number the layers, in the order of modules, or of calls if an example was run. Layers that each serve one
+    edge type, side by side in a `HeteroConv` or by `to_hetero`, share a depth.
     """
 
     name = "geometric"
@@ -65,7 +65,7 @@ class GeometricAdapter(Adapter):
             yield Site(inner, "input", pattern=_NODE, tags=frozenset({"node"}), optional=True)
             if _free(layer, PLACES):
                 yield Site(join(inner, "edges"), tags=frozenset({"edges", "read"}))
-                for place in ("source", "target"):  # a layer may be given no states, or none of those that receive
+                for place in ("source", "target"):  # a layer may get no states, or none of receiving nodes
                     yield Site(join(inner, place), pattern=_EDGE, tags=_PICKED | {place}, optional=True)
                 yield Site(join(inner, "message"), pattern=_EDGE, tags=frozenset({"message"}))
             yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
@@ -108,24 +108,24 @@ class GeometricAdapter(Adapter):
 
 
 def layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
-    """The message passing layers in a module, itself among them, by their names in the whole model.
+    """The message passing layers in a module, itself included, by their names in the whole model.
 
     Raises:
-        CompiledModelError: one of them is scripted, and shows no messages.
+        CompiledModelError: one of them is scripted, which hides its messages.
     """
     kinds = layer_types()
     for inner, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule) and hasattr(part, "propagate"):
             raise CompiledModelError(
-                f"the layer {join(name, inner)!r}, a {part.original_name}, is scripted, so that its messages are not "
-                "to be seen, and masks would leave them out. Wrap the model before torch.jit.script",
+                f"the layer {join(name, inner)!r}, a {part.original_name}, is scripted. Its messages are hidden, and "
+                "masks would miss them. Wrap the model before torch.jit.script",
                 module=join(name, inner),
             )
     return {join(name, inner): part for inner, part in module.named_modules() if isinstance(part, kinds)}
 
 
 def _free(module: nn.Module, names: Sequence[str]) -> bool:
-    """Whether a module has no child of these names, which addresses would mean."""
+    """Whether a module has no child of these names; addresses would mean that child."""
     return not any(name in names for name, _ in module.named_children())
 
 

@@ -1,4 +1,4 @@
-"""Algorithm: an explainer of ours within `torch_geometric.explain.Explainer`."""
+"""A maskhooks explainer as an algorithm of `torch_geometric.explain.Explainer`."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ _LEVELS = {ModelTaskLevel.node: "node", ModelTaskLevel.edge: "link", ModelTaskLe
 class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no types
     """Explains with masks of messages, or of edges in every layer at once.
 
-    The result is PyG's `Explanation` or `HeteroExplanation` with `edge_mask`, a number in [0, 1] for each edge, and
-    `edge_mask_by_layer`, a column for each masked site, whose addresses are in `layers`. The model is left as it was.
+    The result is PyG's `Explanation` or `HeteroExplanation` with `edge_mask`, a number in [0, 1] per edge, and
+    `edge_mask_by_layer`, a column per masked site; `layers` holds the sites' addresses. The model is left unchanged.
 
     Args:
-        explainer: of a `Hooked` on the model that is explained, fitted if it is amortised; or a function that makes
+        explainer: an explainer of a `Hooked` on the same model, fitted if it is amortised; or a function that makes
             one from a `Hooked`, such as `lambda hooked: DiffMask(hooked, "message", amortized=False)`.
-        reduce: how `edge_mask` comes of layers, "max" or "mean".
+        reduce: how layers are combined into `edge_mask`, "max" or "mean".
 
     Raises:
-        SettingError: another `reduce`.
+        SettingError: `reduce` is neither.
     """
 
     def __init__(self, explainer: Explainer | Callable[[Hooked], Explainer], *, reduce: str = "max") -> None:
         super().__init__()
         if reduce not in ("max", "mean"):
-            raise SettingError(f"reduce={reduce!r}: masks of layers become one by 'max' or 'mean'")
+            raise SettingError(f"reduce={reduce!r} is not known. Combine the masks of layers by 'max' or 'mean'")
         self.reduce = reduce
         self._given = explainer
 
     def supports(self) -> bool:
-        """Masks of edges, of what the model predicts, for classes."""
+        """Whether PyG asks for edge masks alone, of the model's own prediction, in classification."""
         config = self.explainer_config
         return (
             config.explanation_type == ExplanationType.model
@@ -65,7 +65,7 @@ class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no type
         given = {**_named(model, x, edge_index), **kwargs, "y": target}
         if index is not None and level != "graph":
             given[f"{level}_index"] = torch.as_tensor(index).reshape(-1)
-        batch = Data(**given) if isinstance(x, Tensor) else given  # as functions of a user's task know it
+        batch = Data(**given) if isinstance(x, Tensor) else given  # the batch that a user's own functions expect
         explainer = self._explainer(model, tuple(kwargs))
         explanation = explainer.explain(batch)
         masks = edge_masks(explanation, GraphTask().serve(model).graphs(batch))
@@ -83,21 +83,21 @@ class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no type
             typed[relation].layers = list(found.sites)
         return typed
 
-    def _explainer(self, model: nn.Module, further: Sequence[str]) -> Explainer:
+    def _explainer(self, model: nn.Module, extra: Sequence[str]) -> Explainer:
         if not isinstance(self._given, Explainer):
-            task = _Configured(self.model_config.mode, self.model_config.return_type, further)
+            task = _Configured(self.model_config.mode, self.model_config.return_type, extra)
             settings = {"level": _LEVELS[self.model_config.task_level]}
             return self._given(wrap(model, task=task.serve(model).given(settings)))
         if self._given.hooked.model is not model:
             raise ModelError(
                 f"the explainer was made for another model, a {type(self._given.hooked.model).__name__}, than the one "
-                "that is explained. Make it of maskhooks.wrap(model), or give a function that makes it"
+                "to explain. Make it from maskhooks.wrap(model), or give a function that makes it"
             )
         return self._given
 
 
 def _named(model: nn.Module, x: Any, edge_index: Any) -> dict[str, Any]:
-    """The first two arguments of a model by PyG's names, and by the model's own."""
+    """A model's first two arguments by PyG's names and by the model's own."""
     names = ("x_dict", "edge_index_dict") if isinstance(x, Mapping) else ("x", "edge_index")
     every = signature(model).parameters.values()
     own = [part.name for part in every if part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)]
@@ -105,20 +105,20 @@ def _named(model: nn.Module, x: Any, edge_index: Any) -> dict[str, Any]:
 
 
 class _Configured(GraphTask):
-    """What PyG's configuration says of outputs, and how PyG calls a model: its first two arguments by their place.
+    """Reads outputs as PyG's configuration says, and calls the model as PyG does: its first two arguments by position.
 
     Args:
-        further: the names of the other arguments.
+        extra: the names of the other arguments.
     """
 
-    def __init__(self, mode: ModelMode, returns: ModelReturnType, further: Sequence[str]) -> None:
+    def __init__(self, mode: ModelMode, returns: ModelReturnType, extra: Sequence[str]) -> None:
         super().__init__()
-        self._mode, self._returns, self._further = mode, returns, further
+        self._mode, self._returns, self._extra = mode, returns, extra
 
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         graphs = self.graphs(batch)
         first = ("x_dict", "edge_index_dict") if graphs.hetero else ("x", "edge_index")
-        return tuple(map(graphs.get, first)), {name: graphs.get(name) for name in self._further}
+        return tuple(map(graphs.get, first)), {name: graphs.get(name) for name in self._extra}
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
         if isinstance(result, Tensor) and self._returns == ModelReturnType.probs:

@@ -1,4 +1,4 @@
-"""Checks: graphs that do not fit together, or not the model, are refused before it is run."""
+"""Checks, before the model runs, that the parts of a batch of graphs fit together and fit the model."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _PER_EDGE = ("edge_attr", "edge_weight", "edge_type")
 
 
 def check(graphs: Graphs, device: torch.device) -> None:
-    """Refuses edges between nodes that are not there, features of other edges, and another device than the model's.
+    """Check that edges connect existing nodes, features match their edges, and all is on the model's device.
 
     Raises:
-        BatchError: the graphs are so, or a list of graphs.
+        BatchError: they do not, or the batch is a list of graphs.
     """
     _check_kind(graphs.batch)
     for name, value in _tensors(graphs):
         if value.device != device:
             raise BatchError(
-                f"{name} is on {value.device}, the model on {device}. Move the batch: batch.to({str(device)!r})"
+                f"{name} is on {value.device}, and the model on {device}. Move the batch: batch.to({str(device)!r})"
             )
     relations: list[Relation | None] = [*graphs.relations] or [None]
     kinds: list[str | None] = [*graphs.node_types] or [None]
     for kind in kinds:
-        whose, nodes = graphs.graph_of(kind), graphs.nodes(kind)
-        if whose is not None and nodes and len(whose) != nodes:
+        graph_index, nodes = graphs.graph_of(kind), graphs.nodes(kind)
+        if graph_index is not None and nodes and len(graph_index) != nodes:
             raise BatchError(
-                f"`batch`{f' of {kind}' if kind else ''} says of {len(whose)} nodes which graph they belong to, and "
-                f"there are {nodes}. Give one number for each node"
+                f"`batch`{f' of {kind}' if kind else ''} has {len(graph_index)} graph indices for {nodes} nodes. "
+                "Give one for each node"
             )
     for relation in relations:
         adjacency = graphs.adjacency(relation)
@@ -46,18 +46,18 @@ def _check_kind(batch: Any) -> None:
         return
     if any(hasattr(part, "edge_stores") for part in batch):
         raise BatchError(
-            f"the batch is a {type(batch).__name__} of {len(batch)} graphs. Make it one: "
-            "torch_geometric.data.Batch.from_data_list(graphs), or take a torch_geometric.loader.DataLoader"
+            f"the batch is a {type(batch).__name__} of {len(batch)} graphs. Combine them: "
+            "torch_geometric.data.Batch.from_data_list(graphs), or use a torch_geometric.loader.DataLoader"
         )
     if isinstance(batch[0], str):
         raise BatchError(
-            f"the batch is a pair that begins with {batch[0]!r}, as where a single Data or Batch is given for a loader "
-            "of these, and its parts are taken for batches. Give a list: [batch]"
+            f"the batch is a pair that begins with {batch[0]!r}: a single Data or Batch was given where a loader "
+            "belongs, and its parts are read as batches. Give a list: [batch]"
         )
 
 
 def _tensors(graphs: Graphs) -> Iterator[tuple[str, Tensor]]:
-    """What models are given of graphs, by name."""
+    """The tensors that models take from graphs, by name."""
     for name in ("x", "edge_index", *_PER_EDGE):
         value = graphs.get(f"{name}_dict" if graphs.hetero else name)
         parts = value if isinstance(value, dict) else {"": value}
@@ -68,8 +68,8 @@ def _check_edges(graphs: Graphs, relation: Relation | None, edges: Tensor) -> No
     where = "edge_index" if relation is None else f"edge_index of {relation}"
     if edges.dim() != 2 or edges.shape[0] != 2 or edges.is_floating_point():
         raise BatchError(
-            f"{where} has shape {list(edges.shape)} and type {edges.dtype}: it has two rows of whole numbers, the "
-            "nodes that each edge goes from and to. Transpose it if it has a row for each edge: edge_index.t()"
+            f"{where} has shape {list(edges.shape)} and type {edges.dtype}. Give two rows of integers, the source and "
+            "the target node of each edge. If it has a row for each edge, transpose it: edge_index.t()"
         )
     for name in _PER_EDGE:
         given: Any = graphs.get(name) if relation is None else (graphs.get(f"{name}_dict") or {}).get(relation)
@@ -78,12 +78,12 @@ def _check_edges(graphs: Graphs, relation: Relation | None, edges: Tensor) -> No
                 f"{where} holds {edges.shape[1]} edges, and {name} has {len(given)} rows. Give one for each edge"
             )
     if not edges.numel() or (relation is None and isinstance(graphs.get("x"), (tuple, list))):
-        return  # or between two sets of nodes
+        return  # no edges, or edges between two sets of nodes
     counts = [graphs.nodes(kind) for kind in ((None, None) if relation is None else relation[::2])]
     largest, least = edges.amax(1).tolist(), int(edges.min())
     for end, top, count in zip(("source", "target"), largest, counts, strict=True):
         if least < 0 or top >= count > 0:
             raise BatchError(
-                f"{where} does not match the nodes: it holds {least if least < 0 else top} as a {end}, and there are "
+                f"{where} does not match the nodes: it has {least if least < 0 else top} as a {end}, and there are "
                 f"{count} nodes, numbered from 0. Give the edge_index of this graph"
             )

@@ -1,4 +1,4 @@
-"""Edges: which nodes an adjacency connects, in whatever form a layer was given it, and which edges two lists share."""
+"""The nodes that an adjacency of any format connects, and the edges that two lists share."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Ends = tuple[Int[Tensor, " edge"], Int[Tensor, " edge"]]
 
 
 def rows(adjacency: Any) -> Ends:
-    """The two rows of an edge_index, int64; of a sparse adjacency, which is transposed, columns come first.
+    """The two rows of an edge_index, int64; the columns come first for a sparse adjacency, which is transposed.
 
     Raises:
-        BatchError: it is a sparse tensor of a layout that messages cannot be taken from.
+        BatchError: the layout of a sparse tensor is not supported.
     """
     if not isinstance(adjacency, Tensor):  # torch_sparse's
         target, source, _ = adjacency.coo()
         return source, target
     if adjacency.layout == torch.strided:
-        plain = adjacency.as_subclass(Tensor).long()  # layers take narrower numbers, sums by number do not
+        plain = adjacency.as_subclass(Tensor).long()  # layers accept narrower integers, scatter sums do not
         return plain[0], plain[1]
     if adjacency.layout == torch.sparse_coo:
         target, source = adjacency._indices()
@@ -34,13 +34,13 @@ def rows(adjacency: Any) -> Ends:
         numbers = torch.arange(len(counts), device=counts.device)
         return adjacency.col_indices().long(), numbers.repeat_interleave(counts)
     raise BatchError(
-        f"the adjacency has the layout {adjacency.layout}, from which a layer takes no messages apart. Give an "
-        "edge_index, or the same in another layout: adj_t.to_sparse_csr()"
+        f"the adjacency has the layout {adjacency.layout}, with which a layer cannot compute separate messages. Give "
+        "an edge_index, or another layout: adj_t.to_sparse_csr()"
     )
 
 
 def weighted(adjacency: Any) -> bool:
-    """Whether a sparse tensor of torch has values other than 1."""
+    """Whether a sparse torch tensor has values other than 1."""
     if not isinstance(adjacency, Tensor) or adjacency.layout == torch.strided:
         return False
     values = adjacency._values() if adjacency.layout == torch.sparse_coo else adjacency.values()
@@ -48,16 +48,16 @@ def weighted(adjacency: Any) -> bool:
 
 
 def ends(adjacency: Any, flow: str) -> Ends:
-    """The nodes that send and that receive, for each message."""
+    """The sending and the receiving node of each message."""
     first, second = rows(adjacency)
     return (first, second) if flow == "source_to_target" else (second, first)
 
 
 def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column"]) -> Int[Tensor, " edge"]:
-    """For each edge the number of the same one among those known, -1 where there is none.
+    """The index of each edge among the known ones, -1 if it is not among them.
 
-    Edges that occur several times are paired in order. Between two nodes this begins again where all known ones are
-    through, as in the next hop or use of a layer; a node's edge to itself may be one that the layer has added.
+    Repeated edges are paired in order. Once all known edges between two nodes are paired, pairing starts over, as in
+    the next hop or use of a layer; but surplus self-loops get -1, because the layer may have added them.
     """
     count, looped = len(known), edges[:, 0] == edges[:, 1]
     if len(edges) >= count and torch.equal(edges[:count], known) and bool(looped[count:].all()):  # the usual case
@@ -76,7 +76,7 @@ def found_in(edges: Int[Tensor, "edge column"], known: Int[Tensor, "known column
 
 
 def _numbered(edges: Int[Tensor, "edge column"]) -> Int[Tensor, " edge"]:
-    """A number for each row, the same for the same rows."""
+    """A number for each row, the same for equal rows."""
     low = edges.amin(0)
     sizes = edges.amax(0) - low + 1
     number = torch.zeros_like(edges[:, 0])

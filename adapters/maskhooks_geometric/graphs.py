@@ -1,4 +1,4 @@
-"""Graphs: what a batch says of its graphs, whether it is PyG's data object, a mapping, or a call's arguments."""
+"""Reads the graphs of a batch, whether it is PyG's data object, a mapping, or a tuple of arguments."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Relation = tuple[str, str, str]
 
 
 def code(name: str) -> int | None:
-    """A number below -1 for the type of edges that PyG has put into the name of a layer; None where it has put none."""
+    """A number below -1 for the edge type in PyG's name of a layer; None if the name has none."""
     return next((_code(ends) for part in name.split(".") if (ends := _ends(part))), None)
 
 
 def untyped(name: str) -> str:
-    """The name of a layer without the type of edges, which those that serve the other types have in common."""
+    """The name of a layer without its edge type; layers that serve the other types share it."""
     return ".".join("*" if _ends(part) else part for part in name.split("."))
 
 
 def _ends(part: str) -> list[str]:
-    """The words of a type of edges that a part of a name is; empty for any other."""
+    """The words of the edge type that a part of a name spells; empty if it spells none."""
     found = [end for end in re.split("_{2,}", part.strip("<>")) if end]
     return found if len(found) > 2 else []
 
@@ -41,12 +41,12 @@ def _code(ends: Sequence[str]) -> int:
 
 
 class Graphs:
-    """One or several graphs that a model takes as one, as they are when they are first asked about.
+    """The one or several graphs of a batch; properties are read once and cached.
 
     Args:
         batch: `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
         parameters: the names of the model's arguments, for a tuple.
-        pairs: `batch -> nodes`, two rows: those that predictions for links are about.
+        pairs: `batch -> nodes`, two rows: the pairs that link predictions are about.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Graphs:
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
             batch = dict(zip(parameters, batch, strict=False))
         self._held = batch
-        self._whose: dict[str | None, Tensor | None] = {}
+        self._graph_indices: dict[str | None, Tensor | None] = {}
         self._called: dict[str | None, Tensor] = {}
 
     @functools.cached_property
     def hetero(self) -> bool:
-        """Whether there are several types of nodes or edges."""
+        """Whether the batch has types of nodes or edges."""
         return hasattr(self._held, "node_types") or isinstance(self.get("x_dict"), Mapping)
 
     def get(self, name: str) -> Any:
-        """What the batch has under a name; None where it has nothing."""
+        """The value of a field of the batch; None if it has none."""
         if isinstance(self._held, Mapping):
             return self._held.get(name)
         try:
             found = getattr(self._held, name, None)
-            return None if inspect.ismethod(found) else found  # as `size`, which a layer takes and a graph computes
-        except KeyError:  # HeteroData's, for a name that ends in _dict or weights of no type
+            return None if inspect.ismethod(found) else found  # `size` is an argument of layers but a method of graphs
+        except KeyError:  # HeteroData raises it for a name that ends in _dict, and for weights that no type has
             return None
 
     def __contains__(self, name: str) -> bool:
@@ -81,7 +81,7 @@ class Graphs:
 
     @functools.cached_property
     def relations(self) -> list[Relation]:
-        """The types of edges, in order; empty where there is one."""
+        """The edge types, in order; empty for a homogeneous graph."""
         if not self.hetero:
             return []
         found = self.get("edge_types")
@@ -89,7 +89,7 @@ class Graphs:
 
     @functools.cached_property
     def codes(self) -> dict[int, int]:
-        """The numbers of the types of edges by their `code`."""
+        """The index of each edge type by its `code`."""
         return {_code(relation): number for number, relation in enumerate(self.relations)}
 
     @functools.cached_property
@@ -100,7 +100,7 @@ class Graphs:
         return list(self.get("x_dict") or () if found is None else found)
 
     def adjacency(self, relation: Relation | None = None) -> Any:
-        """The edges of a relation, or of the only one: an edge_index or a sparse adjacency; None without any."""
+        """The edges of a relation, or of the only one: an edge_index or a sparse adjacency; None if there are none."""
         for name in ("edge_index", "adj_t"):
             found = self.get(name) if relation is None else (self.get(f"{name}_dict") or {}).get(relation)
             if found is not None:
@@ -108,17 +108,17 @@ class Graphs:
         return None
 
     def edges(self, relation: Relation | None = None) -> Int[Tensor, "edge 2"] | None:
-        """The pairs of nodes of the edges, in their order."""
+        """The two nodes of each edge, in order."""
         adjacency = self.adjacency(relation)
         return None if adjacency is None else torch.stack(rows(adjacency), 1)
 
     @functools.cached_property
     def connected(self) -> bool:
-        """Whether there is an edge, of any of several types."""
+        """Whether there is an edge of any type."""
         return any(edges is not None and len(edges) > 0 for edges in map(self.edges, self.relations))
 
     def nodes(self, kind: str | None = None) -> int:
-        """How many nodes there are, of one type or of the only one."""
+        """The number of nodes of one type, or of the only one."""
         store = self.store(kind)
         if store is not None and getattr(store, "num_nodes", None) is not None:
             return int(store.num_nodes)
@@ -132,21 +132,21 @@ class Graphs:
 
     @functools.cached_property
     def pairs(self) -> Int[Tensor, "2 link"] | None:
-        """The nodes that predictions for links are about; None where the batch names none.
+        """The nodes that link predictions are about; None if the batch names none.
 
         Raises:
-            BatchError: those given are not two rows of whole numbers.
+            BatchError: they are not two rows of integers.
         """
         found = self.for_links("edge_label_index") if self._pairs is None else torch.as_tensor(self._pairs(self.batch))
         if found is not None and (found.dim() != 2 or len(found) != 2 or found.is_floating_point()):
             raise BatchError(
-                f"the pairs of nodes that predictions are about have shape {list(found.shape)} and type {found.dtype}: "
-                "give two rows of whole numbers, as edge_label_index has, or wrap(model, pairs=lambda batch: ...)"
+                f"the pairs of nodes that predictions are about have shape {list(found.shape)} and type {found.dtype}. "
+                "Give two rows of integers, as in edge_label_index, or wrap(model, pairs=lambda batch: ...)"
             )
         return found
 
     def for_links(self, name: str) -> Tensor | None:
-        """What the batch has under a name for the links in question, of the only type of edges that has any."""
+        """A field of the links to predict; with several edge types, the field of the only type that has it."""
         held = self.get(name)
         if held is None and self.hetero:
             held = self.get(f"{name}_dict")
@@ -155,22 +155,22 @@ class Graphs:
         return held if isinstance(held, Tensor) else None
 
     def graph_of_links(self) -> Int[Tensor, " link"] | None:
-        """The number of the graph of each pair; None where there is one graph."""
+        """The graph index of each pair; None if there is one graph."""
         if self.pairs is None or self.single:
             return None
         typed = self.get("edge_label_index_dict") if self.hetero and self._pairs is None else None
         kinds = [relation[0] for relation in typed] if isinstance(typed, Mapping) else []
-        whose = self.graph_of(kinds[0] if kinds else None)
-        if whose is None:
+        graph_index = self.graph_of(kinds[0] if kinds else None)
+        if graph_index is None:
             raise BatchError(
-                f"the batch holds {self.count} graphs, and it is not known of which type the nodes of each pair are. "
-                "Name the pairs in one type of edges: data['user', 'rates', 'film'].edge_label_index"
+                f"the batch holds {self.count} graphs, and the node types of the pairs are unknown. "
+                "Put the pairs under an edge type: data['user', 'rates', 'film'].edge_label_index"
             )
-        return whose[self.pairs[0]]
+        return graph_index[self.pairs[0]]
 
     @functools.cached_property
     def seeds(self) -> tuple[str | None, int] | None:
-        """The type of nodes that a loader began to sample with, and how many: the first ones; None where it did not."""
+        """The node type and number of the seeds a loader sampled from, which come first; None if it did not sample."""
         kinds: list[str | None] = [*self.node_types] or [None]
         for kind in kinds:
             store = self.store(kind)
@@ -180,10 +180,10 @@ class Graphs:
         return None
 
     def graph_of(self, kind: str | None = None) -> Int[Tensor, " node"] | None:
-        """The number of each node's graph; None where there is one graph."""
-        if kind not in self._whose:
-            self._whose[kind] = self._graph_of(kind)
-        return self._whose[kind]
+        """The graph index of each node; None if there is one graph."""
+        if kind not in self._graph_indices:
+            self._graph_indices[kind] = self._graph_of(kind)
+        return self._graph_indices[kind]
 
     def _graph_of(self, kind: str | None) -> Int[Tensor, " node"] | None:
         held = getattr(self.store(kind), "batch", None) if kind is not None else self.get("batch")
@@ -194,39 +194,43 @@ class Graphs:
         """Whether there is one graph.
 
         Raises:
-            BatchError: there are several, and nothing says which of them each node is of.
+            BatchError: there are several, and nothing says which one each node belongs to.
         """
         several = self.count > 1
         kinds: list[str | None] = [*self.node_types] or [None]
         if several and all(self.graph_of(kind) is None for kind in kinds):
             raise BatchError(
-                f"the batch holds {self.count} graphs, and no `batch` that says which of them each node is of. Make it "
-                "with torch_geometric.data.Batch.from_data_list, or say it: wrap(model, example_index=...)"
+                f"the batch holds {self.count} graphs, and no `batch` that says which one each node belongs to. Make "
+                "it with torch_geometric.data.Batch.from_data_list, or give wrap(model, example_index=...)"
             )
         return not several
 
     @functools.cached_property
     def count(self) -> int:
-        """How many graphs there are.
+        """The number of graphs.
 
         Raises:
-            BatchError: it cannot be said.
+            BatchError: `batch` is not a tensor.
         """
         known = self.get("num_graphs")
         if isinstance(known, int):
             return known
         index = self.get("batch")
-        if index is None and self.hetero:  # sampled around each node by itself
-            several = [whose for kind in self.node_types if (whose := self.graph_of(kind)) is not None and len(whose)]
-            return max((int(whose.max()) + 1 for whose in several), default=1)
+        if index is None and self.hetero:  # sampled around each node separately
+            several = [
+                graph_index
+                for kind in self.node_types
+                if (graph_index := self.graph_of(kind)) is not None and len(graph_index)
+            ]
+            return max((int(graph_index.max()) + 1 for graph_index in several), default=1)
         if index is None:
             return 1
         if not isinstance(index, Tensor):
-            raise BatchError(f"`batch` says which graph each node belongs to, and is a tensor; got {type(index)}")
+            raise BatchError(f"`batch` is a {type(index)}. Give a tensor with the graph index of each node")
         return int(index.max()) + 1 if len(index) else 1
 
     def numbers(self, kind: str | None = None) -> Int[Tensor, " node"]:
-        """What each node is called: its number in the graph that it was sampled from, or within its own graph."""
+        """Each node's number in the graph that it was sampled from, or else within its own graph."""
         if kind not in self._called:
             self._called[kind] = self._numbers(kind)
         return self._called[kind]
@@ -243,25 +247,25 @@ class Graphs:
         return ExampleIndex(graph, self.count).places()
 
     def edge_numbers(self, relation: Relation | None = None, called: bool = True) -> Int[Tensor, " edge"]:
-        """What each edge is called: its number in the graph that it was sampled from, or its place in its own graph.
+        """Each edge's number in the graph that it was sampled from, or else its place in its own graph.
 
         Args:
-            called: False for places, whatever it was sampled from.
+            called: False for places even in a sampled graph.
         """
         store = self.store(relation)
         known = getattr(store, "e_id", None) if store is not None else self.get("e_id")
         ends = rows(self.adjacency(relation))[1]
         if called and isinstance(known, Tensor) and len(known) == len(ends):
             return known
-        whose = self.graph_of(relation and relation[2])
+        graph_index = self.graph_of(relation and relation[2])
         return (
             torch.arange(len(ends), device=ends.device)
-            if whose is None
-            else ExampleIndex(whose.index_select(0, ends), self.count).places()
+            if graph_index is None
+            else ExampleIndex(graph_index.index_select(0, ends), self.count).places()
         )
 
     def store(self, kind: str | Relation | None) -> Any:
-        """What holds the nodes or edges of a type, or of the only one; None in a mapping."""
+        """The storage of the nodes or edges of a type, or of the only one; None for a mapping."""
         if isinstance(self._held, Mapping):
             return None
         return self._held if kind is None else self._held[kind]

@@ -1,4 +1,4 @@
-"""Layer: what one message passing layer sends while its messages are tapped."""
+"""The hooks that tap the messages of one message passing layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskhooks_geometric.sent import Sent
 from maskhooks_geometric.whole import Whole
 
 PLACES = ("edges", "source", "target", "message")
-_WEIGHTS = {"edge_weight", "edge_attr", "edge_type"}  # what PyG passes on as the values of a sparse tensor
+_WEIGHTS = {"edge_weight", "edge_attr", "edge_type"}  # arguments as which PyG passes a sparse tensor's values
 _ADJACENCY = ("edge_index", "adj_t", "hyperedge_index")
 
 _open: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
@@ -31,10 +31,10 @@ _open: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
 
 @contextlib.contextmanager
 def sending(module: nn.Module, whole: Whole | None = None) -> Iterator[None]:
-    """Inside, the messages of a layer pass its places; it computes them one by one also where it would fuse them.
+    """A context in which the messages of a layer pass its places; a layer that fuses messages computes them singly.
 
     Args:
-        whole: weighs them by their edges.
+        whole: weights them by their edges.
     """
     layer = _open.get(module) or _Layer(module)
     with layer:
@@ -47,7 +47,7 @@ def sending(module: nn.Module, whole: Whole | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cached(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Afterwards, layers with a cache of normalised edges hold what they held before."""
+    """A context that restores the layers' caches of normalised edges."""
     held = [
         (layer, {key: value for key, value in vars(layer).items() if key.startswith("_cached")})
         for layer in layers
@@ -61,7 +61,7 @@ def cached(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class _Layer(Uncopied):
-    """The hooks on one layer, for as long as someone has it open."""
+    """The hooks on one layer while it is open."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
@@ -69,9 +69,9 @@ class _Layer(Uncopied):
         self._users = 0
         self._handles: list[RemovableHandle] = []
         self._own: dict[str, Any] = {}
-        self._given: Mapping[str, Any] = {}  # what the layer was called with, by name
+        self._given: Mapping[str, Any] = {}  # the layer's arguments, by name
         self._sent = 0  # calls of propagate in this call of the layer
-        self._call: tuple[Any, Mapping[str, Any]] = (None, {})  # what it is called with: edges, and the rest by name
+        self._call: tuple[Any, Mapping[str, Any]] = (None, {})  # propagate's arguments: edges, and the rest by name
 
     def __enter__(self) -> None:
         self._users += 1
@@ -82,9 +82,9 @@ class _Layer(Uncopied):
         opened = {
             "fuse": False,
             "_decomposed_layers": 1,
-            "_cached_x": None,
+            "_cached_x": None,  # cached states
             "_cached_h": None,
-        }  # the last two: of states
+        }
         self._own = {key: vars(module)[key] for key in opened if key in vars(module)}
         vars(module).update({key: opened[key] for key in self._own})
         self._handles = [
@@ -106,14 +106,14 @@ class _Layer(Uncopied):
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             self._given = signature(module).bind_partial(*args, **kwargs).arguments
-        except TypeError:  # the layer itself says so
+        except TypeError:  # the layer raises its own error
             self._given = {}
         self._sent = 0
         if not _fits(module, self._edges):
             raise ModelError(
                 f"a {type(module).__name__} with cached=True holds the edges of another graph, and sends its messages "
-                "along these, whatever it is called with. Set its `cached` to False and `_cached_edge_index` and "
-                "`_cached_adj_t` to None, where it has them, before the model is wrapped"
+                "along these, whatever its input. Before wrapping the model, set the layer's `cached` to False and its "
+                "`_cached_edge_index` and `_cached_adj_t`, if any, to None"
             )
 
     def end(self, module: nn.Module, args: object, output: object) -> None:
@@ -121,18 +121,18 @@ class _Layer(Uncopied):
 
     def propagate(self, module: nn.Module, inputs: tuple[Any, Any, Mapping[str, Any]]) -> None:
         edges, _, rest = inputs
-        rows(edges)  # refused here, by name, where the layer cannot take messages apart
+        rows(edges)  # raises if the layer cannot compute separate messages
         fused = self._own.get("fuse") and weighted(edges)
         if fused and not _WEIGHTS & {*inspect.signature(self._module.message).parameters}:
             raise BatchError(
-                f"the adjacency holds weights, by which {type(module).__name__} multiplies messages where it fuses "
-                "them, but not where it computes them one by one, as while they are tapped. Give an edge_index, or an "
-                "adjacency of ones; a layer such as GraphConv takes weights in both ways"
+                f"the adjacency holds weights. {type(module).__name__} multiplies messages by them when it fuses "
+                "messages, but not when it computes them one by one, as while they are tapped. Give an edge_index, or "
+                "an adjacency of ones; a layer such as GraphConv uses weights both ways"
             )
         self._call = edges, rest
 
     def message(self, module: nn.Module, inputs: object, message: Any) -> Any:
-        """The message to go on with, None where it is unchanged."""
+        """The replaced message, or None if it is unchanged."""
         stand = {name: place for name, place in places(module).items() if name in PLACES and _read(place)}
         wholes = [whole for whole in dict.fromkeys(self.wholes) if whole.tapped]
         if not stand and not wholes:
@@ -159,7 +159,7 @@ class _Layer(Uncopied):
         return copied(after.reshape(shape).movedim(0, axis), message)
 
     def _weighed(self, messages: Tensor, sent: Sent, whole: Whole) -> Tensor:
-        """Messages by the weights of the edges that they go along; those along no edge are as they are."""
+        """Messages multiplied by the weights of their edges; those along no edge are unchanged."""
         given = self._edges()
         edges = sent if given is None else given
 
@@ -176,7 +176,7 @@ class _Layer(Uncopied):
         return mix(messages, own, torch.zeros_like(messages[:1])) if len(messages) else messages
 
     def _edges(self) -> Sent | None:
-        """The edges that the layer was called with; None where it was called with none."""
+        """The edges that the layer was called with; None if there were none."""
         flipped = self._module.flow != "source_to_target"
         mapping = next((v for v in self._given.values() if isinstance(v, Mapping) and _adjacencies(v)), None)
         if mapping is not None:
@@ -197,10 +197,10 @@ class _Layer(Uncopied):
         return self._sent_by(*((second, first) if flipped else (first, second)), torch.cat(kinds))
 
     def _axis(self, message: Any, count: int) -> int:
-        """The axis of a message tensor along which its edges are.
+        """The edge axis of a message tensor.
 
         Raises:
-            ModelError: it has another number of messages than edges.
+            ModelError: the numbers of messages and edges differ.
         """
         if isinstance(message, Tensor) and message.dim():
             axis = self._axis_of(message)
@@ -209,19 +209,19 @@ class _Layer(Uncopied):
         got = f"a tensor {list(message.shape)}" if isinstance(message, Tensor) else f"a {type(message).__name__}"
         raise ModelError(
             f"{type(self._module).__name__}.message returned {got} for {count} edges along axis "
-            f"{self._module.node_dim}, so its messages cannot be told apart. Return a tensor with a row for each edge."
+            f"{self._module.node_dim}, so its messages cannot be distinguished. Return one row per edge."
         )
 
     def _axis_of(self, value: Tensor) -> int:
-        """The axis along which nodes or edges are; that of one with fewer axes than usual."""
+        """The node or edge axis of a tensor, which may have fewer axes than usual."""
         axis: int = self._module.node_dim
         return min(max(axis + value.dim() if axis < 0 else axis, 0), value.dim() - 1)
 
     def _sent_along(self, sends: Tensor, receives: Tensor, number: int) -> Sent:
-        """The messages of a call of `propagate`, the `number`-th since the layer was called."""
+        """The messages of the `number`-th call of `propagate` in this call of the layer."""
         flipped = self._module.flow != "source_to_target"
         relation = self._relations((receives, sends) if flipped else (sends, receives), number)
-        if isinstance(relation, tuple):  # numbered through all node types; the edges given are not
+        if isinstance(relation, tuple):  # the layer numbers nodes across all types, the edges given do not
             relation, (sends, receives) = relation[0], relation[1][::-1] if flipped else relation[1]
         return self._sent_by(sends, receives, relation)
 
@@ -233,7 +233,7 @@ class _Layer(Uncopied):
         return Sent(sends, receives, relation, torch.full_like(sends, flipped), torch.full_like(sends, nodes))
 
     def _relations(self, own: Ends, number: int) -> Any:
-        """The relation of each message, -1 where there is none; with the ends in their own numbering, where needed."""
+        """The relation of each message, -1 if it has none; if needed, a pair with the ends numbered by node type."""
         none = torch.full_like(own[0], -1)
         mapping = next((v for v in self._given.values() if isinstance(v, Mapping) and _adjacencies(v)), None)
         if mapping is not None:
@@ -256,13 +256,13 @@ class _Layer(Uncopied):
         return none
 
     def _states(self, index: Tensor, side: int) -> Tensor | None:
-        """The states of the nodes that may send or receive, a row for each; None where the layer has none.
+        """The states of all nodes on one side, one row each; None if the layer has none.
 
-        Those that the layer was called with; where these are no states, those that it passes on to its messages.
+        They are the layer's input or, if that is not states, what the layer passes on to its messages.
 
         Args:
-            index: those that do.
-            side: 0 for the nodes that send.
+            index: the nodes that send or receive.
+            side: 0 for the sending nodes.
         """
         place = side if self._module.flow == "source_to_target" else 1 - side
         given = next(iter(self._given.values()), None)
@@ -276,7 +276,7 @@ class _Layer(Uncopied):
         return torch.cat([part[:least] for part in parts], 1) if parts else None
 
     def _rows_of(self, states: Any, index: Tensor, place: int) -> Tensor | None:
-        """A tensor of states, or one of a pair, with a row for each node; None where some of these have none."""
+        """A tensor of states, or one of a pair, as one row per node; None if some nodes lack a row."""
         if isinstance(states, (tuple, list)) and len(states) == 2:
             states = states[place]
         if not isinstance(states, Tensor) or not states.is_floating_point() or not states.dim():
@@ -288,12 +288,12 @@ class _Layer(Uncopied):
 
 
 def _read(place: nn.Module) -> bool:
-    """Whether someone reads or replaces what passes a place."""
+    """Whether a hook reads or replaces the values of a place."""
     return bool(place._forward_hooks or place._forward_pre_hooks)
 
 
 def _flat(value: Tensor, axis: int) -> Tensor:
-    """`edge feature`, whatever the axes of a value."""
+    """Flatten a value to `edge feature`."""
     first = value.movedim(axis, 0)
     return first.reshape(len(first), math.prod(first.shape[1:]))
 
@@ -304,12 +304,12 @@ def _is_states(given: Any) -> bool:
 
 
 def _adjacencies(given: Mapping[Any, Any]) -> bool:
-    """Whether a mapping is one of edges by type, which are triples."""
+    """Whether a mapping holds edges by type; types are triples."""
     return bool(given) and all(isinstance(key, tuple) and len(key) == 3 for key in given)
 
 
 def _fits(layer: Any, edges: Callable[[], Sent | None]) -> bool:
-    """Whether what a layer has in its cache, if anything, are the edges that it is called with."""
+    """Whether the edges in a layer's cache, if any, are those that it is called with."""
     for held in (getattr(layer, "_cached_edge_index", None), getattr(layer, "_cached_adj_t", None)):
         if held is not None and (given := edges()) is not None:
             return _alike(rows(held[0] if isinstance(held, tuple) else held), (given.source, given.target))
@@ -317,7 +317,7 @@ def _fits(layer: Any, edges: Callable[[], Sent | None]) -> bool:
 
 
 def _alike(one: Ends, other: Ends) -> bool:
-    """Whether there are the same edges in any order and direction, self-loops aside."""
+    """Whether two lists hold the same edges in any order and direction, self-loops aside."""
     between = [torch.stack(ends, 1).sort(1).values[ends[0] != ends[1]] for ends in (one, other)]
     return len(between[0]) == len(between[1]) and bool((found_in(*between) >= 0).all())
 

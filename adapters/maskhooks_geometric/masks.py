@@ -1,4 +1,4 @@
-"""Masks: the rows of an explanation as PyG has them, a number for each edge of the batch."""
+"""Converts the rows of an explanation to PyG's edge masks, one number per edge of the batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from maskhooks_geometric.graphs import Graphs, Relation
 
 @dataclass(frozen=True)
 class EdgeMasks:
-    """What an explanation says of the edges of one type.
+    """The scores of an explanation for the edges of one type.
 
     Attributes:
-        by_layer: a column for each masked site; 0 where a site has no message along an edge.
+        by_layer: one column per masked site; 0 if a site has no message along an edge.
         sites: the addresses of the columns.
     """
 
@@ -27,20 +27,20 @@ class EdgeMasks:
     sites: tuple[str, ...]
 
     def over_layers(self, reduce: str) -> Float[Tensor, " edge"]:
-        """The largest or the mean over layers; 0 without any."""
+        """The maximum or the mean over layers; 0 if there are none."""
         if not self.by_layer.shape[1]:
             return self.by_layer.new_zeros(len(self.by_layer))
         return self.by_layer.amax(1) if reduce == "max" else self.by_layer.mean(1)
 
 
 def edge_masks(explanation: Explanation, graphs: Graphs) -> dict[Relation | None, EdgeMasks]:
-    """The scores of a batch's edges, by their type; of several messages along one edge in a layer, the largest.
+    """The scores of a batch's edges, by edge type; the maximum over several messages along one edge in a layer.
 
     Args:
-        explanation: of the batch, its examples numbered from 0.
+        explanation: an explanation of the batch, its examples numbered from 0.
 
     Raises:
-        SettingError: the rows are no edges.
+        SettingError: the rows are not edges.
     """
     if "edge" not in explanation.columns:
         raise SettingError(
@@ -63,8 +63,8 @@ def _of(explanation: Explanation, graphs: Graphs, relation: Relation | None, num
     here, layer = np.unique(columns["site"][chosen], return_inverse=True)
     masks = torch.zeros(count, len(here))
     if edges is not None and count:
-        whose = graphs.graph_of(relation and relation[2])
-        graph = torch.zeros(count, dtype=torch.long) if whose is None else whose[edges[:, 1]].cpu()
+        graph_index = graphs.graph_of(relation and relation[2])
+        graph = torch.zeros(count, dtype=torch.long) if graph_index is None else graph_index[edges[:, 1]].cpu()
         numbers = graphs.edge_numbers(relation).cpu()
         example, edge = (torch.as_tensor(columns[name][chosen], dtype=torch.long) for name in ("example", "edge"))
         width = int(numbers.max()) + 1

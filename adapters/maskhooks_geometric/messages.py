@@ -1,4 +1,4 @@
-"""Messages: which graph each one belongs to, and which edge of the batch it goes along."""
+"""The graph that each message belongs to, and the edge of the batch that it goes along."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from maskhooks_geometric.sent import Sent
 
 
 class Messages:
-    """The messages that a layer has sent for a batch.
+    """The messages that a layer sent for a batch.
 
     Args:
         graphs: the batch.
-        sent: what a layer's `edges`, or a model's `edge_ends`, gives.
-        relation: the type of edges that the layer serves; None where it serves all.
+        sent: the value of a layer's `edges`, or of a model's `edge_ends`.
+        relation: the edge type that the layer serves; None if it serves all.
     """
 
     def __init__(self, graphs: Graphs, sent: Sent, relation: Relation | None) -> None:
@@ -33,7 +33,7 @@ class Messages:
         self._several = relation is None and bool(graphs.relations) and bool((sent.relation >= 0).any())
 
     def graph(self) -> Int[Tensor, " message"] | None:
-        """The graph of each; None where the layer has other nodes than the batch."""
+        """The graph of each message; None if the nodes of the layer are not those of the batch."""
         if self.graphs.single:
             return torch.zeros_like(self.sent.source)
         if self._in_order is not None:
@@ -42,12 +42,12 @@ class Messages:
         return None if bool((found < 0).any()) else found
 
     def columns(self, *, called: bool = True) -> dict[str, Int[Tensor, " message"]]:
-        """source, target, relation where there are several, and edge; see `GraphTask.edges`.
+        """The columns source, target, edge, and relation if there are several; see `GraphTask.edges`.
 
-        Where nodes are of several types, also source_type and target_type, their numbers among these; -1 is unknown.
+        With several node types also source_type and target_type, indices among the types; -1 is unknown.
 
         Args:
-            called: edges as the batch calls them; else by their place in their graph.
+            called: number edges as the batch does (`e_id`); otherwise by their place in their graph.
         """
         found = {
             "source": self._each(lambda relation, sent: _called(self.graphs, relation and relation[0], sent.source)),
@@ -68,27 +68,27 @@ class Messages:
 
     @functools.cached_property
     def _in_order(self) -> Tensor | None:
-        """The graph of each where they go along the batch's edges of a kind, all of these in their order; else None.
+        """The graph of each message if they go along all of the batch's edges of a type, in order; else None.
 
-        This is the usual case, and saves what is needed to find their edges.
+        This is the usual case, and avoids the search for their edges.
         """
         adjacency = self.graphs.adjacency(self.relation)
-        whose = self.graphs.graph_of(self.relation and self.relation[2])
-        if self._several or adjacency is None or whose is None or not len(self.sent):
+        graph_index = self.graphs.graph_of(self.relation and self.relation[2])
+        if self._several or adjacency is None or graph_index is None or not len(self.sent):
             return None
         if self.relation is None and "edge_type" in self.graphs:
             return None
         source, target = rows(adjacency)
         same = torch.equal(self.sent.target, target) and torch.equal(self.sent.source, source)
-        if not same or int(self.sent.against.max()) or int(target.max()) >= len(whose):
+        if not same or int(self.sent.against.max()) or int(target.max()) >= len(graph_index):
             return None
-        return whose.index_select(0, target)
+        return graph_index.index_select(0, target)
 
     @functools.cached_property
     def undirected(self) -> Int[Tensor, " message"]:
-        """A number for each, the same for those between the same two nodes in both directions.
+        """A number for each message, the same for both directions between two nodes.
 
-        Nodes of two types, or of two sets, have numbers of their own, so that messages between them are alone.
+        Two node types, or sets, number their nodes separately, so messages between them are not paired.
         """
         relations, kinds = self.graphs.relations, self.sent.relation
         if self.relation is not None:
@@ -103,7 +103,7 @@ class Messages:
         return torch.where(paired, numbers, torch.arange(-len(kinds), 0, device=kinds.device))
 
     def _each(self, function: Callable[[Relation | None, Sent], Tensor]) -> Tensor:
-        """A number for each message, from those of one type of edges and one list of edges at a time."""
+        """A number for each message, computed for one edge type and one edge list at a time."""
         lists = self.sent.portions()
         if not self._several and len(lists) < 2:
             return function(self.relation, self.sent)
@@ -116,19 +116,19 @@ class Messages:
         return found
 
     def _graph(self, relation: Relation | None, sent: Sent) -> Tensor:
-        """By the node that receives; where that is none of the batch's, as a hyperedge, by the one that sends."""
+        """The graph of the receiving node, or of the sending one if the batch lacks the receiver (a hyperedge)."""
         for nodes, kind in ((sent.target, relation and relation[2]), (sent.source, relation and relation[0])):
-            whose = self.graphs.graph_of(kind)
-            if whose is None:
+            graph_index = self.graphs.graph_of(kind)
+            if graph_index is None:
                 return torch.zeros_like(nodes)
             if self._renumbered(relation, sent):
                 break
-            if not len(sent) or int(nodes.max()) < len(whose):
-                return whose.index_select(0, nodes)
+            if not len(sent) or int(nodes.max()) < len(graph_index):
+                return graph_index.index_select(0, nodes)
         return torch.full_like(sent.source, -1)
 
     def _renumbered(self, relation: Relation | None, sent: Sent) -> bool:
-        """Whether the layer has other nodes than the batch, as after pooling; not where it has the first of them."""
+        """Whether the layer's nodes are not the batch's, as after pooling; the first nodes of the batch are."""
         if not len(sent) or int(sent.nodes[0]) in (-1, self.graphs.nodes(relation and relation[0])):
             return False
         given = self.graphs.edges(relation)
@@ -136,7 +136,7 @@ class Messages:
         return given is None or bool((found_in(own, given.to(own)) < 0).any())
 
     def _edge(self, relation: Relation | None, sent: Sent, called: bool) -> Tensor:
-        """The number of each message's edge, -1 where the layer added it; see `columns`."""
+        """The number of each message's edge, -1 if the layer added the edge; see `columns`."""
         if self._in_order is not None:
             return self.graphs.edge_numbers(relation, called)
         given = self.graphs.edges(relation)
@@ -154,15 +154,15 @@ class Messages:
 
 
 def _reversed(edges: Int[Tensor, "edge 2"], given: Int[Tensor, "given 2"]) -> bool:
-    """Whether a layer was called with all given edges the other way round, in their order; self-loops aside."""
+    """Whether a layer was called with all given edges reversed, in order; self-loops aside."""
     between, known = (part[part[:, 0] != part[:, 1]] for part in (edges, given))
     return torch.equal(between, known.flip(1)) and not torch.equal(between, known)
 
 
 def _typed(graphs: Graphs, sent: Sent) -> Sent:
-    """The same with relations where layers serve one each, told by the layers' names, or by what they were called with.
+    """Fill in the relations of layers that serve one each, from the layers' names or the edges they were called with.
 
-    Without types of edges there are none.
+    A batch without edge types has no relations.
     """
     numbers = sent.relation.clone()
     if len(sent) and int(numbers.min()) < -1:
@@ -181,7 +181,7 @@ def _typed(graphs: Graphs, sent: Sent) -> Sent:
 
 
 def _called(graphs: Graphs, kind: str | None, nodes: Tensor) -> Tensor:
-    """Nodes as the batch calls them; as they are where the layer numbers others, such as hyperedges."""
+    """Nodes numbered as in the batch; unchanged if the layer numbers others, such as hyperedges."""
     numbers = graphs.numbers(kind).to(nodes.device)
     if not len(numbers):
         return nodes

@@ -1,4 +1,4 @@
-"""Peer: an explainer of PyTorch Geometric run through us, for comparison, with the model put back as it was."""
+"""Runs an explainer of PyTorch Geometric as one of maskhooks, for comparison, and restores the model."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _FIT, _EXPLAIN = 300, 301
 
 
 class Peer(Explainer):
-    """Scores of edges by an algorithm of `torch_geometric.explain`, in rows as those of our explainers.
+    """Scores edges by an algorithm of `torch_geometric.explain`, in the same rows as maskhooks explainers.
 
-    Each graph of a batch is explained by itself. Algorithms leave parts of a model changed; it is put back.
+    Each graph of a batch is explained separately. Algorithms leave parts of a model changed; these are restored.
 
     Args:
         hooked: the wrapped model; it returns logits.
-        algorithm: such as `GNNExplainer(epochs=100)` or `PGExplainer(epochs=30)`; the latter is trained by `fit`.
-        settings: further ones of `torch_geometric.explain.Explainer`, such as `node_mask_type="attributes"`.
-        seed: of all random numbers.
+        algorithm: such as `GNNExplainer(epochs=100)` or `PGExplainer(epochs=30)`; `fit` trains the latter.
+        settings: more settings of `torch_geometric.explain.Explainer`, such as `node_mask_type="attributes"`.
+        seed: the random seed.
 
     Attributes:
-        changed: what the algorithm had changed in the model before it was put back: names of weights and attributes.
+        changed: names of the weights and attributes that the algorithm changed before they were restored.
 
     Raises:
         ModelError: the model holds no layer of PyTorch Geometric.
@@ -99,7 +99,7 @@ class Peer(Explainer):
         if hasattr(batch, "to_data_list"):
             return list(batch.to_data_list())
         if self._task.graphs(batch).count > 1:
-            raise BatchError("a batch of several graphs is a torch_geometric.data.Batch here, which can be taken apart")
+            raise BatchError("the batch of several graphs cannot be split. Give a torch_geometric.data.Batch")
         return [batch]
 
     @property
@@ -150,19 +150,19 @@ class Peer(Explainer):
 def _mask(explanation: Any) -> Tensor:
     mask = explanation.get("edge_mask")
     if not isinstance(mask, Tensor):
-        raise BatchError("the algorithm gave no mask of edges; give one that does, or other settings")
+        raise BatchError("the algorithm returned no edge mask. Choose another algorithm, or other settings")
     return mask.detach().float()
 
 
 def _classes(outputs: Outputs) -> bool:
-    """Whether predictions are one of several classes; one of two as a single number otherwise."""
+    """Whether predictions have several classes; otherwise they are a single binary logit."""
     if isinstance(outputs, Mapping):
-        raise BatchError("PyTorch Geometric explains one output; this model has several")
+        raise BatchError("PyTorch Geometric explains one output, and this model has several")
     return isinstance(outputs.distribution if isinstance(outputs, Positions) else outputs, Categorical)
 
 
 def _target(explainer: GeometricExplainer, x: Any, edges: Any, rest: Mapping[str, Any]) -> Tensor:
-    """What the model predicts."""
+    """The model's prediction."""
     target: Tensor = explainer.get_target(explainer.get_prediction(x, edges, **_without(rest, "index")))
     return target
 

@@ -1,4 +1,4 @@
-"""Registers the adapter of PyTorch Geometric. Importing this does not import torch_geometric."""
+"""Registers the adapter for PyTorch Geometric. Importing this does not import torch_geometric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restored: a model as it was, whatever a library has done to it meanwhile."""
+"""Restores a model after a library has changed it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from maskhooks.seeds import forked
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[list[str]]:
-    """Afterwards the model has the weights, flags, gradients, hooks and attributes that it had, bit for bit.
+    """A context that restores the model's weights, flags, gradients, hooks and attributes, bit for bit.
 
-    The global random state is left as it was too.
+    It restores the global random state too.
 
     Yields:
-        A list that names, once the `with` is left, what had to be put back: `first.weight`, `first._explain`.
+        A list that, after the `with`, names what was restored: `first.weight`, `first._explain`.
     """
     changed: list[str] = []
     held: list[tuple[str, Callable[[], bool]]] = []
@@ -38,13 +38,13 @@ def restored(model: nn.Module) -> Iterator[list[str]]:
 
 
 class _Memory:
-    """What attributes held: containers and plain objects with what is inside, each once."""
+    """Remembers the contents of attributes: containers and plain objects, each once."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
 
     def attributes(self, owner: Any) -> Iterator[tuple[str, Callable[[], bool]]]:
-        """For each attribute of an object what puts back its contents, and for all what puts back the attributes."""
+        """For each attribute of an object, functions that restore its contents and the attribute itself."""
         own = vars(owner)
         for key, value in list(own.items()):
             for put_back in self.contents(value):
@@ -103,7 +103,7 @@ def _attribute(own: dict[str, Any], key: str, value: Any) -> Callable[[], bool]:
 
 
 def _only(own: dict[str, Any], known: set[str]) -> bool:
-    """Removes attributes that were not there."""
+    """Remove new attributes."""
     more = [key for key in own if key not in known]
     for key in more:
         del own[key]

@@ -1,4 +1,4 @@
-"""Sent: along which edge each message of a layer goes, as the places `edges` and `edge_ends` give it in columns."""
+"""The edge that each message of a layer goes along, in the columns of the places `edges` and `edge_ends`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sent:
-    """Messages, or the edges that a layer was called with, in tensors with a number for each.
+    """Messages, or the edges that a layer was called with, as tensors with one number for each.
 
     Attributes:
-        source, target: the nodes that send and that receive.
-        relation: the type of the edge, or below -1 a `code` of it; -1 where there is none.
-        against: 1 where the layer's flow is against its edges, else 0.
-        nodes: how many nodes the layer has, -1 where it is not known.
-        portion: of edges in all layers at once, which of the lists of edges that layers were called with.
+        source, target: the nodes that send and receive.
+        relation: the type of the edge, or its `code` if below -1; -1 if there is none.
+        against: 1 if the layer's flow runs against its edges, else 0.
+        nodes: the number of nodes of the layer, -1 if unknown.
+        portion: for edges in all layers at once, the index of the edge list that layers were called with.
     """
 
     source: Int[Tensor, " message"]
@@ -31,11 +31,11 @@ class Sent:
 
     @classmethod
     def of(cls, rows: Int[Tensor, "message column"]) -> Sent:
-        """The inverse of `rows`."""
+        """Invert `rows`."""
         return cls(*rows.unbind(1))
 
     def rows(self) -> Int[Tensor, "message column"]:
-        """A row for each, with the attributes as columns in their order, as a place takes it."""
+        """One row for each, with the attributes as columns in order; the format of places."""
         return torch.stack(self._columns(), 1)
 
     def __len__(self) -> int:
@@ -46,20 +46,20 @@ class Sent:
 
     @functools.cached_property
     def ends(self) -> Int[Tensor, "message 2"]:
-        """The two nodes of each edge in the order in which the layer was given them, whatever its flow."""
+        """The two nodes of each edge in the order of the layer's input, whatever its flow."""
         sent = torch.stack([self.source, self.target], 1)
         return torch.where(self.against[:, None] > 0, sent.flip(1), sent)
 
     def by_relation(self) -> Int[Tensor, "message 3"]:
-        """Source, target and relation of each, for `found_in`."""
+        """The source, target and relation of each, for `found_in`."""
         return torch.stack([self.source, self.target, self.relation], 1)
 
     def portions(self) -> list[int | None]:
-        """The numbers of the lists of edges there are; None alone where they are not told apart."""
+        """The indices of the edge lists; only None if they are not distinguished."""
         return [None] if self.portion is None else self.portion.unique().tolist()
 
     def within(self, portion: int | None) -> Bool[Tensor, " message"]:
-        """Which of them are in a list of edges; all in None."""
+        """Which of them are in an edge list; for None all are."""
         if portion is None or self.portion is None:
             return torch.ones_like(self.source, dtype=torch.bool)
         return self.portion == portion

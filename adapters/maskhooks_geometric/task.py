@@ -1,4 +1,4 @@
-"""The task: how graphs become a call, which graph a message belongs to, and what predictions mean."""
+"""The task for graphs: how to call the model, which graph a message belongs to, and what predictions mean."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ from maskhooks_geometric.messages import Messages
 from maskhooks_geometric.sent import Sent
 from maskhooks_geometric.whole import passing
 
-_messages = WeakTensorKeyDictionary()  # by what was read of them; each pass reads anew
+_messages = WeakTensorKeyDictionary()  # by the value read from the site; each pass reads a new one
 _FOR_LINKS = ("edge_label_index", "edge_label")
 _ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_attr"}
 
 
 class GraphTask(Task):
-    """A batch is PyG's `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
+    """Serves graphs; a batch is PyG's `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
 
-    Data objects are taken apart by the names of the model's arguments; a model that takes one argument with no such
-    name gets the whole. An example is a graph.
+    The names of the model's arguments select the fields of a data object; a model with one argument of another name
+    gets the whole object. An example is a graph.
 
     Args:
         level: what predictions are about: "node", "link" or "graph". Default: by their number.
-        index: `batch -> numbers` of the nodes or links whose predictions count. Default: `node_index` or `link_index`
-            of the batch, the nodes that a NeighborLoader began with, or all.
-        pairs: `batch -> nodes`, two rows: the pairs that predictions for links are about. Default: `edge_label_index`.
-        units: "undirected" gates messages between the same two nodes together, in both directions; or a function, see
-            `Task`.
+        index: `batch -> indices` of the nodes or links whose predictions count. Default: `node_index` or `link_index`
+            of the batch, the seed nodes of a NeighborLoader, or all.
+        pairs: `batch -> nodes`, two rows: the pairs that link predictions are about. Default: `edge_label_index`.
+        units: "undirected" gives both directions between two nodes one gate; or a function, see `Task`.
     """
 
     name = "graph"
@@ -67,24 +66,24 @@ class GraphTask(Task):
     def given(self, functions: Mapping[str, Any]) -> Task:
         level = functions.get("level")
         if level is not None and level not in LEVELS:
-            raise BatchError(f"level={level!r} is none of {', '.join(LEVELS)}, which predictions may be about")
+            raise BatchError(f"level={level!r} is not one of {', '.join(LEVELS)}, which predictions can be about")
         units = functions.get("units")
         if isinstance(units, str) and units != "undirected":
-            raise SettingError(f"units={units!r}: it is 'undirected', or a function of the batch")
+            raise SettingError(f"units={units!r} is not known. Give 'undirected', or a function of the batch")
         return super().given(functions)
 
     @property
     def level(self) -> str | None:
-        """What predictions are about, where it was given."""
+        """What predictions are about, if the user said so."""
         return self._level
 
     def chosen(self, batch: Any, level: str) -> Tensor | None:
-        """The numbers of the nodes or links whose predictions count; None where all do."""
+        """The indices of the nodes or links whose predictions count; None if all do."""
         given = None if self._index is None else torch.as_tensor(self._index(batch))
         return named(self.graphs(batch), level) if given is None else given
 
     def graphs(self, batch: Any) -> Graphs:
-        """What a batch says of its graphs."""
+        """The graphs of a batch."""
         return Graphs(batch, self._parameters, self._pairs)
 
     def call(self, model: nn.Module, batch: Any) -> Any:
@@ -97,7 +96,7 @@ class GraphTask(Task):
         graphs = self.graphs(batch)
         if isinstance(batch, (tuple, list, Tensor)) or (isinstance(batch, Mapping) and self._open):
             return super().arguments(model, batch)
-        if not self._parameters:  # as a HeteroConv alone takes any
+        if not self._parameters:  # a bare HeteroConv takes arguments of any name
             return tuple(graphs.get(f"{name}_dict" if graphs.hetero else name) for name in ("x", "edge_index")), {}
         found = {name: self._argument(graphs, name) for name in self._parameters}
         missing = [name for name in self._required if found[name] is None]
@@ -105,23 +104,23 @@ class GraphTask(Task):
             return (batch,), {}
         if missing:
             raise BatchError(
-                f"{type(model).__name__}.forward needs {', '.join(missing)}, which the batch does not hold. Name them "
-                f"so in the batch, or say how to call it: wrap(model, call=lambda model, data: model(data.x, ...))"
+                f"{type(model).__name__}.forward needs {', '.join(missing)}, which the batch does not hold. Use these "
+                f"names in the batch, or say how to call it: wrap(model, call=lambda model, data: model(data.x, ...))"
             )
         return (), {name: value for name, value in found.items() if value is not None}
 
     def _argument(self, graphs: Graphs, name: str) -> Any:
-        if name == "batch_size":  # to PyG's models the number of graphs, to its loaders that of seeds
+        if name == "batch_size":  # PyG's models mean the number of graphs, its loaders that of seeds
             seeds = graphs.seeds[1] if graphs.seeds is not None and name in self._required else None
             return graphs.count if graphs.graph_of() is not None and seeds is None else seeds
         own = graphs.get(name)
-        if own is None and graphs.hetero:  # as a model made by to_hetero calls its arguments
+        if own is None and graphs.hetero:  # the argument names of a model made by to_hetero
             own = graphs.for_links(name) if name in _FOR_LINKS else graphs.get(f"{name}_dict")
         if own is not None or name not in _ALIKE:
             return own
         other = graphs.get(_ALIKE[name])
         if name == "edge_weight" and isinstance(other, Tensor) and other.dim() > 1:
-            return None  # features are no weights
+            return None  # features are not weights
         return other
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
@@ -140,41 +139,45 @@ class GraphTask(Task):
         graphs = self.graphs(batch)
         if axis == "node":
             relation = _relation(graphs, site)
-            whose = graphs.graph_of(relation and relation[2])
-            return torch.zeros(len(values[str(site)]), dtype=torch.long) if graphs.single or whose is None else whose
+            graph_index = graphs.graph_of(relation and relation[2])
+            return (
+                torch.zeros(len(values[str(site)]), dtype=torch.long)
+                if graphs.single or graph_index is None
+                else graph_index
+            )
         messages = self.messages(batch, site, values)
         if not len(messages.sent) and not graphs.connected:
             raise BatchError(
-                f"site {site}: no message was sent, as the batch holds no edge that this layer uses. Leave graphs "
-                "without edges out, or mask another layer"
+                f"site {site}: no message was sent, because the batch holds no edge that this layer uses. Leave out "
+                "graphs without edges, or mask another layer"
             )
         found = messages.graph()
         if found is None:
             raise BatchError(
-                f"site {site}: the layer has other nodes than the batch, as after pooling, so it is not known whose "
-                "its messages are. Explain one graph at a time, mask an earlier layer, or say it: "
+                f"site {site}: the nodes of the layer are not those of the batch, as after pooling, so the graph of "
+                "each message is unknown. Explain one graph at a time, mask an earlier layer, or give it: "
                 "wrap(model, example_index=lambda batch, site: ...)"
             )
         return found
 
     def edges(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Mapping[str, Int[Tensor, " row"]] | None:
-        """Columns source, target, relation where there are several, and edge: the edge's number in its graph, or in the
-        graph that this one was sampled from (`e_id`).
+        """The columns source, target, edge, and relation if there are several.
 
-        `edge` is -1 for messages along no edge of the batch, such as a self-loop that the layer added.
+        `edge` is the edge's number in its graph, or in the graph that it was sampled from (`e_id`); -1 for messages
+        along no edge of the batch, such as a self-loop that the layer added.
         """
         if self._edges is not None or not self.beside(site):
             return super().edges(site, batch, values)
         return self.messages(batch, site, values).columns()
 
     def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
-        """What goes along the same edge, in both directions, where `units="undirected"`; nodes are by themselves."""
+        """With `units="undirected"`, one number for both directions of an edge; nodes stay separate."""
         if not isinstance(self._units, str) or self._edges is not None:
             return super().units(site, batch, values)
         return self.messages(batch, site, values).undirected if self.beside(site) else None
 
     def messages(self, batch: Any, site: Site, values: Mapping[str, Tensor]) -> Messages:
-        """The messages of a site, made once for what a pass has read there."""
+        """The messages of a site, built once per pass."""
         (edges,) = self.beside(site)
         sent = values[str(edges)]
         found: Messages | None = _messages.get(sent)
@@ -190,12 +193,12 @@ class GraphTask(Task):
 
         try:
             own = batch.to_data_list() if isinstance(batch, Batch) else [batch]
-        except RuntimeError:  # as of a batch that was not made of a list
+        except RuntimeError:  # the batch was not made from a list
             return None
         return Batch.from_data_list([own[number] for number in numbers]) if max(numbers) < len(own) else None
 
     def perturb(self, batch: Any, generator: Generator) -> Any | None:
-        """The same graphs with the features of their nodes, and of their edges, in another order."""
+        """The same graphs with the features of their nodes, and of their edges, permuted."""
         if self._perturb is not None or isinstance(batch, (Mapping, tuple, list, Tensor)):
             return super().perturb(batch, generator)
         varied, changed = batch.clone(), False
@@ -214,8 +217,8 @@ class GraphTask(Task):
         graphs = self.graphs(batch)
         if graphs.pairs is not None and (label := graphs.for_links("edge_label")) is not None:
             classes = not label.is_floating_point() or bool((label == label.round()).all())
-            y, whose = label.long() if classes else label, graphs.graph_of_links()
-            y = y if whose is None else y[whose.argsort(stable=True)]
+            y, graph_index = label.long() if classes else label, graphs.graph_of_links()
+            y = y if graph_index is None else y[graph_index.argsort(stable=True)]
         else:
             y, index = graphs.get("y"), named(graphs, "node")
             if isinstance(y, Tensor) and index is not None and len(y) == graphs.nodes() != graphs.count:
@@ -224,9 +227,9 @@ class GraphTask(Task):
         return [str(label) for label in y.reshape(-1).tolist()] if fits else None
 
 
-@functools.lru_cache(maxsize=1024)  # asked for each site in every pass
+@functools.lru_cache(maxsize=1024)  # called for each site in every pass
 def _beside(site: Site) -> tuple[Site, ...]:
-    """The site that says which nodes a site's edges connect, where these are edges of ours."""
+    """The site that says which nodes a site's edges connect, if this adapter found the site."""
     parent, _, child = site.module.rpartition(".")
     ends = {"edge": "edge_ends", "edge_source": "edge_ends", "edge_target": "edge_ends"}.get(child, "edges")
     ours = (child in ("message", "source", "target") or ends != "edges") and _axis(site) == "edge"
@@ -234,13 +237,13 @@ def _beside(site: Site) -> tuple[Site, ...]:
 
 
 def _axis(site: Site) -> str | None:
-    """What a site's rows are: edges, nodes, or neither."""
+    """Whether a site's rows are edges, nodes, or neither."""
     first = site.pattern.positions[:1] if site.pattern is not None else ()
     return first[0] if first in (("edge",), ("node",)) else None
 
 
 def _relation(graphs: Graphs, site: Site) -> Relation | None:
-    """The type of edges of a layer that serves one, by its name in the model; None where it serves all."""
+    """The edge type of a layer that serves one, by its name in the model; None if it serves all."""
     if not graphs.relations:
         return None
     name = _plain(f"_{site.module}_")
@@ -249,5 +252,5 @@ def _relation(graphs: Graphs, site: Site) -> Relation | None:
 
 
 def _plain(name: str) -> str:
-    """A name without what PyG puts between the parts of a type."""
+    """A name without PyG's separators between the parts of a type."""
     return re.sub(r"[^0-9A-Za-z]+|_+", "_", name)

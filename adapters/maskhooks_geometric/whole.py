@@ -1,4 +1,4 @@
-"""Whole: an edge in every layer at once, as one weight that all layers give the messages along it."""
+"""Masks an edge in every layer at once, by one weight that all layers give the messages along it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _open: WeakKeyDictionary[nn.Module, Whole] = WeakKeyDictionary()
 
 @contextlib.contextmanager
 def weighing(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Whole]:
-    """Inside, the edges of a model's layers pass the places of the model.
+    """A context in which the edges of a model's layers pass the places of the model.
 
     Args:
-        layers: by their names.
+        layers: the layers by name.
     """
     whole = _open.get(model) or Whole(model)
     whole.codes = {layer: code(name) for name, layer in layers.items()}
@@ -38,7 +38,7 @@ def weighing(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Whol
 
 @contextlib.contextmanager
 def passing(model: nn.Module) -> Iterator[None]:
-    """Inside is one pass of a model, whatever of it is called, such as an encoder and then a decoder."""
+    """A context that counts as one pass of a model, whichever parts are called, such as an encoder, then a decoder."""
     whole = _open.get(model)
     if whole is None:
         yield
@@ -53,16 +53,16 @@ def passing(model: nn.Module) -> Iterator[None]:
 
 
 class Whole(Uncopied):
-    """The weights of edges in one pass, for as long as someone has the model open."""
+    """The edge weights of the current pass, while the model is open."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._users = 0
-        self._known: list[tuple[Sent, Tensor]] = []  # edges, and their weights
+        self._known: list[tuple[Sent, Tensor]] = []  # edges and their weights
         self._handles: list[RemovableHandle] = []
-        self._within = False  # a pass of the model
-        self.held = False  # which goes on after its forward
-        self.codes: Mapping[nn.Module, int | None] = {}  # of the types of edges that layers serve
+        self._within = False  # whether a pass of the model is running
+        self.held = False  # whether the pass continues after the model's forward
+        self.codes: Mapping[nn.Module, int | None] = {}  # the edge types that layers serve
 
     def __enter__(self) -> None:
         self._users += 1
@@ -82,45 +82,44 @@ class Whole(Uncopied):
             _open.pop(self._model, None)
 
     def begin(self, *_: object) -> None:
-        """A pass begins."""
+        """Begin a pass."""
         if not self.held:
             self._known.clear()
             self._within = True
 
     def end(self, *_: object) -> None:
-        """A pass ends."""
+        """End a pass."""
         if not self.held:
             self._known.clear()
             self._within = False
 
     @property
     def tapped(self) -> Mapping[str, nn.Module]:
-        """The places that someone reads or replaces."""
+        """The places with hooks."""
         stand = places(self._model)
         return {name: stand[name] for name in PLACES if name in stand and stand[name]._forward_hooks}
 
     def weights(
         self, edges: Sent, states: Callable[[int], Tensor | None], like: Tensor, layer: nn.Module
     ) -> Float[Tensor, "edge 1"] | None:
-        """A weight for each edge, the same wherever a layer is called with these edges; None where all are 1.
+        """A weight for each edge, shared by all layers called with these edges; None if all weights are 1.
 
         Args:
-            edges: those that the layer was called with.
-            states: those of the nodes that send (0) or receive (1), as the first layer with these edges is given them.
-            like: of the dtype of messages.
-            layer: that is called with these edges.
+            edges: the edges that the layer was called with.
+            states: the states of the sending (0) or receiving (1) nodes, as the first layer with these edges gets them.
+            like: a tensor with the dtype of messages.
+            layer: the layer.
 
         Raises:
-            ModelError: a layer runs outside of a pass of the whole model, so that it cannot be said which layers have
-                the edge in common.
+            ModelError: the layer runs outside a pass of the whole model, so it is unknown which layers share the edge.
         """
         tapped = self.tapped
         if not tapped:
             return None
         if not self._within:
             raise ModelError(
-                f"a layer of {type(self._model).__name__} runs by itself, and an edge in every layer at once is one of "
-                "a pass of the whole model. Wrap the part that is run, or mask the messages of its layers"
+                f"a layer of {type(self._model).__name__} runs by itself, but an edge in every layer at once needs a "
+                "pass of the whole model. Wrap the part that is run, or mask the messages of its layers"
             )
         edges = self._coded(edges, layer)
         for known, weights in self._known:
@@ -138,7 +137,7 @@ class Whole(Uncopied):
         return weights
 
     def _coded(self, edges: Sent, layer: nn.Module) -> Sent:
-        """The same with the type of edges that a layer serves, so that two types may hold the same numbers of nodes."""
+        """Fill in the edge type that a layer serves, since two types may hold the same pairs of numbers."""
         known = self.codes.get(layer)
         if known is None:
             return edges
@@ -146,7 +145,7 @@ class Whole(Uncopied):
 
 
 def _same(known: Sent, own: Sent) -> bool:
-    """Whether two lists hold the same edges, whatever the flow of the layers; these may tell relations apart or not."""
+    """Whether two lists hold the same edges, whatever the layers' flow; relations count only if both know them."""
     if not torch.equal(known.ends, own.ends) or not torch.equal(known.nodes, own.nodes):
         return False
     untold = bool((known.relation == -1).all()) or bool((own.relation == -1).all())

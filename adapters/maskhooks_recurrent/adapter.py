@@ -1,4 +1,4 @@
-"""The adapter: the inputs and the states of `nn.RNN`, `nn.GRU` and `nn.LSTM`."""
+"""The adapter for the inputs and hidden states of `nn.RNN`, `nn.GRU` and `nn.LSTM`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskhooks.model.adapter import Adapter, join
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks_recurrent.forward import Tapped
-from maskhooks_recurrent.layout import named_empty
+from maskhooks_recurrent.layout import empty_named
 from maskhooks_recurrent.recurrence import Recurrent
 from maskhooks_recurrent.weights import suffixes
 
@@ -23,11 +23,11 @@ _TYPES = (nn.RNN, nn.GRU, nn.LSTM)
 
 
 class RecurrentAdapter(Adapter):
-    """Finds `inputs`, and for each layer and direction `h_l0`, `h_l0_reverse`, ..., in an LSTM `c_l0`, ... too.
+    """Finds `inputs` and, for each layer and direction, `h_l0`, `h_l0_reverse`, ...; in an LSTM also `c_l0`, ...
 
-    Values are `batch token hidden` whatever the module's layout; those of a PackedSequence are padded, in the order of
-    the batch, and one sequence alone is a batch of one. Tags: `input` and `hidden` for the inputs, `hidden` for the
-    states h, `cell` for the states c: a cell state is no bottleneck, as the output gate goes around it.
+    Values are `batch token hidden`, whatever the module's layout. A PackedSequence is padded and keeps the order of the
+    batch; an unbatched sequence becomes a batch of one. Tags: `input` and `hidden` for the inputs, `hidden` for the
+    states h, `cell` for the states c. A cell state is not a bottleneck, because the output gate bypasses it.
     """
 
     name = "recurrent"
@@ -58,10 +58,10 @@ class RecurrentAdapter(Adapter):
     @contextlib.contextmanager
     def tapped(self, name: str, module: nn.Module) -> Iterator[None]:
         on_gpu = _known(module) and any(weight.is_cuda for weight in module.parameters())
-        with named_empty(), stand_in(module, Tapped) if on_gpu else contextlib.nullcontext():
+        with empty_named(), stand_in(module, Tapped) if on_gpu else contextlib.nullcontext():
             yield
 
 
 def _known(module: nn.Module) -> bool:
-    """Whether it has torch's own forward; about another one nothing is known."""
+    """Whether the module has torch's own forward; nothing is known about any other."""
     return type(module).forward in [kind.forward for kind in _TYPES]

@@ -1,4 +1,4 @@
-"""Cells: one step of each kind of recurrent module, with what it takes from the input computed before for all steps.
+"""One step of each kind of recurrent module; the input projections of all steps are computed first.
 
 The equations are those of torch.nn.RNN, GRU and LSTM.
 """
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from maskhooks_recurrent.weights import Weights
 
-States = tuple[Tensor, Tensor | None]  # h, and of an LSTM c
+States = tuple[Tensor, Tensor | None]  # h, and c for an LSTM
 Place = Callable[[Tensor], Tensor]
 Step = Callable[[int, Tensor, Tensor | None, Place], States]
 _PRECISE = (torch.float32, torch.float64)
 
 
 def cell(module: nn.RNNBase, given: Tensor, own: Weights) -> Step:
-    """A function of step, h, c and the place that c passes; it gives the next h and c."""
+    """Return a function of the step, h, c and the place that c passes; it returns the next h and c."""
     plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(given.device.type)
     if isinstance(module, nn.GRU) and plain and given.dtype == own.states.dtype in _PRECISE:
         return _quick_gru(given, own)
@@ -34,7 +34,7 @@ def cell(module: nn.RNNBase, given: Tensor, own: Weights) -> Step:
 
 
 def _products(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Those of all steps at once, `token batch feature`; as one product also where tokens are not the first axis."""
+    """The input projections of all steps, `token batch feature`, as one product whatever the memory layout."""
     return F.linear(given.reshape(-1, given.shape[-1]), weight, bias).view(*given.shape[:2], -1)
 
 
@@ -62,9 +62,9 @@ def _gru(parts: Tensor, own: Weights) -> Step:
 
 
 def _quick_gru(given: Tensor, own: Weights) -> Step:
-    """The same without gradients: in place, and with tanh(x) = 2 s(2x) - 1, as sigmoids are several times as fast.
+    """`_gru` without gradients: in place, with tanh(x) = 2 s(2x) - 1, because sigmoids are several times as fast.
 
-    The weights take the factor within, which changes no digit. A step's product is added to the other terms at once.
+    The weights absorb the inner factor 2, which is exact. One `addmm` adds a step's product to the other terms.
     """
     size, one = own.states.shape[1], own.states.new_ones(())
     scale = own.states.new_ones(3 * size, 1)
@@ -95,14 +95,14 @@ def _quick_gru(given: Tensor, own: Weights) -> Step:
 
 
 def _room(h: Tensor, size: int) -> tuple[Tensor, ...]:
-    """What a step computes: the products, of these the gates, reset, keep and the new state, and the fresh state."""
+    """Buffers of a step: the products, their views gates, reset, keep and new state, and the fresh state."""
     products = h.new_empty(len(h), 3 * size)
     gates, new = products[:, : 2 * size], products[:, 2 * size :]
     return products, gates, gates[:, :size], gates[:, size:], new, h.new_empty(len(h), size)
 
 
 def _promoting(fresh: Tensor, h: Tensor, keep: Tensor) -> Tensor:
-    """lerp where autocast has made products of lower precision than the state."""
+    """lerp for autocast, where the products have lower precision than the state."""
     return fresh + keep * (h - fresh)
 
 

@@ -1,4 +1,4 @@
-"""Forward: what stands in the place of a recurrent module's own while it is tapped."""
+"""The forward that replaces a recurrent module's own while it is tapped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from maskhooks_recurrent.weights import Weights, suffixes, weights
 
 
 class Tapped(Standin):
-    """Runs step by step while a state is tapped, by the same weights; otherwise the module's own forward."""
+    """Runs step by step, with the module's weights, while a state is tapped; otherwise the module's own forward."""
 
     module: nn.RNNBase
 
     def __call__(self, input: Tensor | PackedSequence, hx: State | None = None) -> Any:
         stands = places(self.module)
         stepped = any(_tapped(place) for name, place in stands.items() if name != "inputs")
-        fits = isinstance(input, PackedSequence) or input.dim() in (2, 3)  # else the fused call says what is wrong
+        fits = isinstance(input, PackedSequence) or input.dim() in (
+            2,
+            3,
+        )  # otherwise the fused call raises its own error
         if fits and (stepped or _tapped(stands["inputs"])):
             layout, values = Layout.of(self.module, input)
             if _tapped(stands["inputs"]):
@@ -35,7 +38,7 @@ class Tapped(Standin):
         return self._fused(input, hx)
 
     def _fused(self, given: Tensor | PackedSequence, hx: State | None) -> Any:
-        """The module's own; as in training, without dropout, where cuDNN would give no gradient in eval mode."""
+        """The module's own forward; in training mode without dropout where cuDNN has no gradients in eval mode."""
         device = given.data.device if isinstance(given, PackedSequence) else given.device
         if device.type != "cuda" or not torch.is_grad_enabled():
             return self.__wrapped__(given, hx)
@@ -56,7 +59,7 @@ def _tapped(place: nn.Module) -> bool:
 
 
 def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Any, State]:
-    """All layers and directions, one after another; dropout is off, since a tapped model is in eval mode."""
+    """Run all layers and directions in turn; dropout is off, because a tapped model is in eval mode."""
     first = initial(module, layout, values, hx)
     lower = _lowered(module, values.device.type)
     values, first = (values, first) if lower is None else (values.to(lower), tuple(part.to(lower) for part in first))
@@ -76,7 +79,7 @@ def _steps(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None)
 
 
 def _lowered(module: nn.RNNBase, device: str) -> torch.dtype | None:
-    """The dtype that autocast gives all that goes into the fused call; None where it lowers products alone."""
+    """The dtype to which autocast casts all inputs of the fused call; None if it casts only those of products."""
     whole = device != "cpu" or isinstance(module, nn.LSTM)
     return torch.get_autocast_dtype(device) if whole and torch.is_autocast_enabled(device) else None
 
@@ -84,7 +87,7 @@ def _lowered(module: nn.RNNBase, device: str) -> torch.dtype | None:
 def _sequence(
     module: nn.RNNBase, suffix: str, own: Weights, values: Tensor, begin: tuple[Tensor, ...], valid: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction: its outputs as `token batch hidden`, and its last states."""
+    """Run one layer in one direction; return its outputs, `token batch hidden`, and its last states."""
     stands, steps = places(module), len(values)
     h_place, c_place = stands[f"h_{suffix}"], stands.get(f"c_{suffix}")
     step = cell(module, values, own)
@@ -95,7 +98,7 @@ def _sequence(
         place = functools.partial(c_place, step=at, steps=steps) if c_place is not None and c_tapped else _same
         new, cell_state = step(at, h, c, place)
         new = h_place(new, at, steps) if h_tapped else new
-        if valid is not None:  # a sequence that is over, or backwards has not begun, keeps its state
+        if valid is not None:  # at padding a sequence keeps its state
             new = torch.where(valid[at], new, h)
             cell_state = None if cell_state is None or c is None else torch.where(valid[at], cell_state, c)
         outputs[at] = h = new
@@ -104,7 +107,7 @@ def _sequence(
 
 
 def initial(module: nn.RNNBase, layout: Layout, values: Tensor, hx: State | None) -> tuple[Tensor, ...]:
-    """The initial states as `layer batch hidden`, refused as the fused call refuses them."""
+    """The initial states, `layer batch hidden`; raises what the fused call raises."""
     count, size = values.shape[1], module.proj_size or module.hidden_size
     sizes = [size, module.hidden_size] if isinstance(module, nn.LSTM) else [size]
     layers = len(suffixes(module))

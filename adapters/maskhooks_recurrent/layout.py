@@ -1,4 +1,4 @@
-"""Layout: a module's input as `token batch feature`, and its output as the fused call gives it."""
+"""Converts a module's input to `token batch feature`, and its output back to the layout of the fused call."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Layout:
     """How one call lays out its sequences.
 
     Attributes:
-        packed: what was given, where it is a PackedSequence.
-        alone: one sequence without a batch axis.
-        batch_first: of a tensor.
-        real: bool, `token batch 1`; None where all tokens are real.
+        packed: the input, if it is a PackedSequence.
+        alone: whether it is one sequence without a batch axis.
+        batch_first: whether a tensor has the batch axis first.
+        valid: bool, `token batch 1`; None if all tokens are valid.
     """
 
     packed: PackedSequence | None
@@ -34,7 +34,7 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.RNNBase, given: Tensor | PackedSequence) -> tuple[Layout, Tensor]:
-        """The layout of a call, and its inputs as `token batch feature`.
+        """Return the layout of a call, and its inputs as `token batch feature`.
 
         Raises:
             BatchError: a sequence is empty.
@@ -43,18 +43,18 @@ class Layout:
             values, lengths = pad_packed_sequence(given)
             valid = torch.arange(len(values))[:, None] < lengths
             if not bool(valid.any(0).all()):
-                raise BatchError("a sequence in the batch is empty, so that it has no state. Leave it out")
+                raise BatchError("a sequence in the batch is empty and has no state. Leave it out")
             full = bool(valid.all())
             return cls(given, False, False, None if full else valid[..., None].to(values.device)), values
         alone = given.dim() == 2
         batched = given.unsqueeze(int(not module.batch_first)) if alone else given
         values = batched.transpose(0, 1) if module.batch_first else batched
         if values.dim() == 3 and not len(values):
-            raise BatchError("the sequences in the batch are empty, so that they have no state. Leave them out")
+            raise BatchError("the sequences in the batch are empty and have no state. Leave them out")
         return cls(None, alone, module.batch_first, None), values
 
     def back(self, values: Tensor) -> Tensor | PackedSequence:
-        """`token batch feature` laid out as what was given."""
+        """Lay out `token batch feature` like the input."""
         if self.packed is not None:
             _, sizes, order, places = self.packed
             ordered = values if order is None else values.index_select(1, order)
@@ -64,14 +64,14 @@ class Layout:
         return laid.squeeze(int(not self.batch_first)) if self.alone else laid
 
     def checked(self, module: nn.RNNBase, values: Tensor, states: Any) -> None:
-        """Refuses what the fused call refuses, with its words."""
+        """Raise what the fused call raises."""
         if self.packed is not None:
             module.check_forward_args(self.packed.data, states, self.packed.batch_sizes)
         else:
             module.check_forward_args(values.transpose(0, 1) if self.batch_first else values, states, None)
 
     def last(self, states: Tensor) -> Tensor:
-        """`layer batch hidden` as what was given."""
+        """Lay out last states, `layer batch hidden`, like the input."""
         return states.squeeze(1) if self.alone else states
 
     def first(self, states: Tensor) -> Tensor:
@@ -80,8 +80,8 @@ class Layout:
 
 
 @contextlib.contextmanager
-def named_empty() -> Iterator[None]:
-    """Names the error of `pack_padded_sequence`, which a model calls before any recurrent module, at an empty sequence.
+def empty_named() -> Iterator[None]:
+    """Turn the error of `pack_padded_sequence` at an empty sequence, outside any recurrent module, into ours.
 
     Raises:
         BatchError: a sequence is empty.
@@ -91,4 +91,4 @@ def named_empty() -> Iterator[None]:
     except RuntimeError as error:
         if "Length of all samples has to be greater than 0" not in str(error):
             raise
-        raise BatchError("a sequence in the batch is empty, so that it cannot be packed. Leave it out") from error
+        raise BatchError("a sequence in the batch is empty and cannot be packed. Leave it out") from error

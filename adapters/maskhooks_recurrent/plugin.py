@@ -1,4 +1,4 @@
-"""Registers the adapter of torch's recurrent modules."""
+"""Registers the adapter for torch's recurrent modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrence: what a search needs of torch's recurrent modules, to share the states of common beginnings."""
+"""Lets a search share the states of common prefixes in torch's recurrent modules."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskhooks_recurrent.walk import GRULayer, Layers, walk
 
 
 class Between(Standin):
-    """Hears what a module is given, and answers in its place while there is an answer."""
+    """Records a module's input, and returns `answer` in its place once there is one."""
 
     module: nn.RNNBase
     given: tuple[Any, Any] | None = None
-    answer: tuple[Tensor, ...] | None = None  # h, and of an LSTM c, `layer row hidden`
+    answer: tuple[Tensor, ...] | None = None  # h, and c for an LSTM, `layer row hidden`
 
     def __call__(self, input: Tensor | PackedSequence, hx: State | None = None) -> Any:
         if self.answer is None:
@@ -32,7 +32,7 @@ class Between(Standin):
         steps, sequences = values.shape[:2]
         rows = self.answer[0].shape[1]
         last = self.answer[0][-1]
-        if layout.packed is not None and sequences != rows:  # the last step alone, which takes no copy
+        if layout.packed is not None and sequences != rows:  # the last step alone, without a copy
             output: Any = PackedSequence(last, torch.tensor([rows]))
         else:
             output = layout.back(last.expand(steps, -1, -1))
@@ -40,7 +40,7 @@ class Between(Standin):
 
 
 class Recurrent(Recurrence):
-    """A module of torch.nn that goes in one direction."""
+    """A unidirectional recurrent module of torch.nn."""
 
     def __init__(self, module: nn.RNNBase) -> None:
         self.module = module
@@ -57,16 +57,16 @@ class Recurrent(Recurrence):
                 self._between = None
 
     def inputs(self) -> Tensor | None:
-        heard = self._heard()
-        if heard is None:
+        call = self._last_call()
+        if call is None:
             return None
-        layout, values, _ = heard
+        layout, values, _ = call
         return values[: len(values) if layout.valid is None else int(layout.valid[:, 0].sum()), 0]
 
     def walk(self, kept: Tensor, closed: Tensor) -> GRULayer | Layers:
-        heard = self._heard()
-        assert heard is not None
-        self._walk = walk(self.module, kept, closed, tuple(states[:, :1] for states in heard[2]))
+        call = self._last_call()
+        assert call is not None
+        self._walk = walk(self.module, kept, closed, tuple(states[:, :1] for states in call[2]))
         return self._walk
 
     @contextlib.contextmanager
@@ -79,8 +79,8 @@ class Recurrent(Recurrence):
         finally:
             self._between.answer = None
 
-    def _heard(self) -> tuple[Layout, Tensor, tuple[Tensor, ...]] | None:
-        """The layout, inputs and initial states of the last call; None for one sequence alone."""
+    def _last_call(self) -> tuple[Layout, Tensor, tuple[Tensor, ...]] | None:
+        """The layout, inputs and initial states of the last call; None for an unbatched sequence."""
         if self._between is None or self._between.given is None:
             return None
         given, hx = self._between.given

@@ -1,4 +1,4 @@
-"""Walks: steps of a recurrent module from many states at once, with two inputs each."""
+"""Steps of a recurrent module from many states at once, with two inputs each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskhooks_recurrent.weights import suffixes, weights
 
 
 class Layers(Walk):
-    """Any number of layers in one direction; a state is h of each layer, and of an LSTM then c of each."""
+    """Any number of layers in one direction; a state is the h of each layer, then, for an LSTM, the c of each."""
 
     def __init__(self, module: nn.RNNBase, kept: Tensor, closed: Tensor, first: tuple[Tensor, ...]) -> None:
         self.module = module
@@ -23,7 +23,7 @@ class Layers(Walk):
         self._cells = [cell(module, given[:, None], self._own[0]) for given in (kept, closed)]
 
     def parts(self, states: Tensor) -> tuple[Tensor, ...]:
-        """The states as the module returns them, `layer row hidden` each."""
+        """The states as the module returns them, each `layer row hidden`."""
         split = states.split(self._sizes, -1)
         layers = self.module.num_layers
         return tuple(torch.stack(split[begin : begin + layers]) for begin in range(0, len(split), layers))
@@ -51,16 +51,16 @@ class Layers(Walk):
 class GRULayer(Walk):
     """One layer of a GRU.
 
-    Both children of a state share its product with the weights. Sigmoids are several times as fast as tanh, so a state
-    is carried as g = (h + 1) / 2: with tanh(x) = 2 s(2x) - 1, the new one is g' = (1 - z) s(2x) + z g. The weights
-    take the change of scale.
+    Both successors of a state share its product with the weights. Sigmoids are several times as fast as tanh, so a
+    state is stored as g = (h + 1) / 2: with tanh(x) = 2 s(2x) - 1, the new one is g' = (1 - z) s(2x) + z g. The weights
+    absorb the change of scale.
     """
 
     def __init__(self, module: nn.GRU, kept: Tensor, closed: Tensor, first: Tensor) -> None:
         (own,) = weights(module).values()
         size = module.hidden_size
         scale = torch.ones(3 * size, 1, dtype=first.dtype, device=first.device)
-        scale[2 * size :] = 2  # within the sigmoid that stands for tanh
+        scale[2 * size :] = 2  # inside the sigmoid that replaces tanh
         bias = torch.zeros_like(own.states[:, 0]) if own.state_bias is None else own.state_bias
         self._weight = (2 * scale * own.states).t().contiguous()
         self._bias = scale[:, 0] * (bias - own.states.sum(1))
@@ -72,6 +72,7 @@ class GRULayer(Walk):
         self.length = len(kept)
 
     def parts(self, states: Tensor) -> tuple[Tensor, ...]:
+        """The states as the module returns them, from those that are kept between 0 and 1."""
         return ((2 * states - 1)[None],)
 
     def step(self, at: int, states: Tensor, closed: Tensor | None, kept: Tensor | None) -> None:
@@ -85,7 +86,7 @@ class GRULayer(Walk):
                 torch.lerp(fresh, states, gates[:, size:], out=out)
 
     def _work(self, states: Tensor) -> list[Tensor]:
-        """Room for what comes between, which is kept from step to step."""
+        """Buffers for intermediate results, reused at every step."""
         count, size = states.shape
         if not self._room or len(self._room[0]) < count:
             self._room = tuple(states.new_empty(count, parts * size) for parts in (3, 2, 1))
@@ -93,11 +94,11 @@ class GRULayer(Walk):
 
 
 def walk(module: nn.RNNBase, kept: Tensor, closed: Tensor, first: tuple[Tensor, ...]) -> Layers | GRULayer:
-    """The steps of a module in one direction.
+    """Return the steps of a unidirectional module.
 
     Args:
-        kept, closed: inputs, `step feature`.
-        first: initial states, `layer 1 hidden` each.
+        kept, closed: inputs of kept and of masked positions, `step feature`.
+        first: initial states, each `layer 1 hidden`.
     """
     if isinstance(module, nn.GRU) and module.num_layers == 1:
         return GRULayer(module, kept, closed, first[0])

@@ -1,4 +1,4 @@
-"""Weights: those of one layer and direction, as the fused call takes them."""
+"""The weights of each layer and direction, as the fused call takes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Weights(NamedTuple):
-    """Of one layer and direction; `projection` is an LSTM's with `proj_size`."""
+    """The weights of one layer and direction; only an LSTM with `proj_size` has a `projection`."""
 
     inputs: Tensor
     states: Tensor
@@ -18,13 +18,13 @@ class Weights(NamedTuple):
 
 
 def suffixes(module: nn.RNNBase) -> list[str]:
-    """How torch calls layers and directions, in the order of computation: `l0`, `l0_reverse`, `l1`, ..."""
+    """Torch's names of layers and directions, in order of computation: `l0`, `l0_reverse`, `l1`, ..."""
     directions = ("", "_reverse") if module.bidirectional else ("",)
     return [f"l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
 
 
 def weights(module: nn.RNNBase) -> dict[str, Weights]:
-    """By suffix, the very tensors that the fused call takes."""
+    """The tensors that the fused call takes, by suffix."""
     found = {}
     flat = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))
     for suffix in suffixes(module):

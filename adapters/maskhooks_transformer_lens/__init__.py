@@ -1,1 +1,1 @@
-"""TransformerLens: bridges over models, and how they are called."""
+"""TransformerLens for maskhooks: the sites of its bridges, and how to call them."""

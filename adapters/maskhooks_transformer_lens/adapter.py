@@ -1,4 +1,4 @@
-"""The adapter: the hook points of a bridge that hold embedded words, hidden states, heads and MLPs."""
+"""The adapter for the hook points of a bridge: word embeddings, hidden states, heads and MLPs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 from maskhooks_transformer_lens.loaded import bridge_types
 
-_DECODER = "decoder_blocks"  # as TransformerLens names the layers beside an encoder's
+_DECODER = "decoder_blocks"  # TransformerLens's name for the decoder layers of an encoder-decoder
 
 
 class LensAdapter(Adapter):
     """Finds the sites of a `TransformerBridge` under the names of its hooks.
 
-    They are `embed.hook_out` (tags `input` and `hidden`), `blocks.0.hook_resid_pre` and each layer's `hook_resid_post`
-    (`hidden`), `attn.hook_z` (`head`, that of cross-attention `cross` too) and `hook_mlp_out` (`mlp`), as far as a
-    bridge has them. Depths are counted as for models of transformers. In models with an encoder and a decoder sites
-    are tagged `encoder` or `decoder` too.
+    These are, if the bridge has them, `embed.hook_out` (tags `input` and `hidden`), `blocks.0.hook_resid_pre` and each
+    layer's `hook_resid_post` (`hidden`), `attn.hook_z` (`head`; for cross-attention also `cross`) and `hook_mlp_out`
+    (`mlp`). Depths count as in Hugging Face models. In an encoder-decoder, sites are also tagged `encoder` or
+    `decoder`.
     """
 
     name = "transformer_lens"
@@ -68,7 +68,7 @@ def _is_stack(part: nn.Module) -> bool:
 
 
 def _point(bridge: nn.Module, name: str) -> Any:
-    """A hook point by a name of TransformerLens's, older ones too; None where the model has none."""
+    """A hook point by TransformerLens's name, old or new; None if the model has none."""
     try:
         return bridge.get_submodule(name)
     except AttributeError:
@@ -76,14 +76,14 @@ def _point(bridge: nn.Module, name: str) -> Any:
 
 
 def _embeds(bridge: Any) -> bool:
-    """Whether words pass the embedding's hook; an encoder may have a table of its own instead, as T5's has."""
+    """Whether words pass the embedding's hook; an encoder may have a separate table instead, as in T5."""
     encoder = getattr(bridge.original_model, "encoder", None)
     table = getattr(encoder, "embed_tokens", None)
     return _point(bridge, "embed.hook_out") is not None and (table is None or table is bridge.embed)
 
 
 def _heads(bridge: Any, point: Any, token: str) -> Pattern:
-    """Side by side where the point itself takes them apart for TransformerLens's caches."""
+    """The pattern of heads; they share the last axis if the point itself splits them for TransformerLens's caches."""
     heads = {"head": int(bridge.cfg.n_heads)}
     if getattr(point, "hook_conversion", None) is None:
         return Pattern(f"batch {token} head dim -> batch {token} head", heads)

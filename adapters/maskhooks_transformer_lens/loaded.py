@@ -1,4 +1,4 @@
-"""What of TransformerLens the user has loaded; nothing here imports it."""
+"""Finds the types of TransformerLens that the user has imported, without importing it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def bridge_types() -> tuple[type[nn.Module], ...]:
-    """`TransformerBridge`, or nothing while none can exist in this process."""
+    """`TransformerBridge`, or nothing if none can exist in this process yet."""
     module = sys.modules.get("transformer_lens.model_bridge.transformer_bridge")
     found = getattr(module, "TransformerBridge", None)
     return () if found is None else (found,)

@@ -1,4 +1,4 @@
-"""Registers the adapter and the task of TransformerLens. Importing this does not import TransformerLens."""
+"""Registers the adapter and the task for TransformerLens. Importing this does not import TransformerLens."""
 
 from __future__ import annotations
 

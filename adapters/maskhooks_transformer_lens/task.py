@@ -1,4 +1,4 @@
-"""The task: how a bridge is called, and what its logits mean."""
+"""The task for bridges: how to call one, and what its logits mean."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")
 
 
 class LensTask(TransformersTask):
-    """What holds for a `TransformerBridge`: as for the model inside, and its options are those.
+    """Serves a `TransformerBridge` like the model inside it, with the same options.
 
-    A batch is what the tokenizer gives, or a tensor of token ids as from `bridge.to_tokens`. Where the model inside is
-    none of transformers', it predicts the next token.
+    A batch is the tokenizer's output, or a tensor of token ids as from `bridge.to_tokens`. A model inside that is not
+    from transformers predicts the next token.
     """
 
     name = "transformer_lens"
@@ -40,7 +40,7 @@ class LensTask(TransformersTask):
         return task
 
     def arguments(self, model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments made from a batch.
+        """Make the arguments from a batch.
 
         Raises:
             BatchError: the batch has no input for the model, or lists where tensors belong.
@@ -50,6 +50,6 @@ class LensTask(TransformersTask):
         return (kwargs.pop(first),), {"return_type": "logits", **kwargs}
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
-        """The logits as the head of the model inside means them."""
+        """Read the logits as the head of the model inside defines them."""
         given = (result,) if self._output is None and isinstance(result, Tensor) else result
         return super().distribution(given, batch)

@@ -1,1 +1,1 @@
-"""Hugging Face transformers for maskhooks: sites of its models, and what their heads predict."""
+"""Hugging Face transformers for maskhooks: the sites of its models, and what their heads predict."""

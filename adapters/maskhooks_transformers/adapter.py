@@ -1,8 +1,8 @@
-"""The adapter: the input, hidden states, attention heads and MLPs of a `PreTrainedModel`.
+"""The adapter for the input, hidden states, attention heads and MLPs of a `PreTrainedModel`.
 
-For a transformer of L layers there are L + 2 hidden states, as De Cao et al. (2020) count: depth 0 is the output of the
-word-embedding table alone, depth 1 the input of the first layer (positions and segments added, normalised), depths 2 to
-L + 1 the outputs of the layers, before any final norm.
+A transformer of L layers has L + 2 hidden states, as De Cao et al. (2020) count: depth 0 is the output of the word
+embeddings alone, depth 1 the input of the first layer (positions and segments added, normalised), depths 2 to L + 1 the
+outputs of the layers, before any final norm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INPUT = frozenset({"hidden", "input"})
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A site, when its value is there on the clock of the pass, and the layer that it is inside of."""
+    """A site, the time of its value on the clock of the pass, and the layer around it."""
 
     site: Site
     moment: int
@@ -41,16 +41,16 @@ class _Found:
 class TransformersAdapter(Adapter):
     """Finds the sites of a `PreTrainedModel` from its modules and from what flows through them (see `flow`).
 
-    Tags: `input`, the embedded words, or the first map of an image or a recording; `hidden`, that one and the states
-    between layers; `head`, what attention gives before its output projection, gated by head (cross-attention is
-    `cross` too); `mlp`, what a feed-forward part adds. In models with an encoder and a decoder all sites are tagged
-    `encoder` or `decoder` besides.
+    Tags: `input`, the word embeddings, or the first map of an image or a recording; `hidden`, the input and the states
+    between layers; `head`, the output of attention before its output projection, gated by head (cross-attention is
+    also `cross`); `mlp`, what a feed-forward part adds. In an encoder-decoder all sites are also tagged `encoder` or
+    `decoder`.
 
-    Where a layer's output is not what the next one takes (a convolution in DeBERTa-v2, a rescaling in RWKV), the site
-    is the next one's input. Where a layer is several modules in turn (XLM), or its `forward` is called directly
-    (SqueezeBERT), the state before the first one is the output of what gave it. A shared layer has one site for each
-    call, `...@3:output`. A model that cannot be run without data gets the sites that its modules alone show: one call
-    of each layer, whose output is a tensor; where that is wrong, tapping the site says so.
+    If the next layer's input is not a layer's output (a convolution in DeBERTa-v2, a rescaling in RWKV), the site is
+    the next layer's input. If a layer is several modules in turn (XLM), or its `forward` is called directly
+    (SqueezeBERT), the state before the first one is the output of the module that computed it. A shared layer has one
+    site for each call, `...@3:output`. A model that cannot run without data gets the sites that its modules alone
+    show: one call of each layer, with a tensor as output; if that is wrong, tapping the site raises an error.
     """
 
     name = "transformers"
@@ -64,8 +64,8 @@ class TransformersAdapter(Adapter):
     def sites(self, name: str, module: nn.Module) -> Iterator[Site]:
         base = getattr(module, "base_model", module)
         part, found = base, [*_table(base), *_stacked(base)]
-        for body in dict.fromkeys([module, base]):  # a network of the user's around it may need other inputs
-            with contextlib.suppress(Exception):  # any model's own code runs; whatever it raises, it needs real data
+        for body in dict.fromkeys([module, base]):  # a user's network around the base may need other inputs
+            with contextlib.suppress(Exception):  # a model's own code may raise anything; then it needs real data
                 sites = self._sites(type(module), body)
                 if any(site.tags & _INPUT == _HIDDEN for site in sites):
                     part, found = body, sites
@@ -108,7 +108,7 @@ def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
             yield _Found(site, call.end)
     for chain in found:
         for call, port, moment, step in _states(chain, seen):
-            first = not inputs and chain is found[0] and step is None  # nothing else gives what the layers take
+            first = not inputs and chain is found[0] and step is None  # no other module computes the layers' input
             site = at(call, port, call.takes if port == "input" else call.gives, _INPUT if first else _HIDDEN)
             if site is not None:
                 yield _Found(site, moment, before=step)
@@ -127,7 +127,7 @@ def _seen(base: nn.Module, seen: Pass) -> Iterator[_Found]:
 
 
 def _numbered(found: list[_Found]) -> list[Site]:
-    """In the order of computation, with depths: a part of a layer has the depth of the layer's output."""
+    """The sites in order of computation, with depths; a part of a layer has the depth of the layer's output."""
     found.sort(key=lambda one: one.moment)
     depths: dict[int, int] = {}
     count = 0
@@ -147,10 +147,10 @@ def _numbered(found: list[_Found]) -> list[Site]:
 
 
 def _states(chain: Chain, seen: Pass) -> Iterator[tuple[Call, str, int, Step | None]]:
-    """The input of the first step, and each step's output, or the next one's input where the two differ.
+    """The input of the first step, and each step's output, or the next one's input if the two differ.
 
-    Of a step of several modules the first is not the only one to take the input: where another module gave it, the
-    site is the output of that.
+    In a step of several modules, others than the first take the input too; if a module computed it, the site is that
+    module's output.
     """
     first = chain.steps[0]
     given = [] if first.enter is first.leave else [call for call in seen.calls if _gave(call, first.enter)]
@@ -169,7 +169,7 @@ def _states(chain: Chain, seen: Pass) -> Iterator[tuple[Call, str, int, Step | N
 
 
 def _gave(call: Call, other: Call) -> bool:
-    """Whether a call gave what a later one takes, which may be a view of it."""
+    """Whether a call's output, or a view of it, is the input of a later one."""
     if call.gives is None or other.takes is None or call.end >= other.start:
         return False
     given, taken = call.gives.tensor, other.takes.tensor
@@ -177,7 +177,7 @@ def _gave(call: Call, other: Call) -> bool:
 
 
 def _mlps(chain: Chain, seen: Pass) -> Iterator[Call]:
-    """The last linear map of each feed-forward part, and the whole of a mixture of experts."""
+    """The last linear map of each feed-forward part, and each whole mixture of experts."""
     for step in chain.steps:
         shapes = {state.tensor.shape for state in (step.enter.takes, step.leave.gives) if state is not None}
         inside = [call for call in seen.calls if step.covers(call.start) and call not in (step.enter, step.leave)]
@@ -203,14 +203,14 @@ def _mlps(chain: Chain, seen: Pass) -> Iterator[Call]:
 
 
 def _inputs(base: nn.Module, seen: Pass, found: list[Chain]) -> Iterator[tuple[Call, frozenset[str]]]:
-    """The embedded words, the decoder's too; or the first map of an image or a recording."""
+    """The word embeddings, also the decoder's; or the first map of an image or a recording."""
     calls = sorted((call for call in seen.calls if call.gives is not None), key=lambda call: call.end)
     if seen.kind != "token":
         weighted = [call for call in calls if base.get_submodule(call.name)._parameters]
         first = found[0].steps[0].enter.takes if found and seen.kind == "frame" else None
         wanted = None if first is None else _places(first, seen.kind)
         same = [call for call in weighted if call.gives is not None and _places(call.gives, seen.kind) == wanted]
-        if same and found:  # not a part of the first layer, which its input goes around
+        if same and found:  # not a part of the first layer, whose input bypasses it
             same = [call for call in same if call.end < found[0].steps[0].enter.start]
             weighted = []
         yield from ((call, _INPUT) for call in (same or weighted)[:1])
@@ -219,7 +219,7 @@ def _inputs(base: nn.Module, seen: Pass, found: list[Chain]) -> Iterator[tuple[C
     own = [call for call in calls if table is not None and base.get_submodule(call.name) is table]
     tables = [call for call in calls if isinstance(base.get_submodule(call.name), nn.Embedding)]
     sides: dict[str, Call] = {}
-    for call in [*own, *tables] or calls:  # a decoder may have a table of its own
+    for call in [*own, *tables] or calls:  # a decoder may have its own table
         called = axes.names(call.gives.tensor.shape, seen.kind) if call.gives is not None else None
         side = "target" if called is not None and "target" in called else "token"
         sides.setdefault(side, call)
@@ -228,7 +228,7 @@ def _inputs(base: nn.Module, seen: Pass, found: list[Chain]) -> Iterator[tuple[C
 
 
 def _places(state: State, kind: str) -> int:
-    """How many positions there are."""
+    """The number of positions."""
     called = axes.names(state.tensor.shape, kind) or ()
     count = 1
     for axis, size in zip(called, state.tensor.shape, strict=False):
@@ -244,13 +244,13 @@ def _embedding(base: nn.Module) -> nn.Module | None:
     get = getattr(base, "get_input_embeddings", None)
     try:
         table = None if get is None else get()
-    except (NotImplementedError, AttributeError):  # how transformers says that there is none
+    except (NotImplementedError, AttributeError):  # raised by transformers if there is none
         return None
     return table if isinstance(table, nn.Module) else None
 
 
 def _table(base: nn.Module) -> Iterator[Site]:
-    """The word-embedding table, by the modules alone."""
+    """The site of the word embeddings, from the modules alone."""
     table = _embedding(base)
     name = None if table is None else _name_of(table, base)
     if name is not None and isinstance(table, nn.Embedding):
@@ -258,7 +258,7 @@ def _table(base: nn.Module) -> Iterator[Site]:
 
 
 def _stacked(base: nn.Module) -> Iterable[Site]:
-    """The sites of the largest stack, by its modules alone."""
+    """The sites of the largest stack, from the modules alone."""
     names = next(iter(stacks(base)), [])
     if names:
         yield Site(names[0], "input", pattern=PATTERN, tags=_HIDDEN)

@@ -1,4 +1,4 @@
-"""Axes: what the dimensions of a value seen in a pass over a sample are called, and so its pattern."""
+"""Names the axes of a value from a pass over a sample, and so finds its pattern."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from maskhooks_transformers.samples import BATCH, DECODED, TOKENS
 
 
 def names(shape: Sequence[int], kind: str) -> tuple[str, ...] | None:
-    """The axes of hidden states; None where they cannot be told.
+    """The axes of hidden states; None if they are unknown.
 
-    Tokens of the encoder's or only input are `token`, those of a decoder beside an encoder `target`. Patches and
-    frames are numbered in one axis, or patches stand in `height` and `width`; `position` is any other sequence. Streams
-    of states side by side (of AltUp, of hyper-connections) are features, as `hidden` is.
+    Tokens of the encoder's or only input are `token`, those of an encoder-decoder's decoder `target`. Patches and
+    frames share one axis, or patches lie in `height` and `width`; `position` is any other sequence. Parallel streams of
+    states (AltUp, hyper-connections) are features, like `hidden`.
     """
     sizes = {TOKENS: "token", DECODED: "target"} if kind == "token" else {}
     if len(shape) not in (3, 4) or BATCH not in shape[:2]:
@@ -37,7 +37,7 @@ def names(shape: Sequence[int], kind: str) -> tuple[str, ...] | None:
 
 
 def position(size: int, kind: str) -> str:
-    """What the axis of positions is called."""
+    """The name of the position axis."""
     if kind != "token":
         return kind
     return {TOKENS: "token", DECODED: "target"}.get(size, "position")
@@ -53,10 +53,10 @@ def pattern(shape: Sequence[int], kind: str) -> Pattern | None:
 
 
 def heads(codes: Tensor, kind: str) -> Pattern | None:
-    """The pattern that gates each head of each position, from labels; None where they are otherwise arranged.
+    """The pattern that gates each head of each position, from labels; None if no pattern fits their arrangement.
 
-    Windows and blocks of attention, whose examples and positions share an axis, are such a case, and so is attention
-    from each token to parts of itself, such as streams.
+    None fits windowed and block attention, where examples and positions share an axis, or attention from each token to
+    parts of itself, such as streams.
     """
     parts = {"batch": codes // (RADIX * RADIX), "position": codes // RADIX % RADIX, "head": codes % RADIX}
     places = {name: [axis for axis in range(codes.dim()) if _varies(part, axis)] for name, part in parts.items()}
@@ -85,7 +85,7 @@ def heads(codes: Tensor, kind: str) -> Pattern | None:
         called.update({axis: "head" if axis in places["head"] else "dim" for axis in rest})
         if not _counts(parts["head"], places["head"][0]):
             return None
-    elif places["head"] == rest and not count % codes.shape[rest[0]]:  # groups of heads, as many in each
+    elif places["head"] == rest and not count % codes.shape[rest[0]]:  # equal groups of heads
         groups, count = codes.shape[rest[0]], count // codes.shape[rest[0]]
         inside = torch.arange(count).repeat_interleave(codes.shape[rest[1]] // count)
         own = parts["head"].movedim((batch, sequence), (0, 1))[0, 0].cpu()

@@ -1,4 +1,4 @@
-"""Chains: the modules that pass hidden states on, one after another, as seen in one pass."""
+"""Finds the chains of modules that pass hidden states on, one after another, in one pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from maskhooks.model.adapter import join
 from maskhooks_transformers.flow import Call, Pass
 
-LEAST = 0.1  # of the calls in the longest chain; shorter ones are heads and the like
+LEAST = 0.1  # fraction of the calls in the longest chain; shorter chains are heads and the like
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Chain:
 
 
 def chains(base: nn.Module, seen: Pass) -> list[Chain]:
-    """The chains of a model in order, those that attend where any does.
+    """The chains of a model in order; only those with attention, if any has it.
 
-    Candidates are lists of modules that fire one after another, each with a state in and a state out, and not all on
-    the same one, as experts do; a module whose `forward` is called directly does not fire, but its parts do. The one
-    with the most calls inside counts first, and those within its span not at all.
+    Candidates are lists of modules that fire one after another, each with a state in and a state out, but not on the
+    same state, as experts do. A module whose `forward` is called directly does not fire, but its parts do. The
+    candidate with the most calls inside is taken first, and those within its span are dropped.
     """
     found: list[Chain] = []
     ranked = sorted(_candidates(base, seen), key=lambda steps: -_size(steps, seen))
@@ -78,7 +78,7 @@ def _candidates(base: nn.Module, seen: Pass) -> Iterator[list[Step]]:
 
 
 def _parts(name: str, seen: Pass) -> Iterator[Step]:
-    """One step from the first to the last part of a module that did not fire itself."""
+    """One step from the first to the last part of a module that did not itself fire."""
     inside = sorted((call for call in seen.calls if call.name.startswith(f"{name}.")), key=lambda call: call.start)
     if inside:
         yield Step(inside[0], max(inside, key=lambda call: call.end))
@@ -95,12 +95,12 @@ def _is_chain(steps: list[Step]) -> bool:
 
 
 def _size(steps: list[Step], seen: Pass) -> int:
-    """How many calls there are inside."""
+    """The number of calls inside."""
     return sum(any(step.covers(one.start) for step in steps) for one in seen.calls)
 
 
 def _take_turns(chain: Chain, steps: list[Step]) -> bool:
-    """Whether the members of a list fire in turn with those of a chain, outside of them."""
+    """Whether the members of a list alternate with those of a chain, outside of them."""
     if len(steps) != len(chain.steps):
         return False
     if any(own.covers(step.enter.start) for group in chain.merged for own in group for step in steps):

@@ -1,4 +1,4 @@
-"""Decoding: what a call of a language model needs besides its batch, and what a tap does while one generates."""
+"""Arguments that a call of a language model needs besides its batch, and replacements while it generates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from maskhooks.errors import ReplacementError
 
 
 def without_cache(model: nn.Module) -> dict[str, bool]:
-    """`use_cache=False` for a model that takes it, or hands it on to a base model that does.
+    """`use_cache=False` for a model that takes it, or passes it to a base model that does.
 
-    A classifier over an encoder-decoder that does not take it (T5Gemma's) says so to its base itself.
+    A classifier over an encoder-decoder that does not take it (T5Gemma's) already passes it to its base.
     """
     own = inspect.signature(model.forward).parameters
     base = inspect.signature(getattr(model, "base_model", model).forward).parameters
@@ -27,9 +27,9 @@ def without_cache(model: nn.Module) -> dict[str, bool]:
 
 
 def positions(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Int[Tensor, "batch token"]]:
-    """`position_ids` that begin at each example's first real token, where padding stands in front of it.
+    """`position_ids` that start at each example's first valid token, if padding precedes it.
 
-    Empty where nothing stands in front, where they are given, and for models that take none or find their own.
+    Empty without left padding, if they are given, and for models that take none or compute their own.
     """
     mask = kwargs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, :1].all()) or "position_ids" in kwargs:
@@ -44,10 +44,10 @@ def positions(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Int[Tens
 def target(
     model: nn.Module, kwargs: Mapping[str, Any], main: Tensor, labels: Tensor | None
 ) -> dict[str, Int[Tensor, "batch target"]]:
-    """`decoder_input_ids` for an encoder-decoder that was given none: its labels shifted, else the start alone.
+    """`decoder_input_ids` for an encoder-decoder that got none: its labels shifted, or else the start token alone.
 
     Args:
-        main: what the encoder takes, batch first.
+        main: the encoder's input, batch first.
     """
     if any(key in kwargs for key in ("decoder_input_ids", "decoder_inputs_embeds")):
         return {}
@@ -59,7 +59,7 @@ def target(
 
 
 def start_token(model: nn.Module) -> int | None:
-    """The token with which a decoder begins."""
+    """The token that a decoder starts with."""
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         for key in ("decoder_start_token_id", "bos_token_id"):
             found = getattr(config, key, None)
@@ -69,15 +69,15 @@ def start_token(model: nn.Module) -> int | None:
 
 
 class OnPrompt:
-    """A replacement that changes the prompt's tokens while a model generates, and leaves new tokens as they are.
+    """A replacement that changes the prompt's tokens while a model generates, and leaves new tokens unchanged.
 
-    `generate` runs the model once on the prompt, and then on each new token alone (with a key-value cache) or on all
-    tokens so far (without). The prompt's part of a value is changed wherever it is there; with a cache that is once,
-    and what later layers made of it stays in the cache.
+    `generate` runs the model once on the prompt, then on each new token alone (with a key-value cache) or on all tokens
+    so far (without). The prompt's part of a value is changed in every run that has it; with a cache that is one run,
+    and the cache keeps what later layers computed from it.
 
     Args:
-        replacement: from a value at the prompt's tokens, batch and token first, to one like it.
-        length: tokens of the prompt, padding on the left included.
+        replacement: maps a value at the prompt's tokens, batch and token first, to one of the same shape.
+        length: the prompt's number of tokens, left padding included.
     """
 
     def __init__(self, replacement: Callable[[Tensor], Tensor], length: int) -> None:
@@ -85,16 +85,16 @@ class OnPrompt:
         self._seen = False
 
     def __call__(self, value: Tensor) -> Tensor:
-        """The changed value.
+        """Return the changed value.
 
         Raises:
-            ReplacementError: the prompt comes in pieces, or is another one.
+            ReplacementError: the prompt arrives in pieces, or has another length.
         """
         tokens = value.shape[1]
         if tokens < self.length and (tokens > 1 or not self._seen):
             raise ReplacementError(
-                f"a value of {tokens} tokens came where the prompt's {self.length} were due, so which of them it holds "
-                "cannot be told. Give OnPrompt the prompt's length with its padding, and generate without "
+                f"a value has {tokens} tokens where the prompt's {self.length} were expected, so it is unknown which "
+                "ones it holds. Give OnPrompt the prompt's length with its padding, and generate without "
                 "prefill_chunk_size and assistant models"
             )
         if tokens < self.length:

@@ -1,8 +1,8 @@
-"""Flow: which hidden states pass through a model's modules, found without computing anything.
+"""Finds the hidden states that pass through a model's modules without computing anything.
 
-A shell of the model, whose weights are on torch's meta device, runs once on a small sample. Nothing is calculated and
-no memory is used; the model itself and the hooks on it take no part. Where a model asks for values on its way, the
-shell runs on the CPU with one number in place of each weight. So no table of architectures is needed.
+A shell of the model, with its weights on torch's meta device, runs once on a small sample. Nothing is computed, no
+memory is used, and the model itself and its hooks are not involved. If a model needs values during the pass, the shell
+runs on the CPU with one number in place of each weight. So no table of architectures is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class State(NamedTuple):
-    """A hidden state among a module's arguments or in its output, with its path as in a site's address."""
+    """A hidden state among a module's arguments or in its output, with its path in a site's address."""
 
     path: nested.Path
     tensor: Tensor
@@ -41,11 +41,10 @@ class Call:
 
     Attributes:
         name: the module's name.
-        index: which call of this module, from 0.
+        index: the number of the call of this module, from 0.
         start, end: when it began and ended, on the clock of the pass.
-        takes, gives: the first hidden state among the arguments, and in the output, tensors without
-            data.
-        graded: whether gradients may go through it: not within `torch.no_grad()`.
+        takes, gives: the first hidden state among the arguments, and in the output, tensors without data.
+        graded: whether gradients can flow through it: not inside `torch.no_grad()`.
     """
 
     name: str
@@ -58,10 +57,10 @@ class Call:
 
 
 class Heads(NamedTuple):
-    """What attention gives, heads side by side, on its way into a module.
+    """The output of attention, heads side by side, as the input of a module.
 
     Attributes:
-        codes: for each number of the state the example, position and head that it belongs to; see `Marks`.
+        codes: the example, position and head of each number of the state; see `Marks`.
     """
 
     call: Call
@@ -72,16 +71,16 @@ class Heads(NamedTuple):
 
 @dataclass
 class Pass:
-    """What one pass showed.
+    """The record of one pass.
 
     Attributes:
         calls: every call of a module, in the order in which they ended.
-        heads: where heads go into their output projection, each attention once.
-        projections: calls of modules that take activations back to states, as the last part of an MLP, and when the
-            activation was.
+        heads: where heads enter their output projection, once per attention.
+        projections: calls of modules that map activations back to states, as the last part of an MLP, and the time of
+            the activation.
         attentions, choices: when attention was computed, and when experts were chosen, on the clock.
         kind: what a position of the input is: a token, a patch or a frame.
-        outputs: what the model returned.
+        outputs: the model's outputs.
     """
 
     kind: str
@@ -93,7 +92,7 @@ class Pass:
     choices: list[int] = field(default_factory=list)
 
     def nodes(self) -> set[Any]:
-        """The graph that the outputs come from, as autograd has it; empty where none was kept."""
+        """The nodes of the outputs' autograd graph; empty if no graph was kept."""
         reached: set[Any] = {tensor.grad_fn for _, tensor in nested.tensors(self.outputs)} - {None}
         waiting = list(reached)
         while waiting:
@@ -103,16 +102,16 @@ class Pass:
         return reached
 
     def used(self) -> Callable[[Tensor], bool]:
-        """Which tensors the outputs are made of; all are taken to be where no graph was kept."""
+        """A test of whether the outputs depend on a tensor; true for all tensors if no graph was kept."""
         reached = self.nodes()
         return lambda tensor: not reached or tensor.grad_fn is None or tensor.grad_fn in reached
 
 
 def trace(model: nn.Module) -> Pass:
-    """One pass over the first sample that the model takes.
+    """Run one pass over the first sample that the model accepts.
 
     Raises:
-        Exception: whatever the model raised last, where it takes none.
+        Exception: the model's last error, if it accepts none.
     """
     errors: list[Exception] = []
     for device in (META, CPU):
@@ -120,8 +119,8 @@ def trace(model: nn.Module) -> Pass:
         for call in samples.calls(model):
             try:
                 return _run(body, call, device)
-            # A model's own code raises anything on a sample that does not suit it, such as a TypeError at an argument
-            # that is None; the next one may. A mistake of ours comes with each sample, and so is raised in the end.
+            # A model's own code may raise anything on a sample that does not fit, such as a TypeError at an argument
+            # that is None; the next sample may fit. A bug of ours fails on every sample, so it is raised in the end.
             except Exception as error:  # noqa: PERF203
                 errors.append(error)
     raise errors[-1] if errors else LookupError(f"no input of {type(model).__name__} is known")
@@ -132,13 +131,13 @@ def _run(body: nn.Module, call: Mapping[str, Tensor], device: torch.device) -> P
     settings = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
     watch = _Watch(seen, Marks(values=device is not META))
     with warnings.catch_warnings(), torch.enable_grad(), torch.device(device), watch.on(body), watch.marks:
-        warnings.simplefilter("ignore")  # the real pass gives them again
+        warnings.simplefilter("ignore")  # the real pass repeats them
         seen.outputs = body(**{name: tensor.to(device) for name, tensor in call.items()}, **settings)
     return seen
 
 
 class _Watch:
-    """Notes what happens in a pass."""
+    """Records a pass."""
 
     def __init__(self, seen: Pass, marks: Marks) -> None:
         self.seen, self.marks = seen, marks
@@ -194,11 +193,11 @@ class _Watch:
 
 
 def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
-    """A copy of a module in eval mode without data, without hooks, and with its class's own forward.
+    """Copy a module in eval mode without data, without hooks, and with its class's own forward.
 
-    On the meta device weights and buffers are without values, in bfloat16 (which every kernel takes). On the CPU each
-    weight is one number seen everywhere, and buffers are copies. Attention is computed plainly where the model has it
-    in a kernel that shows no heads. Other attributes are shared.
+    On the meta device weights and buffers have no values and are in bfloat16 (which every kernel accepts). On the CPU
+    each weight is one expanded number, and buffers are copies. Attention kernels that hide the heads are replaced by
+    eager attention. Other attributes are shared.
     """
     copies: dict[int, nn.Module] = {}
     configs: dict[int, Any] = {}
@@ -216,7 +215,7 @@ def shell(model: nn.Module, device: torch.device = META) -> nn.Module:
         if id(module) in copies:
             return copies[id(module)]
         new = copies[id(module)] = module.__new__(type(module))
-        nn.Module.__init__(new)  # its own fields start afresh, the tables of hooks among them
+        nn.Module.__init__(new)  # new empty fields, including the tables of hooks
         # An instance's own forward (accelerate's, which moves weights) or compiled call would run the model.
         own = {*vars(new), "forward", "_compiled_call_impl"}
         vars(new).update({key: plain(value) for key, value in vars(module).items() if key not in own})
@@ -248,7 +247,7 @@ def _buffer(buffer: Tensor, device: torch.device) -> Tensor:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether it may be hidden states: of floating point, the examples in front, or behind the positions."""
+    """Whether a value may be hidden states: floating point, with the batch axis first or second."""
     return (
         isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4) and BATCH in value.shape[:2]
     )

@@ -1,6 +1,6 @@
-"""Heads: what the outputs of a transformer with a task on top mean, as distributions and as words.
+"""The outputs of transformers' task heads, as distributions and as words.
 
-Distributions are computed in float32 and are not validated: a NaN goes on to where training looks for one.
+Distributions are computed in float32 and not validated, so that training can detect a NaN itself.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch.distributions import Bernoulli, Categorical, Normal
 from maskhooks.errors import BatchError, UnknownDistributionError
 from maskhooks.model import outputs as distributions
 from maskhooks.model.outputs import Outputs, Positions
-from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, real_targets, token_ids
+from maskhooks_transformers.inputs import IGNORED, as_mapping, labels, token_ids, valid_targets
 from maskhooks_transformers.words import Words
 
 PADDING_LOGIT = -1e4  # finite, since -inf gives NaN in differences; exp(-1e4) is 0
-_ANSWERS = "question_answering_score"  # of models that choose an answer to a question about an image
-Real = Callable[[], Bool[Tensor, "batch token"]]
+_ANSWERS = "question_answering_score"  # the output of models that choose an answer to a question about an image
+Valid = Callable[[], Bool[Tensor, "batch token"]]
 
 
 class Head(ABC):
-    """What a model of one kind predicts.
+    """The meaning of the outputs of one kind of model.
 
     Args:
         config: the model's configuration.
-        words: what its tokens are called.
+        words: the model's tokens.
     """
 
     name: str
@@ -40,28 +40,28 @@ class Head(ABC):
         self.words = words
 
     @abstractmethod
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         """The prediction.
 
         Args:
-            outputs: what the model returned.
-            batch: what it was called with, labels included.
-            real: gives which tokens are no padding.
+            outputs: the model's outputs.
+            batch: its batch, labels included.
+            valid: returns which tokens are not padding.
 
         Raises:
             UnknownDistributionError: the outputs have no logits of this kind.
         """
 
     def predictions(self, result: Outputs) -> Sequence[str] | None:
-        """The prediction in words, one text an example; None where there is no single one."""
+        """The prediction in words, one text per example; None if there is no single one."""
         return distributions.predictions(result)
 
     def targets(self, batch: Any) -> Sequence[str] | None:
-        """The labels in words, one text an example; None where the batch has none."""
+        """The labels in words, one text per example; None if the batch has none."""
         return None
 
     def masked(self, batch: Any, tokens: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
-        """Which of the real tokens are there to be masked; by default all."""
+        """Which of the valid tokens may be masked; by default all."""
         return tokens
 
     def _word(self, label: Any) -> str:
@@ -70,15 +70,15 @@ class Head(ABC):
 
 
 class SequenceClassification(Head):
-    """One label an example (Categorical), any of several (Bernoulli), or numbers (Normal of scale 1).
+    """One label per example (Categorical), any of several (Bernoulli), or numbers (Normal of scale 1).
 
-    Which one says `config.problem_type`; where it is not set, as transformers' own losses decide: one output
-    is a number, labels in floating point are several, and anything else is one of them.
+    `config.problem_type` says which; if it is not set, the rules of transformers' own losses apply: one output is a
+    number, floating-point labels are multi-label, and anything else is single-label.
     """
 
     name = "sequence classification"
 
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         logits = self._logits(outputs)
         problem = self._problem(logits.shape[-1], labels(batch))
         if problem == "regression":
@@ -123,11 +123,11 @@ class SequenceClassification(Head):
 
 
 class TokenClassification(Head):
-    """One label at each real token."""
+    """One label at each valid token."""
 
     name = "token classification"
 
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         logits = field(outputs, "logits", 0)
         chosen = places(logits, batch, valid())
         return Positions(Categorical(logits=logits, validate_args=False), chosen.to(logits.device))
@@ -138,11 +138,11 @@ class TokenClassification(Head):
 
 
 class QuestionAnswering(Head):
-    """Where the answer starts and where it ends, among the real tokens; or which of the known answers it is."""
+    """Where the answer starts and ends, among the valid tokens; or which of the known answers it is."""
 
     name = "question answering"
 
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         if isinstance(getattr(outputs, _ANSWERS, None), Tensor):
             return Categorical(logits=field(outputs, _ANSWERS, 0), validate_args=False)
         logits = {"start": field(outputs, "start_logits", 0), "end": field(outputs, "end_logits", 1)}
@@ -165,13 +165,13 @@ class QuestionAnswering(Head):
 class MaskedLanguageModel(Head):
     """The token at each position that counts.
 
-    Those are the positions with a label, else those with the mask token, else all real ones.
-    Each example is looked at alone, so that what counts does not depend on the rest of its batch.
+    Those are the positions with a label, else those with the mask token, else all valid ones. This is decided for each
+    example alone, so the rest of the batch does not matter.
     """
 
     name = "masked language model"
 
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         ids, given = token_ids(batch), labels(batch)
         chosen = valid()
         if ids is not None and self.words.mask_token is not None:
@@ -182,7 +182,7 @@ class MaskedLanguageModel(Head):
 
 
 class _Writer(Head):
-    """What writes one token after another: a text, or tokens at chosen positions."""
+    """A head that predicts tokens: one, or those at chosen positions."""
 
     def predictions(self, result: Outputs) -> Sequence[str] | None:
         if isinstance(result, Categorical):
@@ -202,17 +202,17 @@ class _Writer(Head):
 class CausalLanguageModel(_Writer):
     """The tokens that count, each predicted from those before it.
 
-    By default those with a label, as transformers has labels: a copy of the token ids, with -100 where a token does
-    not count. They are the continuation; what stands before it, the prompt, is there to be masked. Without labels it
-    is the token after the last real one. `positions` says otherwise: "last" is that token, labels or not, "all" the
-    tokens after each real one but the last, and a function of the batch gives the tokens, as bool (batch, token),
-    after which the next one counts.
+    By default those with a label, in transformers' format: a copy of the token ids, with -100 for tokens that do not
+    count. They are the continuation; the prompt before it may be masked. Without labels, the token after the last
+    valid one counts. `positions` changes this: "last" is that token, labels or not; "all" is the tokens after each
+    valid one but the last; a function of the batch returns the tokens, as bool (batch, token), after which the next
+    one counts.
     """
 
     name = "causal language model"
     positions: str | Callable[[Any], Tensor] | None = None
 
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         logits = field(outputs, "logits", 0)
         tokens = valid().to(logits.device)
         continued = self._continuation(batch)
@@ -226,7 +226,7 @@ class CausalLanguageModel(_Writer):
         return Categorical(logits=logits[rows, last], validate_args=False)
 
     def masked(self, batch: Any, tokens: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
-        """The tokens without a label, as far as one with a label follows; all where there are no labels.
+        """The tokens without a label that one with a label follows; all if there are no labels.
 
         Raises:
             BatchError: an example has none.
@@ -240,7 +240,7 @@ class CausalLanguageModel(_Writer):
         if not bool(prompt.any(1).all()):
             number = int((~prompt.any(1)).nonzero()[0])
             raise BatchError(
-                f"example {number} has no prompt: no token stands before those with a label. Give labels to the "
+                f"example {number} has no prompt: no token precedes those with a label. Give labels to the "
                 f"continuation alone, and {IGNORED} to the prompt; or say which tokens count, labels or not: "
                 "wrap(model, positions='last') or 'all'"
             )
@@ -256,15 +256,14 @@ class CausalLanguageModel(_Writer):
         found = torch.as_tensor(chosen)
         if found.shape != tokens.shape or found.dtype != torch.bool:
             raise BatchError(
-                f"positions= gave {list(found.shape)} {found.dtype}, the batch has tokens of shape "
-                f"{list(tokens.shape)}. Give a function from a batch to bool (batch, token): True at each token after "
-                "which the next one counts"
+                f"positions= returned {found.dtype} of shape {list(found.shape)}, and the batch has tokens of shape "
+                f"{list(tokens.shape)}. Return bool (batch, token): True at each token after which the next one counts"
             )
         return found.to(tokens.device) & tokens
 
 
 class ImageClassification(SequenceClassification):
-    """As for a sequence, of an image. Some models call their logits the last hidden state."""
+    """Classification of an image. Some models call their logits the last hidden state."""
 
     name = "image classification"
 
@@ -275,17 +274,17 @@ class ImageClassification(SequenceClassification):
 
 
 class AudioClassification(SequenceClassification):
-    """As for a sequence, of a recording."""
+    """Classification of a recording."""
 
     name = "audio classification"
 
 
 class Translation(_Writer):
-    """The next token at each position of the target that counts: those with a label, else all real ones."""
+    """The next token at each position of the target that counts: those with a label, else all valid ones."""
 
     name = "sequence to sequence language model"
 
-    def distribution(self, outputs: Any, batch: Any, valid: Real) -> Outputs:
+    def distribution(self, outputs: Any, batch: Any, valid: Valid) -> Outputs:
         logits, given = field(outputs, "logits", 0), labels(batch)
         chosen = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         mask = as_mapping(batch).get("decoder_attention_mask")
@@ -296,8 +295,8 @@ class Translation(_Writer):
         return at_positions(logits, chosen)
 
 
-# A head's class stands in one of transformers' own tables; the first table that has a class's name decides.
-# Encoder-decoders come first, since they are listed as masked language models too.
+# Model classes are listed in transformers' own tables; the first table with a class's name decides its head.
+# Encoder-decoders come first, since they are also listed as masked language models.
 _TABLES: dict[str, type[Head]] = {
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": Translation,
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": SequenceClassification,
@@ -311,7 +310,7 @@ _TABLES: dict[str, type[Head]] = {
 
 
 def head_of(model: nn.Module, words: Words) -> Head | None:
-    """The head of a model, by the name of its class or of one it derives from; None where none is known."""
+    """The head of a model, by the name of its class or of a base class; None if none is known."""
     from transformers.models.auto import modeling_auto
 
     tables = {table: _names(getattr(modeling_auto, table, {})) for table in _TABLES}
@@ -323,10 +322,10 @@ def head_of(model: nn.Module, words: Words) -> Head | None:
 
 
 def field(outputs: Any, name: str, index: int) -> Float[Tensor, "..."]:
-    """One part of a model's outputs in float32, by name or, with `return_dict=False`, by place.
+    """One part of a model's outputs in float32, by name or, with `return_dict=False`, by index.
 
     Raises:
-        UnknownDistributionError: it is not there.
+        UnknownDistributionError: the outputs do not have it.
     """
     found = outputs[index] if isinstance(outputs, tuple) and index < len(outputs) else getattr(outputs, name, None)
     if not isinstance(found, Tensor):
@@ -341,16 +340,16 @@ def field(outputs: Any, name: str, index: int) -> Float[Tensor, "..."]:
 def places(
     logits: Tensor, batch: Any, tokens: Bool[Tensor, "batch token"]
 ) -> Bool[Tensor, "batch token"] | Bool[Tensor, "batch target"]:
-    """Which positions of the logits are real: the tokens', or those of a decoder that was given other ones."""
+    """Which positions of the logits are valid: those of the tokens, or of a decoder with other tokens."""
     ids = as_mapping(batch).get("decoder_input_ids")
     if not isinstance(ids, Tensor) or not ids.shape == logits.shape[:2] != tokens.shape:
         return tokens
-    mask = real_targets(batch)
+    mask = valid_targets(batch)
     return torch.ones(ids.shape, dtype=torch.bool, device=ids.device) if mask is None else mask
 
 
 def at_positions(logits: Float[Tensor, "batch token word"], chosen: Bool[Tensor, "batch token"]) -> Positions:
-    """One Categorical at each chosen position; the others' logits are left out, as a vocabulary is large."""
+    """One Categorical at each chosen position; other logits are dropped, because a vocabulary is large."""
     chosen = chosen.to(logits.device)
     count = int(chosen.sum(1).max())
     order = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]

@@ -1,4 +1,4 @@
-"""What of transformers the user has loaded; nothing here imports it."""
+"""Finds the types of transformers that the user has imported, without importing it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def model_types() -> tuple[type[nn.Module], ...]:
-    """`PreTrainedModel`, or nothing while no model of transformers can exist in this process."""
+    """`PreTrainedModel`, or nothing if no such model can exist in this process yet."""
     module = sys.modules.get("transformers.modeling_utils")
     found = getattr(module, "PreTrainedModel", None)
     return () if found is None else (found,)

@@ -1,7 +1,7 @@
-"""Marks: what becomes of attention's heads and of activations, followed through the operations of one pass.
+"""Follows attention heads and activations through the operations of one pass.
 
-Heads are followed by labels: a tensor of numbers beside what attention gives, which goes through the same changes of
-shape. Where it enters a module with weights, the labels say which number belongs to which example, position and head.
+Labels follow the heads: a tensor of integers parallel to the output of attention, which undergoes the same changes of
+shape. Where that output enters a module with weights, the labels give the example, position and head of each number.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from maskhooks_transformers.samples import BATCH, DECODED
 
-RADIX = 4096  # more than there are heads, or positions in a sample
-_NOT, _LINEAR = -1, 0  # levels of flow; from 1 on, the moment of an activation
+RADIX = 4096  # more than the heads, or the positions of a sample
+_NOT, _LINEAR = -1, 0  # levels of flow; from 1 on, the time of an activation
 _WEIGHTED = {"linear", "addmm"}
 _CONVOLUTIONS = {"conv1d", "conv2d"}
 _PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm", "mm", "rmatmul", *_WEIGHTED, *_CONVOLUTIONS}
@@ -38,9 +38,9 @@ class Label(NamedTuple):
     """The heads of one attention.
 
     Attributes:
-        number: which attention of the pass.
+        number: the index of the attention in the pass.
         codes: `(example * RADIX + position) * RADIX + head` for each number of the tensor.
-        crossed: whether it attends to other positions than its own.
+        crossed: whether it is cross-attention.
     """
 
     number: int
@@ -52,13 +52,13 @@ class Marks(TorchFunctionMode):
     """Follows tensors while it is active.
 
     Args:
-        values: whether tensors have values; where not, a model that asks for a single one (as checks of padding do) is
-            answered with zero, or False.
+        values: whether tensors have values; if not, a model that asks for a single one (as checks of padding do) gets
+            zero, or False.
 
     Attributes:
         attended, chosen: called when attention is computed, and when experts are chosen.
-        activated: called when an activation is computed; gives the moment.
-        projected: called with that moment when activations go into a linear map.
+        activated: called when an activation is computed; returns the time.
+        projected: called with that time when activations enter a linear map.
     """
 
     _ANSWERS: ClassVar[dict[Any, Any]] = {
@@ -84,7 +84,7 @@ class Marks(TorchFunctionMode):
         self._numbers = itertools.count()
 
     def heads_of(self, value: Any) -> Label | None:
-        """The label of a tensor, where attention's heads stand side by side in it."""
+        """The label of a tensor that holds attention heads side by side."""
         found: Label | None = self._labels.get(value) if isinstance(value, Tensor) else None
         return found
 
@@ -109,7 +109,7 @@ class Marks(TorchFunctionMode):
             self.attended()
             query, key = (*args, kwargs.get("query"), kwargs.get("key"))[:2]
             self._label(result, tuple(range(1, result.dim() - 2)), query.shape[-2] != key.shape[-2])
-        elif name == "multi_head_attention_forward":  # its output projection is in it: no module takes its heads
+        elif name == "multi_head_attention_forward":  # includes the output projection: no module takes its heads
             self.attended()
         elif name == "softmax":
             self._weights[result] = True
@@ -140,9 +140,9 @@ class Marks(TorchFunctionMode):
                 self._label(result, heads, queries == DECODED != keys)
 
     def _label(self, result: Tensor, heads: tuple[int, ...], crossed: bool) -> None:
-        """Labels what attention gives: examples first, or examples and heads in one axis; features last.
+        """Label the output of attention: examples first, or examples and heads in one axis; features last.
 
-        The axes between that are no heads are positions, in blocks where there are several.
+        The axes between, except heads, are positions, in blocks if there are several.
         """
         shape = result.shape
         if result.dim() < 3 or shape[0] % BATCH:
@@ -183,7 +183,7 @@ class Marks(TorchFunctionMode):
         label: Label,
     ) -> None:
         if name in _SHAPING:
-            function = Tensor.reshape if name == "view" else function  # labels are strided otherwise
+            function = Tensor.reshape if name == "view" else function  # labels have other strides
             if name in ("cat", "concat", "stack") and not all(one in self._labels for one in inputs):
                 if name != "stack" and len(outputs) == 1:
                     self._beside(args, kwargs, outputs[0], label)
@@ -197,7 +197,7 @@ class Marks(TorchFunctionMode):
                 self._labels[outputs[0]] = self._labels[like]
 
     def _beside(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, label: Label) -> None:
-        """What is put beside heads, along their axis, counts as further heads: so ConvBERT's convolutions."""
+        """Count what is concatenated to heads along their axis, such as ConvBERT's convolutions, as more heads."""
         axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         parts, count = [], 0
         for part in kwargs.get("tensors", args[0] if args else ()):
@@ -211,7 +211,7 @@ class Marks(TorchFunctionMode):
         self._labels[output] = label._replace(codes=torch.cat(parts, axis))
 
     def _swapped(self, value: Any) -> Any:
-        """The same arguments with labels in place of what they label."""
+        """The same arguments with labelled tensors replaced by their labels."""
         if isinstance(value, Tensor):
             return self._labels[value].codes if value in self._labels else value
         if isinstance(value, dict):
@@ -221,7 +221,7 @@ class Marks(TorchFunctionMode):
         return value
 
     def _level(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
-        """Whether results come from linear maps and activations alone, position by position."""
+        """The level of the results; not `_NOT` only if linear maps and activations alone, per position, made them."""
         levels = [self._flow.get(one, _NOT) for one in inputs]
         most = max(levels, default=_NOT)
         if most == _NOT or name in _MIXING:
@@ -234,12 +234,12 @@ class Marks(TorchFunctionMode):
 
 
 def _is_one(weights: Any = None) -> bool:
-    """Whether weights are one number seen everywhere, of a shell on the CPU, which some kernels refuse."""
+    """Whether weights are one expanded number (a shell on the CPU), which some kernels reject."""
     return isinstance(weights, Tensor) and weights.dim() == 3 and not any(weights.stride())
 
 
 def _of_one(tokens: Tensor, weights: Tensor) -> Tensor:
-    """A product of the right shape that depends on both, without a kernel for experts."""
+    """A product of the right shape that depends on both, without the kernel for experts."""
     return tokens[:, :1] @ weights[0, :1]
 
 
@@ -256,14 +256,14 @@ def _along(values: Tensor, axis: int, dims: int) -> Tensor:
 
 
 def _is_range(codes: Tensor, axis: int) -> bool:
-    """Whether heads 0, 1, 2, ... stand along an axis."""
+    """Whether heads 0, 1, 2, ... lie along an axis."""
     first = codes.narrow(axis, 0, 1)
     steps = _along(torch.arange(codes.shape[axis], device="cpu"), axis % codes.dim(), codes.dim())
     return not bool((first % RADIX).any()) and torch.equal(codes, first + steps)
 
 
 def _einsum_heads(equation: Any, result: Tensor) -> tuple[int, ...] | None:
-    """The axes of heads in what `einsum` gives of attention weights and values: letters of all three."""
+    """The head axes of an `einsum` of attention weights and values: letters of both operands and the result."""
     if not isinstance(equation, str) or "->" not in equation or equation.count(",") != 1:
         return None
     whole = equation.replace(" ", "")

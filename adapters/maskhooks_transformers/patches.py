@@ -1,4 +1,4 @@
-"""Patches: what positions of an image's states are called, by row and column."""
+"""Names the positions of an image's hidden states by row and column."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from maskhooks.sites.site import Site
 from maskhooks_transformers import axes, flow
 from maskhooks_transformers.flow import State
 
-_MOST = 16  # positions in front that are no patches, such as a class token and registers
+_MOST = 16  # positions before the patches, such as a class token and registers
 _SCALES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the patches of a state stand.
+    """How the patches of a hidden state are laid out.
 
     Attributes:
         size: pixels from one patch to the next.
@@ -30,7 +30,7 @@ class Grid:
     extra: int
 
     def names(self, height: int, width: int) -> list[str] | None:
-        """The positions of an image of so many pixels; None where patches are no equal parts of it."""
+        """The names of the positions of an image of this size in pixels; None if patches do not tile it."""
         if height % self.size or width % self.size:
             return None
         rows, columns = height // self.size, width // self.size
@@ -39,21 +39,21 @@ class Grid:
 
 
 class Patches:
-    """The grids of a model's states whose patches are numbered in one axis, as one pass over a sample shows them."""
+    """The grids of a model's states that have all patches in one axis, found in one pass over a sample."""
 
     def __init__(self, grids: Mapping[tuple[str, str], Grid]) -> None:
         self.grids = dict(grids)
 
     @classmethod
     def of(cls, model: nn.Module) -> Patches:
-        """Those of a model of images; none of other models, and of those that take no sample."""
+        """The grids of an image model; empty for other models, and for those that accept no sample."""
         if getattr(model, "main_input_name", None) == "pixel_values":
-            with contextlib.suppress(Exception):  # the model's own code runs; whatever it raises, there are no names
+            with contextlib.suppress(Exception):  # the model's own code may raise anything; then there are no names
                 return cls(_grids(flow.trace(model)))
         return cls({})
 
     def names(self, site: Site, batch: Mapping[str, Any]) -> list[list[str]] | None:
-        """What the positions of each image are called; None for sites without a grid."""
+        """The names of the positions of each image; None for sites without a grid."""
         pixels, grid = batch.get("pixel_values"), self.grids.get((site.module, site.port))
         if grid is None or not isinstance(pixels, Tensor) or pixels.dim() != 4:
             return None
@@ -87,7 +87,7 @@ def _is_map(state: State) -> bool:
 
 
 def _grid(length: int, side: int, across: int) -> Grid | None:
-    """The finest grid that a number of positions has room for: patches as wide as the first map's, or merged ones."""
+    """The finest grid that fits a number of positions: patches as wide as the first map's, or merged ones."""
     for scale in _SCALES:
         places = (across // scale) ** 2
         if across % scale == 0 and side % across == 0 and 0 <= length - places <= _MOST:

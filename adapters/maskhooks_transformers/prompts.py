@@ -1,9 +1,9 @@
-"""Prompts: batches of prompts and their continuations, for language models.
+"""Batches of prompts and their continuations, for language models.
 
 prompts = Prompts(maskhooks.wrap(model, tokenizer=tokenizer))
 prompts(["The capital of France is"])                # the next token
 prompts(["The capital of France is"], [" Paris"])    # these tokens
-prompts.written(["The capital of France is"])        # those that the model writes
+prompts.written(["The capital of France is"])        # the tokens that the model generates
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ class Prompts:
     """Makes batches for a causal language model or an encoder-decoder.
 
     A prompt is a text, token ids, or a chat (messages with `role` and `content`), which the tokenizer's chat template
-    turns into a text with the beginning of an answer. A continuation is a text or token ids; nothing is put between it
-    and its prompt, so a text mostly begins with a space. For an encoder-decoder it is the target as its tokenizer
-    writes it, with the token that ends it.
+    turns into a text with the beginning of an answer. A continuation is a text or token ids; nothing is inserted after
+    the prompt, so a text mostly begins with a space. For an encoder-decoder it is the target in the tokenizer's format,
+    with its end token.
 
-    Batches are padded on the right. A continuation stands in `labels`, and -100 everywhere else.
+    Batches are padded on the right. `labels` holds the continuation, and -100 everywhere else.
 
     Args:
-        hooked: the wrapped model. Texts need its tokenizer, found beside the model or given to `wrap`.
-        max_length: tokens of a prompt with its continuation at most (for an encoder-decoder, of each). Longer prompts
-            lose their first tokens but for a special one in front; an encoder's lose the last. Default: nothing is cut.
+        hooked: the wrapped model. Texts need its tokenizer, saved with the model or given to `wrap`.
+        max_length: the maximum number of tokens of a prompt with its continuation (for an encoder-decoder, of each).
+            Longer prompts lose their first tokens, except a special one in front; for an encoder-decoder, their last.
+            Default: nothing is cut.
 
     Raises:
-        SettingError: the model writes no text, or `max_length` is below 2.
+        SettingError: the model does not generate text, or `max_length` is below 2.
     """
 
     def __init__(self, hooked: Hooked, *, max_length: int | None = None) -> None:
@@ -56,24 +57,24 @@ class Prompts:
                 "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
             )
         if max_length is not None and max_length < 2:
-            raise SettingError(f"a text needs room for 2 tokens at least, and max_length is {max_length}")
+            raise SettingError(f"max_length is {max_length}, and a text needs at least 2 tokens. Raise it")
         self.hooked, self.words, self.max_length = hooked, task.words, max_length
         self.encodes = isinstance(task.head, Translation)
 
     def __call__(
         self, prompts: Sequence[str | Ids | Chat], continuations: Sequence[str | Ids] | Tensor | None = None
     ) -> dict[str, Tensor]:
-        """A batch: `input_ids`, `attention_mask`, and with continuations `labels`.
+        """Make a batch: `input_ids`, `attention_mask` and, with continuations, `labels`.
 
         Raises:
-            BatchError: an empty prompt or continuation, one that the model has no positions for, another number of
-                continuations than prompts, a text without a tokenizer, a chat without a template.
+            BatchError: a prompt or continuation is empty or longer than the model allows, the numbers of continuations
+                and prompts differ, a text has no tokenizer, or a chat has no template.
         """
         if not len(prompts) or (continuations is not None and len(continuations) != len(prompts)):
             count = "no" if continuations is None else len(continuations)
             raise BatchError(
-                f"{len(prompts)} prompts and {count} continuations: give a list of prompts, and as many continuations "
-                "or none"
+                f"got {len(prompts)} prompts and {count} continuations. Give a list of prompts, and one continuation "
+                "for each or none at all"
             )
         following = [None] * len(prompts) if continuations is None else continuations
         rows = [self._pair(number, *pair) for number, pair in enumerate(zip(prompts, following, strict=True))]
@@ -87,10 +88,10 @@ class Prompts:
         return batch
 
     def written(self, prompts: Sequence[str | Ids | Chat], **settings: Any) -> dict[str, Tensor]:
-        """A batch of prompts with the continuations that the model writes; model and random state stay as they are.
+        """Make a batch of prompts with the continuations that the model generates; model and random state are kept.
 
         Args:
-            settings: of transformers' `generate`, such as `max_new_tokens`. Default: the likeliest token each time.
+            settings: settings of transformers' `generate`, such as `max_new_tokens`. Default: greedy decoding.
 
         Raises:
             BatchError: as for a call.
@@ -110,15 +111,15 @@ class Prompts:
         end = [] if continuation is None else self._end(prompt, start, continuation)
         if not start or (continuation is not None and not end):
             what = "continuation" if start else "prompt"
-            raise BatchError(f"{what} {number} is empty: give at least one token, or leave the example out")
+            raise BatchError(f"{what} {number} is empty. Give at least one token, or leave the example out")
         start = self._cut(number, start, end)
         limit = getattr(getattr(self.words.config, "get_text_config", lambda: self.words.config)(), _LIMIT, None)
         for length in (len(start), len(end)) if self.encodes else (len(start) + len(end),):
             if isinstance(limit, int) and 0 < limit < length:
                 raise BatchError(
                     f"prompt {number} has {len(start)} tokens and its continuation {len(end)}, and "
-                    f"{type(self.hooked.model).__name__} has positions for {limit}. Shorten it, or have the beginning "
-                    f"cut: Prompts(hooked, max_length={limit})"
+                    f"{type(self.hooked.model).__name__} has positions for {limit}. Shorten it, or cut its beginning: "
+                    f"Prompts(hooked, max_length={limit})"
                 )
         return start, end
 
@@ -128,8 +129,8 @@ class Prompts:
         room = self.max_length - (0 if self.encodes else len(end))
         if room < 1 or len(end) > self.max_length:
             raise BatchError(
-                f"continuation {number} has {len(end)} tokens, and no room is left for its prompt: max_length is "
-                f"{self.max_length}. Allow more, or shorten it"
+                f"continuation {number} has {len(end)} tokens, and max_length is {self.max_length}, so there is no "
+                "room for its prompt. Raise max_length, or shorten the continuation"
             )
         if self.encodes:
             return start if len(start) <= room else [*start[: room - 1], start[-1]]
@@ -139,7 +140,7 @@ class Prompts:
     # From texts to token ids
 
     def _text(self, prompt: Any) -> tuple[Any, bool]:
-        """A prompt as text or token ids, and whether special tokens have yet to be put in front."""
+        """A prompt as text or token ids, and whether it still needs special tokens in front."""
         if isinstance(prompt, (str, Tensor)) or not len(prompt) or not isinstance(prompt[0], Mapping):
             return prompt, True
         tokenizer = self._tokenizer("a chat")
@@ -151,7 +152,7 @@ class Prompts:
         return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False
 
     def _opened(self, text: Any, special: bool = True) -> list[int]:
-        """A text as the beginning of a sequence: special tokens in front of it, none after it."""
+        """The token ids of a text that begins a sequence: special tokens before it, none after it."""
         if not isinstance(text, str):
             return _ids(text)
         bare = self._tokens(text, add_special_tokens=False)
@@ -171,14 +172,14 @@ class Prompts:
         if self.encodes:
             return list(self._tokenizer("a text")(text_target=continuation)["input_ids"])
         text, special = self._text(prompt)
-        if isinstance(text, str):  # tokenised together, as the model would read them, where that parts at the seam
+        if isinstance(text, str):  # tokenised together, as the model would read them, if that splits at the seam
             whole = self._opened(text + continuation, special)
             if whole[: len(start)] == start and len(whole) > len(start):
                 return whole[len(start) :]
         return self._tokens(continuation, add_special_tokens=False)
 
     def _ended(self, ids: list[int]) -> list[int]:
-        """What `generate` wrote, up to the token that ends it, without padding and a decoder's first token."""
+        """The ids from `generate` up to the end token, without padding and a decoder's first token."""
         if self.encodes and ids[:1] == [start_token(self.hooked.model)]:
             ids = ids[1:]
         config: Any = getattr(self.hooked.model, "generation_config", self.words.config)
@@ -197,8 +198,8 @@ class Prompts:
     def _tokenizer(self, what: str) -> Any:
         if self.words.tokenizer is None:
             raise BatchError(
-                f"{what} needs a tokenizer, and none lies beside the model. Give it, wrap(model, tokenizer=tokenizer), "
-                "or give token ids"
+                f"{what} needs a tokenizer, and none was saved with the model. Give one, "
+                "wrap(model, tokenizer=tokenizer), or give token ids"
             )
         return self.words.tokenizer
 
@@ -206,7 +207,7 @@ class Prompts:
 
     @property
     def _pad(self) -> int:
-        """Any id does for padding, as nothing attends to it."""
+        """The padding id; any id will do, because nothing attends to it."""
         named = (getattr(self.words.tokenizer, "pad_token_id", None), getattr(self.words.config, "pad_token_id", None))
         return next((index for index in named if isinstance(index, int) and index >= 0), 0)
 
@@ -215,7 +216,7 @@ class Prompts:
         return {"input_ids": _padded(rows, self._pad, left=left), "attention_mask": _padded(ones, 0, left=left)}
 
     def _target(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        """Labels, and what the decoder takes: the same, shifted."""
+        """The labels, and the decoder's input: the labels, shifted."""
         labels = _padded(rows, IGNORED)
         model: Any = self.hooked.model
         taken = model.prepare_decoder_input_ids_from_labels(labels=labels.to(device_of(model))).cpu()

@@ -1,7 +1,7 @@
-"""Reversible layers, which keep no states and no graph: computed as all others are while a model is tapped.
+"""Runs reversible layers, which keep no states and no graph, like ordinary ones while a model is tapped.
 
-Reformer runs its layers inside an autograd function of its own. Backwards it computes their states once more, in
-training mode alone, and without what a tap has put in place.
+Reformer runs its layers inside its own autograd function. The backward pass recomputes their states, in training mode
+only, and without the replacements of a tap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _lock = threading.Lock()
 
 
 class _Torch(ModuleType):
-    """torch for one file, in which `no_grad` changes nothing."""
+    """torch for one file, with a `no_grad` that does nothing."""
 
     no_grad = contextlib.nullcontext
 
@@ -31,22 +31,22 @@ class _Torch(ModuleType):
 
 
 def functions(nodes: Iterable[Any]) -> set[type[Function]]:
-    """The autograd functions of transformers' own in a graph."""
+    """The autograd functions in a graph that transformers defines."""
     found: set[type[Function]] = {node._forward_cls for node in nodes if hasattr(node, "_forward_cls")}
     return {one for one in found if one.__module__.startswith("transformers.")}
 
 
 @contextlib.contextmanager
 def opened(wanted: Iterable[type[Function]]) -> Iterator[None]:
-    """Autograd functions compute as written, with a graph, and so does the file that each is from; all is restored.
+    """A context in which autograd functions, and the file that defines each, compute as written, with a graph.
 
-    Other models of the same class compute so too meanwhile: the same numbers, with more memory.
+    It affects other models of the same class too: the same numbers, with more memory.
     """
     mine = list(wanted)
     with _lock:
         for function in mine:
             _open[function] += 1
-            function.apply = _plain(function)  # type: ignore[method-assign] # for as long as it is wanted
+            function.apply = _plain(function)  # type: ignore[method-assign] # until the last context ends
             sys.modules[function.__module__].torch = _Torch("torch")  # type: ignore[attr-defined]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Samples: small calls that a transformer may take, by its kind of input and its configuration."""
+"""Small sample calls for a transformer, from its kind of input and its configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WAVE = 4000  # a quarter of a second at 16 kHz
 
 
 def calls(model: nn.Module, batch: int = BATCH) -> Iterator[dict[str, Tensor]]:
-    """Calls to try in turn, as tensors of zeros (masks of ones): the model's main input, and what goes with it."""
+    """Sample calls to try in turn, tensors of zeros (masks of ones): the main input and its companions."""
     config: Any = getattr(model, "config", None)
     takes = set(inspect.signature(model.forward).parameters)
     beside = _beside(takes, config, batch)
@@ -39,7 +39,7 @@ def calls(model: nn.Module, batch: int = BATCH) -> Iterator[dict[str, Tensor]]:
 
 
 def kind(call: dict[str, Tensor]) -> str:
-    """What one position of the main input is called: a token, a patch or a frame."""
+    """Whether a position of the main input is a token, a patch or a frame."""
     main = next(iter(call))
     return {"pixel_values": "patch", "input_values": "frame", "input_features": "frame"}.get(main, "token")
 
@@ -49,7 +49,7 @@ def _is_encoder_decoder(config: Any) -> bool:
 
 
 def _patches(config: Any, batch: int) -> dict[str, Tensor]:
-    """Images of two rows and three columns of patches, cut up beforehand."""
+    """Images already cut into two rows and three columns of patches."""
     channels, patch = (*_sizes(config, "num_channels"), 3)[0], (*_sizes(config, "patch_size"), 16)[0]
     return {
         "pixel_values": torch.zeros(batch, 6, channels * patch * patch),
@@ -59,7 +59,7 @@ def _patches(config: Any, batch: int) -> dict[str, Tensor]:
 
 
 def _beside(takes: set[str], config: Any, batch: int) -> dict[str, Tensor]:
-    """What some models need beside their tokens: a box for each of them, or what a detector found in an image."""
+    """What some models need besides tokens: a box for each token, or detected objects in an image."""
     found = {"bbox": torch.zeros(batch, TOKENS, 4, dtype=torch.long)} if "bbox" in takes else {}
     for name, width in (("visual_feats", "visual_feat_dim"), ("visual_pos", "visual_pos_dim")):
         sizes = _sizes(config, width)
@@ -92,7 +92,7 @@ def _inputs(name: str, config: Any, batch: int) -> Iterator[Tensor]:
 
 
 def _sizes(config: Any, *names: str) -> list[int]:
-    """The whole numbers that a configuration, or one inside it, has under these names."""
+    """The positive integers that a configuration, or a nested one, has under these names."""
     inside = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
     found: list[int] = []
     for one in (config, *inside):

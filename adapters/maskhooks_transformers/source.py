@@ -1,4 +1,4 @@
-"""The source: a model of transformers with its tokenizer, from a local folder or the hub."""
+"""The source of Hugging Face models and their tokenizers, from a local folder or the hub."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TransformersSource(Source):
         return (path / "config.json").is_file() or (self._id.fullmatch(model) is not None and not path.exists())
 
     def open(self, model: str, *, max_length: int = 128) -> Opened:
-        """The model in eval mode, and its tokenizer in front of it.
+        """Load the model in eval mode, with its tokenizer.
 
         Raises:
             MissingExtraError: transformers is not installed.
@@ -50,15 +50,15 @@ class TransformersSource(Source):
         except ImportError as error:
             raise MissingExtraError("transformers", "transformers", f"The model {model!r}") from error
         if max_length < 2:
-            raise SettingError(f"a text needs room for 2 tokens at least, and max_length is {max_length}")
+            raise SettingError(f"max_length is {max_length}, and a text needs at least 2 tokens. Raise it")
         with _quiet(transformers), _readable(model):
             config = transformers.AutoConfig.from_pretrained(model)
             network = _class(transformers, config, model).from_pretrained(model, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        # Where no tokenizer was saved, transformers makes one up that has special tokens only.
+        # If no tokenizer was saved, transformers makes one with special tokens only.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise CorruptFileError(
-                f"{model} holds no tokenizer, so texts cannot be read. Save it beside the model: "
+                f"{model} holds no tokenizer, so texts cannot be read. Save it with the model: "
                 "tokenizer.save_pretrained(folder)",
                 path=model,
             )
@@ -70,12 +70,12 @@ class TransformersSource(Source):
 
 
 class Batches:
-    """Makes batches of records: tokens, attention mask and, for a model that classifies texts, labels.
+    """Makes batches of records: tokens, attention mask and, for a text classifier, labels.
 
     Args:
-        tokenizer: of the model.
-        config: of the model.
-        max_length: tokens of a text, or of a pair together, at most.
+        tokenizer: the model's tokenizer.
+        config: the model's configuration.
+        max_length: the maximum number of tokens of a text, or of a pair together.
     """
 
     def __init__(self, tokenizer: Any, config: Any, max_length: int) -> None:
@@ -85,7 +85,7 @@ class Batches:
         """A `BatchEncoding`.
 
         Raises:
-            BatchError: a label that the model does not have.
+            BatchError: the model does not have a label.
         """
         seconds = [record.second for record in records if record.second is not None]
         batch = self.tokenizer(
@@ -102,7 +102,7 @@ class Batches:
         return batch
 
     def _number(self, label: Label) -> int | float:
-        """A label as the model numbers it."""
+        """The model's number of a label."""
         if not isinstance(label, str):
             return label
         known = {str(name): number for name, number in self.config.label2id.items()}
@@ -116,20 +116,20 @@ class Batches:
 
 
 class Continued:
-    """Makes batches of records for a model that writes text: second texts are continuations of the first.
+    """Makes batches of records for a model that generates text: second texts continue the first.
 
     Args:
-        prompts: of the model.
+        prompts: makes the model's batches.
     """
 
     def __init__(self, prompts: Prompts) -> None:
         self.prompts = prompts
 
     def __call__(self, records: Sequence[Record]) -> Any:
-        """A batch of prompts, with the continuations that all of them have or none.
+        """A batch of prompts; all of them have continuations, or none.
 
         Raises:
-            BatchError: a text without a token.
+            BatchError: a text has no tokens.
         """
         seconds = [record.second for record in records if record.second is not None]
         return self.prompts([record.text for record in records], seconds or None)
@@ -144,7 +144,7 @@ def _class(transformers: Any, config: Any, model: str) -> Any:
             f"names {names[0]}, which transformers {transformers.__version__} does not have" if names else "names none"
         )
         raise ModelError(
-            f"which class {model} belongs to is not known: its config.json {what}. Add it under "
+            f"the class of {model} is unknown: its config.json {what}. Add it under "
             "'architectures', as in ['BertForSequenceClassification'], or load the model in a function "
             "and give package.module:factory."
         )
@@ -152,7 +152,7 @@ def _class(transformers: Any, config: Any, model: str) -> Any:
 
 
 def _pad(network: Any, tokenizer: Any, model: str) -> None:
-    """Gives a tokenizer and model without a padding token, such as GPT-2's, the token that ends a text."""
+    """Pad with the end-of-text token if there is no padding token, as in GPT-2."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"the tokenizer of {model} has neither a padding token nor one that ends a text. Set one.")
@@ -162,14 +162,14 @@ def _pad(network: Any, tokenizer: Any, model: str) -> None:
 
 
 def _room(tokenizer: Any, config: Any, wanted: int) -> int:
-    """Tokens of a text: as many as wanted, and not more than the model has positions for."""
+    """The maximum number of tokens: as wanted, but at most the model's number of positions."""
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     return min([wanted, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
 
 
 @contextlib.contextmanager
 def _readable(model: str) -> Iterator[None]:
-    """What transformers raises over files and the hub, in one line."""
+    """Turn the errors of transformers about files and the hub into one line."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -183,7 +183,7 @@ def _readable(model: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """transformers without its notes and bars."""
+    """Silence the log messages and progress bars of transformers."""
     logging = transformers.utils.logging
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The task: how a batch becomes a call of a transformer, and what its positions are called."""
+"""The task for transformers: how to call the model on a batch, and what its positions are called."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from maskhooks.sites import nested
 from maskhooks.sites.site import Site
 from maskhooks_transformers import decoding
 from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of
-from maskhooks_transformers.inputs import as_mapping, labels, real_targets, real_tokens, token_ids
+from maskhooks_transformers.inputs import as_mapping, labels, token_ids, valid_targets, valid_tokens
 from maskhooks_transformers.loaded import model_types
 from maskhooks_transformers.patches import Patches
 from maskhooks_transformers.words import Words
 
-# Of models that take texts besides.
+# Inputs of models that also take texts.
 _OTHER_INPUTS = ("pixel_values", "input_values", "input_features")
 
 
 class TransformersTask(Task):
-    """What holds for a `PreTrainedModel`.
+    """Serves a `PreTrainedModel`.
 
-    A batch is a mapping (a `BatchEncoding`, a dict of tensors) or a tensor of token ids. Labels, and keys
-    that the model's forward does not name, are left out of the call. No key-value cache is written
-    (`use_cache=False`), so that replay may skip layers. Positions are counted from each example's first real token, so
-    that padding on the left changes nothing. A decoder beside an encoder that is given no input gets its labels,
-    shifted, or else the token with which it begins.
+    A batch is a mapping (a `BatchEncoding`, a dict of tensors) or a tensor of token ids. Labels, and keys that the
+    model's forward does not name, are left out of the call. No key-value cache is written (`use_cache=False`), so
+    replay can skip layers. Positions count from each example's first valid token, so left padding changes nothing. The
+    decoder of an encoder-decoder, if it gets no input, gets the labels, shifted, or else its start token.
 
-    Options of `wrap`:
+    Options of wrap:
         tokenizer: names the tokens, the special ones and the mask token. Default: the one saved in the
             folder, or cached for the hub id, that the model was loaded from; nothing is downloaded, and
-            without any, tokens are called by their ids.
+            without any, ids serve as tokens.
         positions: for causal language models, which tokens count: `"last"`, `"all"`, or a function of the batch.
             Default: those with a label, or the last; see `CausalLanguageModel`.
-        units: "words" gates the pieces of a word together; or a function, see `Task`.
-        call, output, real, names, vary: functions that go before what this task does; see `Task`.
+        units: "words" gives the pieces of a word one gate; or a function, see `Task`.
+        call, output, valid, names, perturb: functions that replace what this task does; see `Task`.
     """
 
     name = "transformers"
@@ -60,7 +59,7 @@ class TransformersTask(Task):
 
     @property
     def writes(self) -> bool:
-        """Whether the model continues a text, or answers one."""
+        """Whether the model generates text."""
         return isinstance(self.head, (CausalLanguageModel, Translation))
 
     def types(self) -> tuple[type[nn.Module], ...]:
@@ -76,22 +75,23 @@ class TransformersTask(Task):
         return task
 
     def given(self, functions: Mapping[str, Any]) -> TransformersTask:
-        """This task with the user's own functions and options.
+        """Return this task with the user's own functions and options.
 
         Raises:
-            BatchError: an option that this task does not have.
-            SettingError: `positions` is no such thing, or the model predicts no next token; `tokenizer` is a name.
+            BatchError: this task does not have the option.
+            SettingError: `positions` or `units` is invalid, the model is not a causal language model, or `tokenizer`
+                is a name.
         """
         own = {key: value for key, value in functions.items() if key not in ("tokenizer", "positions")}
         task = super().given(own)
         assert isinstance(task, TransformersTask)
         if isinstance(task._units, str) and task._units != "words":
-            raise SettingError(f"units={task._units!r}: it is 'words', or a function of the batch")
+            raise SettingError(f"units={task._units!r} is not known. Give 'words', or a function of the batch")
         task.head = copy.copy(self.head)
         if "tokenizer" in functions:
             if isinstance(functions["tokenizer"], str):
                 raise SettingError(
-                    f"tokenizer={functions['tokenizer']!r}: give the tokenizer itself, "
+                    f"tokenizer={functions['tokenizer']!r} is a name. Give the tokenizer itself: "
                     f"AutoTokenizer.from_pretrained({functions['tokenizer']!r})"
                 )
             task.words = Words(self.words.config, functions["tokenizer"])
@@ -102,17 +102,17 @@ class TransformersTask(Task):
             known = positions in ("last", "all") or callable(positions)
             if not known or not isinstance(task.head, CausalLanguageModel):
                 raise SettingError(
-                    f"positions={positions!r}: it is 'last' or 'all', or a function of the batch, for causal language "
-                    f"models, and {self.served} is served by the task {self.name!r}"
+                    f"positions={positions!r} does not fit {self.served}, served by the task {self.name!r}. Give "
+                    "'last', 'all' or a function of the batch, for causal language models only"
                 )
             task.head.positions = positions
         return task
 
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The keyword arguments made from a batch.
+        """Make the keyword arguments from a batch.
 
         Raises:
-            BatchError: the batch has no input for the model, lists where tensors belong, or no axis for examples.
+            BatchError: the batch has no input for the model, lists where tensors belong, or no batch axis.
         """
         mapping = as_mapping(batch)
         takes = _named(type(model))
@@ -122,7 +122,7 @@ class TransformersTask(Task):
         inputs = dict.fromkeys(["input_ids", "inputs_embeds", getattr(model, "main_input_name", "input_ids")])
         present = [key for key in (*inputs, *_OTHER_INPUTS) if key in kwargs]
         way_out = (
-            f"{type(model).__name__} takes what tokenizer(texts, padding=True, return_tensors='pt') gives. "
+            f"{type(model).__name__} takes the output of tokenizer(texts, padding=True, return_tensors='pt'). "
             f"For other batches: wrap(model, call=lambda model, batch: model(input_ids=batch[0]), valid=...)"
         )
         if not present:
@@ -130,11 +130,10 @@ class TransformersTask(Task):
             raise BatchError(f"the batch has no {' or '.join(inputs)}; it {has}. {way_out}")
         given = kwargs[present[0]]
         if not isinstance(given, Tensor):
-            raise BatchError(f"{present[0]} is no tensor but {nested.describe(given)}. {way_out}")
+            raise BatchError(f"{present[0]} is not a tensor but {nested.describe(given)}. {way_out}")
         if present[0] == "input_ids" and given.dim() < 2:
             raise BatchError(
-                f"input_ids has shape {list(given.shape)}, without an axis for examples: give input_ids[None]. "
-                f"{way_out}"
+                f"input_ids has shape {list(given.shape)}, without a batch axis. Give input_ids[None]. {way_out}"
             )
         if isinstance(self.head, Translation):
             kwargs.update(decoding.target(model, kwargs, given, labels(mapping)))
@@ -143,7 +142,7 @@ class TransformersTask(Task):
         return (), {**kwargs, **decoding.without_cache(model)}
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
-        """The model's outputs as its head means them.
+        """Read the model's outputs as its head defines them.
 
         Raises:
             UnknownDistributionError: transformers lists no head for this class, or the outputs do not fit it.
@@ -152,27 +151,27 @@ class TransformersTask(Task):
             return super().distribution(result, batch)
         if self.head is None:
             raise UnknownDistributionError(
-                f"what {self.served} predicts is not known: transformers lists it neither for classification of "
+                f"what {self.served} predicts is unknown: transformers lists it neither for classification of "
                 f"sequences, tokens, images or recordings, nor for question answering, nor as a masked, causal or "
                 f"sequence to sequence language model. Load it with such a head (AutoModelForSequenceClassification, "
                 f"...), or say what it predicts: wrap(model, output=lambda outputs: Categorical(logits=outputs.logits))"
             )
-        return outputs.check(self.head.distribution(result, batch, lambda: self._real_tokens(batch)))
+        return outputs.check(self.head.distribution(result, batch, lambda: self._valid_tokens(batch)))
 
     def predictions(self, result: Outputs) -> Sequence[str] | None:
-        """The predicted labels in the words of `config.id2label`, or the predicted token."""
+        """The predicted labels as named in `config.id2label`, or the predicted token."""
         own = self.head if self._output is None else None
         return super().predictions(result) if own is None else own.predictions(result)
 
     def targets(self, batch: Any) -> Sequence[str] | None:
-        """The labels in the words of `config.id2label`."""
+        """The labels as named in `config.id2label`."""
         return None if self.head is None else self.head.targets(batch)
 
     def valid(self, site: Site, batch: Any, value: Tensor) -> Bool[Tensor, "*positions"]:
-        """Which positions are real: by the attention mask, where the pattern has the axes batch and token.
+        """Which positions are valid: by the attention mask, if the pattern has the axes batch and token.
 
-        A continuation's tokens do not count among them, where the batch has one.
-        A decoder's, of axes batch and target, are so by its own mask, or all of them.
+        The tokens of a continuation are not valid. A decoder's positions, with the axes batch and target, are valid by
+        its own mask, or all of them without one.
 
         Raises:
             BatchError: the mask does not fit the site.
@@ -181,7 +180,7 @@ class TransformersTask(Task):
         axis = "target" if "target" in pattern.positions else "token"
         mask = None
         if self._valid is None and {"batch", axis} <= set(pattern.positions):
-            mask = self._maskable(batch) if axis == "token" else real_targets(batch)
+            mask = self._maskable(batch) if axis == "token" else valid_targets(batch)
         if mask is None:
             return super().valid(site, batch, value)
         sizes = pattern.shape(value, site=site)
@@ -191,10 +190,7 @@ class TransformersTask(Task):
         return self._fit(spread, tuple(sizes[axis] for axis in pattern.positions), site, pattern)
 
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
-        """The tokens of each example, or the decoder's, as the tokenizer has them; patches by row and column.
-
-        None for sites of neither.
-        """
+        """The tokens of each example, or of its decoder; patches by row and column; None for other sites."""
         if self._names is None and site.pattern is not None and "patch" in site.pattern.positions:
             return self.patches.names(site, as_mapping(batch))
         target = site.pattern is not None and "target" in site.pattern.positions
@@ -208,7 +204,7 @@ class TransformersTask(Task):
         return [self.words.tokens(row) for row in ids.tolist()]
 
     def units(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, "*positions"] | None:
-        """The words that tokens are pieces of, where `units="words"`; sites of no tokens have each position alone."""
+        """With `units="words"`, the words that tokens are pieces of; without tokens each position is its own unit."""
         if not isinstance(self._units, str):
             return super().units(site, batch, values)
         positions = site.gating().positions
@@ -218,12 +214,12 @@ class TransformersTask(Task):
         return torch.tensor([self.words.pieces(row) for row in ids.tolist()])
 
     def perturb(self, batch: Any, generator: Generator) -> Any | None:
-        """Another input of the same shape and padding: real tokens change places, special ones stay.
+        """Another input of the same shape and padding: valid tokens are permuted across the batch, special ones stay.
 
-        They do so within the whole batch. None where that changes nothing, as for a batch of one token.
+        None if that changes nothing, as for a batch of one token.
         """
         key = "inputs_embeds" if token_ids(batch) is None else "input_ids"
-        tokens, mask = as_mapping(batch).get(key), real_tokens(batch)
+        tokens, mask = as_mapping(batch).get(key), valid_tokens(batch)
         if self._perturb is not None or mask is None or not isinstance(tokens, Tensor):
             return super().perturb(batch, generator)
         free = mask.to(tokens.device)
@@ -239,23 +235,23 @@ class TransformersTask(Task):
         return varied if tokens is batch else nested.put(batch, (key,), varied)
 
     def _maskable(self, batch: Any) -> Bool[Tensor, "batch token"] | None:
-        tokens = real_tokens(batch)
+        tokens = valid_tokens(batch)
         return tokens if tokens is None or self.head is None or self._output else self.head.masked(batch, tokens)
 
-    def _real_tokens(self, batch: Any) -> Bool[Tensor, "batch token"]:
+    def _valid_tokens(self, batch: Any) -> Bool[Tensor, "batch token"]:
         if self._valid is not None and self._takes_batch_only():
             return torch.as_tensor(self._valid(batch)).bool()
-        mask = real_tokens(batch)
+        mask = valid_tokens(batch)
         if mask is None:
             raise BatchError(
-                f"which tokens of the batch, {nested.describe(batch)}, are real is not known, and the task "
-                f"{self.name!r} needs it. Say so: wrap(model, valid=lambda batch: batch[1] != 0)"
+                f"it is unknown which tokens of the batch, {nested.describe(batch)}, are valid, and the task "
+                f"{self.name!r} needs it. Give wrap(model, valid=lambda batch: batch[1] != 0)"
             )
         return mask
 
 
 def _named(model: type[nn.Module]) -> set[str]:
-    """The arguments that a class's forward names, and those it derives from while they hand on `**kwargs`."""
+    """The arguments that a class's forward names, and those of its base classes while they pass on `**kwargs`."""
     found: set[str] = set()
     for ancestor in model.__mro__:
         forward = vars(ancestor).get("forward")
@@ -268,5 +264,5 @@ def _named(model: type[nn.Module]) -> set[str]:
 
 
 def _is_label(key: str) -> bool:
-    """Whether an argument of a model's forward only serves its loss; transformers names them all this way."""
+    """Whether an argument of forward serves the loss alone, by transformers' naming."""
     return "label" in key or key in ("start_positions", "end_positions")

@@ -1,4 +1,4 @@
-"""Words: what token ids are called, and which of them are special."""
+"""The tokens behind token ids, and which of them are special."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ class Words:
     """The tokens of one model.
 
     Args:
-        config: the model's configuration, which knows some special tokens, and where the model was loaded
-            from.
-        tokenizer: the user's. Default: the one saved where the model was loaded from, looked for when first
-            needed, in the folder itself or among what is cached; without any, tokens are called by their ids.
+        config: the model's configuration, which names some special tokens and where the model was loaded from.
+        tokenizer: the user's tokenizer. Default: the one saved with the model, in its folder or the local cache,
+            loaded when first needed; without any, ids serve as tokens.
     """
 
     def __init__(self, config: Any, tokenizer: Any = None) -> None:
         self.config = config
         self._given = tokenizer
-        self._tokens: dict[int, str] = {}  # as asked for so far, at most a vocabulary
+        self._tokens: dict[int, str] = {}  # filled on demand
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, or None. Nothing is downloaded, and no code of a model's author is run."""
+        """The tokenizer, or None. Nothing is downloaded, and no remote code is run."""
         if self._given is not None:
             return self._given
         place = getattr(self.config, "_name_or_path", "")
@@ -38,21 +37,21 @@ class Words:
 
         try:
             found = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError):  # how transformers says that there is none
+        except (OSError, ValueError):  # raised by transformers if there is none
             return None
-        except Exception as error:  # the files may hold anything; names are a courtesy, and ids do as well
+        except Exception as error:  # the files may hold anything; names are optional, and ids will do
             warnings.warn(
-                f"the tokenizer beside the model in {place} cannot be loaded ({type(error).__name__}: {error}), so "
-                "that tokens are called by their ids. Give it: wrap(model, tokenizer=tokenizer)",
+                f"the tokenizer saved with the model in {place} cannot be loaded ({type(error).__name__}: {error}), so "
+                "tokens are shown as ids. Give it: wrap(model, tokenizer=tokenizer)",
                 MaskhooksWarning,
                 stacklevel=2,
             )
             return None
-        # Where no tokenizer was saved, transformers makes one up that has special tokens only.
+        # If no tokenizer was saved, transformers makes one with special tokens only.
         return found if len(found) > len(found.all_special_ids) else None
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Ids as the tokenizer's tokens, word pieces as they are; an id without a token as its number."""
+        """The tokenizer's tokens of these ids, word pieces unchanged; an id without a token as a number."""
         if self.tokenizer is None:
             return [str(index) for index in ids]
         new = [index for index in set(ids) if index not in self._tokens]
@@ -63,14 +62,14 @@ class Words:
         return [self._tokens[index] for index in ids]
 
     def pieces(self, ids: Sequence[int]) -> list[int]:
-        """For each id the number of the word that its token is a piece of.
+        """The index of the word that each id's token is a piece of.
 
         Raises:
-            SettingError: no tokenizer is known.
+            SettingError: there is no tokenizer.
         """
         if self.tokenizer is None:
             raise SettingError(
-                "which tokens are pieces of one word is known by the tokenizer, and none was found beside the model. "
+                "units='words' needs a tokenizer, and none was saved with the model. "
                 "Give it: wrap(model, tokenizer=tokenizer, units='words')"
             )
         return words(self.tokens(ids), starts_marked=self._starts_marked)
@@ -80,14 +79,14 @@ class Words:
         return any(token.startswith(("Ġ", "▁")) for token in self.tokenizer.tokenize("a a"))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids as text, special tokens too; without a tokenizer the ids themselves."""
+        """The text of these ids, special tokens included; the ids themselves without a tokenizer."""
         if self.tokenizer is None:
             return " ".join(map(str, ids))
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     @property
     def mask_token(self) -> int | None:
-        """The id of the mask token, where there is one and it is known."""
+        """The id of the mask token, if one is known."""
         found = getattr(self.tokenizer, "mask_token_id", None)
         return found if found is not None else getattr(self.config, "mask_token_id", None)
 

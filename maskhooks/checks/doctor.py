@@ -89,9 +89,11 @@ class Report:
 
     @property
     def healthy(self) -> bool:
+        """Whether no site is in trouble or bypassed; parts of a layer, such as heads, may be bypassed."""
         return not any(finding.trouble or (finding.bypassed and not is_part(finding.site)) for finding in self.findings)
 
     def rows(self) -> list[dict[str, str]]:
+        """The table as text, one dictionary for each site."""
         return [
             {
                 "site": str(f.site),

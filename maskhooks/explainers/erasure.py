@@ -42,7 +42,7 @@ _NO_TREE = contextlib.nullcontext(None)
 class Erasure(SmallestSets):
     """The smallest sets of positions that leave the prediction unchanged when all others are erased.
 
-    min |S| subject to criterion(y, y_S), by trying all sets of 0, 1, 2, ... positions (De Cao et al. 2020, section
+    min `|S|` subject to criterion(y, y_S), by trying all sets of 0, 1, 2, ... positions (De Cao et al. 2020, section
     3.2). Of each example all smallest sets are found; its rows show the first of them in the order of its positions,
     1 for what is kept and 0 for what is erased. Where a recurrent module reads the positions and its last state
     decides, sets with a common beginning share its states (see `Adapter.recurrence`); any other model runs for each

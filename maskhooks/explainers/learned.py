@@ -176,7 +176,7 @@ class Learned(Explainer):
 
         Raises:
             EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
-                BatchError: see docs/errors.
+                BatchError: see docs/reference/errors.
             KeyboardInterrupt: Ctrl-C, after the step at hand; the explainer can be used. SystemExit for SIGTERM.
 
         Warns:

@@ -102,6 +102,7 @@ class Shards:
         return self.ended["examples"] if self.complete and self.ended else sum(map(self.count, self.whole()))
 
     def path(self, number: int) -> Path:
+        """The file with this number."""
         return self.folder / f"part-{number:06d}.parquet"
 
     def whole(self) -> set[int]:

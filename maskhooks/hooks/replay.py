@@ -137,9 +137,11 @@ class Recording:
         self._versions: list[tuple[int, Tensor, int]] = []
 
     def modules(self) -> list[nn.Module]:
+        """The modules that may be skipped, each once."""
         return list({id(module): module for modules in self.skippable.values() for module in modules}.values())
 
     def keep(self, module: nn.Module, value: Any, *, copy: bool) -> None:
+        """Records what a module returned."""
         value = _copied(value) if copy else value
         returns = self.returns.setdefault(id(module), _Returns(copy))
         returns.values.append((self._kept, value))
@@ -151,6 +153,7 @@ class Recording:
         self._refused.add(id(module))
 
     def mark(self, site: Site) -> None:
+        """Notes that a site fired now, after what is recorded so far."""
         self.fired.setdefault(site, self._kept)
 
     def drop_overwritten(self) -> None:

@@ -36,7 +36,8 @@ class Baseline(nn.Module):
         """Gather statistics from values at valid positions. May be called more than once."""
 
     @abstractmethod
-    def forward(self) -> Float[Tensor, "*features"]: ...
+    def forward(self) -> Float[Tensor, "*features"]:
+        """The baseline in float32, over the feature axes."""
 
 
 class Zero(Baseline):
@@ -63,6 +64,7 @@ class Mean(Baseline):
 
     @property
     def deviation(self) -> Float[Tensor, "*features"]:
+        """The standard deviation of values at real positions, over the feature axes."""
         return self.variance.sqrt()
 
     def forward(self) -> Float[Tensor, "*features"]:

@@ -29,6 +29,7 @@ class Picked(NamedTuple):
 
     @property
     def rows(self) -> Float[Tensor, "position _"]:
+        """The rows themselves: each number's state."""
         return self.states.index_select(0, self.numbers)
 
 
@@ -65,7 +66,8 @@ class Probe(nn.Module):
         """Gather statistics from values at valid positions. May be called more than once."""
 
     @abstractmethod
-    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]: ...
+    def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
+        """One logit for each position and group."""
 
 
 class MLP(Probe):

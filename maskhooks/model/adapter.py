@@ -89,6 +89,7 @@ class Claim:
     module: nn.Module
 
     def covers(self, module: str) -> bool:
+        """Whether a module, by name, is the claimed one or stands inside it."""
         return not self.name or module == self.name or module.startswith(self.name + ".")
 
     def stand(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks.errors import BatchError
+from maskhooks.errors import BatchError, SettingError, near
 from maskhooks.model import outputs
 from maskhooks.model.outputs import Outputs
 from maskhooks.plugins.kind import declare
@@ -94,13 +94,16 @@ class Task:
         """Return a copy in which the user's functions take precedence; a plugin's task may accept more `options`.
 
         Raises:
-            BatchError: this task does not have an option.
+            SettingError: this task does not have an option; near names are listed.
         """
-        unknown = set(functions) - set(self.options)
-        if unknown:
-            raise BatchError(
-                f"task {self.name!r} takes no {', '.join(sorted(unknown))}; it takes {', '.join(self.options)}"
-            )
+        for name in functions:
+            if name not in self.options:
+                likely = near(name, self.options, 3)
+                raise SettingError(
+                    f"wrap has no setting {name!r} for this model, whose task is {self.name!r}."
+                    + (f" Did you mean {' or '.join(map(repr, likely))}?" if likely else "")
+                    + f" The task's settings are {', '.join(self.options)}."
+                )
         task = copy.copy(self)
         for key, function in functions.items():
             setattr(task, f"_{key}", function)

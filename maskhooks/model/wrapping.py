@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,15 +20,17 @@ from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import TASKS, Task
 from maskhooks.plugins.registry import registry
 from maskhooks.seeds import forked
+from maskhooks.settings.schema import checked
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern
-from maskhooks.sites.site import Site, SiteTable
+from maskhooks.sites.site import ADDRESSES, Site, SiteTable
 
 
+@checked
 def wrap(
     model: nn.Module | Any,
     *,
-    sites: Mapping[str, str | Pattern] | Iterable[Site | str] | None = None,
+    sites: Annotated[Mapping[str, str | Pattern] | Iterable[Site | str], ADDRESSES] | None = None,
     example: Any = None,
     adapter: Adapter | type[Adapter] | Sequence[Adapter | type[Adapter]] | None = None,
     task: Task | None = None,

@@ -15,9 +15,11 @@ and a numpy number as the Python number that it equals.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -286,15 +288,20 @@ def _validator(annotation: Any) -> Any:
 
 
 def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
-    target: Any = owner
-    if inspect.isclass(owner) and not is_dataclass(owner):
-        target = owner.__init__
-    elif isinstance(owner, functools.partial):
-        target = owner.func
+    """The annotations, resolved one by one: one whose names do not exist at run time is not checked."""
+    target: Any = owner.func if isinstance(owner, functools.partial) else owner
+    target = owner.__init__ if inspect.isclass(owner) and not is_dataclass(owner) else target
+    target = inspect.unwrap(target)
     try:
-        return typing.get_type_hints(inspect.unwrap(target), include_extras=True)
-    except (NameError, TypeError):  # another library's annotations, whose names are not all there at run time
-        return {}
+        return typing.get_type_hints(target, include_extras=True)
+    except (NameError, TypeError):
+        pass
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(target, "__annotations__", {}).items():
+        with contextlib.suppress(NameError, TypeError):
+            holder = types.SimpleNamespace(__annotations__={name: annotation})
+            found |= typing.get_type_hints(holder, vars(sys.modules[target.__module__]), include_extras=True)
+    return found
 
 
 def descriptions(owner: Callable[..., Any]) -> dict[str, str]:

@@ -102,6 +102,7 @@ class Site:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Site:
+        """The inverse of `to_dict`."""
         return cls.parse(saved["address"], saved["pattern"], tags=frozenset(saved["tags"]), depth=saved["depth"])
 
     def at(self, call: int | Literal["*"] | None) -> Site:
@@ -144,8 +145,17 @@ class Selects:
         )
 
 
-SITES = Selects()
-Selector = Annotated[str | Site | Iterable["str | Site"], SITES]
+class Addresses:
+    """Checks the sites that `wrap` takes."""
+
+    words = "a mapping from address to pattern, or a list of Sites and addresses"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+
+
+SITES, ADDRESSES = Selects(), Addresses()
+Selector = Annotated[str | Site | Iterable[str | Site], SITES]
 
 
 class SiteTable(Sequence[Site]):
@@ -177,12 +187,15 @@ class SiteTable(Sequence[Site]):
 
     @property
     def tags(self) -> list[str]:
+        """All tags, in alphabetical order."""
         return sorted({tag for site in self._sites for tag in site.tags})
 
     def get(self, address: str) -> Site | None:
+        """The site with this address; None where there is none."""
         return self._by_name.get(address)
 
     def tagged(self, tag: str) -> list[Site]:
+        """The sites with a tag."""
         return [site for site in self._sites if tag in site.tags]
 
     def glob(self, pattern: str) -> list[Site]:

@@ -70,6 +70,7 @@ class Digits:
 
     @property
     def label(self) -> Float[Tensor, " batch"]:
+        """1 where the first digit asked for occurs more often than the second, else 0."""
         first, second = (self._equals(which).sum(1) for which in (0, 1))
         return (first > second).float()
 

@@ -60,6 +60,7 @@ class Stars:
 
     @property
     def label(self) -> Float[Tensor, " star"]:
+        """1 where the first colour asked for occurs more often than the second, else 0."""
         first, second = (self._equals(which).sum(1) for which in (0, 1))
         return (first > second).float()
 
@@ -137,6 +138,7 @@ class RGCN(nn.Module):
         edges: Int[Tensor, "2 edge"],
         relation: Int[Tensor, " edge"],
     ) -> Float[Tensor, "node feature"]:
+        """The states of the nodes after one round of messages."""
         messages = self.message(states[edges[0]], states[edges[1]], relation)
         sums = torch.zeros_like(states).index_add(0, edges[1], messages)
         updated: Tensor = self.update(torch.cat([sums, states], -1))

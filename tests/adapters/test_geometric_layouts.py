@@ -65,7 +65,7 @@ def test_weights_that_only_the_fused_way_knows_are_refused(layout: str, unchange
     adjacency = adjacency.to_sparse_csr() if layout == "csr" else adjacency
     knows, model = GraphConv(3, 4), unchanged(SAGEConv(3, 4))
     hooked = maskhooks.wrap(model)
-    with pytest.raises(BatchError, match=r"holds weights, by which SAGEConv.*Give an edge_index"):
+    with pytest.raises(BatchError, match=r"holds weights. SAGEConv.*Give an edge_index"):
         read(hooked, (randn(5, 3), adjacency))
     hooked = maskhooks.wrap(knows)
     with torch.no_grad(), hooked.tap(read="message") as tap:

@@ -136,7 +136,7 @@ def test_pairs_under_another_name() -> None:
     found = clean_pass(some, batch, []).outputs
     assert found.logits.tolist() == both.distribution.logits[[0, 1], [1, 0]].tolist()
     wrong = maskhooks.wrap(Asked().eval(), pairs=lambda data: pairs_of(data).t())
-    with pytest.raises(BatchError, match=r"pairs of nodes .* have shape \[3, 2\] .* give two rows"):
+    with pytest.raises(BatchError, match=r"pairs of nodes .* have shape \[3, 2\] .* Give two rows"):
         clean_pass(wrong, batch, [])
 
 

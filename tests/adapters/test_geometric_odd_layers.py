@@ -86,7 +86,7 @@ def test_pooled_nodes_are_not_taken_for_those_of_the_batch() -> None:
     rows = maskhooks.Random(hooked, "message").explain(path)
     assert (rows.select(site="first.message:output")["edge"] >= 0).all()
     assert (rows.select(site="second.message:output")["edge"] == -1).all()
-    with pytest.raises(BatchError, match=r"second.message.*other nodes than the batch, as after pooling"):
+    with pytest.raises(BatchError, match=r"second.message.*not those of the batch, as after pooling"):
         maskhooks.Random(hooked, "message").explain(Batch.from_data_list([path, path]))
 
 

@@ -37,8 +37,8 @@ def test_graphs_without_edges(unchanged: Unchanged) -> None:
 @pytest.mark.parametrize(
     ("edges", "message"),
     [
-        (EDGES + 3, "holds 7 as a (source|target), and there are 5 nodes"),
-        (EDGES - 1, "holds -1"),
+        (EDGES + 3, "has 7 as a (source|target), and there are 5 nodes"),
+        (EDGES - 1, "has -1"),
     ],
 )
 def test_edges_that_do_not_match(edges: Tensor, message: str, unchanged: Unchanged) -> None:
@@ -52,7 +52,7 @@ def test_edges_that_do_not_match(edges: Tensor, message: str, unchanged: Unchang
 def test_edges_of_another_shape(unchanged: Unchanged) -> None:
     hooked = maskhooks.wrap(unchanged(Pooled()))
     for edges in (EDGES.t(), EDGES.float(), EDGES[0]):
-        with pytest.raises(BatchError, match=r"edge_index has shape .* two rows of whole numbers"):
+        with pytest.raises(BatchError, match=r"edge_index has shape .* two rows of integers"):
             hooked((randn(5, 3), edges))
     with pytest.raises(BatchError, match="edge_index holds 7 edges, and edge_attr has 5 rows"):
         hooked(graph(edge_attr=randn(5, 2)))
@@ -64,19 +64,19 @@ def test_mixed_devices(unchanged: Unchanged) -> None:
         ("edge_index", graph(edges=EDGES.to("meta"))),
         ("edge_attr", graph(edge_attr=randn(7).to("meta"))),
     ):
-        with pytest.raises(BatchError, match=rf"{name} is on meta, the model on cpu. Move the batch"):
+        with pytest.raises(BatchError, match=rf"{name} is on meta, and the model on cpu. Move the batch"):
             hooked(data)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([graph(), graph()], r"a list of 2 graphs. Make it one: .*from_data_list"),
-        (("x", randn(5, 3)), r"begins with 'x', as where a single Data or Batch is given for a loader"),
-        (graph(batch=torch.zeros(4, dtype=torch.long)), r"says of 4 nodes .* and there are 5"),
+        ([graph(), graph()], r"a list of 2 graphs. Combine them: .*from_data_list"),
+        (("x", randn(5, 3)), r"begins with 'x': a single Data or Batch was given where a loader"),
+        (graph(batch=torch.zeros(4, dtype=torch.long)), r"has 4 graph indices for 5 nodes"),
         (graph(node_index=torch.tensor([5])), r"node_index, .* got \[5\] for 5 predictions"),
         (graph(node_index=torch.tensor([0.5])), r"node_index, .* got \[0.5\]"),
-        (graph(node_index=torch.tensor([True])), r"node_index, .* got 1 truth values"),
+        (graph(node_index=torch.tensor([True])), r"node_index, .* got 1 bools"),
     ],
 )
 def test_batches_that_are_none(given: Any, message: str, unchanged: Unchanged) -> None:
@@ -99,13 +99,13 @@ def test_what_cannot_be_known() -> None:
     hooked = maskhooks.wrap(model)
     with pytest.raises(BatchError, match="needs edge_index, which the batch does not hold"):
         hooked(Data(x=randn(5, 3)))
-    with pytest.raises(BatchError, match="level='edge' is none of node, link, graph"):
+    with pytest.raises(BatchError, match="level='edge' is not one of node, link, graph"):
         maskhooks.wrap(model, level="edge")
-    with pytest.raises(BatchError, match="are about each graph, and there are 5 of them for 1 graphs"):
+    with pytest.raises(BatchError, match="there are 5 predictions for 1 graphs"):
         outputs(Nodes(), graph(), level="graph")
     with pytest.raises(BatchError, match="predicts 2 rows, and the batch holds 1 graphs of 5 nodes"):
         outputs(nn.Sequential(), graph(), call=lambda *_: randn(2, 3), task=GraphTask())
-    with pytest.raises(UnknownDistributionError, match="do not say that these are logits of a binary class"):
+    with pytest.raises(UnknownDistributionError, match="no binary labels to say that these are logits"):
         outputs(Links(), graph(edge_label_index=EDGES, edge_label=randn(7)))
     data = batch()
     data.batch = None

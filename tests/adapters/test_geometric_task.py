@@ -75,7 +75,7 @@ def test_labels_that_do_not_exclude_each_other() -> None:
     masks = maskhooks.GraphMask(maskhooks.wrap(Nodes()), amortized=False, recipe=maskhooks.Recipe(steps=2))
     assert len(masks.explain(data)) == 3 * data.num_edges
     data.y = randn(14, 3)
-    with pytest.raises(UnknownDistributionError, match="3 numbers each, as of a regression"):
+    with pytest.raises(UnknownDistributionError, match="is 3 numbers, as in regression"):
         outputs(Nodes(), data)
     data.y = data.y.softmax(-1)
     assert isinstance(outputs(Nodes(), data).distribution, Categorical)

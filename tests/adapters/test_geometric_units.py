@@ -143,7 +143,7 @@ def test_a_network_of_ones_own() -> None:
         "sites": {"0:output": "edge feature -> edge"},
         "call": sent,
         "output": lambda outputs: torch.distributions.Categorical(logits=outputs),
-        "examples": lambda data: data.batch[data.edge_index[1]],
+        "example_index": lambda data: data.batch[data.edge_index[1]],
     }
     model = nn.Sequential(nn.Linear(3, 2))
     own = maskhooks.wrap(model, edges=ends, units="undirected", **settings)
@@ -154,7 +154,7 @@ def test_a_network_of_ones_own() -> None:
 
 
 def test_no_other_word_is_known() -> None:
-    with pytest.raises(SettingError, match="units='words': it is 'undirected', or a function of the batch"):
+    with pytest.raises(SettingError, match="units='words' is not known. Give 'undirected', or a function of the batch"):
         maskhooks.wrap(Pooled(), units="words")
 
 

@@ -58,7 +58,7 @@ def test_which_tokens_count_may_be_said() -> None:
     assert torch.allclose(logits[0], outputs.logits[0, [2, 4]].log_softmax(-1))
     assert torch.allclose(logits[1, 0], outputs.logits[1, 1].log_softmax(-1))
     for wrong in (lambda batch: batch["input_ids"][:, 0] > 0, lambda batch: batch["input_ids"]):
-        with pytest.raises(BatchError, match=r"positions= gave .*\(batch, token\)"):
+        with pytest.raises(BatchError, match=r"positions= returned .*\(batch, token\)"):
             predict(hook("llama", positions=wrong), batch)
 
 

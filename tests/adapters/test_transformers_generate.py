@@ -81,15 +81,17 @@ def test_a_prompt_in_pieces_is_refused() -> None:
     batch = given_to("llama", hooked)
     with hooked.tap(replace={hooked.sites[0]: OnPrompt(torch.zeros_like, 5)}):
         generate(hooked, batch)
-        with pytest.raises(ReplacementError, match=r"a value of 2 tokens .* prompt's 5 were due.*prefill_chunk_size"):
+        with pytest.raises(
+            ReplacementError, match=r"a value has 2 tokens .* prompt's 5 were expected.*prefill_chunk_size"
+        ):
             generate(hooked, batch, prefill_chunk_size=2)
         shorter = {key: value[:, 2:] for key, value in batch.items()}
-        with pytest.raises(ReplacementError, match="a value of 3 tokens"):
+        with pytest.raises(ReplacementError, match="a value has 3 tokens"):
             generate(hooked, shorter)
     single = {key: value[:, -1:] for key, value in batch.items()}
     with (
         hooked.tap(replace={hooked.sites[0]: OnPrompt(torch.zeros_like, 5)}),
-        pytest.raises(ReplacementError, match="a value of 1 tokens"),
+        pytest.raises(ReplacementError, match="a value has 1 tokens"),
     ):
         generate(hooked, single)
 

@@ -137,13 +137,13 @@ def test_every_next_token(left: bool) -> None:
 
 
 def test_options_that_do_not_fit() -> None:
-    with pytest.raises(SettingError, match="'last' or 'all'"):
+    with pytest.raises(SettingError, match="'last', 'all' or a function"):
         maskhooks.wrap(make("llama", "CausalLM"), positions="first")
     with pytest.raises(SettingError, match="sequence classification"):
         maskhooks.wrap(make("bert"), positions="all")
     with pytest.raises(BatchError, match=r"takes no tokeniser.*tokenizer"):
         maskhooks.wrap(make("bert"), tokeniser=tokenizer())
-    with pytest.raises(SettingError, match=r"give the tokenizer itself, AutoTokenizer\.from_pretrained\('gpt2'\)"):
+    with pytest.raises(SettingError, match=r"Give the tokenizer itself: AutoTokenizer\.from_pretrained\('gpt2'\)"):
         maskhooks.wrap(make("bert"), tokenizer="gpt2")
 
 

@@ -70,14 +70,14 @@ def test_batches_that_cannot_be_called() -> None:
     hooked = maskhooks.wrap(make("bert"))
     with pytest.raises(BatchError, match=r"no input_ids or inputs_embeds; it has text, labels.*tokenizer"):
         hooked({"text": ["a"], "labels": torch.zeros(1)})
-    with pytest.raises(BatchError, match=r"input_ids is no tensor but a list.*return_tensors"):
+    with pytest.raises(BatchError, match=r"input_ids is not a tensor but a list.*return_tensors"):
         hooked({"input_ids": [[1, 2], [3]]})
     with pytest.raises(BatchError, match=r"it is a tuple.*call="):
         hooked((batch()["input_ids"], batch()["attention_mask"]))
-    with pytest.raises(BatchError, match=r"input_ids has shape \[7\], without an axis for examples"):
+    with pytest.raises(BatchError, match=r"input_ids has shape \[7\], without a batch axis"):
         hooked({"input_ids": batch()["input_ids"][0]})
     square = {"input_ids": batch()["input_ids"], "attention_mask": torch.ones(3, 1, 7, 7)}
-    with pytest.raises(BatchError, match=r"attention_mask is of shape \[3, 1, 7, 7\].*real="):
+    with pytest.raises(BatchError, match=r"attention_mask is of shape \[3, 1, 7, 7\].*valid="):
         hooked.task.valid(hooked.sites[0], square, torch.zeros(3, 7, HIDDEN))
 
 
@@ -96,7 +96,7 @@ def test_a_users_own_call_takes_any_batch() -> None:
         make("bert", "TokenClassification"),
         call=lambda model, pair: model(input_ids=pair[0], attention_mask=pair[1]),
     )
-    with pytest.raises(BatchError, match=r"real is not known.*real="):
+    with pytest.raises(BatchError, match=r"unknown which tokens.*valid="):
         predict(tokens, pair)
 
 

@@ -100,7 +100,7 @@ def test_heads_have_gates_of_their_own_in_each_word(tokenizer: PreTrainedTokeniz
 
 def test_what_cannot_be(tokenizer: PreTrainedTokenizerFast, batch: BatchEncoding) -> None:
     model = make("bert", "SequenceClassification")
-    with pytest.raises(SettingError, match="it is 'words', or a function"):
+    with pytest.raises(SettingError, match="Give 'words', or a function"):
         maskhooks.wrap(model, units="sentences")
-    with pytest.raises(SettingError, match="which tokens are pieces of one word is known by the tokenizer"):
+    with pytest.raises(SettingError, match="units='words' needs a tokenizer"):
         Random(maskhooks.wrap(model, units="words"), "input").explain(batch)

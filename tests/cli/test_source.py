@@ -168,7 +168,7 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, bert: Path) -> None:
     source = TransformersSource()
     with pytest.raises(StorageError, match="'no_such_owner/model' cannot be loaded: "):
         source.open("no_such_owner/model")
-    with pytest.raises(SettingError, match="room for 2 tokens"):
+    with pytest.raises(SettingError, match="at least 2 tokens"):
         source.open(str(bert), max_length=1)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(StorageError, match="cannot be loaded"):

@@ -83,7 +83,9 @@ def test_named_explainers_take_units_too(run: Run, pieces: Path, texts: Path, tm
 def test_units_that_nothing_knows(run: Run, pieces: Path, texts: Path, network: str, tmp_path: Path) -> None:
     refused = run("fit", pieces, "--data", texts, "--out", tmp_path / "run", "--units", "sentences")
     assert refused.exit_code == 2
-    assert "units='sentences': it is 'words', or a function of the batch" in " ".join(refused.stderr.split())
+    assert "units='sentences' is not known. Give 'words', or a function of the batch" in " ".join(
+        refused.stderr.split()
+    )
     refused = run("explain", "random", f"{network}:with_data", "--out", tmp_path / "out", "--units", "words")
     assert refused.exit_code == 2
     assert "does not know which positions these are" in " ".join(refused.stderr.split())

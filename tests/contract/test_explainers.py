@@ -46,7 +46,9 @@ class Case:
     label: str = ""
 
     def make(self, hooked: Hooked, seed: int = 3, **settings: Any) -> Explainer:
-        made: Explainer = registry.make(EXPLAINERS, self.name, hooked=hooked, seed=seed, **self.settings, **settings)
+        made: Explainer = registry.make(
+            EXPLAINERS, self.name, {"hooked": hooked}, seed=seed, **self.settings, **settings
+        )
         return made
 
 

@@ -1,4 +1,4 @@
-"""Fused and compiled paths work or are refused with a way out; the table in docs/concepts/what-works.md says which."""
+"""Fused and compiled paths work or are refused with a way out; docs/explanation/what-works.md says which."""
 
 from __future__ import annotations
 

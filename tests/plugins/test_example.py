@@ -24,7 +24,7 @@ from torch.distributions import Bernoulli, Categorical
 
 import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe
-from maskhooks.errors import PluginError, SettingError, UnknownDistributionError, UnknownNameError
+from maskhooks.errors import ModelError, PluginError, SettingError, UnknownDistributionError, UnknownNameError
 from maskhooks.explainers.base import EXPLAINERS
 from maskhooks.masks.baselines import BASELINES
 from maskhooks.masks.gates import GATES
@@ -96,14 +96,14 @@ hooked = opened.hooked
 print(hooked, [str(site) for site in hooked.sites])
 batch = opened.validation[0]
 
-rows = registry.make(EXPLAINERS, "gradient-norm", hooked=hooked).explain(batch)
+rows = registry.make(EXPLAINERS, "gradient-norm", {"hooked": hooked}).explain(batch)
 print(rows.provenance["explainer"], len(rows), set(rows.select(depth=2)["score"]))
 
 settings = {"recipe": {"name": "example", "steps": 8}, "gate": {"name": "gaussian", "deviation": 1.2}}
 settings |= {"baseline": "midrange", "divergence": "total-variation", "margin": 0.4}
 fit = {"progress": False, "accelerator": "cpu"}
 for name in ("diffmask", "shared-mask"):
-    mask = registry.make(EXPLAINERS, name, hooked=hooked, **settings).fit(opened.train, opened.validation, **fit)
+    mask = registry.make(EXPLAINERS, name, {"hooked": hooked}, **settings).fit(opened.train, opened.validation, **fit)
     mask.save(name)
     again = maskhooks.load(name, hooked.model)
     print(name, mask.within_margin, again.gate, again.recipe.probe, mask.explain(batch) == again.explain(batch))
@@ -148,7 +148,7 @@ def test_every_part_is_used_from_the_command_line(installed: Path, tmp_path: Pat
         "objective": {"name": "exponentiated", "rate": 0.05},
     }
     run(installed, "-m", "maskhooks", "explain", out, "pyramid://8", "--device", "cpu", "--out", rows)
-    assert len(maskhooks.Explanation.load(rows / "explanation.parquet")) == 4 * 32 * 7
+    assert len(maskhooks.Explanation.from_parquet(rows / "explanation.parquet")) == 4 * 32 * 7
     named = run(installed, "-m", "maskhooks", "explain", "gradient-norm", "pyramid://8", "--out", tmp_path / "named")
     assert "mean kept" in named
 
@@ -243,9 +243,9 @@ def test_the_source_opens_a_model_with_batches(opened: Opened) -> None:
     assert isinstance(again.train, list)
     assert [batch.shape for batch in opened.train] == [(32, 8)] * 8
     assert torch.equal(opened.hooked(opened.train[0]), again.hooked(again.train[0]))
-    with pytest.raises(PluginError, match=r"pyramid://2 is no pyramid|pyramid://WIDTH"):
+    with pytest.raises(PluginError, match="pyramid://WIDTH"):
         choose("pyramids://8", registry.parts(SOURCES))
-    with pytest.raises(maskhooks.MaskhooksError, match="pyramid://2 is no pyramid"):
+    with pytest.raises(ModelError, match="pyramid://2 is no pyramid"):
         choose("pyramid://2", registry.parts(SOURCES)).open("pyramid://2")
 
 
@@ -388,7 +388,7 @@ def test_the_recipe(plugin: ModuleType) -> None:
 def test_the_gradients_norm(opened: Opened) -> None:
     """By differences, in float64, one unit at a time."""
     model, batch = opened.hooked.model, torch.randn(2, 8)
-    rows = registry.make(EXPLAINERS, "gradient-norm", hooked=opened.hooked).explain(batch).select(depth=0)
+    rows = registry.make(EXPLAINERS, "gradient-norm", {"hooked": opened.hooked}).explain(batch).select(depth=0)
     model = model.double()
 
     def log_odds(pre: Tensor) -> float:
@@ -411,7 +411,7 @@ def test_the_gradients_norm(opened: Opened) -> None:
         slopes += [slope / max(found) for slope in found]
     assert rows["score"].tolist() == pytest.approx(slopes, rel=1e-2, abs=1e-3)
     for name in ("random", "leave-one-out"):
-        others = registry.make(EXPLAINERS, name, hooked=opened.hooked).explain(batch.double()).select(depth=0)
+        others = registry.make(EXPLAINERS, name, {"hooked": opened.hooked}).explain(batch.double()).select(depth=0)
         assert np.abs(others["score"] - np.array(slopes)).max() > 0.05, name
 
 
@@ -432,7 +432,7 @@ def test_the_shared_mask_is_the_smallest_set_for_all_data(narrow: Hooked) -> Non
     data, margin = list(torch.randn(4, 32, 8)), 0.1
     recipe = {"name": "stable", "steps": 250, "learning_rate": 0.03}
     settings = {"sites": "storeys.0:output", "baseline": "zero", "margin": margin, "recipe": recipe}
-    mask = registry.make(EXPLAINERS, "shared-mask", hooked=narrow, **settings)
+    mask = registry.make(EXPLAINERS, "shared-mask", {"hooked": narrow}, **settings)
     mask.fit(data, data[:2], progress=False, accelerator="cpu")
     (gates,) = mask.gates().values()
 
@@ -477,7 +477,7 @@ def test_a_run_trains_with_the_parts(opened: Opened) -> None:
     (masking,) = mask.maskings
     weights = masking.votes[0].probe.linear.weight.detach().double() / 0.02
     assert (weights - weights.round()).abs().max() < 1e-3
-    assert weights.abs().max() in (2, 4, 6)  # six steps of one size, from 0
+    assert weights.abs().max().round() == 6  # six steps of one size, from 0
     values = torch.cat([opened.hooked.model.storeys[0](batch) for batch in opened.train])
     assert masking.baseline().tolist() == pytest.approx(((values.amin(0) + values.amax(0)) / 2).tolist())
     start = 1 - statistics.NormalDist(2.0, 1.5).cdf(-1)
@@ -497,7 +497,7 @@ def test_without_the_plugin_a_saved_run_says_what_is_missing(opened: Opened, tmp
     model = opened.hooked.model
     fitted(opened, recipe={"name": "example", "steps": 2}).save(tmp_path / "diffmask")
     fitted(opened, recipe={"name": "stable", "steps": 2}, gate="gaussian").save(tmp_path / "gate")
-    shared = registry.make(EXPLAINERS, "shared-mask", hooked=opened.hooked, recipe={"name": "stable", "steps": 2})
+    shared = registry.make(EXPLAINERS, "shared-mask", {"hooked": opened.hooked}, recipe={"name": "stable", "steps": 2})
     shared.fit(opened.train, progress=False, accelerator="cpu").save(tmp_path / "shared")
     missing = {"diffmask": "optimizer is named 'sign-sgd'", "gate": "divergence is named 'total-variation'"}
     with unregistered():
