@@ -46,7 +46,7 @@ from maskhooks.plugins.registry import registry
 steps, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 opened = choose("pyramid://8", registry.parts(SOURCES)).open("pyramid://8")
 rows = registry.make(EXPLAINERS, "gradient-norm", {"hooked": opened.hooked}).explain_all(opened.validation)
-seconds = {}
+seconds, used = {}, [opened.hooked.task, opened.hooked.claims[0].adapter, registry.parts(SOURCES)["pyramid"]]
 for name in ("diffmask", "shared-mask"):
     recipe = {"name": "example", "steps": steps}
     mask = registry.make(EXPLAINERS, name, {"hooked": opened.hooked}, recipe=recipe, **settings)
@@ -56,15 +56,16 @@ for name in ("diffmask", "shared-mask"):
     mask.save(name)
     loaded = maskhooks.load(name, opened.hooked.model)
     assert loaded.explain(opened.validation[0]) == mask.explain(opened.validation[0])
-    used = [mask.gate, mask.maskings[0].votes[0].probe, mask.maskings[0].baseline]
-    used += [mask.recipe.make_objective(0.1), mask.recipe.make_penalty()]
-    used += [opened.hooked.task, opened.hooked.claims[0].adapter]
+    (masking, *_), made = mask.maskings, mask._problem()
+    probe = masking.votes[0].probe
+    used += [mask, mask.gate, mask.divergence, masking.baseline, probe, *made.objectives, made.penalty]
+    used += [mask.recipe.make_optimizer([*probe.parameters()], [])]
 report = next(report for report in registry.reports if report.distribution == "maskhooks-example")
 print(json.dumps({
     "maskhooks": maskhooks.__file__,
     "error": report.error,
     "offers": [[offer.kind, offer.name] for offer in report.offers],
-    "theirs": sorted({type(part).__module__ for part in used if type(part).__module__.startswith("maskhooks_example")}),
+    "used": sorted({part.__module__.partition("maskhooks_example.")[2] for part in used} - {""}),
     "fit_seconds": seconds,
     "rows": len(rows),
 }))
@@ -178,7 +179,7 @@ def main() -> None:
         "core_files_touched": len(wrong),
         "core_files": files,
         "explainer_lines": sum(bool(line.strip()) for line in EXPLAINER.read_text(encoding="utf-8").splitlines()),
-        "their_modules_used": used["theirs"],
+        "parts_used": used["used"],
         "fit_seconds": {name: round(spent, 2) for name, spent in used["fit_seconds"].items()},
         "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
         "python": platform.python_version(),
