@@ -348,6 +348,16 @@ class TestPenalties:
     def test_nothing_is_charged_for_equal_outputs(self, penalty: Penalty) -> None:
         assert penalty(classes(0), classes(0), torch.zeros(5)).abs().max() == 0
 
+    def test_its_state_is_taken_over(self, penalty: Penalty) -> None:
+        """A run that is resumed does not see the model's own outputs again."""
+        penalty.fit(classes(0))
+        twin = registry.make(
+            PENALTIES, registry.spell(PENALTIES, penalty) or "", {"flip_penalty": 0.5, "balance": True}
+        )
+        twin.load_state_dict(copy.deepcopy(penalty.state_dict()))
+        costs = [each(classes(0), classes(1), torch.ones(5)) for each in (penalty, twin)]
+        assert same_bits(*costs)
+
     def test_more_divergence_costs_more(self, penalty: Penalty) -> None:
         costs = [penalty(classes(0), classes(1), torch.full((5,), far)) for far in (0.0, 0.1, 1.0, 5.0)]
         assert all((less < more).all() for less, more in itertools.pairwise(costs))
