@@ -329,8 +329,16 @@ class TestObjectives:
 
 class TestPenalties:
     @pytest.fixture(params=registered(PENALTIES))
-    def penalty(self, request: pytest.FixtureRequest) -> Penalty:
-        return registry.make(PENALTIES, request.param, {"flip_penalty": 0.5, "balance": True})
+    def name(self, request: pytest.FixtureRequest) -> str:
+        found: str = request.param
+        return found
+
+    @pytest.fixture
+    def penalty(self, name: str) -> Penalty:
+        return self.made(name)
+
+    def made(self, name: str) -> Penalty:
+        return registry.make(PENALTIES, name, {"flip_penalty": 0.5, "balance": True})
 
     def test_it_charges_each_example_and_passes_the_gradient(self, penalty: Penalty) -> None:
         original, masked = classes(0), classes(1)
@@ -348,12 +356,10 @@ class TestPenalties:
     def test_nothing_is_charged_for_equal_outputs(self, penalty: Penalty) -> None:
         assert penalty(classes(0), classes(0), torch.zeros(5)).abs().max() == 0
 
-    def test_its_state_is_taken_over(self, penalty: Penalty) -> None:
+    def test_its_state_is_taken_over(self, name: str, penalty: Penalty) -> None:
         """A run that is resumed does not see the model's own outputs again."""
         penalty.fit(classes(0))
-        twin = registry.make(
-            PENALTIES, registry.spell(PENALTIES, penalty) or "", {"flip_penalty": 0.5, "balance": True}
-        )
+        twin = self.made(name)
         twin.load_state_dict(copy.deepcopy(penalty.state_dict()))
         costs = [each(classes(0), classes(1), torch.ones(5)) for each in (penalty, twin)]
         assert same_bits(*costs)

@@ -201,8 +201,10 @@ def plugin() -> Iterator[ModuleType]:
 def unregistered() -> Iterator[None]:
     """As if the plugin were not installed."""
     maskhooks.unregister("example-by-hand")
-    yield
-    maskhooks.register(importlib.import_module("maskhooks_example.plugin"), name="example-by-hand")
+    try:
+        yield
+    finally:
+        maskhooks.register(importlib.import_module("maskhooks_example.plugin"), name="example-by-hand")
 
 
 @pytest.fixture
