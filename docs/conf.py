@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sphinx.util.docutils import SphinxTranslator
 from maskhooks import errors
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
 
 project = "maskhooks"
 release = version = metadata.version(project)
@@ -39,6 +41,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "settings_tables",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True

@@ -1,4 +1,4 @@
-"""All maskhooks errors and warnings, in one tree.
+"""All maskhooks errors and warnings, in one tree::
 
     MaskhooksError
     ├── SiteError                    .site
@@ -42,7 +42,7 @@
     ├── SearchLimitWarning
     └── PluginWarning
 
-Each message says what is wrong, names the thing and gives a fix; each class has a page in docs/errors.
+Each message says what is wrong, names the thing and gives a fix; each class has a page in docs/reference/errors.
 """
 
 from __future__ import annotations

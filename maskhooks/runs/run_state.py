@@ -60,7 +60,7 @@ def load_state(folder: Path) -> Any | None:
     broken: list[str] = []
     for path in paths:
         try:
-            tree = decode(path.read_bytes())
+            tree = decode(path.read_bytes(), path)
         except (OSError, ValueError) as error:
             broken.append(f"{path.name}: {error}")
             continue
@@ -99,7 +99,7 @@ def encode(tree: Any) -> bytes:
     return safetensors.torch.save(tensors, {"tree": text, "digest": _digest(text, tensors)})
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes, source: object = "the state of the run") -> Any:
     """Decode the bytes that `encode` returned.
 
     Raises:
@@ -117,7 +117,7 @@ def decode(data: bytes) -> Any:
         raise ValueError(f"not a state, or only part of one ({error})") from error
     except json.JSONDecodeError as error:
         raise ValueError("not a state, or only part of one") from error
-    check_format("the state of the run", held["format"])
+    check_format(source, held["format"])
     return _with_tensors(held["tree"], tensors)
 
 

@@ -79,14 +79,14 @@ class Recipe:
     description: str = ""
     steps: Count = 700
     maskings_per_step: Count = 1
-    learning_rate: Positive = 1e-2
-    logit_learning_rate: Positive = 0.03
+    learning_rate: NonNegative = 1e-2
+    logit_learning_rate: NonNegative = 0.03
     logit_init: float = 2.0
     logit_init_std: NonNegative = 0.0
     adam_beta2: Decay = 0.99
     restarts: Count = 1
     initial_temperature: Positive = 1.0
-    baseline_learning_rate: Positive = 1e-3
+    baseline_learning_rate: NonNegative = 1e-3
     baseline_steps: Natural = 300
     min_logit: float = -7.0
     l0_price: NonNegative = 0.0

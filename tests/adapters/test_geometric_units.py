@@ -154,7 +154,7 @@ def test_a_network_of_ones_own() -> None:
 
 
 def test_no_other_word_is_known() -> None:
-    with pytest.raises(SettingError, match="units='words' is not known. Give 'undirected', or a function of the batch"):
+    with pytest.raises(SettingError, match=r"units='words' is not known. Give 'undirected', or a function"):
         maskhooks.wrap(Pooled(), units="words")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Normal
 
 import maskhooks
-from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
+from maskhooks.errors import SettingError, UnknownDistributionError
 from maskhooks.model.outputs import Positions, kl
 from tests.adapters.transformers_models import (
     DECODERS,
@@ -141,7 +141,7 @@ def test_options_that_do_not_fit() -> None:
         maskhooks.wrap(make("llama", "CausalLM"), positions="first")
     with pytest.raises(SettingError, match="sequence classification"):
         maskhooks.wrap(make("bert"), positions="all")
-    with pytest.raises(BatchError, match=r"takes no tokeniser.*tokenizer"):
+    with pytest.raises(SettingError, match=r"no setting 'tokeniser'.*Did you mean 'tokenizer'"):
         maskhooks.wrap(make("bert"), tokeniser=tokenizer())
     with pytest.raises(SettingError, match=r"Give the tokenizer itself: AutoTokenizer\.from_pretrained\('gpt2'\)"):
         maskhooks.wrap(make("bert"), tokenizer="gpt2")

@@ -104,7 +104,7 @@ def test_long_prompts() -> None:
         Prompts(hooked)(["word4", long], ["word5", "word6"])
     batch = Prompts(hooked, max_length=6)(["word4", long], ["word5", "word6 word7"])
     assert batch["input_ids"].tolist() == [[CLS, 4, 5, PAD, PAD, PAD], [CLS, 31, 32, 33, 6, 7]]
-    with pytest.raises(BatchError, match="continuation 0 has 6 tokens, .* no room"):
+    with pytest.raises(BatchError, match=r"continuation 0 has 6 tokens, .* no room"):
         Prompts(hooked, max_length=6)(["word4"], [[9] * 6])
     encoded = Prompts(hook("t5"), max_length=4)([long], ["word6"])
     assert encoded["input_ids"].tolist() == [[CLS, 4, 5, SEP]]

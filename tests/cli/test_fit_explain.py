@@ -106,14 +106,14 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
     explanation = Explanation.from_parquet(tmp_path / "erased" / "explanation.parquet")
     assert set(explanation["score"].tolist()) <= {0.0, 1.0}
     assert all("positions: {" in about["search"] for about in explanation.examples.values())
-    assert explanation.provenance["positions"] == 8
+    assert explanation.provenance["max_positions"] == 8
     for wrong, said in {
         ("diffmask",): "call fit",
         ("erasure", "--set", "max_positions"): "--set max_positions=VALUE",
         ("erasre",): "neither the folder of a run nor the name of an explainer",
         ("erasre", "--units", "words"): "Did you mean 'erasure'?",
-        ("erasure", "--set", "position=3"): "erasure has no setting 'position'. There are: baseline,",
-        ("erasure", "--set", "subset=3"): "Did you mean 'subsets'",
+        ("erasure", "--set", "position=3"): "erasure has no setting 'position'.",
+        ("erasure", "--set", "max_set=3"): "Did you mean 'max_sets'",
         ("random", "--set", "hooked=3"): "random has no setting 'hooked'",
         ("random", "--set", "sites=nowhere:output"): "no site",
     }.items():

@@ -18,7 +18,7 @@ def test_one_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "restarts"), [("ddp", False), ("ddp_fork", True), ("ddp_notebook", True), ("ddp_spawn", True)]
+    ("strategy", "starts"), [("ddp", False), ("ddp_fork", True), ("ddp_notebook", True), ("ddp_spawn", True)]
 )
 def test_several_processes(strategy: str, starts: bool) -> None:
     assert starts_processes(connect(accelerator="cpu", devices=2, strategy=strategy)) == starts

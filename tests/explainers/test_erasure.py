@@ -186,11 +186,11 @@ def test_a_bar_tells_where_the_search_is(hooked: maskhooks.Hooked, capsys: pytes
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"largest": 2.5}, "largest is a whole number from 1, got 2.5"),
-        ({"positions": "20"}, "positions is a whole number from 1, got '20'"),
-        ({"criterion": "agreement"}, "a criterion is a function of the original and the masked outputs"),
-        ({"baseline": "mean"}, "the baseline 'mean' comes from training data, which a search does not see"),
-        ({"baseline": "learned"}, "the baseline 'learned' comes from training data"),
+        ({"max_set_size": 2.5}, "max_set_size must be a whole number from 1 or None, got 2.5"),
+        ({"max_positions": "20"}, "max_positions must be a whole number from 1, got '20'"),
+        ({"criterion": "agreement"}, "criterion must be a function or None, got 'agreement'"),
+        ({"baseline": "mean"}, "the baseline Mean comes from training data, which a search does not see"),
+        ({"baseline": "learned"}, "the baseline Learned comes from training data"),
         ({"baseline": "zeros"}, "no baseline is named 'zeros'"),
         ({"criterion": lambda original, masked: True}, "a truth value for each row, got True"),
         ({"criterion": lambda original, masked: masked.probs}, r"a truth value for each row, got shape \[\d+, 2\]"),

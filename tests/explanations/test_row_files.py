@@ -16,7 +16,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.errors import CorruptFileError, FormatError, SettingError
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.sites.site import Site
@@ -104,7 +104,6 @@ def test_a_broken_file_is_named(folder: Path, name: str, what: str) -> None:
     "change",
     [
         lambda about: about.pop("sites"),
-        lambda about: about.update(format=2),
         lambda about: about.update(rows=3),
         lambda about: about.update(sites=["only one"]),
         lambda about: about.update(labels=["only one"]),
@@ -119,6 +118,18 @@ def test_files_that_do_not_belong_together_are_refused(
     _rewrite(folder / "explanation.json", change)
     with pytest.raises(CorruptFileError, match=str(folder)):
         Explanation.load(folder)
+
+
+def test_the_first_versions_files_are_refused_by_their_format(
+    explanation: Explanation, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _rewrite(folder / "explanation.json", lambda about: about.update(format=1))
+    with pytest.raises(FormatError, match=r"has format 1, which maskhooks 0\.1\.0 wrote; this version reads format 2"):
+        Explanation.load(folder)
+    monkeypatch.setattr("maskhooks.explanations.row_files.FORMAT", 1)
+    explanation.to_parquet(tmp_path / "old.parquet")
+    with pytest.raises(FormatError, match=r"old\.parquet has format 1"):
+        Explanation.from_parquet(tmp_path / "old.parquet")
 
 
 def test_other_parquet_files_are_refused(explanation: Explanation, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskhooks.errors import CorruptFileError, ResumeError, StorageError
+from maskhooks.errors import CorruptFileError, FormatError, ResumeError, StorageError
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import MANIFEST, Shards
 from maskhooks.sites.site import Site
@@ -99,10 +99,16 @@ def test_a_single_file_in_the_folders_place(tmp_path: Path) -> None:
         Shards.begin(tmp_path / "notes.txt", MADE, overwrite=True)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "made": {}, "ended": None})])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "ended": None})])
 def test_a_broken_manifest_is_named(shards: Shards, text: str) -> None:
     (shards.folder / MANIFEST).write_text(text)
     with pytest.raises(CorruptFileError, match=r"_manifest\.json is not a manifest of explain_to"):
+        Shards.begin(shards.folder, MADE)
+
+
+def test_the_first_versions_folder_is_refused_by_its_format(shards: Shards) -> None:
+    (shards.folder / MANIFEST).write_text(json.dumps({"format": 1, "made": {}, "ended": None}))
+    with pytest.raises(FormatError, match=r"_manifest\.json has format 1, which maskhooks 0\.1\.0 wrote"):
         Shards.begin(shards.folder, MADE)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Categorical
 
-from maskhooks.errors import BatchError, UnknownDistributionError
+from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
 from maskhooks.model.task import Task, device_of, move
 from maskhooks.sites.site import Site
 
@@ -121,7 +121,8 @@ def test_given_functions_go_in_front() -> None:
     assert changed.names(SITE, X) == [["b"]]
     assert task.names(SITE, X) == [["a"]]
     with pytest.raises(
-        BatchError, match="task 'function' takes no tokenizer; it takes call, output, valid, names, perturb"
+        SettingError,
+        match=r"no setting 'tokenizer' for this model, whose task is 'function'.* call, output, valid, names, perturb",
     ):
         task.given({"tokenizer": None})
 

@@ -11,12 +11,11 @@ from torch import nn
 
 import maskhooks
 from maskhooks.errors import (
-    BatchError,
     CompiledModelError,
     ModelError,
     NotATensorError,
     PatternError,
-    PluginError,
+    SettingError,
     SiteNeverFiredError,
     UnknownSiteError,
 )
@@ -79,8 +78,12 @@ def test_optional_sites_may_stay_silent_in_the_example() -> None:
         ),
         ({"sites": ["layers:output"], "example": (TOKENS,)}, SiteNeverFiredError, "layers:output"),
         ({"sites": ["head:output[0]"], "example": (TOKENS,)}, NotATensorError, r"no \[0\] in a tensor"),
-        ({"sites": ["head:output"], "example": {"x": TOKENS}, "colour": 1}, BatchError, "takes no colour"),
-        ({"adapter": object()}, PluginError, "is not a maskhooks.model.adapter.Adapter"),
+        (
+            {"sites": ["head:output"], "example": {"x": TOKENS}, "colour": 1},
+            SettingError,
+            "wrap has no setting 'colour'",
+        ),
+        ({"adapter": object()}, SettingError, "wrap: adapter must be an Adapter"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maskhooks import atomic_write
-from maskhooks.errors import CorruptFileError, ResumeWarning, StorageError
+from maskhooks.errors import CorruptFileError, FormatError, ResumeWarning, StorageError
 from maskhooks.runs.run_state import decode, drop_states, encode, has_state, load_state, save_state
 from tests.conftest import same_bits
 
@@ -91,7 +91,7 @@ def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskhooks.runs.run_state.FORMAT", 99)
     data = encode({})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 99"):
+    with pytest.raises(FormatError, match="the state of the run has format 99"):
         decode(data)
 
 

@@ -44,7 +44,7 @@ class TestBadInput:
             DiffMask(hooked, SITES[1], recipe=QUICK).fit(batches(), progress=False, **setting)
 
     def test_no_site(self, hooked):
-        with pytest.raises(SettingError, match="no site is given"):
+        with pytest.raises(SettingError, match="sites must be a tag, an address"):
             DiffMask(hooked, sites=[])
 
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -107,7 +107,7 @@ class TestBadInput:
             explainer.save(tmp_path)
 
     def test_a_state_before_the_masked_site(self, hooked):
-        with pytest.raises(SettingError, match="given"):
+        with pytest.raises(SettingError, match="no state of `conditioned_on` comes at or after"):
             DiffMask(hooked, SITES[2], conditioned_on=SITES[0])
 
 
@@ -115,10 +115,10 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("setting", "found"),
         [
-            ({"objective": "ratioo"}, r"no objective of a recipe is named 'ratioo'.*Did you mean 'ratio'"),
-            ({"optimizer": "adamw"}, r"no optimizer of a recipe is named 'adamw'"),
-            ({"probe": "x"}, r"There are: mlp, summed, paper"),
-            ({"validations": 0}, r"validations is a whole number from 1, got 0"),
+            ({"objective": "ratioo"}, r"no objective is named 'ratioo'.*Did you mean 'ratio'"),
+            ({"optimizer": "adamw"}, r"no optimizer is named 'adamw'"),
+            ({"probe": "x"}, "The probes are mlp, paper, summed"),
+            ({"validations": 0}, "validations must be a whole number from 1, got 0"),
             ({"layer_warmup": 1.5}, "layer_warmup must be a number from 0 to 1"),
         ],
     )

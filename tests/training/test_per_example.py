@@ -169,9 +169,9 @@ def _exact_gradient(explainer: Reinforce, clean: Clean, logits: Tensor) -> Tenso
 
 
 def test_what_reinforce_refuses(hooked: Hooked) -> None:
-    with pytest.raises(TypeError, match="amortized"):
+    with pytest.raises(SettingError, match="Reinforce has no setting 'amortized'"):
         Reinforce(hooked, amortized=True)  # type: ignore[call-arg] # there is nothing to choose
-    with pytest.raises(SettingError, match="weight from 0 and below 1, got 1"):
+    with pytest.raises(SettingError, match="ema_decay must be a number from 0 and below 1, got 1"):
         Reinforce(hooked, ema_decay=1.0)
-    with pytest.raises(SettingError, match="starts is a whole number from 1"):
+    with pytest.raises(SettingError, match="restarts must be a whole number from 1"):
         Recipe(restarts=0)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import maskhooks
-from maskhooks.errors import CorruptFileError, FingerprintError, FingerprintWarning, SettingError
+from maskhooks.errors import CorruptFileError, FingerprintError, FingerprintWarning, FormatError, SettingError
 from maskhooks.model.fingerprint import differences, fingerprint
 from tests.masks.test_masking import Tagger
 from tests.tiny_runs import categorical, padding
@@ -55,7 +55,48 @@ class TestStorage:
         fitted(hooked, run_dir=tmp_path)
         saved = json.loads((tmp_path / "explainer.json").read_text())
         (tmp_path / "explainer.json").write_text(json.dumps({**saved, "format": 99}))
-        with pytest.raises(CorruptFileError, match="format 99"):
+        with pytest.raises(FormatError, match="has format 99, which another version of maskhooks wrote"):
+            maskhooks.load(tmp_path, hooked)
+
+    def test_the_first_version_is_refused_by_its_number(self, hooked, tmp_path):
+        fitted(hooked, run_dir=tmp_path)
+        saved = json.loads((tmp_path / "explainer.json").read_text())
+        (tmp_path / "explainer.json").write_text(json.dumps({"format": 1, "settings": saved["settings"]}))
+        with pytest.raises(
+            FormatError, match=r"has format 1, which maskhooks 0\.1\.0 wrote; this version reads format 2"
+        ):
+            maskhooks.load(tmp_path, hooked)
+
+    def test_weights_of_another_run(self, hooked, tmp_path):
+        fitted(hooked, run_dir=tmp_path / "one")
+        fitted(hooked, run_dir=tmp_path / "other", seed=1)
+        (tmp_path / "other" / "weights.safetensors").replace(tmp_path / "one" / "weights.safetensors")
+        with pytest.raises(CorruptFileError, match=r"does not hold the weights that explainer.json was saved with"):
+            maskhooks.load(tmp_path / "one", hooked)
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"weights": None}, "weights"),
+            ({"settings": []}, "settings"),
+            ({"shapes": {"a": 1}}, "shapes"),
+            ({"further": 1}, "further"),
+            ({"settings": {"margin": -1.0}}, "margin"),
+            ({"settings": {"margin": "0.1"}}, "margin"),
+            ({"settings": {"gate": 5}}, "gate"),
+            ({"settings": {"heat": 1.0}}, "heat"),
+            ({"settings": {"recipe": {"name": "stable", "heat": 1.0}}}, "heat"),
+            ({"settings": {"recipe": {"name": "stable", "steps": 0}}}, "steps"),
+        ],
+    )
+    def test_a_changed_file_is_named_with_the_field(self, hooked, tmp_path, change, field, unchecked):
+        fitted(hooked, run_dir=tmp_path)
+        saved = json.loads((tmp_path / "explainer.json").read_text())
+        settings = change.get("settings")
+        if isinstance(settings, dict):
+            change = {"settings": {**saved["settings"], **settings}}
+        (tmp_path / "explainer.json").write_text(json.dumps({**saved, **change}))
+        with pytest.raises(CorruptFileError, match=f"explainer.json .*{field}"):
             maskhooks.load(tmp_path, hooked)
 
     def test_what_cannot_be_saved_is_passed_again(self, hooked, tmp_path):
