@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -167,7 +167,7 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
     hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
     _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
-    explainer = _restored(folder, kind, hooked, saved["settings"], own)
+    explainer = _restored(folder, kind.restored, hooked, saved["settings"], own)
     with forked(hooked.model):  # parts are drawn at random before their weights are read
         explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts, saved["weights"])
@@ -177,11 +177,15 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
 
 
 def _restored(
-    folder: Path, kind: type[Saveable], hooked: Hooked, settings: dict[str, Any], own: dict[str, Any]
+    folder: Path,
+    restored: Callable[..., Saveable],
+    hooked: Hooked,
+    settings: dict[str, Any],
+    own: dict[str, Any],
 ) -> Saveable:
     """The explainer with the saved settings, which pass the same schema as those that users give."""
     try:
-        return kind.restored(hooked, settings, **own)
+        return restored(hooked, settings, **own)
     except UnknownNameError as error:
         raise _not_here(folder, error) from error
     except SettingError as error:
