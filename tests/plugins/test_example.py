@@ -73,10 +73,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(path: Path | str, *arguments: str | Path, code: int = 0) -> str:
+def run(installed: Path | str, *arguments: str | Path, code: int = 0) -> str:
     """What a new Python prints that finds what is installed in a folder."""
     root = Path(__file__).parents[2]
-    environment = {"PYTHONPATH": f"{path}:{root}:{root / 'adapters'}", "OMP_NUM_THREADS": "1", "PATH": ""}
+    environment = {"PYTHONPATH": f"{installed}:{root}:{root / 'adapters'}", "OMP_NUM_THREADS": "1", "PATH": ""}
     words = [sys.executable, "-W", "error::UserWarning", *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, env={**environment, "COLUMNS": "200"}, check=False)
     assert done.returncode == code, done.stderr
@@ -128,7 +128,7 @@ def test_every_part_is_used_from_python(installed: Path, tmp_path: Path, monkeyp
 
 
 def test_every_part_is_used_from_the_command_line(installed: Path, tmp_path: Path) -> None:
-    """Fitted with a recipe, gate, baseline and divergence by name; explained; and not without the plugin."""
+    """Fitted with a recipe, gate, baseline and divergence by name, and explained."""
     out, rows = tmp_path / "run", tmp_path / "rows"
     words = ["--recipe", "example", "--gate", "gaussian", "--baseline", "midrange", "--margin", "0.4", "--steps", "12"]
     words += ["--set", "divergence=total-variation", "--device", "cpu", "--out", str(out)]
@@ -149,12 +149,12 @@ def test_every_part_is_used_from_the_command_line(installed: Path, tmp_path: Pat
     }
     run(installed, "-m", "maskhooks", "explain", out, "pyramid://8", "--device", "cpu", "--out", rows)
     assert len(maskhooks.Explanation.from_parquet(rows / "explanation.parquet")) == 4 * 32 * 7
-    named = run(installed, "-m", "maskhooks", "explain", "gradient-norm", "pyramid://8", "--out", tmp_path / "named")
-    assert "mean kept" in named
 
-    without = run("", "-c", f"import maskhooks, torch; maskhooks.load({str(out)!r}, torch.nn.Linear(1, 1))", code=1)
-    assert "UnknownNameError" in without
-    assert "is not registered here" in without
+
+def test_without_the_plugin_a_command_says_what_is_not_there(tmp_path: Path) -> None:
+    words = ["explain", "shared-mask", "torch.nn:Identity", "--out", tmp_path / "rows"]
+    found = " ".join(run(tmp_path, "-m", "maskhooks", *words, code=1).split())
+    assert "'shared-mask' is neither the folder of a run nor the name of an explainer" in found
 
 
 LISTS = """
@@ -162,18 +162,20 @@ from maskhooks.cli.app import app
 for words in [["plugins"], *(["settings", name] for name in {names})]:
     app(words, standalone_mode=False)
     print("end of", *words)
+app(["explain", "gradient-norm", "pyramid://8", "--out", {out!r}], standalone_mode=False)
 """
 
 
-def test_every_part_is_listed_and_has_its_settings_listed(installed: Path) -> None:
+def test_every_part_is_listed_and_has_its_settings_listed(installed: Path, tmp_path: Path) -> None:
     names = sorted(name for kind, found in PARTS.items() if kind not in ("adapter", "task") for name in found)
-    shown = run(installed, "-c", LISTS.format(names=names)).split("end of ")
+    shown = run(installed, "-c", LISTS.format(names=names, out=str(tmp_path))).split("end of ")
     table = [" ".join(line.replace("│", " ").split()) for line in shown[0].splitlines()]
     for kind, found in PARTS.items():
         for name in found:
             (row,) = [line for line in table if line.startswith(f"{kind} {name} maskhooks-example 1.2.3 ")]
             assert len(row.split("1.2.3 ")[1]) > 15, row
     assert len(shown) == len(names) + 2
+    assert "mean kept" in shown[-1]  # what the explainer that learns nothing gave
     for name, text in zip(names, shown[1:], strict=False):
         assert f"{name}: " in text
     everything = "\n".join(shown)
@@ -397,7 +399,7 @@ def test_the_gradients_norm(opened: Opened) -> None:
         value = pre
         for storey in model.storeys[1:]:
             value = storey(value).tanh()
-        return float(10 * value.mean())
+        return 10 * value.mean().item()
 
     slopes = []
     for row in model.storeys[0](batch.double()):
@@ -413,7 +415,8 @@ def test_the_gradients_norm(opened: Opened) -> None:
         slopes += [slope / max(found) for slope in found]
     assert rows["score"].tolist() == pytest.approx(slopes, rel=1e-2, abs=1e-3)
     for name in ("random", "leave-one-out"):
-        others = registry.make(EXPLAINERS, name, {"hooked": opened.hooked}).explain(batch.double()).select(depth=0)
+        other = registry.make(EXPLAINERS, name, {"hooked": opened.hooked}, sites="storeys.0:output")
+        others = other.explain(batch.double()).select(depth=0)
         assert np.abs(others["score"] - np.array(slopes)).max() > 0.05, name
 
 
