@@ -129,15 +129,15 @@ def copy_files() -> None:
 
 
 def test_the_example_plugin_is_shown_whole() -> None:
-    """All files of the stranger's package but the library that it serves."""
+    """All its files but the library that it serves: one explainer on a page of its own, the rest on another."""
     folder = ROOT / "tests" / "plugins" / "example"
     files = {
         str(path.relative_to(ROOT))
         for path in (folder / "pyproject.toml", *folder.glob("maskhooks_example/*.py"))
         if path.name not in ("__init__.py", "pyramid.py")
     }
-    page = ROOT / "docs" / "how-to" / "write-an-adapter.md"
-    assert {block.comment.removeprefix("file: ") for block in blocks(page)} >= files
+    pages = [ROOT / "docs" / "how-to" / name for name in ("write-an-adapter.md", "write-an-explainer.md")]
+    assert {block.comment.removeprefix("file: ") for page in pages for block in blocks(page)} >= files
 
 
 def links(page: Path) -> Iterator[str]:

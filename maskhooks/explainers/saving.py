@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,7 @@ from maskhooks.errors import (
     FingerprintWarning,
     NotFittedError,
     SettingError,
+    UnknownNameError,
 )
 from maskhooks.explainers.base import EXPLAINERS
 from maskhooks.model.fingerprint import differences, fingerprint
@@ -160,12 +161,15 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
     """
     folder = Path(folder)
     saved = settings_of(folder)
-    kind: type[Saveable] = registry.part(EXPLAINERS, saved["explainer"])
+    try:
+        kind: type[Saveable] = registry.part(EXPLAINERS, saved["explainer"])
+    except UnknownNameError as error:
+        raise _not_here(folder, error) from error
     own: dict[str, Any] = {key: given.pop(key) for key in set(given) & set(schema_of(kind)) - set(schema_of(wrap))}
     hooked = model if isinstance(model, Hooked) else _wrapped(model, saved["settings"], given)
     _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
-    explainer = _restored(folder, kind, hooked, saved["settings"], own)
+    explainer = _restored(folder, kind.restored, hooked, saved["settings"], own)
     with preserved_rng(hooked.model):  # parts are drawn at random before their weights are read
         explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts, saved["weights"])
@@ -175,11 +179,17 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
 
 
 def _restored(
-    folder: Path, kind: type[Saveable], hooked: Hooked, settings: dict[str, Any], own: dict[str, Any]
+    folder: Path,
+    restored: Callable[..., Saveable],
+    hooked: Hooked,
+    settings: dict[str, Any],
+    own: dict[str, Any],
 ) -> Saveable:
     """The explainer with the saved settings, which pass the same schema as those that users give."""
     try:
-        return kind.restored(hooked, settings, **own)
+        return restored(hooked, settings, **own)
+    except UnknownNameError as error:
+        raise _not_here(folder, error) from error
     except SettingError as error:
         if "Pass it again" in str(error) or own:
             raise
@@ -187,6 +197,14 @@ def _restored(
             f"{folder / SETTINGS} has a setting that cannot be used. {error} Save the explainer again.",
             path=folder / SETTINGS,
         ) from error
+
+
+def _not_here(folder: Path, error: UnknownNameError) -> UnknownNameError:
+    return UnknownNameError(
+        f"{folder} was saved with a part that is not registered here: {error} If a plugin offers it, install that "
+        "plugin; `maskhooks plugins` lists those that failed to load.",
+        plugin=error.plugin,
+    )
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -25,6 +25,9 @@ class Baseline(nn.Module):
     vector: Float[Tensor, "*features"]
     started = False
 
+    def __init__(self) -> None:  # a module takes arguments of any name; a baseline has the settings that it names
+        super().__init__()
+
     def start(self, shape: tuple[int, ...]) -> None:
         """Allocate the vector for feature axes of this shape."""
         self.register_buffer("vector", torch.zeros(shape))

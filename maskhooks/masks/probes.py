@@ -46,6 +46,9 @@ class Probe(nn.Module):
     started = False
     picks = False
 
+    def __init__(self) -> None:  # a module takes arguments of any name; a probe has the settings that it names
+        super().__init__()
+
     def join(self, vote: int, votes: int) -> None:  # most probes do nothing
         """Prepares for being one of several votes whose product masks a site. Called once, before `start`.
 

@@ -57,7 +57,7 @@ DivergenceSetting = Annotated[str | Divergence, DIVERGENCES]
 
 def kl(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     """Return KL(original || masked) per example, in nats: heads are summed, positions averaged."""
-    return _each(original, masked, _kl)
+    return compared(original, masked, _kl)
 
 
 def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -69,7 +69,7 @@ def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch
     Raises:
         UnknownDistributionError: the outputs are not classes.
     """
-    return _each(original, masked, _loss)
+    return compared(original, masked, _loss)
 
 
 def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -78,6 +78,27 @@ def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     A divergence for masks that only need to keep the prediction, at a margin below 0.05.
     """
     return flip_loss(original, masked, 0.05)
+
+
+def compared(
+    original: Outputs, masked: Outputs, compare: Callable[[Distribution, Distribution], Tensor]
+) -> Float[Tensor, " batch"]:
+    """Return what a function of two distributions says of outputs, per example: heads are summed, positions averaged.
+
+    A divergence of your own is such a function, and need not know of heads and positions.
+
+    Args:
+        compare: gives a number for each place of the distributions' batch shape.
+    """
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([compared(part, masked[name], compare) for name, part in original.items()]).sum(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        values = compare(original.distribution, masked.distribution)
+        return _mean(values.flatten(2).sum(2) if values.dim() > 2 else values, original.chosen)
+    assert isinstance(masked, Distribution)
+    return _per_example(compare(original, masked))
 
 
 def agreement(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
@@ -105,7 +126,7 @@ def flip_loss(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Te
     class against the best other one in the masked outputs. The loss is 0 while the prediction keeps its lead, or
     `lead` of it. Heads are summed, positions averaged; 0 for distributions that are not classes.
     """
-    return _each(original, masked, functools.partial(_flip_loss, lead=lead))
+    return compared(original, masked, functools.partial(_flip_loss, lead=lead))
 
 
 def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
@@ -238,21 +259,6 @@ def _kl_categorical(original: Categorical, masked: Categorical) -> Tensor:
     """From logits: torch's own is infinite where a probability rounds to 0, in float32 at a logit 104 lower."""
     further = torch.where(original.probs == 0, 0, original.logits - masked.logits)
     return (original.probs * further).sum(-1)
-
-
-def _each(
-    original: Outputs, masked: Outputs, compare: Callable[[Distribution, Distribution], Tensor]
-) -> Float[Tensor, " batch"]:
-    """Compare per example: heads are summed, positions averaged."""
-    if isinstance(original, Mapping):
-        assert isinstance(masked, Mapping)
-        return torch.stack([_each(part, masked[name], compare) for name, part in original.items()]).sum(0)
-    if isinstance(original, Positions):
-        assert isinstance(masked, Positions)
-        values = compare(original.distribution, masked.distribution)
-        return _mean(values.flatten(2).sum(2) if values.dim() > 2 else values, original.chosen)
-    assert isinstance(masked, Distribution)
-    return _per_example(compare(original, masked))
 
 
 def _per_example(divergence: Tensor) -> Tensor:

@@ -147,7 +147,8 @@ class Registry:
         Args:
             wanted: its name, or a mapping of its name and settings, `{"name": "hard-concrete", "temperature": 0.5}`. A
                 part comes back as it is.
-            offers: arguments for any part of this kind; a part gets those that its signature names.
+            offers: arguments for any part of this kind, such as `hooked` for explainers; a part gets those that its
+                signature names.
             settings: its settings, as in the mapping.
 
         Raises:
@@ -161,7 +162,8 @@ class Registry:
         if kind.made:
             made: T = dataclasses.replace(part, **own) if own else part
             return made
-        offered = {key: value for key, value in (offers or {}).items() if key in schema_of(part) and key not in own}
+        taken = inspect.signature(part).parameters  # the schema leaves out what is no setting, such as `hooked`
+        offered = {key: value for key, value in (offers or {}).items() if key in taken and key not in own}
         return part(**offered, **own)  # type: ignore[no-any-return] # of the kind's type, as the hook was checked
 
     def check(self, kind: Kind[Any], wanted: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,6 +43,14 @@ class Penalty:
             indices, size = classes
             counts = torch.bincount(indices.cpu(), minlength=size)
             self.counts = counts if self.counts is None else self.counts + counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `fit` found, as tensors, numbers and texts: a run that is resumed does not call it again."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned."""
+        self.counts = state["counts"]
 
     def __call__(
         self, original: Outputs, masked: Outputs, divergence: Float[Tensor, " batch"]

@@ -92,7 +92,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
         "stop_reason": loop.result.stop_reason,
         "batch": digest(loop.batch),
         **parts_of(loop.problem),
-        "counts": loop.problem.penalty.counts,
+        "penalty": loop.problem.penalty.state_dict(),
         "draws": loop.evaluation.draws,
         "objectives": [objective.state_dict() for objective in loop.problem.objectives],
         "optimizer": _optimizer_tree(loop.optimizer.state_dict()),
@@ -106,7 +106,7 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
     loop.done, loop.epoch, loop.index = tree["done"], tree["epoch"], tree["index"]
     loop.stale, loop.result.stop_reason = tree["stale"], tree["stop_reason"]
     put_parts(loop.problem, tree, loop.ranks.device)
-    loop.problem.penalty.counts = tree["counts"]
+    loop.problem.penalty.load_state_dict(tree["penalty"])
     loop.evaluation.draws = tree.get("draws")
     for objective, state in zip(loop.problem.objectives, tree["objectives"], strict=True):
         objective.to(loop.ranks.device).load_state_dict(state)

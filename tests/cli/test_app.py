@@ -136,9 +136,9 @@ def test_plugins_that_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from maskhooks.plugins.registry import PluginReport, registry
 
     registry.load()
-    broken = PluginReport("broken", "stranger", "2.0", [], "ImportError: no module named 'nothing'")
+    broken = PluginReport("broken", "third-party", "2.0", [], "ImportError: no module named 'nothing'")
     monkeypatch.setattr(registry, "reports", [*registry.reports, broken])
     result = run("plugins")
     assert result.exit_code == 0
-    assert re.search(r"broken +stranger +2\.0 +ImportError: no module named 'nothing'", result.stdout)
+    assert re.search(r"broken +third-party +2\.0 +ImportError: no module named 'nothing'", result.stdout)
     assert f"1 of {len(registry.reports)} could not be loaded" in result.stdout

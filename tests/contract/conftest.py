@@ -1,4 +1,4 @@
-"""The registered parts, and those of the example plugin: a stranger's parts pass the same lists as ours."""
+"""The registered parts, and those of the example plugin: third-party parts pass the same lists as ours."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from maskhooks.plugins.kind import Kind
 from maskhooks.plugins.registry import registry
 
 _EXAMPLE = Path(__file__).parents[1] / "plugins" / "example"
+_NAME = "contract-example"
 
 
 def _example() -> ModuleType:
@@ -27,14 +28,17 @@ def _example() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def strangers() -> Iterator[None]:
+def third_party() -> Iterator[None]:
     """The example plugin, registered by hand for as long as a file's tests run."""
-    maskhooks.register(_example(), name="contract-example")
+    maskhooks.register(_example(), name=_NAME)
     yield
-    maskhooks.unregister("contract-example")
+    maskhooks.unregister(_NAME)
 
 
 def registered(kind: Kind[Any]) -> list[str]:
     """The names of all parts of a kind, the example plugin's among them."""
-    theirs = getattr(_example(), kind.hook, dict)()
-    return sorted({*registry.parts(kind), *theirs})
+    maskhooks.register(_example(), name=_NAME)
+    try:
+        return sorted(registry.parts(kind))
+    finally:
+        maskhooks.unregister(_NAME)

@@ -1,4 +1,4 @@
-"""Every registered explainer, a stranger's too, passes one list, each part of it three ways: fine, bad, raising."""
+"""Every registered explainer, third-party ones too, passes one list, each part of it three ways: fine, bad, raising."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks import Explanation, Hooked, Recipe
-from maskhooks.errors import BatchError, MaskhooksError, NotFittedError, UnknownSiteError
+from maskhooks.errors import BatchError, MaskhooksError, NotFittedError, SettingError, UnknownSiteError
 from maskhooks.explainers.base import EXPLAINERS, Explainer
 from maskhooks.model.fingerprint import fingerprint as digest
 from maskhooks.plugins.registry import registry
+from maskhooks.settings.schema import schema_of
 from tests.conftest import fingerprint
 from tests.contract.conftest import registered
 from tests.models import Broken
 
-pytestmark = pytest.mark.usefixtures("strangers", "unchecked")
+pytestmark = pytest.mark.usefixtures("third_party", "unchecked")
 
 TOKENS = "batch token hidden -> batch token"
 SITES = ["embedding:output", "layers.0:output", "layers.1:output"]
@@ -45,7 +46,9 @@ class Case:
     label: str = ""
 
     def make(self, hooked: Hooked, seed: int = 3, **settings: Any) -> Explainer:
-        made: Explainer = registry.make(EXPLAINERS, self.name, hooked=hooked, seed=seed, **self.settings, **settings)
+        made: Explainer = registry.make(
+            EXPLAINERS, self.name, {"hooked": hooked}, seed=seed, **self.settings, **settings
+        )
         return made
 
 
@@ -69,6 +72,7 @@ TUNED = {
         Case("graphmask", {"sites": SITES, **DIFFMASK}, FIT, "all layers"),
         Case("graphmask", {"sites": SITES[1:], **DIFFMASK, "tied": True, "amortized": False}, FIT, "tied, free"),
     ],
+    "shared-mask": [Case("shared-mask", {"sites": SITES, **DIFFMASK}, FIT)],
 }
 CASES = [case for name in registered(EXPLAINERS) for case in TUNED.get(name, [Case(name)])]
 
@@ -238,6 +242,25 @@ class TestSeed:
         assert explainer.explain(BATCH) == explanation
 
 
+class TestSettings:
+    def test_each_is_kept_as_an_attribute(self, case: Case, hooked: Hooked) -> None:
+        """So that it is saved, and stands in the provenance."""
+        explainer = case.make(hooked)
+        schema = schema_of(type(explainer))
+        assert [name for name in schema if not hasattr(explainer, name)] == []
+        assert set(schema) <= set(explainer.settings())
+        assert json.loads(json.dumps(explainer.settings())) == explainer.settings()
+
+    def test_each_has_a_type_and_a_meaning(self, case: Case, hooked: Hooked) -> None:
+        for setting in schema_of(type(case.make(hooked))).values():
+            assert setting.annotation is not Any, setting.name
+            assert setting.description, setting.name
+
+    def test_what_is_not_a_setting(self, case: Case, hooked: Hooked) -> None:
+        with pytest.raises(SettingError, match="no setting 'colour'"):
+            case.make(hooked, colour=1)
+
+
 class TestRows:
     def test_the_columns(self, explanation: Explanation) -> None:
         assert sorted(explanation.columns) == sorted(COLUMNS)
@@ -300,7 +323,8 @@ class TestProvenance:
         assert Explanation.load(tmp_path) == explanation
 
 
-SAVED = [case for case in CASES if hasattr(registry.parts(EXPLAINERS).get(case.name), "save")]
+LEARNED = {*TUNED} - {"erasure", "leave-one-out", "beam"}
+SAVED = [case for case in CASES if case.name in LEARNED]
 
 
 @pytest.mark.parametrize("case", SAVED, ids=lambda case: f"{case.name} {case.label}".strip(), indirect=True)

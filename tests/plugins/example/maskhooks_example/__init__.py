@@ -1,1 +1,1 @@
-"""An example plugin for maskhooks: sites of `Pyramid` models, a gate that rounds, and scores from gradients."""
+"""An example plugin for maskhooks: a part of each kind, and the `Pyramid` models that they serve."""

@@ -11,11 +11,9 @@ from maskhooks.model.adapter import Adapter, join
 from maskhooks.sites.pattern import Pattern
 from maskhooks.sites.site import Site
 
-_PATTERN = Pattern("batch feature -> batch feature")
-
 
 class PyramidAdapter(Adapter):
-    """The output of each storey, wherever a pyramid stands in a model."""
+    """The output of each storey, unit by unit, wherever a pyramid stands in a model."""
 
     name = "pyramid"
 
@@ -24,6 +22,6 @@ class PyramidAdapter(Adapter):
         return (library.Pyramid,) if library else ()
 
     def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
-        for child, _ in module.get_submodule("storeys").named_children():
-            storey = join(name, f"storeys.{child}")
-            yield Site(storey, pattern=_PATTERN, tags=frozenset({"hidden"}))
+        for child, storey in module.get_submodule("storeys").named_children():
+            units = Pattern("batch unit -> batch unit", {"unit": storey.out_features})
+            yield Site(join(name, f"storeys.{child}"), pattern=units, tags=frozenset({"hidden"}))
