@@ -153,7 +153,7 @@ def test_every_part_is_used_from_the_command_line(installed: Path, tmp_path: Pat
 
 def test_without_the_plugin_a_command_says_what_is_not_there(tmp_path: Path) -> None:
     words = ["explain", "shared-mask", "torch.nn:Identity", "--out", tmp_path / "rows"]
-    found = " ".join(run(tmp_path, "-m", "maskhooks", *words, code=1).split())
+    found = " ".join(run(tmp_path, "-m", "maskhooks", *words, code=2).split())
     assert "'shared-mask' is neither the folder of a run nor the name of an explainer" in found
 
 
