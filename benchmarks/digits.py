@@ -46,7 +46,9 @@ def main() -> None:
         hooked = digits.hook(model)
         row: dict[str, Any] = {"seed": seed, "accuracy": digits.accuracy(model, validation)}
         for name, setting in SETTINGS.items():
-            explainer = DiffMask(hooked, setting.sites, conditioned_on=setting.given, margin=setting.margin, seed=seed)
+            explainer = DiffMask(
+                hooked, setting.sites, conditioned_on=setting.conditioned_on, margin=setting.margin, seed=seed
+            )
             steps = setting.steps // 4 if given.quick else setting.steps
             explainer.fit(train.loader(shuffle=True), validation.loader(500), steps=steps, progress=False)
             found = digits.attribution(explainer.explain(everything), validation)

@@ -208,12 +208,12 @@ def main() -> None:
             minutes = (time.perf_counter() - begun) / 60
     if "hidden" in kinds:
         hidden = explained["hidden"][0]
-        result["last_cls_top"] = analyses.top(hidden).get("[CLS]", 0.0)
+        result["last_cls_top"] = analyses.top_groups(hidden).get("[CLS]", 0.0)
         kept = analyses.depths_kept(hidden, dev.sentiments)
-        result["kept_by_sentiment"] = {row.group: [round(row.depths, 3), round(row.error, 3)] for row in kept}
+        result["kept_by_sentiment"] = {row.group: [round(row.depths, 3), round(row.standard_error, 3)] for row in kept}
     if given.stability:
         for kind in kinds:
-            result[f"{kind}_deviation"] = analyses.stability(explained[kind])[-1].deviation
+            result[f"{kind}_deviation"] = analyses.seed_deviation(explained[kind])[-1].deviation
     print(
         json.dumps(
             {

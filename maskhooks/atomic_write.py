@@ -11,11 +11,11 @@ from typing import IO
 
 from maskhooks.errors import StorageError
 
-MARK = ".draft"
+MARK = ".partial"
 
 
 @contextlib.contextmanager
-def draft(path: Path) -> Iterator[IO[bytes]]:
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces `path` once all of it is on disk.
 
     If the process is killed or fails, `path` keeps its old contents. Names of temporary files begin with a dot, so

@@ -51,7 +51,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def near(name: str, known: Iterable[str], count: int = 5) -> list[str]:
+def close_matches(name: str, known: Iterable[str], count: int = 5) -> list[str]:
     """Return the names in `known` most similar to `name`, as a whole or by their endings, best first."""
 
     def likeness(other: str) -> float:

@@ -56,7 +56,7 @@ class _Speed(ProgressColumn):
 
 
 @contextlib.contextmanager
-def counting(name: str, total: int | None, done: int = 0, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+def counter(name: str, total: int | None, done: int = 0, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Show a bar with a count, a speed and the remaining time; yield the function that advances it.
 
     Args:

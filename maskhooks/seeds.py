@@ -21,7 +21,7 @@ def generator(seed: int, *numbers: int) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def forked(model: nn.Module) -> Iterator[None]:
+def preserved_rng(model: nn.Module) -> Iterator[None]:
     """Restore the global random state of the CPU and of the model's GPUs on exit."""
     devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.device.type == "cuda"})
     with torch.random.fork_rng(devices):

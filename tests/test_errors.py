@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from maskhooks import errors
-from maskhooks.errors import MaskhooksError, MaskhooksWarning, UnknownNameError, UnknownSiteError, near
+from maskhooks.errors import MaskhooksError, MaskhooksWarning, UnknownNameError, UnknownSiteError, close_matches
 
 PAGES = Path(__file__).parent.parent / "docs" / "reference" / "errors"
 CLASSES = {
@@ -89,10 +89,10 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_near() -> None:
     names = ["encoder.layer.0", "encoder.layer.1", "decoder", "head"]
-    assert near("encoder.layr.1", names)[0] == "encoder.layer.1"
-    assert sorted(near("layer", names)) == ["encoder.layer.0", "encoder.layer.1"]
-    assert near("qqqq", names) == []
-    assert near("", names) == []
+    assert close_matches("encoder.layr.1", names)[0] == "encoder.layer.1"
+    assert sorted(close_matches("layer", names)) == ["encoder.layer.0", "encoder.layer.1"]
+    assert close_matches("qqqq", names) == []
+    assert close_matches("", names) == []
 
 
 def test_near_names_are_in_the_message() -> None:

@@ -50,7 +50,7 @@ class GeometricAdapter(Adapter):
     """
 
     name = "geometric"
-    whole = True
+    claims_model = True
 
     def types(self) -> tuple[type[nn.Module], ...]:
         return layer_types()
@@ -70,7 +70,7 @@ class GeometricAdapter(Adapter):
                 yield Site(join(inner, "message"), pattern=_EDGE, tags=frozenset({"message"}))
             yield Site(inner, pattern=_NODE, tags=frozenset({"node", "hidden"}), optional=True)
 
-    def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
+    def complete_sites(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
         order = dict.fromkeys(untyped(_layer(site)) for site in (*fired, *sites) if not _is_whole(site))
         depths = {layer: depth for depth, layer in enumerate(order)}
         placed = []
@@ -90,7 +90,9 @@ class GeometricAdapter(Adapter):
                 places(inner).setdefault(place, Parts(apart=place != "message"))
         return {place: Parts(widened=place in ("edge_source", "edge_target")) for place in WHOLE}
 
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+    def expose_sites(
+        self, name: str, module: nn.Module, sites: Sequence[Site]
+    ) -> contextlib.AbstractContextManager[None]:
         wanted = {site.module for site in sites}
         ends = [site.module.rpartition(".") for site in sites]
         within = {inner for inner, _, place in ends if place in PLACES}
@@ -102,7 +104,7 @@ class GeometricAdapter(Adapter):
                     stack.enter_context(sending(layer, whole))
             return _closing(stack.pop_all())
 
-    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def while_tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         kinds = layer_types()
         return cached(part for part in module.modules() if isinstance(part, kinds))
 

@@ -87,7 +87,7 @@ class MaskAlgorithm(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no type
         if not isinstance(self._given, Explainer):
             task = _Configured(self.model_config.mode, self.model_config.return_type, extra)
             settings = {"level": _LEVELS[self.model_config.task_level]}
-            return self._given(wrap(model, task=task.serve(model).given(settings)))
+            return self._given(wrap(model, task=task.serve(model).with_options(settings)))
         if self._given.hooked.model is not model:
             raise ModelError(
                 f"the explainer was made for another model, a {type(self._given.hooked.model).__name__}, than the one "

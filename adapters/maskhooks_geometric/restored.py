@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def restored(model: nn.Module) -> Iterator[list[str]]:
                 held.append((f"{name}.{key}".lstrip("."), _tensor(tensor)))
         held += [(f"{name}.{key}".lstrip("."), put_back) for key, put_back in memory.attributes(module)]
     try:
-        with forked(model):
+        with preserved_rng(model):
             yield changed
     finally:
         changed += [name for name, put_back in reversed(held) if put_back()]

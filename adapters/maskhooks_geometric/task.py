@@ -63,14 +63,14 @@ class GraphTask(Task):
         task._open = len(named) < len(every)
         return task
 
-    def given(self, functions: Mapping[str, Any]) -> Task:
+    def with_options(self, functions: Mapping[str, Any]) -> Task:
         level = functions.get("level")
         if level is not None and level not in LEVELS:
             raise BatchError(f"level={level!r} is not one of {', '.join(LEVELS)}, which predictions can be about")
         units = functions.get("units")
         if isinstance(units, str) and units != "undirected":
             raise SettingError(f"units={units!r} is not known. Give 'undirected', or a function of the batch")
-        return super().given(functions)
+        return super().with_options(functions)
 
     @property
     def level(self) -> str | None:
@@ -129,12 +129,12 @@ class GraphTask(Task):
         chosen = None if self._index is None else torch.as_tensor(self._index(batch))
         return super().distribution(distribution(result, self.graphs(batch), self._level, chosen), batch)
 
-    def beside(self, site: Site) -> Sequence[Site]:
+    def dependencies(self, site: Site) -> Sequence[Site]:
         return _beside(site)
 
     def example_index(self, site: Site, batch: Any, values: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
         axis = _axis(site)
-        if self._example_index is not None or axis is None or (axis == "edge" and not self.beside(site)):
+        if self._example_index is not None or axis is None or (axis == "edge" and not self.dependencies(site)):
             return super().example_index(site, batch, values)
         graphs = self.graphs(batch)
         if axis == "node":
@@ -166,7 +166,7 @@ class GraphTask(Task):
         `edge` is the edge's number in its graph, or in the graph that it was sampled from (`e_id`); -1 for messages
         along no edge of the batch, such as a self-loop that the layer added.
         """
-        if self._edges is not None or not self.beside(site):
+        if self._edges is not None or not self.dependencies(site):
             return super().edges(site, batch, values)
         return self.messages(batch, site, values).columns()
 
@@ -174,11 +174,11 @@ class GraphTask(Task):
         """With `units="undirected"`, one number for both directions of an edge; nodes stay separate."""
         if not isinstance(self._units, str) or self._edges is not None:
             return super().units(site, batch, values)
-        return self.messages(batch, site, values).undirected if self.beside(site) else None
+        return self.messages(batch, site, values).undirected if self.dependencies(site) else None
 
     def messages(self, batch: Any, site: Site, values: Mapping[str, Tensor]) -> Messages:
         """The messages of a site, built once per pass."""
-        (edges,) = self.beside(site)
+        (edges,) = self.dependencies(site)
         sent = values[str(edges)]
         found: Messages | None = _messages.get(sent)
         if found is None or found.graphs.batch is not batch:
@@ -186,9 +186,9 @@ class GraphTask(Task):
             found = _messages[sent] = Messages(graphs, Sent.of(sent.detach()), _relation(graphs, site))
         return found
 
-    def picked(self, batch: Any, numbers: Sequence[int]) -> Any | None:
+    def select_rows(self, batch: Any, numbers: Sequence[int]) -> Any | None:
         if self._select is not None or not hasattr(batch, "stores"):
-            return super().picked(batch, numbers)
+            return super().select_rows(batch, numbers)
         from torch_geometric.data import Batch
 
         try:

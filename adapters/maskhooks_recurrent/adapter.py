@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from maskhooks.hooks.replay import stand_in
+from maskhooks.hooks.replay import patch_forward
 from maskhooks.hooks.time_steps import Steps
 from maskhooks.model.adapter import Adapter, join
 from maskhooks.sites.pattern import Pattern
@@ -47,18 +47,20 @@ class RecurrentAdapter(Adapter):
         steps = {f"{state}_{suffix}": Steps() for suffix in suffixes(module) for state in states}
         return {"inputs": nn.Identity(), **steps}
 
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+    def expose_sites(
+        self, name: str, module: nn.Module, sites: Sequence[Site]
+    ) -> contextlib.AbstractContextManager[None]:
         inside = any(site.module != name for site in sites) and _known(module)
-        return stand_in(module, Tapped) if inside else contextlib.nullcontext()
+        return patch_forward(module, Tapped) if inside else contextlib.nullcontext()
 
     def recurrence(self, name: str, module: nn.Module) -> Recurrent | None:
         one_way = isinstance(module, nn.RNNBase) and not module.bidirectional and _known(module)
         return Recurrent(module) if one_way and isinstance(module, nn.RNNBase) else None
 
     @contextlib.contextmanager
-    def tapped(self, name: str, module: nn.Module) -> Iterator[None]:
+    def while_tapped(self, name: str, module: nn.Module) -> Iterator[None]:
         on_gpu = _known(module) and any(weight.is_cuda for weight in module.parameters())
-        with empty_named(), stand_in(module, Tapped) if on_gpu else contextlib.nullcontext():
+        with empty_named(), patch_forward(module, Tapped) if on_gpu else contextlib.nullcontext():
             yield
 
 

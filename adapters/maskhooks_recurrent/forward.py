@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from maskhooks.hooks.replay import Standin
+from maskhooks.hooks.replay import ForwardPatch
 from maskhooks.sites.modules import places
 from maskhooks_recurrent.cells import cell
 from maskhooks_recurrent.layout import Layout, State
 from maskhooks_recurrent.weights import Weights, suffixes, weights
 
 
-class Tapped(Standin):
+class Tapped(ForwardPatch):
     """Runs step by step, with the module's weights, while a state is tapped; otherwise the module's own forward."""
 
     module: nn.RNNBase

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from maskhooks.hooks.recurrence import Recurrence
-from maskhooks.hooks.replay import Standin, stand_in
+from maskhooks.hooks.replay import ForwardPatch, patch_forward
 from maskhooks_recurrent.forward import initial
 from maskhooks_recurrent.layout import Layout, State
 from maskhooks_recurrent.walk import GRULayer, Layers, walk
 
 
-class Between(Standin):
+class Between(ForwardPatch):
     """Records a module's input, and returns `answer` in its place once there is one."""
 
     module: nn.RNNBase
@@ -49,7 +49,7 @@ class Recurrent(Recurrence):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        with stand_in(self.module, Between):
+        with patch_forward(self.module, Between):
             self._between = self.module.__dict__["forward"]
             try:
                 yield

@@ -86,7 +86,7 @@ class TransformersAdapter(Adapter):
                 return opened
         return sites
 
-    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def while_tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         return reversible.opened(self._reversible.get(type(module), ()))
 
 

@@ -18,7 +18,7 @@ from maskhooks.errors import (
     ModelError,
     SettingError,
     StorageError,
-    near,
+    close_matches,
 )
 from maskhooks.model.source import Opened, Source
 from maskhooks.model.wrapping import wrap
@@ -87,7 +87,7 @@ class Batches:
         Raises:
             BatchError: the model does not have a label.
         """
-        seconds = [record.second for record in records if record.second is not None]
+        seconds = [record.text_pair for record in records if record.text_pair is not None]
         batch = self.tokenizer(
             [record.text for record in records],
             seconds or None,
@@ -107,7 +107,7 @@ class Batches:
             return label
         known = {str(name): number for name, number in self.config.label2id.items()}
         if label not in known:
-            likely = near(label, known)
+            likely = close_matches(label, known)
             raise BatchError(
                 f"the model has no label {label!r}; it has {', '.join(known)}."
                 + (f" Did you mean {likely[0]!r}?" if likely else " Name another column with --label-column.")
@@ -131,7 +131,7 @@ class Continued:
         Raises:
             BatchError: a text has no tokens.
         """
-        seconds = [record.second for record in records if record.second is not None]
+        seconds = [record.text_pair for record in records if record.text_pair is not None]
         return self.prompts([record.text for record in records], seconds or None)
 
 

@@ -74,7 +74,7 @@ class TransformersTask(Task):
         task.name = f"transformers ({task.head.name if task.head is not None else 'no known head'})"
         return task
 
-    def given(self, functions: Mapping[str, Any]) -> TransformersTask:
+    def with_options(self, functions: Mapping[str, Any]) -> TransformersTask:
         """Return this task with the user's own functions and options.
 
         Raises:
@@ -83,7 +83,7 @@ class TransformersTask(Task):
                 is a name.
         """
         own = {key: value for key, value in functions.items() if key not in ("tokenizer", "positions")}
-        task = super().given(own)
+        task = super().with_options(own)
         assert isinstance(task, TransformersTask)
         if isinstance(task._units, str) and task._units != "words":
             raise SettingError(f"units={task._units!r} is not known. Give 'words', or a function of the batch")

@@ -72,7 +72,7 @@ class Words:
                 "units='words' needs a tokenizer, and none was saved with the model. "
                 "Give it: wrap(model, tokenizer=tokenizer, units='words')"
             )
-        return words(self.tokens(ids), starts_marked=self._starts_marked)
+        return words(self.tokens(ids), marks_word_starts=self._starts_marked)
 
     @functools.cached_property
     def _starts_marked(self) -> bool:

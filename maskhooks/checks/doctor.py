@@ -39,7 +39,7 @@ from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 from maskhooks.sites import nested
 from maskhooks.sites import text_table as table
 from maskhooks.sites.modules import Modules
@@ -149,7 +149,7 @@ def doctor(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
     foreigners = others(hooked.model)
     standing = {site: known.computing(site.module) for site in chosen}
     hooks = {site: (len(foreign(at)), owners(at)) for site, at in standing.items()}
-    with forked(hooked.model), torch.no_grad(), hooked.opened(chosen), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(chosen), frozen(hooked.model):
         tap, outputs = _read(hooked, batch, chosen, known)
         try:
             described = _describe(hooked.distribution(outputs, batch))

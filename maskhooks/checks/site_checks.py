@@ -21,7 +21,7 @@ from maskhooks.hooks.recompute import reentrant
 from maskhooks.hooks.replay import forwards
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions
-from maskhooks.seeds import forked, generator
+from maskhooks.seeds import generator, preserved_rng
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, running
 from maskhooks.sites.site import Site
@@ -40,7 +40,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
         For each site whether it is bypassed; None if no other input could be made, or if it changes nothing even with
         open gates.
     """
-    with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
         usual = _outputs(hooked, batch)  # before `perturb`: a batch that does not fit the model raises its own error
         other = hooked.task.perturb(batch, generator(seed))
         if other is None or _same(usual, _outputs(hooked, other)):
@@ -54,7 +54,7 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
 
 def varies(hooked: Hooked, batch: Any) -> bool:
     """Whether two passes of one batch differ by more than the order of summation explains, as with active dropout."""
-    with forked(hooked.model), torch.no_grad(), hooked.opened(()), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
         first, second = _outputs(hooked, batch), _outputs(hooked, batch)
     pairs = list(zip(first, second, strict=True))
     return any(
@@ -72,7 +72,7 @@ def _zeros(value: Tensor) -> Tensor:
 def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, bool]:
     """Whether copying a site's value changes the output's bits, as if it is changed in place by another reference."""
     found: dict[Site, bool] = {}
-    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), frozen(hooked.model):
         for site in sites:
             with hooked.tap(read=site):
                 usual = _outputs(hooked, batch)
@@ -83,7 +83,7 @@ def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, boo
 
 def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
     """Return the largest change of the outputs when hooks on these sites switch off a fused path; 0 if they do not."""
-    with forked(hooked.model), torch.no_grad(), frozen(hooked.model):
+    with preserved_rng(hooked.model), torch.no_grad(), frozen(hooked.model):
         usual = _outputs(hooked, batch)
         with hooked.tap(read=sites):
             read = _outputs(hooked, batch)
@@ -93,8 +93,8 @@ def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
 def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -> dict[Site, str]:
     """Say for each site why no gradient comes back from the outputs; empty if one does, or none can be computed."""
     found: dict[Site, str] = {}
-    kept = hooked.opened(())  # so that untapped passes leave nothing behind either
-    with forked(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
+    kept = hooked.expose_sites(())  # so that untapped passes leave nothing behind either
+    with preserved_rng(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, on kernels without gradients: reported here per site
         for site in sites:
             found[site] = _no_gradient(hooked, batch, site, seed)
@@ -177,10 +177,10 @@ def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]
         return {}
     uses = _Uses(modules.values())
     with (
-        forked(hooked.model),
+        preserved_rng(hooked.model),
         torch.no_grad(),
         frozen(hooked.model),
-        hooked.opened(sites),
+        hooked.expose_sites(sites),
         forwards(modules.values()) as calls,
         uses,
     ):

@@ -71,7 +71,7 @@ def _demonstrate(out: Path, seed: int) -> None:
     kls = _table(attributions, validation)
     explanation, table = _explanation(explainers, validation), out / "explanation.parquet"
     explanation.to_parquet(table)
-    (page,) = show(explanation, out, shown=100, plots=0)
+    (page,) = show(explanation, out, max_examples=100, plots=0)
     _plot(explainers, out)
     say(_learned(kls))
     say(
@@ -110,7 +110,7 @@ def _explainers(model: DigitsModel, train: Digits, validation: Digits, seed: int
     found: dict[str, Explainer] = {}
     for name, setting in task.SETTINGS.items():
         say(f"Masking the {name}, within {setting.margin:g} nats:")
-        mask = DiffMask(hooked, setting.sites, conditioned_on=setting.given, margin=setting.margin, seed=seed)
+        mask = DiffMask(hooked, setting.sites, conditioned_on=setting.conditioned_on, margin=setting.margin, seed=seed)
         found[f"DiffMask, {name}"] = mask.fit(
             train.loader(shuffle=True), validation.loader(_BATCH), steps=setting.steps, accelerator="cpu"
         )
@@ -139,13 +139,13 @@ def _explanation(explainers: Mapping[str, Explainer], data: Digits) -> Explanati
     answers = ["yes" if label else "no" for label in data.label.tolist()]
     return replace(
         both,
-        examples={
+        metadata={
             number: {
                 "question": questions[number],
                 "prediction": "yes" if about["prediction"] == "1" else "no",
                 "target": answers[number],
             }
-            for number, about in both.examples.items()
+            for number, about in both.metadata.items()
         },
     )
 

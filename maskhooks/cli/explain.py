@@ -28,7 +28,7 @@ from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import MANIFEST, Shards, remove
-from maskhooks.progress import counting
+from maskhooks.progress import counter
 
 _MUCH = "Much data"
 _INTERRUPTED = 130  # what shells make of Ctrl-C
@@ -57,7 +57,7 @@ def explain(
     batch_size: BatchSize = 32,
     max_length: MaxLength = 128,
     units: Units = None,
-    shown: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
+    max_examples: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
     plots: Annotated[int, typer.Option(min=0, help="Examples that are plotted.")] = 3,
     device: Device = None,
     devices: Annotated[
@@ -114,7 +114,7 @@ def explain(
     if not shards.complete:
         say(f"Shard {shard} is done. The page is written when the other shards are. So far: {_there(job.rows)}")
         return
-    files = [*show(_first(shards, max(shown, plots)), out, shown, plots), job.rows]
+    files = [*show(_first(shards, max(max_examples, plots)), out, max_examples, plots), job.rows]
     means = [
         {"masked": site, "depth": str(depth), "mean kept": f"{kept:.1%}"}
         for (site, depth), kept in shards.mean_kept().items()
@@ -123,17 +123,17 @@ def explain(
     say(f"Open {files[0]} in a browser. Written too: {', '.join(map(str, files[1:]))}.")
 
 
-def show(explanation: Explanation, out: Path, shown: int, plots: int) -> list[Path]:
+def show(explanation: Explanation, out: Path, max_examples: int, plots: int) -> list[Path]:
     """Writes page and plots into a folder; gives their paths, the page's first.
 
     Args:
-        shown: examples on the page.
+        max_examples: examples on the page.
         plots: examples that are plotted.
     """
     numbers = sorted(set(explanation["example"].tolist()))
     page = out / "explanation.html"
     pictures = [out / f"example-{number}.png" for number in numbers[:plots]]
-    explanation.select(example=numbers[:shown], valid=None).to_html(page)
+    explanation.select(example=numbers[:max_examples], valid=None).to_html(page)
     for number, picture in zip(numbers, pictures, strict=False):
         explanation.plot(number).savefig(picture, dpi=150)
     return [page, *pictures]
@@ -152,7 +152,7 @@ def _work(job: Job, device: str | None, devices: str | None, shard: str | None, 
         return job.work(places[0] if places else device, _shard(shard), total=total, overwrite=overwrite)
     if overwrite:
         remove(job.rows)
-    with counting("explaining", total, _examples(job.rows)) as advance:
+    with counter("explaining", total, _examples(job.rows)) as advance:
         share(job, places, advance)
     return Shards(job.rows)
 

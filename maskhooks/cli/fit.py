@@ -38,7 +38,7 @@ from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
-from maskhooks.runs.run_state import folder_of, has_state
+from maskhooks.runs.run_state import has_state, state_folder
 
 _MASKS = "Masks"
 
@@ -189,7 +189,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 def _check_free(out: Path, resume: bool, overwrite: bool) -> None:
     """Raises SettingError for a folder that holds what nobody said may be replaced."""
-    masks, run = (out / "explainer.json").exists(), has_state(folder_of(out))
+    masks, run = (out / "explainer.json").exists(), has_state(state_folder(out))
     if overwrite or (resume and (run or not masks)):
         return
     if masks:
@@ -205,7 +205,7 @@ def _stoppable(explainer: Learned, out: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         if explainer.fitted:
-            found = f"{explainer.result.stopped}. The best masks so far are in {out}"
+            found = f"{explainer.result.stop_reason}. The best masks so far are in {out}"
             tell("stopped", f"{found}. Go on with the same command and --resume.", "yellow")
         else:
             tell("stopped", "before the first step was made, so nothing was learned.", "yellow")
@@ -251,7 +251,7 @@ def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> 
 
 def _farthest(explainer: Learned, rows: Iterable[Mapping[str, Any]]) -> float:
     """The largest mean divergence of the masks when their states were chosen."""
-    chosen = {(one.label, one.depth, explainer.result.chosen[str(one)]) for one in explainer.groups}
+    chosen = {(one.label, one.depth, explainer.result.chosen_steps[str(one)]) for one in explainer.groups}
     return max(float(row["divergence"]) for row in rows if (row["site"], row["depth"], row["step"]) in chosen)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from maskhooks.cli.material import Material, count
 from maskhooks.data.records import Columns
-from maskhooks.errors import SettingError, UnknownNameError, near
+from maskhooks.errors import SettingError, UnknownNameError, close_matches
 from maskhooks.explainers.base import EXPLAINERS, Explainer
 from maskhooks.explainers.saving import load, settings_of
 from maskhooks.explanations.shards import Shards
@@ -105,7 +105,7 @@ class Job:
             raise UnknownNameError(
                 f"{name!r} is neither the folder of a run nor the name of an explainer. There are: "
                 f"{', '.join(sorted(known))}.",
-                near=near(name, known),
+                near=close_matches(name, known),
             )
         return True
 

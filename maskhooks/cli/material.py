@@ -172,7 +172,7 @@ class Material:
 
 
 def _together(hooked: Hooked, units: str) -> Hooked:
-    return Hooked(hooked.model, hooked.sites, hooked.task.given({"units": units}), hooked.claims)
+    return Hooked(hooked.model, hooked.sites, hooked.task.with_options({"units": units}), hooked.claims)
 
 
 def count(data: str, columns: Columns, limit: int | None) -> int:
@@ -182,7 +182,7 @@ def count(data: str, columns: Columns, limit: int | None) -> int:
 
 def _length(record: Record) -> int:
     """About how many tokens a record has: its letters will do."""
-    return len(record.text) + len(record.second or "")
+    return len(record.text) + len(record.text_pair or "")
 
 
 def _device(name: str | None) -> torch.device:

@@ -24,8 +24,8 @@ def report(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    shown: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
-    least: Annotated[int, typer.Option(min=1, help="Tokens that occur less often have no bar.")] = 5,
+    max_examples: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
+    min_count: Annotated[int, typer.Option(min=1, help="Tokens that occur less often have no bar.")] = 5,
     title: Annotated[str | None, typer.Option(help="The heading.", show_default=False)] = None,
 ) -> None:
     """Make one page of a training run, of what its masks keep, or of both.
@@ -37,7 +37,7 @@ def report(
 
     - `maskhooks report run explained --out report.html`
     - `maskhooks report run`, also while the run goes on
-    - `maskhooks report explained/explanation.parquet --shown 500`
+    - `maskhooks report explained/explanation.parquet --max-examples 500`
     """
     runs = [path for path in given if is_run(path)]
     explained = [path for path in given if rows_at(path) is not None]
@@ -51,6 +51,8 @@ def report(
     if len(runs) > 1:
         raise SettingError(f"{' and '.join(map(str, runs))} are runs of their own. Make a report for each.")
     make_folder(out.parent)
-    text = write(runs[0] if runs else None, explained or None, out, shown=shown, least=least, title=title)
+    text = write(
+        runs[0] if runs else None, explained or None, out, max_examples=max_examples, min_count=min_count, title=title
+    )
     told = " and ".join([*(["its training"] if runs else []), *(["what is kept"] if explained else [])])
     say(f"Open {out} in a browser: {told}, in one file of {len(text.encode()) / 1e3:,.0f} kB.")

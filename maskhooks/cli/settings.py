@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from maskhooks.cli.console import say, say_table
-from maskhooks.errors import UnknownNameError, near
+from maskhooks.errors import UnknownNameError, close_matches
 from maskhooks.plugins.kind import Kind, declared
 from maskhooks.plugins.registry import registry
 from maskhooks.settings.schema import REQUIRED, Schema, schema_of, summary
@@ -37,7 +37,9 @@ def settings(
     found = [(kind, registry.parts(kind)[name]) for kind in declared.values() if not kind.listed and _has(kind, name)]
     if not found:
         known = [other for kind in declared.values() if not kind.listed for other in registry.parts(kind)]
-        raise UnknownNameError(f"no part is named {name!r}. `maskhooks plugins` lists them.", near=near(name, known))
+        raise UnknownNameError(
+            f"no part is named {name!r}. `maskhooks plugins` lists them.", near=close_matches(name, known)
+        )
     for kind, part in found:
         say(f"{kind.name} {name}: {getattr(part, 'description', '') or summary(part)}")
         schema = schema_of(type(part)) if kind.made and not callable(part) else schema_of(part)

@@ -29,19 +29,19 @@ class Epochs:
     Args:
         batches: a DataLoader, or any iterable that can be iterated again.
         seed: the seed of the order.
-        rank, world: this process's rank, and the number of processes.
+        rank, world_size: this process's rank, and the number of processes.
     """
 
-    def __init__(self, batches: Iterable[Any], seed: int, rank: int = 0, world: int = 1) -> None:
-        self.batches, self.seed, self.rank, self.world = batches, seed, rank, world
+    def __init__(self, batches: Iterable[Any], seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.batches, self.seed, self.rank, self.world_size = batches, seed, rank, world_size
 
     @property
     def rounds(self) -> int | None:
         """The number of steps in an epoch; None if the loader has no length."""
-        return math.ceil(len(self.batches) / self.world) if isinstance(self.batches, Sized) else None
+        return math.ceil(len(self.batches) / self.world_size) if isinstance(self.batches, Sized) else None
 
     @contextlib.contextmanager
-    def drawn(self) -> Iterator[None]:
+    def seeded(self) -> Iterator[None]:
         """Seed the loader's generators inside the `with` block, and restore them afterwards."""
         before = [(generator, generator.get_state()) for generator in self._generators()]
         self._begin(0)
@@ -51,7 +51,7 @@ class Epochs:
             for generator, state in before:
                 generator.set_state(state)
 
-    def stream(self, epoch: int = 0, index: int = 0) -> Iterator[tuple[int, int, Any]]:
+    def batches_from(self, epoch: int = 0, index: int = 0) -> Iterator[tuple[int, int, Any]]:
         """Yield epoch, round and batch (None for a rank without one) endlessly, starting at a round of an epoch.
 
         Raises:
@@ -69,11 +69,11 @@ class Epochs:
                 raise EmptyLoaderError(f"the training loader yields no batch in epoch {epoch}. Give a list of batches.")
             epoch, index = epoch + 1, 0
 
-    def once(self) -> Iterator[tuple[int, Any]]:
+    def first_epoch(self) -> Iterator[tuple[int, Any]]:
         """Yield this rank's batches of the first epoch, each with its index among all batches."""
         for index, batch in enumerate(self._epoch(0)):
             if batch is not None:
-                yield index * self.world + self.rank, batch
+                yield index * self.world_size + self.rank, batch
 
     def _epoch(self, epoch: int) -> Iterator[Any]:
         """This rank's batch of each round."""
@@ -81,10 +81,10 @@ class Epochs:
         for place, batch in self._all(epoch):
             if place == self.rank:
                 own = batch
-            if place == self.world - 1:
+            if place == self.world_size - 1:
                 yield own
                 own = None
-        if 0 <= place < self.world - 1:
+        if 0 <= place < self.world_size - 1:
             yield own
 
     def _all(self, epoch: int) -> Iterator[tuple[int, Any]]:
@@ -97,7 +97,7 @@ class Epochs:
                 batch = next(batches)
             except StopIteration:
                 return
-            yield number % self.world, batch
+            yield number % self.world_size, batch
             number += 1
 
     def _begin(self, epoch: int) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskhooks.errors import CorruptFileError, MaskhooksError, PluginError, SettingError, near
+from maskhooks.errors import CorruptFileError, MaskhooksError, PluginError, SettingError, close_matches
 
 Label = int | float | str
 
@@ -28,12 +28,12 @@ class Record:
 
     Args:
         text: a sentence, or the first text of a pair, such as a question.
-        second: the second text of a pair, such as a context.
+        text_pair: the second text of a pair, such as a context.
         label: a class number or name, or a regression target; None if unknown.
     """
 
     text: str
-    second: str | None = None
+    text_pair: str | None = None
     label: Label | None = None
 
 
@@ -137,7 +137,7 @@ def _text(path: Path) -> io.TextIOBase:
     return io.TextIOWrapper(gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"), encoding="utf-8")
 
 
-# Tables come in chunks: lists of equal length under "text" and, if requested, "second" and "label". Numbers in CSV
+# Tables come in chunks: lists of equal length under "text" and, if requested, "text_pair" and "label". Numbers in CSV
 # files are parsed one by one, so that no value depends on the rest of its column.
 
 _CHUNK = 2048
@@ -235,8 +235,8 @@ def _records(chunks: Iterable[Chunk], data: str) -> Iterator[Record]:
     number = 0
     for chunk in chunks:
         nothing = [None] * len(chunk["text"])
-        pair = "second" in chunk
-        seconds, labels = chunk.get("second", nothing), chunk.get("label", nothing)
+        pair = "text_pair" in chunk
+        seconds, labels = chunk.get("text_pair", nothing), chunk.get("label", nothing)
         for text, second, label in zip(chunk["text"], seconds, labels, strict=True):
             number += 1
             known = _known(text, data, number)
@@ -246,10 +246,10 @@ def _records(chunks: Iterable[Chunk], data: str) -> Iterator[Record]:
 def _named(columns: Columns, there: Sequence[str], data: str | Path) -> dict[str, str]:
     """The column name for each use."""
     label = "label" if columns.label is None and "label" in there else columns.label
-    wanted = {"text": columns.text, "second": columns.second, "label": label}
+    wanted = {"text": columns.text, "text_pair": columns.second, "label": label}
     for use, name in wanted.items():
         if name is not None and name not in there:
-            likely = near(name, there)
+            likely = close_matches(name, there)
             raise SettingError(
                 f"{data} has no column {name!r}; it has {', '.join(there)}. Name the right one with --{use}-column"
                 + (f" {likely[0]}." if likely else ".")

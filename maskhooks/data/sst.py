@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskhooks.errors import CorruptFileError
-from maskhooks.explanations.tokens import spread
+from maskhooks.explanations.tokens import tags_to_pieces
 
 SENTIMENTS = ("very negative", "negative", "neutral", "positive", "very positive")
 
@@ -66,7 +66,7 @@ def piece_sentiments(sentence: Sentence, offsets: Sequence[Sequence[int]]) -> li
     for word in sentence.words:
         spans.append((start, start + len(word)))
         start += len(word) + 1
-    return spread(sentence.sentiments, spans, offsets)
+    return tags_to_pieces(sentence.sentiments, spans, offsets)
 
 
 def _sentence(line: str, path: str | Path, number: int) -> Sentence:

@@ -15,7 +15,7 @@ from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import SettingError
 
 
-def connect(**settings: Any) -> Fabric:
+def make_fabric(**settings: Any) -> Fabric:
     """Return Lightning's Fabric for these settings, not launched yet.
 
     Args:
@@ -48,7 +48,7 @@ def starts_processes(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, DDPStrategy) and getattr(fabric.strategy, "_start_method", "popen") != "popen"
 
 
-def leave() -> None:
+def close_process_group() -> None:
     """Leave the process group; gloo threads that outlive it abort the process at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -57,5 +57,5 @@ def leave() -> None:
 def ranks_of(fabric: Fabric) -> Ranks:
     """Return the ranks that Fabric launched, as seen by this process."""
     if fabric.world_size > 1:
-        atexit.register(leave)
+        atexit.register(close_process_group)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)

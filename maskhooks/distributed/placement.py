@@ -11,7 +11,7 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a model to a device, and back on exit; a model spread over several devices stays where it is."""
     devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
     if len(devices) != 1 or devices == {device}:

@@ -40,7 +40,7 @@ class Pooled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class Shard:
     """One rank's slice of the global batch's gates.
 
     Args:
@@ -68,42 +68,42 @@ class Share:
 
 
 class Ranks:
-    """This process among `world` processes; a single process exchanges nothing.
+    """This process among `world_size` processes; a single process exchanges nothing.
 
     Args:
-        number: this process's rank, from 0.
-        world: the number of processes.
+        rank: this process's rank, from 0.
+        world_size: the number of processes.
         device: the device for exchanging tensors.
     """
 
-    def __init__(self, number: int = 0, world: int = 1, device: torch.device | None = None) -> None:
-        self.number, self.world = number, world
+    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this process is rank 0, which writes files and prints."""
-        return self.number == 0
+        return self.rank == 0
 
     def largest(self, value: int) -> int:
         """Return the largest of the ranks' numbers."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         found = torch.tensor(value, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def everyones(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Gather the ranks' objects, in order; meant for small objects and rare calls."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.world
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value)
         return found
 
-    def firsts(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the first rank's object."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         held = [value]
         dist.broadcast_object_list(held, src=0)
@@ -111,20 +111,20 @@ class Ranks:
 
     def shapes(self, shape: Shape | None, axes: int) -> list[Shape]:
         """Gather the gates' shape on every rank; a rank without a batch has no rows."""
-        if self.world == 1 and shape is not None:
+        if self.world_size == 1 and shape is not None:
             return [tuple(shape)]
         own = torch.tensor(shape or (0,) * axes, device=self.device)
-        found = [torch.empty_like(own) for _ in range(self.world)]
+        found = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(found, own)
         return [tuple(sizes.tolist()) for sizes in found]
 
-    def share(self, shapes: Sequence[Shape]) -> Share:
+    def shard(self, shapes: Sequence[Shape]) -> Shard:
         """Return this rank's slice of the global batch's gates."""
-        return Share(sum(shape[0] for shape in shapes[: self.number]), _whole(shapes))
+        return Shard(sum(shape[0] for shape in shapes[: self.rank]), _whole(shapes))
 
-    def add(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    def all_reduce(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return the sum of the ranks' tensors, which have the same shape."""
-        if self.world > 1:
+        if self.world_size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
@@ -145,9 +145,9 @@ class Ranks:
         held = None if own is None else dataclasses.replace(own, samples=GateSamples.flattened([own.samples]))
         sizes = self.shapes(None if held is None else (len(held.samples.sample), len(held.divergence)), 2)
         packed = _pack(held, _longest(sizes), self.device)
-        gathered = [torch.empty_like(packed) for _ in range(self.world)]
+        gathered = [torch.empty_like(packed) for _ in range(self.world_size)]
         dist.all_gather(gathered, packed.detach())
-        gathered[self.number] = packed  # gradients reach only this one
+        gathered[self.rank] = packed  # gradients reach only this one
         before = itertools.accumulate((examples for _, examples in sizes), initial=0)
         rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
         parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -157,7 +157,7 @@ class Ranks:
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """Sum the ranks' gradients; a weight with no gradient on any rank keeps none."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad]
         if not trained:
@@ -192,8 +192,8 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Ten
     if own is None:
         return torch.zeros(4 * gates + 3 * examples, device=device)
     samples = own.samples
-    assert samples.examples is not None
-    by_gate = (samples.sample, samples.log_open, samples.counted, samples.examples.index)
+    assert samples.example_index is not None
+    by_gate = (samples.sample, samples.log_open, samples.counted, samples.example_index.index)
     by_example = (own.divergence, own.penalty, own.agreement)
     rows = [_padded(part.float(), (gates,)) for part in by_gate] + [_padded(p.float(), (examples,)) for p in by_example]
     return torch.cat(rows)
@@ -216,11 +216,11 @@ def _padded(part: Shaped[Tensor, "*size"], shape: Shape) -> Shaped[Tensor, "*lon
 class _Shared(Gate):
     """A gate that samples for the global batch and returns one rank's rows."""
 
-    def __init__(self, gate: Gate, share: Share) -> None:
-        self.gate, self.share = gate, share
+    def __init__(self, gate: Gate, shard: Shard) -> None:
+        self.gate, self.shard = gate, shard
 
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
-        return self.share.of(self.gate.sample(self.share.spread(logits), generator), tuple(logits.shape))
+        return self.shard.of(self.gate.sample(self.shard.spread(logits), generator), tuple(logits.shape))
 
     def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         return self.gate.log_open(logits)

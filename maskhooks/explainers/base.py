@@ -18,6 +18,7 @@ from maskhooks.errors import EmptyLoaderError
 from maskhooks.explainers.stored_settings import stored
 from maskhooks.explanations.chunks import Chunks
 from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.score_labels import P_KEPT
 from maskhooks.explanations.shards import Shards
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.fingerprint import fingerprint
@@ -25,8 +26,8 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.kind import declare
-from maskhooks.progress import counting, track
-from maskhooks.seeds import forked, seeded
+from maskhooks.progress import counter, track
+from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, Seed
 from maskhooks.sites.site import Site
@@ -40,9 +41,14 @@ class Explainer(ABC):
     Args:
         hooked: the wrapped model.
         seed: the random seed.
+
+    Attributes:
+        name: the name in lists and in `provenance`.
+        score_label: what scores are called in pictures, pages and reports.
     """
 
     name: str
+    score_label: str = P_KEPT
     recorder: Replay | None = None  # records clean passes for `onward`
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -107,7 +113,7 @@ class Explainer(ABC):
         self.check_ready()
         parts: list[Explanation] = []
         first, provenance = 0, self.provenance()
-        with forked(self.hooked.model):
+        with preserved_rng(self.hooked.model):
             for batch in track(batches, "explaining"):
                 parts.append(self._explain(batch, first, provenance))
                 first = _next(parts[-1], first)
@@ -166,17 +172,17 @@ class Explainer(ABC):
             **chunks.settings(),
             "metadata": dict(metadata or {}),
         }
-        shards = Shards.begin(folder, made, overwrite=overwrite)
+        shards = Shards.open(folder, made, overwrite=overwrite)
         if shards.complete:
             return shards
-        there = {number: shards.count(number) for number in shards.whole()}
-        bar = counting(
+        there = {number: shards.num_examples(number) for number in shards.existing()}
+        bar = counter(
             "explaining",
             chunks.share(total),
             sum(count for number, count in there.items() if chunks.mine(number)),
             shown=progress is True,
         )
-        with forked(self.hooked.model), bar as advance:
+        with preserved_rng(self.hooked.model), bar as advance:
             torch.manual_seed(seeded(self.seed, _STREAM))
             self._fill(shards, chunks, there, provenance, progress if callable(progress) else advance)
         return shards
@@ -192,14 +198,15 @@ class Explainer(ABC):
         """
         task, here = self.hooked.task, clean.places[site]
         names, edges = task.names(site, clean.batch), task.edges(site, clean.batch, clean.values)
-        return Scores(site, depth, values, here.valid, names, here.examples, edges)
+        return Scores(site, depth, values, here.valid, names, here.example_index, edges)
 
     def provenance(self) -> dict[str, Any]:
         """What made an explanation, as JSON has it."""
         return {
             "explainer": self.name,
+            "score_label": self.score_label,
             **self.settings(),
-            "units": self.hooked.task.together,
+            "units": self.hooked.task.unit_name,
             "fingerprint": fingerprint(self.hooked.model)["digest"],
             "versions": {
                 "maskhooks": version("maskhooks"),
@@ -212,7 +219,7 @@ class Explainer(ABC):
         on_device = move(batch, device_of(self.hooked.model))
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.recorder if self.onward else None)
         return Explanation.build(
-            self.scores(clean), provenance=provenance, examples=self._about(clean), start_index=first
+            self.scores(clean), provenance=provenance, metadata=self._about(clean), start_index=first
         )
 
     def _fill(
@@ -243,7 +250,7 @@ class Explainer(ABC):
             first, files = first + count, number + 1
         if not files:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
-        shards.end(files, first)
+        shards.finish(files, first)
 
     def _chunk(
         self,
@@ -262,8 +269,8 @@ class Explainer(ABC):
         together = Explanation.concat(parts)
         order = np.argsort(together.columns["example"], kind="stable")
         columns = {name: column[order] for name, column in together.columns.items()}
-        examples = dict(sorted(together.examples.items()))
-        return dataclasses.replace(together, columns=columns, examples=examples)
+        examples = dict(sorted(together.metadata.items()))
+        return dataclasses.replace(together, columns=columns, metadata=examples)
 
     def _weights(self) -> str | None:
         """A digest of what was learned; None where nothing is."""
@@ -279,7 +286,7 @@ class Explainer(ABC):
 
 def _next(part: Explanation, first: int) -> int:
     """The number after a batch's last example; a graph without edges has no row, and may be known all the same."""
-    return int(max(part.columns["example"].max(initial=first), max(part.examples, default=first))) + 1
+    return int(max(part.columns["example"].max(initial=first), max(part.metadata, default=first))) + 1
 
 
 EXPLAINERS = declare("explainer", Explainer)

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import KEPT_OR_ERASED
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, Outputs
 from maskhooks.passes.clean import Clean
-from maskhooks.search.question import Judge, Question
-from maskhooks.search.scheduler import Asking
+from maskhooks.search.question import Criterion, Question
+from maskhooks.search.scheduler import SearchSteps
 from maskhooks.settings.types import Count, Positive, Seed
 from maskhooks.sites.site import Selector
 
@@ -32,6 +33,7 @@ class Beam(SmallestSets):
     """
 
     name = "beam"
+    score_label = KEPT_OR_ERASED
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class Beam(SmallestSets):
         *,
         width: Count = 8,
         baseline: BaselineSetting = "zero",
-        criterion: Judge | None = None,
+        criterion: Criterion | None = None,
         margin: Positive | None = None,
         divergence: DivergenceSetting = "kl",
         batch_size: Count = 64,
@@ -73,7 +75,7 @@ class Beam(SmallestSets):
         moved = self.divergence(original, masked).float().cpu()
         return torch.stack([self.unchanged(original, masked).float().cpu(), moved], 1)
 
-    def _best(self, question: Question) -> Asking[Tensor]:
+    def _best(self, question: Question) -> SearchSteps[Tensor]:
         """1 for the positions of the best set, 0 for the others."""
         best = torch.ones(question.positions, dtype=torch.bool)
         sets = best[None]

@@ -18,10 +18,10 @@ from maskhooks.model.outputs import DIVERGENCES, DivergenceSetting
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.registry import registry
-from maskhooks.search.batched import Member, Panel
-from maskhooks.search.question import Judge, Question
+from maskhooks.search.batched import BatchQuestions, RowQuestion
+from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
-from maskhooks.search.scheduler import Asking, answered
+from maskhooks.search.scheduler import SearchSteps, answered
 from maskhooks.settings.types import Count, Seed
 from maskhooks.sites.site import Selector, Site
 
@@ -57,7 +57,7 @@ class Closing(Explainer):
         seed: Seed = 0,
     ) -> None:
         super().__init__(hooked, seed=seed)
-        self.sites = hooked.needed(sites)
+        self.sites = hooked.required_sites(sites)
         if isinstance(baseline, Baseline) and len(self.sites) > 1:
             raise SettingError("one Baseline object serves one site; give a registered name, or an explainer for each")
         _check_baseline(baseline)
@@ -78,22 +78,24 @@ class Closing(Explainer):
         """A question for each example."""
         baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
-        if clean.places[site].examples is not None:
-            return Panel(clean, site, baseline, rows=rows).members
+        if clean.places[site].example_index is not None:
+            return BatchQuestions(clean, site, baseline, rows=rows).members
         return [
             Repeated(clean, site, example, baseline, rows=rows, replay=self.recorder)
             for example in range(len(clean.values[site]))
         ]
 
-    def answers(self, questions: Sequence[Question], ask: Callable[[Question], Asking[T]], function: Judge) -> list[T]:
+    def answers(
+        self, questions: Sequence[Question], ask: Callable[[Question], SearchSteps[T]], function: Criterion
+    ) -> list[T]:
         """What is found out about each example of a batch at a site.
 
         Args:
             ask: the search for one example.
             function: of the original and the masked outputs, a row for each set.
         """
-        if questions and isinstance(questions[0], Member):
-            return questions[0].panel.answer([ask(question) for question in questions], function)
+        if questions and isinstance(questions[0], RowQuestion):
+            return questions[0].batch_questions.answer([ask(question) for question in questions], function)
         return [_answered(question, ask(question), function) for question in questions]
 
     def spread_scores(
@@ -113,9 +115,9 @@ class Closing(Explainer):
         return self.site_scores(clean, site, site.depth or 0, values)
 
 
-def _answered(question: Question, asking: Asking[T], function: Judge) -> T:
+def _answered(question: Question, steps: SearchSteps[T], function: Criterion) -> T:
     try:
-        return answered(asking, lambda sets: question.measured(sets, function))
+        return answered(steps, lambda sets: question.measured(sets, function))
     finally:
         question.forget()
 

@@ -57,8 +57,8 @@ class DiffMask(Learned):
     ) -> None:
         super().__init__(hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed)
         if conditioned_on is None and sites == "input" and amortized and hooked.sites.tagged("hidden"):
-            conditioned_on = hooked.alike(self.sites)
-        self.conditioned_on = None if conditioned_on is None else hooked.needed(conditioned_on)
+            conditioned_on = hooked.same_positions(self.sites)
+        self.conditioned_on = None if conditioned_on is None else hooked.required_sites(conditioned_on)
         self.cumulative = cumulative
         self._baselines_first |= self.conditioned_on is not None
         if not amortized and self.conditioned_on is not None:

@@ -18,20 +18,21 @@ from torch import Tensor
 from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import KEPT_OR_ERASED
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, parameters
-from maskhooks.passes.clean import Clean, with_beside
+from maskhooks.passes.clean import Clean, with_dependencies
 from maskhooks.progress import bar
-from maskhooks.search.batched import Member
-from maskhooks.search.exact import Found, Search, Way, outlook
+from maskhooks.search.batched import RowQuestion
+from maskhooks.search.exact import Search, SearchResult, Strategy, estimate_time
 from maskhooks.search.flat import Flat
-from maskhooks.search.question import Judge, Question
+from maskhooks.search.question import Criterion, Question
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
-from maskhooks.search.scheduler import Asking
+from maskhooks.search.scheduler import SearchSteps
 from maskhooks.search.shared import tree
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Positive, Seed
 from maskhooks.sites.site import Selector
@@ -65,6 +66,7 @@ class Erasure(SmallestSets):
     """
 
     name = "erasure"
+    score_label = KEPT_OR_ERASED
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Erasure(SmallestSets):
         sites: Selector = "input",
         *,
         baseline: BaselineSetting = "zero",
-        criterion: Judge | None = None,
+        criterion: Criterion | None = None,
         margin: Positive | None = None,
         divergence: DivergenceSetting = "kl",
         max_positions: Count = 25,
@@ -102,10 +104,10 @@ class Erasure(SmallestSets):
             time_limit,
         )
         self.memory_limit = memory_limit
-        self._latest: list[Found] = []
+        self._latest: list[SearchResult] = []
 
     @checked
-    def search(self, batch: Any, *, state: Folder | None = None, progress: bool = True) -> list[Found]:
+    def search(self, batch: Any, *, state: Folder | None = None, progress: bool = True) -> list[SearchResult]:
         """What is found out about each example, site by site; positions count as in the rows of an explanation.
 
         Args:
@@ -122,7 +124,7 @@ class Erasure(SmallestSets):
         Warns:
             SearchLimitWarning: a limit ended the search for an example.
         """
-        with forked(self.hooked.model):
+        with preserved_rng(self.hooked.model):
             return [one for _, found in self._search(self.clean(batch), state, progress) for one in found]
 
     def scores(self, clean: Clean) -> list[Scores]:
@@ -135,7 +137,7 @@ class Erasure(SmallestSets):
 
     def _search(
         self, clean: Clean, state: str | Path | None, progress: bool
-    ) -> list[tuple[Sequence[Question], list[Found]]]:
+    ) -> list[tuple[Sequence[Question], list[SearchResult]]]:
         """For each site its questions, and what was found out about them."""
         sites = [self.questions(clean, site) for site in self.sites]
         every = [question for questions in sites for question in questions]
@@ -146,10 +148,10 @@ class Erasure(SmallestSets):
         try:
             with _shown(len(every), progress) as advance:
 
-                def asking(question: Question) -> Asking[Found]:
+                def steps(question: Question) -> SearchSteps[SearchResult]:
                     return self._asking(question, searches[question], saved, advance)
 
-                found = [self.answers(questions, asking, self.unchanged) for questions in sites]
+                found = [self.answers(questions, steps, self.unchanged) for questions in sites]
         finally:
             if saved is not None:
                 saved.now()
@@ -159,23 +161,25 @@ class Erasure(SmallestSets):
                 warnings.warn(text, SearchLimitWarning, stacklevel=4)
         return list(zip(sites, found, strict=True))
 
-    def _asking(self, question: Question, search: Search, saved: Saved | None, advance: Any) -> Asking[Found]:
+    def _asking(
+        self, question: Question, search: Search, saved: Saved | None, advance: Any
+    ) -> SearchSteps[SearchResult]:
         def progress(at: Search) -> None:
             advance(at, 0)
             if saved is not None:
                 saved.later()
 
-        limits: dict[str, Any] = {"subsets": self.max_sets, "seconds": self.time_limit, "progress": progress}
-        found = yield from search.asking(Flat(question.positions, question.rows), largest=1, **limits)
-        if found.stopped == "largest" and self.max_set_size != 1:  # a tree takes longer to prepare for
+        limits: dict[str, Any] = {"max_sets": self.max_sets, "time_limit": self.time_limit, "progress": progress}
+        found = yield from search.steps(Flat(question.positions, question.rows), max_set_size=1, **limits)
+        if found.stopped == "max_set_size" and self.max_set_size != 1:  # a tree takes longer to prepare for
             with self._way(question) as way:
-                found = yield from search.asking(way, largest=self.max_set_size, **limits)
+                found = yield from search.steps(way, max_set_size=self.max_set_size, **limits)
         advance(search, 1)
         numbered = tuple(tuple(question.units[unit][0] for unit in one) for one in found.solutions)
         return dataclasses.replace(found, solutions=numbered)
 
     @contextlib.contextmanager
-    def _way(self, question: Question) -> Iterator[Way]:
+    def _way(self, question: Question) -> Iterator[Strategy]:
         """How the sets of an example are tried."""
         with (
             tree(question, self.unchanged, memory=self.memory_limit)
@@ -187,7 +191,7 @@ class Erasure(SmallestSets):
     def _check_length(self, question: Question) -> None:
         if question.positions > self.max_positions:
             with self._way(question) as way:
-                text, top = outlook(way, question.positions, lambda sets: question.measured(sets, self.unchanged))
+                text, top = estimate_time(way, question.positions, lambda sets: question.measured(sets, self.unchanged))
             raise SearchLimitError(
                 f"{_of(question)} has {question.positions} positions, and up to {self.max_positions} are "
                 f"searched: {text}. "
@@ -199,9 +203,9 @@ class Erasure(SmallestSets):
         """What has to be the same for a search to go on."""
         units = hashlib.sha256(json.dumps([question.units for question in questions]).encode()).hexdigest()
         digest = hashlib.sha256()
-        for site in with_beside(self.hooked, self.sites):
+        for site in with_dependencies(self.hooked, self.sites):
             digest.update(_bytes(clean.values[site]))
-        if any(isinstance(question, Member) for question in questions):  # edges alone do not tell graphs apart
+        if any(isinstance(question, RowQuestion) for question in questions):  # edges alone do not tell graphs apart
             for numbers in parameters(clean.outputs):
                 digest.update(_bytes(numbers))
         known = self.provenance()
@@ -221,7 +225,7 @@ def _bytes(values: Tensor) -> bytes:
     return bytes(values.detach().float().cpu().contiguous().numpy().tobytes())
 
 
-def _kept(question: Question, found: Found) -> Tensor:
+def _kept(question: Question, found: SearchResult) -> Tensor:
     """1 for the positions of the first solution, 0 for the others; without one all are kept."""
     kept = [unit[0] in found.solutions[0] if found.solutions else True for unit in question.units]
     return torch.tensor(kept, dtype=torch.float32)

@@ -36,7 +36,7 @@ from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
-from maskhooks.seeds import forked, generator, seeded
+from maskhooks.seeds import generator, preserved_rng, seeded
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
@@ -99,7 +99,7 @@ class Learned(Explainer):
         self.margin, self.amortized = margin, amortized
         self.divergence = registry.make(DIVERGENCES, divergence)
         self.gate = registry.make(GATES, gate)
-        self.sites = self._asked = hooked.needed(sites)
+        self.sites = self._asked = hooked.required_sites(sites)
         weights = [site for site in self.sites if "weight" in site.tags]
         self.baseline = baseline if baseline is not None else "learned" if amortized and not weights else "zero"
         registry.check(BASELINES, self.baseline)
@@ -195,7 +195,7 @@ class Learned(Explainer):
         if resume and run_dir is None:
             raise SettingError("resume goes on from the state in a folder: give it as run_dir")
         self.sites, self.fitted, self.result = self._asked, False, None
-        with forked(self.hooked.model), Epochs(train, self.seed).drawn():
+        with preserved_rng(self.hooked.model), Epochs(train, self.seed).seeded():
             check_loaders(train, validation)
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
 
@@ -210,10 +210,10 @@ class Learned(Explainer):
             folder=folder,
             resume=resume,
             save_every=save_every,
-            about={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
+            metadata={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
             cache=None if cache is None else CleanCache.named(cache),
-            board=Board.named(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
+            board=Board.open(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
         )
 
         if self.amortized:
@@ -330,7 +330,7 @@ class Learned(Explainer):
 
     def settings(self) -> dict[str, Any]:
         """The settings, each JSON-serialisable, and the unit in which positions are gated together."""
-        return {**super().settings(), "units": self.hooked.task.together}
+        return {**super().settings(), "units": self.hooked.task.unit_name}
 
     def provenance(self) -> dict[str, Any]:
         return {**super().provenance(), "within_margin": self.within_margin}

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from maskhooks.explainers.closing import Closing
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import DIVERGENCE
 from maskhooks.passes.clean import Clean
 from maskhooks.search.question import Question
-from maskhooks.search.scheduler import Asking
+from maskhooks.search.scheduler import SearchSteps
 
 
 class LeaveOneOut(Closing):
@@ -23,6 +24,7 @@ class LeaveOneOut(Closing):
     """
 
     name = "leave-one-out"
+    score_label = DIVERGENCE
 
     def scores(self, clean: Clean) -> list[Scores]:
         found = []
@@ -33,7 +35,7 @@ class LeaveOneOut(Closing):
         return found
 
 
-def _each(question: Question) -> Asking[Tensor]:
+def _each(question: Question) -> SearchSteps[Tensor]:
     """How far the output moves without each position."""
     if not question.positions:
         return torch.zeros(0)

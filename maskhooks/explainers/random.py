@@ -8,6 +8,7 @@ import torch
 
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
+from maskhooks.explanations.score_labels import RANDOM
 from maskhooks.model.hooked import Hooked
 from maskhooks.passes.clean import Clean
 from maskhooks.seeds import generator
@@ -25,6 +26,7 @@ class Random(Explainer):
     """
 
     name = "random"
+    score_label = RANDOM
 
     def __init__(self, hooked: Hooked, sites: Selector = "hidden", *, seed: Seed = 0) -> None:
         super().__init__(hooked, seed=seed)

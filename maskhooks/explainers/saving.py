@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import nn
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import (
     CorruptFileError,
     FingerprintError,
@@ -31,7 +31,7 @@ from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.registry import registry
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 from maskhooks.settings.format import FORMAT, check_format
 from maskhooks.settings.schema import checked, schema_of
 from maskhooks.settings.types import Folder
@@ -53,7 +53,7 @@ class Saved(TypedDict):
         shapes: for each masking the sizes of its parts.
         fingerprint: of the model.
         provenance: what an explanation would bear.
-        result: within_margin, chosen and stopped of the last fit.
+        result: within_margin, chosen_steps and stop_reason of the last fit.
     """
 
     format: int
@@ -122,7 +122,9 @@ def save(explainer: Saveable, folder: Path) -> Path:
         "shapes": explainer.shapes(),
         "fingerprint": fingerprint(explainer.hooked.model),
         "provenance": explainer.provenance(),
-        "result": {key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen", "stopped")},
+        "result": {
+            key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen_steps", "stop_reason")
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = {_WEIGHTS: weights, SETTINGS: json.dumps(settings, indent=1).encode()}
@@ -131,7 +133,7 @@ def save(explainer: Saveable, folder: Path) -> Path:
         if rows:
             files[f"{name}.csv"] = _table(rows)
     for name, data in files.items():
-        with draft(folder / name) as file:
+        with atomic_open(folder / name) as file:
             file.write(data)
     return folder
 
@@ -168,7 +170,7 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
     _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
     explainer = _restored(folder, kind.restored, hooked, saved["settings"], own)
-    with forked(hooked.model):  # parts are drawn at random before their weights are read
+    with preserved_rng(hooked.model):  # parts are drawn at random before their weights are read
         explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts, saved["weights"])
     explainer.result = FitResult(**saved["result"])
@@ -227,7 +229,7 @@ def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) 
 
 def _check_units(folder: Path, settings: dict[str, Any], hooked: Hooked) -> None:
     """Raises SettingError where other positions are gated together than those that masks were trained with."""
-    saved, present = settings.get("units"), hooked.task.together
+    saved, present = settings.get("units"), hooked.task.unit_name
     if "units" in settings and saved != present:
         way = {None: "without units", "function": "with the function again, units=lambda batch: ..."}
         raise SettingError(

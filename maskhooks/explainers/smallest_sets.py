@@ -12,7 +12,7 @@ from maskhooks.explainers.closing import Closing
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, Outputs, agreement
-from maskhooks.search.question import Judge
+from maskhooks.search.question import Criterion
 from maskhooks.settings.types import Count, Positive, Seed
 from maskhooks.sites.site import Selector
 
@@ -38,7 +38,7 @@ class SmallestSets(Closing):
         sites: Selector = "input",
         *,
         baseline: BaselineSetting = "zero",
-        criterion: Judge | None = None,
+        criterion: Criterion | None = None,
         margin: Positive | None = None,
         divergence: DivergenceSetting = "kl",
         batch_size: Count = 64,

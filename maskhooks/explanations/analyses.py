@@ -20,7 +20,7 @@ from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.grouping import Codes, Group, Grouped, grouped
 from maskhooks.explanations.layers import Layers
 from maskhooks.explanations.scores import FIXED, INTEGERS, Column
-from maskhooks.explanations.tokens import spread, token_kind
+from maskhooks.explanations.tokens import tags_to_pieces, token_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +30,14 @@ __all__ = [
     "DepthsKept",
     "Deviation",
     "Group",
-    "Kept",
+    "GroupKept",
     "depths_kept",
     "kept_by",
     "plot_depths",
-    "spread",
-    "stability",
+    "seed_deviation",
+    "tags_to_pieces",
     "token_kind",
-    "top",
+    "top_groups",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ Explanations = Explanation | Iterable[Explanation]
 
 
 @dataclass(frozen=True)
-class Kept:
+class GroupKept:
     """What is kept of a group at one layer: a masked site, with masks read from one depth.
 
     Attributes:
@@ -74,7 +74,7 @@ class DepthsKept:
     Attributes:
         group: the group.
         depths: the mean number of depths in which a position is kept.
-        error: its standard error, clustered by example because positions of one text are not independent; NaN for one
+        standard_error: of `depths`, clustered by example because positions of one text are not independent; NaN for one
             example.
         fraction: `depths` as a fraction of all depths.
         positions: the number of positions.
@@ -83,7 +83,7 @@ class DepthsKept:
 
     group: str
     depths: float
-    error: float
+    standard_error: float
     fraction: float
     positions: int
     examples: int
@@ -106,7 +106,7 @@ class Deviation:
     positions: int
 
 
-def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[Kept]:
+def kept_by(explanation: Explanations, group: Group, *, min_count: int = 1) -> list[GroupKept]:
     """Return what is kept of each group at each layer, by depth, then by descending score.
 
     Args:
@@ -114,7 +114,7 @@ def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[
             one by one.
         group: how to group positions: a column, a function or mapping of labels, or tags; see
             `maskhooks.explanations.grouping.grouped`.
-        least: omit groups with fewer positions at a layer.
+        min_count: omit groups with fewer positions at a layer.
 
     Raises:
         SettingError: there is no such column, the tags do not fit, or no position is in any group.
@@ -134,14 +134,14 @@ def kept_by(explanation: Explanations, group: Group, *, least: int = 1) -> list[
             sums[depth, site, inside.names[code]] += rows[cell]
     _check_any(sums)
     made = [
-        Kept(site, depth, name, float(score / number), float(kept / number), int(number), int(examples))
+        GroupKept(site, depth, name, float(score / number), float(kept / number), int(number), int(examples))
         for (depth, site, name), (score, kept, number, examples) in sums.items()
-        if number >= least
+        if number >= min_count
     ]
     return sorted(made, key=lambda row: (row.depth, row.site, -row.score, row.group))
 
 
-def depths_kept(explanation: Explanations, group: Group, *, least: int = 1) -> list[DepthsKept]:
+def depths_kept(explanation: Explanations, group: Group, *, min_count: int = 1) -> list[DepthsKept]:
     """Return the mean number of depths in which each group's positions are kept (De Cao et al. 2020, figure 4).
 
     With k_il = 1 where position i is kept at layer l (a masked site, with masks read from one depth), a group of n
@@ -158,7 +158,7 @@ def depths_kept(explanation: Explanations, group: Group, *, least: int = 1) -> l
         explanation: an explanation, or an iterable of explanations of different examples, such as `Shards`; it is read
             one by one.
         group: as in `kept_by`.
-        least: omit groups with fewer positions.
+        min_count: omit groups with fewer positions.
 
     Returns:
         One entry for each group, most depths first.
@@ -172,16 +172,16 @@ def depths_kept(explanation: Explanations, group: Group, *, least: int = 1) -> l
         for name, row in zip(inside.names, _cluster_sums(part, inside), strict=True):
             sums[name] += row
     _check_any(sums)
-    made = [_depths(name, row) for name, row in sums.items() if row[0] >= least]
+    made = [_depths(name, row) for name, row in sums.items() if row[0] >= min_count]
     return sorted(made, key=lambda row: (-row.depths, row.group))
 
 
-def top(explanation: Explanation, group: Group = "label", *, depth: int | None = None) -> dict[str, float]:
+def top_groups(explanation: Explanation, group: Group = "label", *, depth: int | None = None) -> dict[str, float]:
     """Return the fraction of examples in which each group has the largest score, largest fraction first.
 
-    `top(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: 99 % of the time in the last layer
-    for the BERT of De Cao et al. 2020, section 3.2. Positions with equal scores, such as fully open gates, share their
-    example evenly. Scores are means over heads or other extra axes, and over sites of one depth.
+    `top_groups(explanation).get("[CLS]", 0.0)` is how often `[CLS]` has the largest score: 99 % of the time in the last
+    layer for the BERT of De Cao et al. 2020, section 3.2. Positions with equal scores, such as fully open gates, share
+    their example evenly. Scores are means over heads or other extra axes, and over sites of one depth.
 
     Args:
         explanation: the scores.
@@ -194,8 +194,8 @@ def top(explanation: Explanation, group: Group = "label", *, depth: int | None =
     """
     if not isinstance(explanation, Explanation):
         raise SettingError(
-            f"top takes one Explanation, got {type(explanation).__name__}. Explanation.from_parquet(folder) reads all "
-            f"files of a folder"
+            f"top_groups takes one Explanation, got {type(explanation).__name__}. "
+            f"Explanation.from_parquet(folder) reads all files of a folder"
         )
     inside = grouped(explanation, group)
     depths = np.unique(explanation["depth"])
@@ -220,7 +220,7 @@ def top(explanation: Explanation, group: Group = "label", *, depth: int | None =
     return {inside.names[index]: float(shares[index]) for index in order}
 
 
-def stability(explanations: Sequence[Explanation]) -> list[Deviation]:
+def seed_deviation(explanations: Sequence[Explanation]) -> list[Deviation]:
     """Return how far explanations of the same examples with several seeds differ.
 
     This is the sample standard deviation of P(z != 0) over S seeds (divisor S - 1), averaged over positions (De Cao et
@@ -234,7 +234,9 @@ def stability(explanations: Sequence[Explanation]) -> list[Deviation]:
     """
     found = [_in_order(explanation) for explanation in explanations]
     if len(found) < 2:
-        raise SettingError(f"stability needs at least two explanations, got {len(found)}. Explain with several seeds")
+        raise SettingError(
+            f"seed_deviation needs at least two explanations, got {len(found)}. Explain with several seeds"
+        )
     for number, other in enumerate(found[1:], 1):
         difference = _difference(found[0], other)
         if difference:
@@ -252,12 +254,12 @@ def stability(explanations: Sequence[Explanation]) -> list[Deviation]:
     return [*rows, Deviation(None, None, float(deviations.mean()), len(deviations))]
 
 
-def plot_depths(rows: Sequence[DepthsKept], *, most: int = 30, ax: Axes | None = None) -> Figure:
+def plot_depths(rows: Sequence[DepthsKept], *, max_groups: int = 30, ax: Axes | None = None) -> Figure:
     """Draw a bar for each group, with standard error and number of positions (De Cao et al. 2020, figure 4).
 
     Args:
         rows: from `depths_kept`, drawn in this order.
-        most: show at most this many groups: the first and the last.
+        max_groups: show at most this many groups: the first and the last.
         ax: Axes to draw on; None makes a figure.
     """
     from maskhooks.viz.groups import groups
@@ -265,10 +267,10 @@ def plot_depths(rows: Sequence[DepthsKept], *, most: int = 30, ax: Axes | None =
     return groups(
         [row.group for row in rows],
         [row.depths for row in rows],
-        [row.error for row in rows],
+        [row.standard_error for row in rows],
         [row.positions for row in rows],
         x="mean number of depths in which a position is kept",
-        most=most,
+        max_groups=max_groups,
         ax=ax,
     )
 

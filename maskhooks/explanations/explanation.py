@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks.errors import BatchError, SettingError, UnknownSiteError, near
+from maskhooks.errors import BatchError, SettingError, UnknownSiteError, close_matches
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.layers import Layers
+from maskhooks.explanations.score_labels import P_KEPT, score_label, zero_note
 from maskhooks.explanations.scores import Column, Columns, Scores, repeated, stack
 from maskhooks.sites.site import Site
 
@@ -34,15 +35,16 @@ class Explanation:
 
     Columns: `example` (int); `site` (the masked site's address); `depth` (int, the depth of the site the mask
     reads); `position` (int); `label` (the position's name, such as a token); `valid` (False at padding);
-    `score` (float32, P(z != 0), the expected fraction kept); `kept` (valid, and score above the threshold).
-    Patches add `row` and `column`, edges `source`, `target` and `relation`; each other gated axis, such as
-    `head`, adds its own column. These hold -1 in rows without a value, such as a class token's.
+    `score` (float32 in [0, 1]; of masks P(z != 0), the expected fraction kept; `provenance["score_label"]` says what
+    other explainers give); `kept` (valid, and score above the threshold). Patches add `row` and `column`, edges
+    `source`, `target` and `relation`; each other gated axis, such as `head`, adds its own column. These hold -1 in rows
+    without a value, such as a class token's.
 
     Attributes:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.
         sites: the addresses of the masked sites.
         provenance: what made the explanation (fingerprint, sites, parts, seed, versions); JSON-serialisable.
-        examples: metadata by example index, such as `{"prediction": ..., "target": ...}`.
+        metadata: metadata by example index, such as `{"prediction": ..., "target": ...}`.
 
     `explanation["score"]` returns a column; `explanation["site"]` returns addresses.
     """
@@ -50,7 +52,7 @@ class Explanation:
     columns: Columns
     sites: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
-    examples: dict[int, dict[str, str]] = field(default_factory=dict)
+    metadata: dict[int, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -58,7 +60,7 @@ class Explanation:
         scores: Sequence[Scores],
         *,
         provenance: Mapping[str, Any],
-        examples: Sequence[Mapping[str, str]] | None = None,
+        metadata: Sequence[Mapping[str, str]] | None = None,
         threshold: float = 0.5,
         start_index: int | Sequence[int] = 0,
     ) -> Explanation:
@@ -67,7 +69,7 @@ class Explanation:
         Args:
             scores: one for each masked site and depth.
             provenance: what made them; JSON-serialisable.
-            examples: metadata for each example of the batch, such as its prediction and target, as text.
+            metadata: metadata for each example of the batch, such as its prediction and target, as text.
             threshold: a position is kept if its score is larger.
             start_index: the index of the batch's first example, or the index of each.
 
@@ -84,17 +86,17 @@ class Explanation:
             )
         columns, sites = stack([(part.rows(start_index, threshold), [str(part.site)]) for part in scores])
         batch = max(part.count for part in scores)
-        if examples is not None and len(examples) != batch:
+        if metadata is not None and len(metadata) != batch:
             raise BatchError(
-                f"there is metadata for {len(examples)} examples, but scores for {batch}. Give one mapping for "
+                f"there is metadata for {len(metadata)} examples, but scores for {batch}. Give one mapping for "
                 f"each, such as {{'prediction': 'positive'}}"
             )
         numbers = range(start_index, start_index + batch) if isinstance(start_index, int) else start_index
-        known = {number: dict(about) for number, about in zip(numbers, examples or (), strict=False)}
+        known = {number: dict(about) for number, about in zip(numbers, metadata or (), strict=False)}
         return cls(columns, sites, _as_json(provenance), known)
 
     @staticmethod
-    def concat(parts: Iterable[Explanation]) -> Explanation:
+    def concat(explanations: Iterable[Explanation]) -> Explanation:
         """Concatenate explanations of different examples (`build(start_index=...)`), sites or depths.
 
         If the parts have the same provenance, the result has it too; otherwise `"of"` lists the different ones.
@@ -102,7 +104,7 @@ class Explanation:
         Raises:
             SettingError: there are no parts, or two hold the same site of the same example at the same depth.
         """
-        found = list(parts)
+        found = list(explanations)
         if not found:
             raise SettingError("there is nothing to concatenate. Give at least one explanation")
         columns, sites = stack([(part.columns, part.sites) for part in found])
@@ -114,7 +116,7 @@ class Explanation:
         made = [part.provenance for part in found]
         different = [one for index, one in enumerate(made) if one not in made[:index]]
         provenance = different[0] if len(different) == 1 else {"of": different}
-        examples = {number: about for part in found for number, about in part.examples.items()}
+        examples = {number: about for part in found for number, about in part.metadata.items()}
         return Explanation(columns, sites, provenance, examples)
 
     def __len__(self) -> int:
@@ -132,7 +134,7 @@ class Explanation:
         return (
             self.columns.keys() == other.columns.keys()
             and all(np.array_equal(self[n], other[n], equal_nan=n == "score") for n in self.columns)
-            and (self.provenance, self.examples) == (other.provenance, other.examples)
+            and (self.provenance, self.metadata) == (other.provenance, other.metadata)
         )
 
     def __repr__(self) -> str:
@@ -140,7 +142,7 @@ class Explanation:
         means = [f"{label}: {mean:.2f}" for label, mean in zip(layers.labels, layers.means(), strict=True)]
         if len(means) > 8:
             means[4:-3] = ["..."]
-        return f"Explanation({self._counts()}; mean kept by depth: {', '.join(means)})"
+        return f"Explanation({self._counts()}; mean {self._mean_of()} by depth: {', '.join(means)})"
 
     def _repr_html_(self) -> str:
         from maskhooks.viz.table import table
@@ -150,7 +152,7 @@ class Explanation:
         caption = f"Explanation of {self._counts()}."
         for number, chosen in self._each():
             scores, labels = layers.grid(chosen)
-            caption += f" Example {number} by depth; in brackets, the mean kept over all examples:"
+            caption += f" Example {number} by depth; in brackets, the mean {self._mean_of()} over all examples:"
             return table(scores, rows, labels, caption)
         return table(np.empty((0, 0)), [], [], caption)
 
@@ -184,12 +186,12 @@ class Explanation:
                 raise UnknownSiteError(
                     f"there are no scores of site {address!r}. The sites are {', '.join(self.sites)}.",
                     site=address,
-                    near=near(address, self.sites),
+                    near=close_matches(address, self.sites),
                 )
             chosen &= np.isin(self.columns["site"], [self.sites.index(address) for address in addresses])
         columns, sites = stack([({name: column[chosen] for name, column in self.columns.items()}, self.sites)])
         left = set(np.unique(columns["example"]).tolist())
-        examples = {number: known for number, known in self.examples.items() if number in left}
+        examples = {number: known for number, known in self.metadata.items() if number in left}
         return Explanation(columns, sites, self.provenance, examples)
 
     def matrix(self, example: int | None = None) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
@@ -227,7 +229,7 @@ class Explanation:
         return pd.DataFrame(columns)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the rows, with provenance and examples in the file's metadata."""
+        """Write the rows, with provenance and the metadata of examples in the file's metadata."""
         rowfiles.write_parquet(Path(path), self.columns, self._about())
 
     @classmethod
@@ -265,11 +267,11 @@ class Explanation:
         return cls._from(*rowfiles.read_folder(Path(folder)))
 
     def _about(self) -> dict[str, Any]:
-        return {"sites": list(self.sites), "provenance": self.provenance, "examples": self.examples}
+        return {"sites": list(self.sites), "provenance": self.provenance, "metadata": self.metadata}
 
     @classmethod
     def _from(cls, columns: Columns, about: Mapping[str, Any]) -> Explanation:
-        return cls(columns, tuple(about["sites"]), about["provenance"], about["examples"])
+        return cls(columns, tuple(about["sites"]), about["provenance"], about["metadata"])
 
     # Pictures
 
@@ -280,7 +282,7 @@ class Explanation:
         ax: Axes | None = None,
         *,
         nodes: Names = (),
-        centre: Node | None = None,
+        target_node: Node | None = None,
     ) -> Figure:
         """Draw one example's scores, without pyplot and without opening a window.
 
@@ -293,7 +295,7 @@ class Explanation:
             ax: Axes to draw on, from any figure; None makes a figure, which wraps long sentences.
             nodes: for a graph, the names of the nodes, such as atoms; a mapping names some of them by number, or by
                 (type, number) if there are several node types.
-            centre: for a graph, the node the prediction is about, by number or (type, number).
+            target_node: for a graph, the node the prediction is about, by number or (type, number).
 
         Returns:
             The figure; `figure.savefig("name.png")` writes it.
@@ -306,11 +308,12 @@ class Explanation:
         part = self._one(example)
         number = int(part["example"][0])
         title = " · ".join(
-            [f"example {number}", *(f"{key}: {text}" for key, text in self.examples.get(number, {}).items())]
+            [f"example {number}", *(f"{key}: {text}" for key, text in self.metadata.get(number, {}).items())]
         )
         from maskhooks.explanations.pictures import picture
 
-        return picture(part._layers(), kind, title=title, nodes=nodes, centre=centre, ax=ax)
+        label = score_label(self.provenance)
+        return picture(part._layers(), kind, title=title, label=label, nodes=nodes, target_node=target_node, ax=ax)
 
     def to_html(
         self,
@@ -319,7 +322,7 @@ class Explanation:
         sections: Sequence[Section] = (),
         *,
         nodes: Mapping[int, Names] | None = None,
-        centres: Mapping[int, Node] | None = None,
+        target_nodes: Mapping[int, Node] | None = None,
     ) -> str:
         """Return a self-contained HTML page: positions or edges coloured by score, with a slider for the depth.
 
@@ -328,7 +331,7 @@ class Explanation:
             title: the heading; by default the question that the page answers.
             sections: shown above the examples.
             nodes: for graphs, the node names of each example index, as `plot` takes them.
-            centres: for graphs, the node each example's prediction is about.
+            target_nodes: for graphs, the node each example's prediction is about.
         """
         from maskhooks.explanations.pictures import example, page_note
         from maskhooks.viz.page import page
@@ -339,15 +342,23 @@ class Explanation:
                 layers,
                 rows,
                 number,
-                self.examples.get(number, {}),
+                self.metadata.get(number, {}),
                 (nodes or {}).get(number, ()),
-                (centres or {}).get(number),
+                (target_nodes or {}).get(number),
             )
             for number, rows in self._each()
         ]
-        note = page_note(layers, self.sites)
-        title = title or f"Which {'edges' if layers.connected else 'positions'} does the prediction need?"
-        text = page(examples, layers.labels, title=title, note=note, provenance=self.provenance, sections=sections)
+        label, noun = score_label(self.provenance), "edges" if layers.connected else "positions"
+        text = page(
+            examples,
+            layers.labels,
+            title=title or f"Which {noun} does the prediction need?",
+            note=page_note(layers, self.sites),
+            label=label,
+            zero_note=zero_note(label, noun.capitalize()),
+            provenance=self.provenance,
+            sections=sections,
+        )
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -369,6 +380,10 @@ class Explanation:
     def _counts(self) -> str:
         counts = {"example": len(np.unique(self["example"])), "site": len(self.sites), "row": len(self)}
         return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+
+    def _mean_of(self) -> str:
+        label = score_label(self.provenance)
+        return "kept" if label == P_KEPT else label
 
     def _layers(self) -> Layers:
         return Layers.shown(self.columns, self.sites, self.provenance)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from maskhooks.errors import SettingError, near
+from maskhooks.errors import SettingError, close_matches
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.scores import Column
 
@@ -64,18 +64,18 @@ def grouped(explanation: Explanation, group: Group) -> Grouped:
 
 
 def _by_name(explanation: Explanation, name: str, rows: Codes) -> tuple[Codes, Column]:
-    keys = list(dict.fromkeys(key for known in explanation.examples.values() for key in known))
+    keys = list(dict.fromkeys(key for known in explanation.metadata.values() for key in known))
     if name in explanation.columns and name not in keys:  # both an edge and its graph may have a "target"
         return _factorize(explanation[name][rows])
     if name not in keys:
         known = [*explanation.columns, *keys]
-        guess = "".join(f" Did you mean {one!r}?" for one in near(name, known, 1))
+        guess = "".join(f" Did you mean {one!r}?" for one in close_matches(name, known, 1))
         raise SettingError(
             f"there is no column {name!r} to group by, and the examples have no such metadata. Group by one of "
             f"{', '.join(known)}.{guess}"
         )
     numbers, which = np.unique(explanation["example"][rows], return_inverse=True)
-    values = [explanation.examples.get(int(number), {}).get(name) for number in numbers]
+    values = [explanation.metadata.get(int(number), {}).get(name) for number in numbers]
     codes, found = _factorize(np.array([*values, None], dtype=object)[:-1])
     return codes[which], found
 
@@ -116,7 +116,7 @@ def _by_tag(
         raise SettingError(
             f"there are {lengths[example[at]]} tags for example {example[at]}, which has a valid position "
             f"{position[at]}. Give a tag for each position, including special tokens, and None for those without one; "
-            f"spread() maps tags from words to word pieces"
+            f"tags_to_pieces() maps tags from words to word pieces"
         )
     flat = np.array([*(tag for line in tags for tag in line), None], dtype=object)
     codes, found = _factorize(flat)  # the last entry is for examples without tags

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
     from maskhooks.viz.page import Example
 
 
@@ -25,7 +25,9 @@ _LARGE, _DRAWN = 3000, 1000  # above _LARGE edges draw only _DRAWN: layout takes
 _KINDS = ("auto", "heatmap", "bars", "image", "graph")
 
 
-def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node | None, ax: Axes | None) -> Figure:
+def picture(
+    layers: Layers, kind: str, *, title: str, label: str, nodes: Names, target_node: Node | None, ax: Axes | None
+) -> Figure:
     """Draw one example's layers; see `Explanation.plot`."""
     if kind not in _KINDS:
         raise SettingError(f"there is no kind of picture {kind!r}. The kinds are {', '.join(_KINDS)}")
@@ -35,7 +37,7 @@ def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node
         kind = "image" if patches else "graph" if layers.connected else single
     depths = [row if row == ALL else f"depth {row}" for row in layers.labels]
     if kind == "graph":
-        return _graph(layers, depths, title=title, nodes=nodes, centre=centre, ax=ax)
+        return _graph(layers, depths, title=title, label=label, nodes=nodes, target_node=target_node, ax=ax)
     if kind == "image":
         if not patches:
             raise SettingError(
@@ -44,15 +46,15 @@ def picture(layers: Layers, kind: str, *, title: str, nodes: Names, centre: Node
             )
         from maskhooks.viz.image import images
 
-        return images(layers.images(), depths, title=title, ax=ax)
+        return images(layers.images(), depths, title=title, label=label, ax=ax)
     scores, labels = layers.grid()
     if kind == "bars":
         from maskhooks.viz.bars import bars
 
-        return bars(scores, depths, labels, title=title, ax=ax)
+        return bars(scores, depths, labels, title=title, label=label, ax=ax)
     from maskhooks.viz.heatmap import heatmap
 
-    return heatmap(scores, layers.labels, labels, title=title, ax=ax)
+    return heatmap(scores, layers.labels, labels, title=title, label=label, ax=ax)
 
 
 def page_note(layers: Layers, sites: Sequence[str]) -> str:
@@ -64,14 +66,14 @@ def page_note(layers: Layers, sites: Sequence[str]) -> str:
 
 
 def example(
-    layers: Layers, rows: Column, number: int, about: Mapping[str, str], nodes: Names, centre: Node | None
+    layers: Layers, rows: Column, number: int, metadata: Mapping[str, str], nodes: Names, target_node: Node | None
 ) -> Example:
     """Return one example for a page.
 
     Args:
         rows: the indices of the example's rows.
         nodes: the names of its nodes.
-        centre: the node the prediction is about.
+        target_node: the node the prediction is about.
     """
     from maskhooks.viz.page import Example
 
@@ -80,16 +82,23 @@ def example(
 
         scores, ends, kinds, labels = layers.edges(rows)
         edges, drawn = _strongest(scores)
-        net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), centre)
-        about = {**about, "drawn": drawn} if drawn else about
-        return Example(number, scores[:, edges], [labels[e] for e in edges], about, net=net, places=layout(net))
+        net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), target_node)
+        metadata = {**metadata, "drawn": drawn} if drawn else metadata
+        return Example(number, scores[:, edges], [labels[e] for e in edges], metadata, net=net, places=layout(net))
     scores, labels = layers.grid(rows)
     patches = layers.images(rows)[0].size if layers.width(rows) else 0
-    return Example(number, scores, labels, about, layers.width(rows), patches)
+    return Example(number, scores, labels, metadata, layers.width(rows), patches)
 
 
 def _graph(
-    layers: Layers, depths: Sequence[str], *, title: str, nodes: Names, centre: Node | None, ax: Axes | None
+    layers: Layers,
+    depths: Sequence[str],
+    *,
+    title: str,
+    label: str,
+    nodes: Names,
+    target_node: Node | None,
+    ax: Axes | None,
 ) -> Figure:
     if not layers.connected:
         raise SettingError(
@@ -100,9 +109,9 @@ def _graph(
 
     scores, ends, kinds, _ = layers.edges()
     edges, drawn = _strongest(scores)
-    net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), centre)
+    net = _net(ends[:, edges], kinds[:, edges], _within(nodes, ends, kinds, edges), target_node)
     title = ", ".join(filter(None, [title, drawn]))
-    return graphs(scores[:, edges], depths, net, title=title, ax=ax)
+    return graphs(scores[:, edges], depths, net, title=title, label=label, ax=ax)
 
 
 def _strongest(scores: Scored) -> tuple[Column, str]:
@@ -129,40 +138,44 @@ def _within(nodes: Names, ends: Column, kinds: Column, edges: Column) -> Names:
     return {node: name for node, name in named.items() if node in there}
 
 
-def _net(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
+def _net(ends: Column, kinds: Column, nodes: Names, target_node: Node | None) -> GraphLayout:
     """The graph of these edges: all nodes if all have names, otherwise those with a name or an edge."""
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
 
     if kinds.any():
-        return _typed(ends, kinds, nodes, centre)
-    if isinstance(centre, tuple) or (isinstance(nodes, Mapping) and any(isinstance(node, tuple) for node in nodes)):
+        return _typed(ends, kinds, nodes, target_node)
+    if isinstance(target_node, tuple) or (
+        isinstance(nodes, Mapping) and any(isinstance(node, tuple) for node in nodes)
+    ):
         raise SettingError("the nodes have only one type here. Name them by their numbers")
     if nodes and not isinstance(nodes, Mapping):
         count = int(ends.max(initial=-1)) + 1
         if len(nodes) < count:
             raise SettingError(f"there are {len(nodes)} names for {count} nodes. Give one for each node")
-        return Net(ends[0], ends[1], list(nodes), centre)
+        return GraphLayout(ends[0], ends[1], list(nodes), target_node)
     called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
-    shown = np.array([*called, *([] if centre is None else [centre])], ends.dtype)
+    shown = np.array([*called, *([] if target_node is None else [target_node])], ends.dtype)
     known, places = np.unique(np.append(ends, shown), return_inverse=True)
     source, target = places[: ends.size].reshape(2, -1)
-    return Net(source, target, [called.get(int(n), "") for n in known], None if centre is None else int(places[-1]))
+    return GraphLayout(
+        source, target, [called.get(int(n), "") for n in known], None if target_node is None else int(places[-1])
+    )
 
 
-def _typed(ends: Column, kinds: Column, nodes: Names, centre: Node | None) -> Net:
+def _typed(ends: Column, kinds: Column, nodes: Names, target_node: Node | None) -> GraphLayout:
     """`_net` for several node types, each numbered from 0."""
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
 
     called: dict[Any, str] = dict(nodes) if isinstance(nodes, Mapping) else {}
-    named = [*called, *([] if centre is None else [centre])]
+    named = [*called, *([] if target_node is None else [target_node])]
     if (nodes and not isinstance(nodes, Mapping)) or not all(isinstance(node, tuple) for node in named):
         raise SettingError(
             "the nodes have several types here, each numbered from 0. Name them by (type, number), as in "
-            "nodes={(0, 2): 'Ada'} and centre=(0, 2); the columns source_type and target_type hold the types"
+            "nodes={(0, 2): 'Ada'} and target_node=(0, 2); the columns source_type and target_type hold the types"
         )
     pairs = np.stack([kinds, ends], -1).reshape(-1, 2)
     known, places = np.unique(np.concatenate([pairs, np.array(named, int).reshape(-1, 2)]), axis=0, return_inverse=True)
     places = places.reshape(-1)
     source, target = places[: ends.size].reshape(2, -1)
-    middle = None if centre is None else int(places[-1])
-    return Net(source, target, [called.get((int(k), int(n)), "") for k, n in known], middle, known[:, 0])
+    middle = None if target_node is None else int(places[-1])
+    return GraphLayout(source, target, [called.get((int(k), int(n)), "") for k, n in known], middle, known[:, 0])

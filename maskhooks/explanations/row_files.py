@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import CorruptFileError
 from maskhooks.explanations.scores import FIXED, Column, Columns
 from maskhooks.settings.format import FORMAT, check_format
@@ -67,7 +67,7 @@ def write_parquet(path: Path, columns: Columns, about: Mapping[str, Any]) -> Non
     table = pa.table(arrays)
     text = json.dumps({"format": FORMAT, **about})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), "maskhooks": text})
-    with draft(path) as file:
+    with atomic_open(path) as file:
         parquet.write_table(table, file, compression="zstd")
 
 
@@ -108,7 +108,7 @@ def read_parquet(path: Path, examples: Iterable[int] | None = None) -> tuple[Col
         about = _about(file, path)
         columns = _columns(parquet.read_table(path, filters=chosen, partitioning=None), about["sites"])
     if examples is not None:
-        about["examples"] = {number: known for number, known in about["examples"].items() if number in set(examples)}
+        about["metadata"] = {number: known for number, known in about["metadata"].items() if number in set(examples)}
     return columns, about
 
 
@@ -138,8 +138,8 @@ def _filters(examples: set[int]) -> list[tuple[str, str, Any]]:
     return [*ends, ("example", "in", examples)]
 
 
-def pieces(path: Path, most: int) -> list[set[int]]:
-    """Split the examples of a Parquet file into sets with about `most` rows each.
+def pieces(path: Path, max_rows: int) -> list[set[int]]:
+    """Split the examples of a Parquet file into sets with about `max_rows` rows each.
 
     Raises:
         CorruptFileError: the file is missing, broken, or has no column `example`.
@@ -149,7 +149,7 @@ def pieces(path: Path, most: int) -> list[set[int]]:
     with _opened(path), parquet.ParquetFile(path) as file:
         groups = [file.read_row_group(number, ["example"])["example"] for number in range(file.num_row_groups)]
         numbers = np.unique(np.concatenate([np.unique(group) for group in groups] or [np.empty(0, np.int32)]))
-        parts = max(-(-file.metadata.num_rows // most), 1)
+        parts = max(-(-file.metadata.num_rows // max_rows), 1)
         return [set(part.tolist()) for part in np.array_split(numbers, parts)]
 
 
@@ -178,10 +178,10 @@ def _columns(table: Any, sites: list[str]) -> Columns:
 
 def _checked_about(about: dict[str, Any], path: Path) -> dict[str, Any]:
     check_format(path, about["format"])
-    examples = {int(number): dict(known) for number, known in about["examples"].items()}
+    examples = {int(number): dict(known) for number, known in about["metadata"].items()}
     return {
         **about,
-        "examples": examples,
+        "metadata": examples,
         "sites": list(about["sites"]),
         "provenance": dict(about["provenance"]),
     }

@@ -38,7 +38,7 @@ class Scores:
         values: P(z != 0) in [0, 1], axes `site.pattern.gated`.
         valid: bool, axes `site.pattern.positions`; False at padding.
         names: for each example the names of its positions; a list may omit trailing padding.
-        examples: the example index of each row if the first axis is not the batch axis; positions count within an
+        example_index: the example index of each row if the first axis is not the batch axis; positions count within an
             example.
         edges: additional columns with a number for each row of the first axis, such as `source` and `target`.
     """
@@ -48,18 +48,18 @@ class Scores:
     values: Float[Tensor, "*gated"]
     valid: Bool[Tensor, "*positions"]
     names: Sequence[Sequence[str]] | None = None
-    examples: ExampleIndex | None = None
+    example_index: ExampleIndex | None = None
     edges: Mapping[str, Int[Tensor, " row"]] | None = None
 
     @property
     def count(self) -> int:
         """The number of examples; some may have no rows."""
-        return len(self.values) if self.examples is None else self.examples.count
+        return len(self.values) if self.example_index is None else self.example_index.count
 
-    def rows(self, first: int | Sequence[int] = 0, threshold: float = 0.5) -> Columns:
+    def rows(self, start_index: int | Sequence[int] = 0, threshold: float = 0.5) -> Columns:
         """Return columns with a row for each element of `values`; the column `site` is 0.
 
-        Examples are numbered from `first`, or as it lists them.
+        Examples are numbered from `start_index`, or as it lists them.
 
         With `examples`, positions count within each example. Otherwise the first gated position axis after the batch
         gives `position`. Axes named height and width give `row` and `column`; `position` then counts in row-major
@@ -83,19 +83,21 @@ class Scores:
         axes: Columns = dict(zip(pattern.gated, np.indices(values.shape, dtype=np.int32), strict=True))
         row = axes.pop(pattern.positions[0])
         example, position, extra = row, np.zeros_like(row), self._edges(row)
-        if self.examples is not None:
-            example = self.examples.index.cpu().numpy().astype(np.int32)[row]
-            position = self.examples.places().cpu().numpy().astype(np.int32)[row]
+        if self.example_index is not None:
+            example = self.example_index.index.cpu().numpy().astype(np.int32)[row]
+            position = self.example_index.places().cpu().numpy().astype(np.int32)[row]
             extra |= _columns(axes, extra)
         elif axes:
             position, own = _places(pattern, axes)
             extra |= own
         valid = np.broadcast_to(self._valid(pattern, values.shape), values.shape)
-        labels = self._labels(example, position, extra, named=bool(axes) or self.examples is not None)
+        labels = self._labels(example, position, extra, named=bool(axes) or self.example_index is not None)
         if "patch" in pattern.positions and "row" not in extra:
             extra |= _of_patches(labels)
         columns: Columns = {
-            "example": example + np.int32(first) if isinstance(first, int) else np.asarray(first, np.int32)[example],
+            "example": example + np.int32(start_index)
+            if isinstance(start_index, int)
+            else np.asarray(start_index, np.int32)[example],
             "site": np.zeros(values.shape, np.int32),
             "depth": np.full(values.shape, self.depth, np.int32),
             "position": position,
@@ -132,7 +134,7 @@ class Scores:
         if self.names is None or not named:
             return numbers[position]
         lengths = [len(names) for names in self.names]
-        batch = int(example.max(initial=-1)) + 1 if self.examples is None else self.count
+        batch = int(example.max(initial=-1)) + 1 if self.example_index is None else self.count
         if len(lengths) != batch or max(lengths, default=0) > count:
             raise BatchError(
                 f"site {self.site}: there are names for {len(lengths)} examples with up to {max(lengths, default=0)} "

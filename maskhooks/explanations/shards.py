@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskhooks.atomic_write import clear, draft
+from maskhooks.atomic_write import atomic_open, clear
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.explanation import Explanation
@@ -39,16 +39,16 @@ class Shards:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).exists() and (self.folder / _ROWS / MANIFEST).exists():
             self.folder = self.folder / _ROWS
-        self.made: dict[str, Any]
-        self.ended: dict[str, int] | None
-        self.made, self.ended = _manifest(self.folder / MANIFEST)
+        self.settings: dict[str, Any]
+        self.totals: dict[str, int] | None
+        self.settings, self.totals = _manifest(self.folder / MANIFEST)
 
     @classmethod
-    def begin(cls, folder: str | Path, made: Mapping[str, Any], *, overwrite: bool = False) -> Shards:
+    def open(cls, folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Shards:
         """Open a folder for writing: create it, or resume one that was started with the same settings.
 
         Args:
-            made: what makes the rows (explainer, data, batches); JSON-serialisable.
+            settings: what makes the rows (explainer, data, batches); JSON-serialisable.
             overwrite: remove existing rows.
 
         Raises:
@@ -68,9 +68,9 @@ class Shards:
         if not (folder / MANIFEST).exists():
             if any(_NAME.fullmatch(path.name) for path in folder.iterdir()):
                 raise ResumeError(f"{folder} holds rows of unknown origin. {_WAY_OUT}")
-            _write(folder / MANIFEST, {"format": FORMAT, "made": made, "ended": None})
+            _write(folder / MANIFEST, {"format": FORMAT, "settings": settings, "totals": None})
         found = cls(folder)
-        differences = _differences(found.made, json.loads(json.dumps(made)))
+        differences = _differences(found.settings, json.loads(json.dumps(settings)))
         if differences:
             raise ResumeError(
                 f"{folder} was started with other settings: {'; '.join(differences[:5])}"
@@ -85,32 +85,34 @@ class Shards:
         return f"Shards({str(self.folder)!r}, {len(self)} files, {state})"
 
     def __len__(self) -> int:
-        return len(self.whole())
+        return len(self.existing())
 
     def __iter__(self) -> Iterator[Explanation]:
-        for number in sorted(self.whole()):
+        for number in sorted(self.existing()):
             yield Explanation.from_parquet(self.path(number))
 
     @property
     def complete(self) -> bool:
         """Whether the data ended and every file exists."""
-        return self.ended is not None and self.whole() >= set(range(self.ended["files"]))
+        return self.totals is not None and self.existing() >= set(range(self.totals["files"]))
 
     @property
     def examples(self) -> int:
         """The number of examples in the files."""
-        return self.ended["examples"] if self.complete and self.ended else sum(map(self.count, self.whole()))
+        return (
+            self.totals["examples"] if self.complete and self.totals else sum(map(self.num_examples, self.existing()))
+        )
 
     def path(self, number: int) -> Path:
         """The file with this number."""
         return self.folder / f"part-{number:06d}.parquet"
 
-    def whole(self) -> set[int]:
+    def existing(self) -> set[int]:
         """The numbers of the files that exist."""
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return {int(name[1]) for name in names if name is not None}
 
-    def count(self, number: int) -> int:
+    def num_examples(self, number: int) -> int:
         """Return the number of examples in a file."""
         first, last = rowfiles.span(self.path(number))
         return last - first + 1
@@ -130,10 +132,10 @@ class Shards:
             ) from error
         clear(self.path(number))
 
-    def end(self, files: int, examples: int) -> None:
+    def finish(self, files: int, examples: int) -> None:
         """Record that the data ended."""
-        self.ended = {"files": files, "examples": examples}
-        _write(self.folder / MANIFEST, {"format": FORMAT, "made": self.made, "ended": self.ended})
+        self.totals = {"files": files, "examples": examples}
+        _write(self.folder / MANIFEST, {"format": FORMAT, "settings": self.settings, "totals": self.totals})
 
     def mean_kept(self) -> dict[tuple[str, int], float]:
         """`Explanation.mean_kept` over all files, with one in memory at a time."""
@@ -154,7 +156,7 @@ def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
     try:
         manifest = json.loads(path.read_bytes())
         check_format(path, manifest["format"])
-        return manifest["made"], manifest["ended"]
+        return manifest["settings"], manifest["totals"]
     except OSError as error:
         raise CorruptFileError(
             f"{path} cannot be read ({error.strerror}). Give the folder that explain_to wrote.", path=path
@@ -187,7 +189,7 @@ def remove(folder: Path) -> None:
 
 
 def _write(path: Path, manifest: Mapping[str, Any]) -> None:
-    with draft(path) as file:
+    with atomic_open(path) as file:
         file.write(json.dumps(manifest, indent=1).encode())
 
 

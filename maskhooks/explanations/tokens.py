@@ -23,7 +23,7 @@ _STARTS = "Ġ▁"
 _BLANKS = "ĠĊĉč▁ \n\t\r"
 
 
-def token_kind(label: str, *, starts_marked: bool = False) -> str:
+def token_kind(label: str, *, marks_word_starts: bool = False) -> str:
     """Return the kind of a token, one of `KINDS`.
 
     - special: `[CLS]`, `</s>`, `<|endoftext|>`, ...
@@ -35,9 +35,9 @@ def token_kind(label: str, *, starts_marked: bool = False) -> str:
 
     Args:
         label: as the tokenizer writes it; marks of word starts (`Ġ`, `▁`) or ends (`</w>`) do not count.
-        starts_marked: whether the tokenizer marks word starts, so that letters without a mark continue the word before
-            them. One label cannot show this: `ing` continues a word in GPT-2, and is a word in BERT. The first word of
-            a text often has no mark either.
+        marks_word_starts: whether the tokenizer marks word starts, so that letters without a mark continue the word
+            before them. One label cannot show this: `ing` continues a word in GPT-2, and is a word in BERT. The first
+            word of a text often has no mark either.
     """
     if _SPECIAL.fullmatch(label):
         return "special"
@@ -52,30 +52,32 @@ def token_kind(label: str, *, starts_marked: bool = False) -> str:
         return "punctuation"
     if not any(letter.isalpha() for letter in text):
         return "other"
-    return "continuation" if starts_marked and label[0] not in _STARTS else "word"
+    return "continuation" if marks_word_starts and label[0] not in _STARTS else "word"
 
 
-def words(labels: Sequence[str], *, starts_marked: bool = False) -> list[int]:
+def words(labels: Sequence[str], *, marks_word_starts: bool = False) -> list[int]:
     """Return the word index of each token, from 0.
 
     Special tokens, punctuation and whitespace are separate words; a new word starts after a special token.
 
     Args:
         labels: the tokens of one text, as the tokenizer writes them.
-        starts_marked: as in `token_kind`.
+        marks_word_starts: as in `token_kind`.
     """
     numbers: list[int] = []
     last = "special"
     for label in labels:
-        kind = token_kind(label, starts_marked=starts_marked)
-        digits = kind == "number" and starts_marked and label[0] not in _STARTS
+        kind = token_kind(label, marks_word_starts=marks_word_starts)
+        digits = kind == "number" and marks_word_starts and label[0] not in _STARTS
         joined = kind == "continuation" or (digits and last in ("number", "other"))
         numbers.append(numbers[-1] + (last == "special" or not joined) if numbers else 0)
         last = kind
     return numbers
 
 
-def spread(tags: Sequence[Tag], words: Sequence[tuple[int, int]], pieces: Sequence[Sequence[int]]) -> list[Tag | None]:
+def tags_to_pieces(
+    tags: Sequence[Tag], words: Sequence[tuple[int, int]], pieces: Sequence[Sequence[int]]
+) -> list[Tag | None]:
     """Map tags of words to the word pieces of the same text.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
 
-from maskhooks.errors import UnknownSiteError, near
+from maskhooks.errors import UnknownSiteError, close_matches
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.port import Uncopied
 from maskhooks.hooks.recompute import recomputing
@@ -94,7 +94,7 @@ class Replay:
     def _module(self, site: Site) -> nn.Module:
         modules = Modules(self.model)
         if site.module not in modules:
-            known = near(site.module, modules)
+            known = close_matches(site.module, modules)
             raise UnknownSiteError(f"site {site}: the model has no module {site.module!r}.", site=site, near=known)
         return modules[site.module]
 
@@ -238,8 +238,8 @@ def forwards(modules: Iterable[nn.Module]) -> Iterator[Counter[int]]:
             _put_back(module, forward)
 
 
-class Standin(Uncopied):
-    """Replaces a module's forward; adapters subclass it, see `stand_in`."""
+class ForwardPatch(Uncopied):
+    """Replaces a module's forward; adapters subclass it, see `patch_forward`."""
 
     users = 0
     own: Any = None  # the module's own `forward` attribute
@@ -253,8 +253,8 @@ class Standin(Uncopied):
 
 
 @contextlib.contextmanager
-def stand_in(module: nn.Module, kind: type[Standin]) -> Iterator[None]:
-    """Replace a module's forward by one stand-in of a kind, until the last such `with` on it ends."""
+def patch_forward(module: nn.Module, kind: type[ForwardPatch]) -> Iterator[None]:
+    """Replace a module's forward by one patch of a kind, until the last such `with` on it ends."""
     there = module.__dict__.get("forward", _MISSING)
     forward = there if isinstance(there, kind) else kind(module)
     if forward is not there:

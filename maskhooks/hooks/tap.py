@@ -20,7 +20,7 @@ from maskhooks.errors import (
     TappedModelError,
     UnfiredSiteWarning,
     UnknownSiteError,
-    near,
+    close_matches,
 )
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.module_ports import InputPort, OutputPort
@@ -46,7 +46,7 @@ class Values(dict[str, Tensor]):
         return super().get(str(key), default)
 
     def __missing__(self, key: str) -> NoReturn:
-        known = near(key, self) or list(self)[:5]
+        known = close_matches(key, self) or list(self)[:5]
         raise UnknownSiteError(f"no value was read at {key!r}.", site=key, near=known)
 
 
@@ -163,7 +163,7 @@ class Tap:
             raise UnknownSiteError(
                 f"site {site}: the model has no module {site.module!r}.",
                 site=site,
-                near=near(site.module, self._modules),
+                near=close_matches(site.module, self._modules),
             )
         kind = _input(module) if site.port == "input" else _output(module)
         port = self._ports.setdefault((id(module), site.port), kind(module, self.values, self.skipped, self._pass))

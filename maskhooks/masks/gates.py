@@ -39,7 +39,7 @@ class Gate(ABC):
         """Return P(z != 0), the expected fraction kept; its mean over positions is the expected L0."""
         return self.log_open(logits).exp()
 
-    def heated(self, factor: float) -> Gate:
+    def tempered(self, factor: float) -> Gate:
         """Return the gate at `factor` times its temperature, or itself if it has none."""
         return self
 
@@ -88,7 +88,7 @@ class HardConcrete(Gate):
         """Rounded samples at temperature 1/3 (Schlichtkrull et al. 2021)."""
         return cls(1 / 3, rounded=True)
 
-    def heated(self, factor: float) -> HardConcrete:
+    def tempered(self, factor: float) -> HardConcrete:
         return replace(self, temperature=factor * self.temperature)
 
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:

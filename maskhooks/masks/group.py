@@ -81,7 +81,7 @@ class MaskingGroup:
         pairs = zip(self.maskings, gates, strict=True)
         return MaskingGroup([masking.with_gate(gate) for masking, gate in pairs], tied=self.tied)
 
-    def staged(self, progress: float) -> MaskingGroup:
+    def last_depths(self, progress: float) -> MaskingGroup:
         """Return the maskings of the last depths, one more per stage, so that masks are learned from the top down.
 
         Args:

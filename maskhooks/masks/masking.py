@@ -134,7 +134,7 @@ class Masking:
         logits = self.logits(values, places.units)
         log_open = self._log_open(logits)
         if rounded is None:
-            sample = torch.stack([draw(self.gate, vote, generator, places.examples) for vote in logits]).prod(0)
+            sample = torch.stack([draw(self.gate, vote, generator, places.example_index) for vote in logits]).prod(0)
         else:
             sample = (log_open > math.log(rounded)).float()
         return self.mask(values[self.site], places, sample, log_open)
@@ -162,13 +162,13 @@ class Masking:
             )
         sample = sample if places.units is None else places.units.shared(sample, self.pattern)
         log_open = (sample != 0).float().log() if log_open is None else log_open
-        counted = self._valid_gates(places.leads, sample)
+        counted = self._valid_gates(places.unit_heads, sample)
         sample = torch.where(self._valid_gates(places.valid, sample), sample, 1.0)
         return Masked(
             sample,
             log_open,
             counted,
-            places.examples,
+            places.example_index,
             original=value,
             baseline=self.baseline(),
             pattern=self.pattern,

@@ -25,12 +25,12 @@ class Picked(NamedTuple):
     """Rows of states by index, such as the states of nodes at the ends of edges."""
 
     states: Float[Tensor, "state _"]
-    numbers: Int[Tensor, " position"]
+    indices: Int[Tensor, " position"]
 
     @property
     def rows(self) -> Float[Tensor, "position _"]:
         """The rows themselves: each number's state."""
-        return self.states.index_select(0, self.numbers)
+        return self.states.index_select(0, self.indices)
 
 
 class Probe(nn.Module):
@@ -269,7 +269,7 @@ class PerExampleLogits(Probe):
 
 def _portions(value: Float[Tensor, "position *any"] | Picked) -> Sequence[Tensor | Picked]:
     if isinstance(value, Picked):
-        return [Picked(value.states, part) for part in value.numbers.split(_PORTION)]
+        return [Picked(value.states, part) for part in value.indices.split(_PORTION)]
     parts: Sequence[Tensor] = value.split(_PORTION)
     return parts
 

@@ -22,19 +22,19 @@ class GateSamples:
         sample: z in [0, 1]; 1 at padding.
         log_open: log P(z != 0) in nats.
         counted: which gates count: none at padding, and only the first of positions gated together.
-        examples: the example index of each row; None if the first axis is the batch axis.
+        example_index: the example index of each row; None if the first axis is the batch axis.
     """
 
     sample: Float[Tensor, "*gates"]
     log_open: Float[Tensor, "*gates"]
     counted: Bool[Tensor, "*gates"]
-    examples: ExampleIndex | None = None
+    example_index: ExampleIndex | None = None
 
     def total(self, numbers: Shaped[Tensor, "*gates"]) -> Shaped[Tensor, " batch"]:
         """Sum a number per gate over each example's counted gates."""
         counted = self.counted.flatten(1) if self.counted.dim() > 1 else self.counted[:, None]
         sums = torch.where(counted, numbers.reshape(counted.shape), 0).sum(1)
-        return sums if self.examples is None else self.examples.sums(sums)
+        return sums if self.example_index is None else self.example_index.sums(sums)
 
     def per_example(self, numbers: Float[Tensor, "*gates"]) -> Float[Tensor, " batch"]:
         """Average a number per gate over each example's counted gates."""
@@ -51,14 +51,18 @@ class GateSamples:
         indices = []
         for part in parts:
             rows = len(part.sample)
-            own = torch.arange(rows, device=part.sample.device) if part.examples is None else part.examples.index
+            own = (
+                torch.arange(rows, device=part.sample.device)
+                if part.example_index is None
+                else part.example_index.index
+            )
             indices.append(own.repeat_interleave(part.sample.numel() // max(1, rows)))
         sample, log_open, counted = (
             torch.cat([column.flatten() for column in columns])
             for columns in zip(*((part.sample, part.log_open, part.counted) for part in parts), strict=True)
         )
         first = parts[0]
-        count = len(first.sample) if first.examples is None else first.examples.count
+        count = len(first.sample) if first.example_index is None else first.example_index.count
         return GateSamples(sample, log_open, counted, ExampleIndex(torch.cat(indices), count))
 
 

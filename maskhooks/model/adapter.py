@@ -22,12 +22,12 @@ class Adapter(ABC):
 
     Attributes:
         name: the adapter's name in lists and errors.
-        whole: whether it claims the whole of a model that contains a module of its types, for sites that span several
-            of them; modules that other adapters claim stay theirs.
+        claims_model: whether it claims the whole of a model that contains a module of its types, for sites that span
+            several of them; modules that other adapters claim stay theirs.
     """
 
     name: str
-    whole = False
+    claims_model = False
 
     @abstractmethod
     def types(self) -> tuple[type[nn.Module], ...]:
@@ -45,13 +45,13 @@ class Adapter(ABC):
     def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
         """Return modules that stand for values inside a claimed one, by their name in addresses.
 
-        They return their input, and are not part of the model. `opened` routes values through them: `nn.Identity` for
-        a whole value, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
+        They return their input, and are not part of the model. `expose_sites` routes values through them: `nn.Identity`
+        for a whole value, `maskhooks.hooks.time_steps.Steps` for states that come one after another,
         `maskhooks.hooks.several_parts.Parts` for values that come in portions.
         """
         return {}
 
-    def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
+    def complete_sites(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
         """Return all of the adapter's sites in a model, completed with what no single module knows, such as depths.
 
         Args:
@@ -64,11 +64,13 @@ class Adapter(ABC):
         """Return the task of a model with such modules, used if no plugin claims the model's own type."""
         return None
 
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> contextlib.AbstractContextManager[None]:
+    def expose_sites(
+        self, name: str, module: nn.Module, sites: Sequence[Site]
+    ) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the given sites exist, if fused kernels hide them; must restore everything."""
         return contextlib.nullcontext()
 
-    def tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def while_tapped(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return a context for while any site is tapped, for kernels without gradients; must restore everything."""
         return contextlib.nullcontext()
 
@@ -92,7 +94,7 @@ class Claim:
         """Whether a module, by name, is the claimed one or stands inside it."""
         return not self.name or module == self.name or module.startswith(self.name + ".")
 
-    def stand(self) -> None:
+    def register_places(self) -> None:
         """Register the adapter's places in the module."""
         for child, place in self.adapter.places(self.module).items():
             places(self.module).setdefault(child, place)
@@ -128,8 +130,8 @@ def claims(model: nn.Module, adapters: Sequence[Adapter]) -> list[Claim]:
             )
         adapter = ranked[0][1]
         if not any(claim.adapter is adapter and claim.covers(name) for claim in found):
-            found.append(Claim(adapter, "", model) if adapter.whole else Claim(adapter, name, module))
-            found[-1].stand()
+            found.append(Claim(adapter, "", model) if adapter.claims_model else Claim(adapter, name, module))
+            found[-1].register_places()
     return found
 
 
@@ -141,16 +143,16 @@ def claimed_sites(found: Sequence[Claim]) -> list[Site]:
         for site in claim.adapter.sites(claim.name, claim.module):
             if not any(c.covers(site.module) for c in deeper):
                 sites.setdefault(str(site), site)
-    return arranged(found, list(sites.values()))
+    return complete_sites(found, list(sites.values()))
 
 
-def arranged(found: Sequence[Claim], sites: Sequence[Site], fired: Sequence[Site] = ()) -> list[Site]:
-    """Return the sites in place, with each adapter's as it arranges them; see `Adapter.arranged`."""
+def complete_sites(found: Sequence[Claim], sites: Sequence[Site], fired: Sequence[Site] = ()) -> list[Site]:
+    """Return the sites in place, with each adapter's as it completes them; see `Adapter.complete_sites`."""
     result = list(sites)
     for adapter in {id(claim.adapter): claim.adapter for claim in found}.values():
         mine = [n for n, site in enumerate(result) if _owner(found, site) is adapter]
         seen = [site for site in fired if _owner(found, site) is adapter]
-        for place, site in zip(mine, adapter.arranged([result[n] for n in mine], seen), strict=True):
+        for place, site in zip(mine, adapter.complete_sites([result[n] for n in mine], seen), strict=True):
             result[place] = site
     return result
 

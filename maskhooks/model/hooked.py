@@ -42,7 +42,7 @@ class Hooked:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         for claim in self.claims:  # places are stored outside the model, and not copied with it
-            claim.stand()
+            claim.register_places()
 
     def __repr__(self) -> str:
         adapters = ", ".join(sorted({claim.adapter.name for claim in self.claims})) or "none"
@@ -104,7 +104,7 @@ class Hooked:
         whole = every is not None and site.pattern is not None and site.pattern == every.pattern
         return one_step(site, site.pattern) if whole and site.pattern is not None else site
 
-    def needed(self, selector: Selector) -> list[Site]:
+    def required_sites(self, selector: Selector) -> list[Site]:
         """Return the matching sites, each required to fire and with a pattern for its gates.
 
         Raises:
@@ -119,7 +119,7 @@ class Hooked:
             site.gating()
         return found
 
-    def alike(self, sites: Sequence[Site]) -> list[Site]:
+    def same_positions(self, sites: Sequence[Site]) -> list[Site]:
         """Return the hidden states with the same positions as these sites, as far as shapes are known.
 
         A decoder's states do not correspond to source tokens, nor feature maps of one size to those of another.
@@ -146,7 +146,7 @@ class Hooked:
         """
         reads, replaced = self.find(read), self._replaced(replace or {})
         tap = Tap(self.model, reads, replaced)
-        with self.opened([*reads, *replaced]), tap:
+        with self.expose_sites([*reads, *replaced]), tap:
             yield tap
 
     def _replaced(self, replace: Replacements) -> dict[Site, Replacement]:
@@ -162,15 +162,15 @@ class Hooked:
                 found[site] = function
         return found
 
-    def opened(self, sites: Iterable[Site]) -> contextlib.ExitStack:
+    def expose_sites(self, sites: Iterable[Site]) -> contextlib.ExitStack:
         """Return a context in which the sites exist: adapters open the fused kernels that hide them."""
         wanted = list(sites)
         with contextlib.ExitStack() as stack:  # closes the earlier ones if a later one raises
             for claim in self.claims:
-                stack.enter_context(claim.adapter.tapped(claim.name, claim.module))
+                stack.enter_context(claim.adapter.while_tapped(claim.name, claim.module))
                 inside = [site for site in wanted if claim.covers(site.module)]
                 if inside:
-                    stack.enter_context(claim.adapter.opened(claim.name, claim.module, inside))
+                    stack.enter_context(claim.adapter.expose_sites(claim.name, claim.module, inside))
             return stack.pop_all()
 
 

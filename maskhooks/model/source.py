@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from maskhooks.data.records import Record
-from maskhooks.errors import ModelError, PluginError, near
+from maskhooks.errors import ModelError, PluginError, close_matches
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
 from maskhooks.plugins.kind import declare
@@ -144,7 +144,7 @@ class Factory(Source):
             ) from error
         for step in attribute.split("."):
             if not hasattr(found, step):
-                likely = near(step, [key for key in dir(found) if not key.startswith("_")])
+                likely = close_matches(step, [key for key in dir(found) if not key.startswith("_")])
                 raise ModelError(
                     f"module {name!r} has no {attribute!r}."
                     + (f" Did you mean {', '.join(map(repr, likely))}?" if likely else " Give the name of a function.")

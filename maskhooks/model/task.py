@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from maskhooks.errors import BatchError, SettingError, near
+from maskhooks.errors import BatchError, SettingError, close_matches
 from maskhooks.model import outputs
 from maskhooks.model.outputs import Outputs
 from maskhooks.plugins.kind import declare
@@ -53,7 +53,7 @@ class Task:
     """
 
     name = "function"
-    # What `given` accepts; a subclass adds its own.
+    # What `with_options` accepts; a subclass adds its own.
     options: tuple[str, ...] = (
         "call",
         "output",
@@ -90,7 +90,7 @@ class Task:
         """Return the task for one model of a claimed type; a plugin may return a task specific to the model."""
         return self
 
-    def given(self, functions: Mapping[str, Any]) -> Task:
+    def with_options(self, functions: Mapping[str, Any]) -> Task:
         """Return a copy in which the user's functions take precedence; a plugin's task may accept more `options`.
 
         Raises:
@@ -98,7 +98,7 @@ class Task:
         """
         for name in functions:
             if name not in self.options:
-                likely = near(name, self.options, 3)
+                likely = close_matches(name, self.options, 3)
                 raise SettingError(
                     f"wrap has no setting {name!r} for this model, whose task is {self.name!r}."
                     + (f" Did you mean {' or '.join(map(repr, likely))}?" if likely else "")
@@ -219,11 +219,11 @@ class Task:
         return undirected(*columns, *([] if index is None else [index.to(columns[0].device)]))
 
     @property
-    def together(self) -> str | None:
+    def unit_name(self) -> str | None:
         """The name of the units: the word given for `units`, or "function"; None if each position is alone."""
         return self._units if self._units is None or isinstance(self._units, str) else "function"
 
-    def beside(self, site: Site) -> Sequence[Site]:
+    def dependencies(self, site: Site) -> Sequence[Site]:
         """Return sites to read along with this one, whose values `example_index` and `edges` need."""
         return ()
 
@@ -231,7 +231,7 @@ class Task:
         """Return the example index of each row; None if the first axis of the site is the batch axis.
 
         Args:
-            values: by address, the values of this site and those from `beside`.
+            values: by address, the values of this site and those from `dependencies`.
         """
         return None if self._example_index is None else torch.as_tensor(_apply(self._example_index, batch, site))
 
@@ -268,7 +268,7 @@ class Task:
                 chosen = nested.put(chosen, path, tensor[torch.as_tensor(numbers, device=tensor.device)])
         return chosen
 
-    def picked(self, batch: Any, numbers: Sequence[int]) -> Any | None:
+    def select_rows(self, batch: Any, numbers: Sequence[int]) -> Any | None:
         """Select examples if the first axis is not the batch axis; None if no `select` function is given."""
         return None if self._select is None else self._select(batch, numbers)
 

@@ -14,12 +14,12 @@ from torch import Generator, Tensor, nn
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
-from maskhooks.model.adapter import ADAPTERS, Adapter, Claim, arranged, claimed_sites, claims
+from maskhooks.model.adapter import ADAPTERS, Adapter, Claim, claimed_sites, claims, complete_sites
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import TASKS, Task
 from maskhooks.plugins.registry import registry
-from maskhooks.seeds import forked
+from maskhooks.seeds import preserved_rng
 from maskhooks.settings.schema import checked
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern
@@ -81,7 +81,7 @@ def wrap(
     functions: dict[str, Any] = {"call": call, "output": output, "valid": valid, "names": names, "perturb": perturb}
     functions |= {"example_index": example_index, "edges": edges, "units": units, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
-    chosen_task = (task or _task(model, found)).given(functions)
+    chosen_task = (task or _task(model, found)).with_options(functions)
     hooked = Hooked(model, SiteTable(chosen), chosen_task, found)
     Tap(model, chosen)  # checks that each module exists, and that none is compiled
     return hooked if example is None else with_shapes(hooked, example, named=sites is not None)
@@ -110,7 +110,7 @@ def with_shapes(hooked: Hooked, batch: Any, *, named: bool = False) -> Hooked:
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
     by_name = {str(site): site for site in shaped}
     fired = [by_name[key] for key in values if key in by_name]
-    return Hooked(hooked.model, SiteTable(arranged(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
+    return Hooked(hooked.model, SiteTable(complete_sites(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
 
 
 def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[str, Tensor]]:
@@ -119,7 +119,7 @@ def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[s
     while True:
         reads = [site.at("*") if str(site) in often else site for site in hooked.sites]
         try:
-            with torch.no_grad(), forked(hooked.model), hooked.tap(read=reads) as tap:
+            with torch.no_grad(), preserved_rng(hooked.model), hooked.tap(read=reads) as tap:
                 hooked(batch)
         except SiteFiredTooOftenError as error:
             site = hooked.sites.get(str(error.site))

@@ -103,17 +103,17 @@ def clean_pass(
         if replay is not None:
             replay.trace(lambda: _untapped(hooked, batch))
         recorded = replay.record(onward) if replay is not None else contextlib.nullcontext(None)
-        with hooked.tap(read=with_beside(hooked, reads)) as tap, recorded as recording:
+        with hooked.tap(read=with_dependencies(hooked, reads)) as tap, recorded as recording:
             result = hooked(batch)
         return Clean(hooked, batch, tap.values, result, hooked.distribution(result, batch), recording)
 
 
-def with_beside(hooked: Hooked, reads: Iterable[Site]) -> list[Site]:
+def with_dependencies(hooked: Hooked, reads: Iterable[Site]) -> list[Site]:
     """Return the sites to read, and those that the task needs along with them."""
     wanted = list(reads)
-    return list(dict.fromkeys([*wanted, *(other for site in wanted for other in hooked.task.beside(site))]))
+    return list(dict.fromkeys([*wanted, *(other for site in wanted for other in hooked.task.dependencies(site))]))
 
 
 def _untapped(hooked: Hooked, batch: Any) -> Any:
-    with hooked.opened(()):  # adapters set up their modules as in a tap
+    with hooked.expose_sites(()):  # adapters set up their modules as in a tap
         return hooked(batch)

@@ -18,7 +18,7 @@ from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.hooks.replay import Recording
 from maskhooks.hooks.tap import Values
 from maskhooks.model.hooked import Hooked
-from maskhooks.passes.clean import Clean, with_beside
+from maskhooks.passes.clean import Clean, with_dependencies
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites import nested
 from maskhooks.sites.nested import Path as Steps
@@ -64,11 +64,11 @@ class CleanCache:
             return place
         return cls(None if place == "memory" else place, dtype=dtype)
 
-    def for_rank(self, number: int, world: int) -> CleanCache:
+    def for_rank(self, rank: int, world_size: int) -> CleanCache:
         """Return the cache of one of several processes; each keeps its own files."""
-        if world == 1 or self.folder is None:
+        if world_size == 1 or self.folder is None:
             return self
-        return CleanCache(self.folder / f"process-{number}", dtype=self.dtype)
+        return CleanCache(self.folder / f"process-{rank}", dtype=self.dtype)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -99,7 +99,7 @@ class CleanCache:
         kept = self._kept[item.number]
         shelf = kept.shelf.open()
         result = kept.result.unpack(shelf)
-        values = Values({str(site): kept.values[str(site)].unpack(shelf) for site in with_beside(hooked, reads)})
+        values = Values({str(site): kept.values[str(site)].unpack(shelf) for site in with_dependencies(hooked, reads)})
         recording = kept.recording and kept.recording.changed(lambda packed: packed.unpack(shelf), onward)
         return Clean(hooked, item.batch, values, result, hooked.distribution(result, item.batch), recording)
 

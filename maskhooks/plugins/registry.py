@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pluggy
 
-from maskhooks.errors import NameTakenError, PluginError, PluginWarning, SettingError, UnknownNameError, near
+from maskhooks.errors import NameTakenError, PluginError, PluginWarning, SettingError, UnknownNameError, close_matches
 from maskhooks.plugins import hookspecs
 from maskhooks.plugins.kind import Kind, declared
 from maskhooks.settings.schema import schema_of, summary
@@ -123,7 +123,7 @@ class Registry:
         """
         if not self.manager.has_plugin(name):
             names = [report.name for report in self.reports]
-            raise UnknownNameError(f"no plugin {name!r} is registered.", plugin=name, near=near(name, names))
+            raise UnknownNameError(f"no plugin {name!r} is registered.", plugin=name, near=close_matches(name, names))
         self.manager.unregister(name=name)
         self.reports = [report for report in self.reports if report.name != name]
 
@@ -197,7 +197,7 @@ class Registry:
         if wanted not in parts:
             raise UnknownNameError(
                 f"no {kind.name} is named {wanted!r}. The {kind.plural} are {', '.join(sorted(parts))}.",
-                near=near(wanted, parts),
+                near=close_matches(wanted, parts),
             )
         return parts[wanted]
 
@@ -276,7 +276,7 @@ class Registry:
         for hook in hooks:  # what pluggy's check_pending does, for this plugin alone and with its name
             if not hook.has_spec() and not all(part.optionalhook for part in hook.get_hookimpls()):
                 known = [key for key in vars(hookspecs) if key.startswith("maskhooks_")]
-                likely = near(hook.name, known, 1)
+                likely = close_matches(hook.name, known, 1)
                 raise PluginError(
                     f"plugin {name!r} implements {hook.name!r}, and there is no such hook. "
                     + (f"Did you mean {likely[0]!r}? " if likely else "")

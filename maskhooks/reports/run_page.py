@@ -10,17 +10,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.row_files import ABOUT, parquet_files, pieces
+from maskhooks.explanations.score_labels import P_KEPT, common_label, method_note, score_label
 from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
-from maskhooks.runs.history import LOG, Course, courses, section
-from maskhooks.runs.run_state import folder_of, load_state
+from maskhooks.runs.history import LOG, MaskHistory, read_history, section
+from maskhooks.runs.run_state import load_state, state_folder
 from maskhooks.viz.page import page
-from maskhooks.viz.sections import Facts, Section
+from maskhooks.viz.sections import Section, Table
 
 Explained: TypeAlias = Explanation | str | Path | Iterable[Explanation | str | Path]
 
@@ -28,30 +29,26 @@ TABLE = "explanation.parquet"
 _ROWS = 1_000_000  # rows of a file in memory at a time
 _FEW = 20
 _CLASSES = ("prediction", "target")
-_NEWCOMER = (
-    "A mask replaces as many positions of a model's input or hidden states as it can by a baseline without changing "
-    "the prediction. The prediction needs the positions that are kept; it does not need those that are dropped."
-)
 
 
 def report(
     run: str | Path | None = None,
-    explained: Explained | None = None,
+    explanation: Explained | None = None,
     path: str | Path | None = None,
     *,
-    shown: int = 100,
-    least: int = 5,
+    max_examples: int = 100,
+    min_count: int = 5,
     title: str | None = None,
 ) -> str:
     """Return a self-contained page: how masks were trained, what they keep, and examples with a slider for the depth.
 
     Args:
         run: the folder that `fit(run_dir=...)` or `save` wrote; the run may still be in progress.
-        explained: an explanation, a Parquet file, a folder of Parquet files, or several of these with different
+        explanation: an explanation, a Parquet file, a folder of Parquet files, or several of these with different
             examples, such as `Shards`. They are read several times, with one file's rows in memory at a time.
         path: also write the page to this file, in UTF-8.
-        shown: show this many examples, from the first.
-        least: omit the bars of tokens that occur less often.
+        max_examples: show this many examples, from the first.
+        min_count: omit the bars of tokens that occur less often.
         title: the heading.
 
     Raises:
@@ -59,27 +56,29 @@ def report(
         CorruptFileError: a file is missing or broken.
         StorageError: the page cannot be written.
     """
-    if run is None and explained is None:
+    if run is None and explanation is None:
         raise SettingError("there is nothing to report. Give the folder of a run, an explanation, or both")
     trained = None if run is None else Trained.of(Path(run))
-    rows = None if explained is None else Rows(explained)
+    rows = None if explanation is None else Rows(explanation)
     made: dict[str, Any] = {} if trained is None else trained.provenance
     sections: list[Section] = [] if trained is None else trained.sections()
     pairs: list[tuple[str, str]] = [] if trained is None else trained.facts()
     first: Explanation | None = None
+    label = P_KEPT
     if rows is not None:
-        first, found, counts = rows.sections(shown, least)
+        first, found, counts = rows.sections(max_examples, min_count)
+        label = score_label(first.provenance) if trained is None else P_KEPT
         sections += found
         pairs += [*counts, *_mismatch(made, first.provenance)]
         made = made or first.provenance
-    about = Section("What this is about", _NEWCOMER, [Facts([*pairs, *_facts(made)])])
+    about = Section("What this is about", method_note(label), [Table([*pairs, *_facts(made)])])
     heading = title or "Which positions does the prediction need?"
     if first is None:
         text = page([], [], title=heading, provenance=made, sections=[about, *sections])
     else:
         text = first.to_html(title=title or "", sections=[about, *sections])
     if path is not None:
-        with draft(Path(path)) as file:
+        with atomic_open(Path(path)) as file:
             file.write(text.encode("utf-8"))
     return text
 
@@ -96,7 +95,7 @@ class Trained:
 
     saved: Mapping[str, Any]
     provenance: dict[str, Any]
-    history: list[Course]
+    history: list[MaskHistory]
 
     @classmethod
     def of(cls, folder: Path) -> Trained:
@@ -111,17 +110,17 @@ class Trained:
             )
         if (folder / SETTINGS).exists():
             saved = settings_of(folder)
-            return cls(saved, saved["provenance"], courses(folder))
-        state = load_state(folder_of(folder)) if folder_of(folder).exists() else None
-        return cls({}, {} if state is None else dict(state["about"]), courses(folder))
+            return cls(saved, saved["provenance"], read_history(folder))
+        state = load_state(state_folder(folder)) if state_folder(folder).exists() else None
+        return cls({}, {} if state is None else dict(state["metadata"]), read_history(folder))
 
     def sections(self) -> list[Section]:
-        margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen") or {}
+        margin, chosen = self.provenance.get("margin"), (self.saved.get("result") or {}).get("chosen_steps") or {}
         return [section(self.history, margin and float(margin), chosen)] if self.history else []
 
     def facts(self) -> list[tuple[str, str]]:
         model = (self.saved.get("fingerprint") or {}).get("model")
-        stopped = (self.saved.get("result") or {}).get("stopped") or (
+        stopped = (self.saved.get("result") or {}).get("stop_reason") or (
             "" if self.saved else "in progress or interrupted"
         )
         return [(name, text) for name, text in (("model", model), ("training", stopped)) if text]
@@ -130,15 +129,15 @@ class Trained:
 class Rows:
     """The rows of explanations, in parts that fit into memory."""
 
-    def __init__(self, explained: Explained) -> None:
-        self.explained = explained
+    def __init__(self, explanation: Explained) -> None:
+        self.explanation = explanation
 
     def __iter__(self) -> Iterator[Explanation]:
-        one = isinstance(self.explained, (Explanation, str, Path))
-        for given in [self.explained] if one else self.explained:  # type: ignore[union-attr]
+        one = isinstance(self.explanation, (Explanation, str, Path))
+        for given in [self.explanation] if one else self.explanation:  # type: ignore[union-attr]
             yield from [given] if isinstance(given, Explanation) else _read(Path(given))  # type: ignore[arg-type]
 
-    def sections(self, shown: int, least: int) -> tuple[Explanation, list[Section], list[tuple[str, str]]]:
+    def sections(self, max_examples: int, min_count: int) -> tuple[Explanation, list[Section], list[tuple[str, str]]]:
         """Return the first examples, the summary sections of all rows, and the number of examples.
 
         Raises:
@@ -147,13 +146,13 @@ class Rows:
         first = next(iter(self), None)
         if first is None or not first["valid"].any():
             raise SettingError("the explanation has no rows with a valid position, so there is nothing to report")
-        overview = _Overview(shown)
+        overview = _Overview(max_examples)
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
-        layers = len({(row.site, row.depth) for row in kinds})
-        sections: list[Section | None] = [by_depth(kinds)]
+        layers, label = len({(row.site, row.depth) for row in kinds}), common_label(overview.labels)
+        sections: list[Section | None] = [by_depth(kinds, label)]
         if first.columns.keys().isdisjoint(("column", "source")):  # names of patches and edges are not tokens
-            sections += [by_kind(kinds), by_label(self, least, layers)]
-        sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)]))
+            sections += [by_kind(kinds, label), by_label(self, min_count, layers, label)]
+        sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)], label))
         many = overview.examples > overview.taken
         counts = f"{overview.examples:,} examples" + (f"; the first {overview.taken:,} are below" if many else "")
         return Explanation.concat(overview.parts), [one for one in sections if one], [("explained", counts)]
@@ -162,9 +161,10 @@ class Rows:
 class _Overview:
     """Counts the examples of an iteration and keeps the first ones."""
 
-    def __init__(self, shown: int) -> None:
-        self.shown, self.taken, self.examples = shown, 0, 0
+    def __init__(self, max_examples: int) -> None:
+        self.max_examples, self.taken, self.examples = max_examples, 0, 0
         self.parts: list[Explanation] = []
+        self.labels: set[str] = set()
         self.ends: list[int] = []  # the first and the last example of each part, in order
 
     def of(self, parts: Iterable[Explanation]) -> Iterator[Explanation]:
@@ -172,9 +172,10 @@ class _Overview:
             numbers = np.unique(part["example"])
             if len(numbers):
                 self._check_apart(int(numbers[0]), int(numbers[-1]))
-            wanted = numbers[: self.shown - self.taken].tolist()
+            wanted = numbers[: self.max_examples - self.taken].tolist()
             if wanted:
                 self.parts.append(part.select(example=wanted))
+            self.labels.add(score_label(part.provenance))
             self.taken += len(wanted)
             self.examples += len(numbers)
             yield part
@@ -221,7 +222,7 @@ def _read(path: Path) -> Iterator[Explanation]:
 
 def _groups(explanation: Explanation, name: str) -> bool:
     """Whether this metadata groups the examples: classes do, free-text answers do not."""
-    values = [about[name] for about in explanation.examples.values() if name in about]
+    values = [about[name] for about in explanation.metadata.values() if name in about]
     return 0 < len(set(values)) <= max(len(values) / 2, _FEW)
 
 
@@ -238,6 +239,7 @@ def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
         "read from": _span(read),
         "margin": f"{margin:g} nats on average{kept}" if margin is not None else "",
         **{key: str(one["name"] if isinstance(one, Mapping) else one) for key, one in named.items() if one is not None},
+        "score": str(made.get("score_label", "")),
         "versions": ", ".join(f"{name} {number}" for name, number in (made.get("versions") or {}).items()),
     }
     return [(name, text) for name, text in known.items() if text]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskhooks.errors import CorruptFileError
-from maskhooks.viz.chart import Mark, chart, running_mean
+from maskhooks.viz.chart import Point, chart, running_mean
 from maskhooks.viz.sections import ChartRow, Charts, Section
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _COLUMNS = ["step", "site", "depth", "divergence", "expected_l0", "agreement"]
 
 
 @dataclass(frozen=True)
-class Course:
+class MaskHistory:
     """The course of one masking.
 
     Attributes:
@@ -38,7 +38,7 @@ class Course:
     validation: pd.DataFrame
 
 
-def courses(folder: Path) -> list[Course]:
+def read_history(folder: Path) -> list[MaskHistory]:
     """Return the course of each masking that was trained or validated, in order of depth.
 
     Raises:
@@ -48,7 +48,7 @@ def courses(folder: Path) -> list[Course]:
     validation = _read(folder / _VALIDATION, _COLUMNS)
     logs, validations = _by_masking(log), _by_masking(validation)
     return [
-        Course(site, depth, logs.get((depth, site), log[:0]), validations.get((depth, site), validation[:0]))
+        MaskHistory(site, depth, logs.get((depth, site), log[:0]), validations.get((depth, site), validation[:0]))
         for depth, site in sorted({*logs, *validations})
     ]
 
@@ -74,7 +74,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         ) from error
 
 
-def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, int]) -> Section:
+def section(found: Sequence[MaskHistory], margin: float | None, chosen: Mapping[str, int]) -> Section:
     """Return charts of divergence, fraction kept and multiplier over steps, one row per masking.
 
     Args:
@@ -96,7 +96,7 @@ def section(found: Sequence[Course], margin: float | None, chosen: Mapping[str, 
     )
 
 
-def _tops(found: Sequence[Course], margin: float | None) -> tuple[float, float]:
+def _tops(found: Sequence[MaskHistory], margin: float | None) -> tuple[float, float]:
     """Return the tops of the divergence and multiplier axes; the first is at most a few margins, to show the margin."""
     means = [running_mean(one.log["divergence"].to_numpy()).max() for one in found if len(one.log)]
     means += [one.validation["divergence"].max() for one in found if len(one.validation)]
@@ -107,7 +107,7 @@ def _tops(found: Sequence[Course], margin: float | None) -> tuple[float, float]:
     return 1.05 * most or 1.0, 1.05 * multiplier or 1.0
 
 
-def _row(one: Course, margin: float | None, at: int | None, last: int, tops: tuple[float, float]) -> ChartRow:
+def _row(one: MaskHistory, margin: float | None, at: int | None, last: int, tops: tuple[float, float]) -> ChartRow:
     values = {"divergence": tops[0], "expected_l0": 1.0, "multiplier": tops[1]}
     charts = [
         chart(
@@ -117,8 +117,8 @@ def _row(one: Course, margin: float | None, at: int | None, last: int, tops: tup
             last=last,
             top=top,
             marks=[] if name == "multiplier" else _marks(one, name, margin),
-            rule=margin if name == "divergence" else None,
-            upright=None if at is None else float(at),
+            hline=margin if name == "divergence" else None,
+            vline=None if at is None else float(at),
             percent=name == "expected_l0",
         )
         for name, top in values.items()
@@ -127,14 +127,14 @@ def _row(one: Course, margin: float | None, at: int | None, last: int, tops: tup
     return ChartRow(f"depth {one.depth} · {one.site}", note, good, charts)
 
 
-def _marks(one: Course, name: str, margin: float | None) -> list[Mark]:
+def _marks(one: MaskHistory, name: str, margin: float | None) -> list[Point]:
     return [
-        Mark(row["step"], row[name], _words(row), margin is None or row["divergence"] <= margin)
+        Point(row["step"], row[name], _words(row), margin is None or row["divergence"] <= margin)
         for row in one.validation.to_dict("records")
     ]
 
 
-def _verdict(one: Course, margin: float | None, at: int | None) -> tuple[str, bool | None]:
+def _verdict(one: MaskHistory, margin: float | None, at: int | None) -> tuple[str, bool | None]:
     """Summarise the chosen state on validation data, or the last validation if none is chosen yet."""
     rows = one.validation.to_dict("records")
     if not rows:
@@ -151,6 +151,6 @@ def _words(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _chosen(one: Course, chosen: Mapping[str, int]) -> int | None:
+def _chosen(one: MaskHistory, chosen: Mapping[str, int]) -> int | None:
     """Return the step chosen for a site; its masks share a baseline, so they are chosen together."""
     return next((at for name, at in chosen.items() if name == one.site or name.startswith(f"{one.site} given ")), None)

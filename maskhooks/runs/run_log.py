@@ -60,7 +60,7 @@ class RunLog:
         """
         return {name: self._position(name, file) for name, file in self._files.items()}
 
-    def go_on(self, positions: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+    def resume(self, positions: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
         """Truncate the files to `positions` to append from there, and return the rows kept.
 
         Raises:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from maskhooks.atomic_write import clear, draft
+from maskhooks.atomic_write import atomic_open, clear
 from maskhooks.errors import CorruptFileError, ResumeWarning
 from maskhooks.settings.format import FORMAT, check_format
 
@@ -25,7 +25,7 @@ _KEPT = 2  # states: the last one, and the one before in case the last is broken
 _TENSOR = "$tensor"
 
 
-def folder_of(run_dir: Path) -> Path:
+def state_folder(run_dir: Path) -> Path:
     """Return the folder of a run's states."""
     return run_dir / "state"
 
@@ -39,7 +39,7 @@ def save_state(folder: Path, number: int, tree: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder / "step-*")
     path = folder / f"step-{number:09d}.safetensors"
-    with draft(path) as file:
+    with atomic_open(path) as file:
         file.write(encode(tree))
     for old in _newest_first(folder)[_KEPT:]:
         with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ def load_state(folder: Path) -> Any | None:
     return None
 
 
-def drop_states(folder: Path) -> None:
+def delete_states(folder: Path) -> None:
     """Delete the states of an earlier run."""
     for path in _newest_first(folder):
         path.unlink()

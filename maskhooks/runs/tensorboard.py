@@ -38,7 +38,7 @@ class Board:
         self._writers: dict[str, Any] = {}
 
     @classmethod
-    def named(cls, folder: bool | str | Path, run_dir: Path | None, layers: Iterable[tuple[str, int]]) -> Board | None:
+    def open(cls, folder: bool | str | Path, run_dir: Path | None, layers: Iterable[tuple[str, int]]) -> Board | None:
         """Return the board in a folder; True means `tensorboard` in `run_dir`, False means no board.
 
         Raises:

@@ -16,8 +16,8 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.outputs import Outputs, parameters
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import REFUSALS, Judge, Question, masking_of, units_of
-from maskhooks.search.scheduler import Asking, abreast
+from maskhooks.search.question import REFUSALS, Criterion, Question, masking_of, units_of
+from maskhooks.search.scheduler import SearchSteps, run_together
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
@@ -26,14 +26,14 @@ _ROWS = 2**16  # maximum rows of a batch that repeats examples; large graphs wou
 
 
 class _Picked(NamedTuple):
-    """A panel of examples from another one: their indices there, and how often each is repeated."""
+    """Questions about examples from another one: their indices there, and how often each is repeated."""
 
     numbers: list[int]
     times: int
-    panel: Panel
+    batch_questions: BatchQuestions
 
 
-class Panel:
+class BatchQuestions:
     """Questions about all examples of a batch, such as the edges of its graphs, answered together.
 
     Args:
@@ -60,11 +60,11 @@ class Panel:
         self._value = clean.values[site]
         self._shape = site.gating().mask_shape(self._value, site=site)
         here = clean.places[site]
-        assert here.examples is not None
+        assert here.example_index is not None
         self._places = Places(here.valid)
-        index = here.examples.index.cpu()
-        parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.examples.count).tolist())
-        self.members = [Member(self, here, part, example, rows) for example, part in enumerate(parts)]
+        index = here.example_index.index.cpu()
+        parts = index.argsort(stable=True).split(torch.bincount(index, minlength=here.example_index.count).tolist())
+        self.members = [RowQuestion(self, here, part, example, rows) for example, part in enumerate(parts)]
         owners, first = torch.full((math.prod(self._shape),), -1), 0
         for one in self.members:
             one.write(torch.arange(first, first + one.positions), owners)
@@ -74,11 +74,11 @@ class Panel:
         self._all = self._picked = _Picked([*range(len(self.members))], 1, self)
         self._pickable = True
 
-    def answer(self, askings: Sequence[Asking[T]], function: Judge) -> list[T]:
-        """Run each example's asking and return the results."""
-        return abreast(askings, lambda sets: self.measured(sets, function))
+    def answer(self, searches: Sequence[SearchSteps[T]], function: Criterion) -> list[T]:
+        """Run each example's search and return the results."""
+        return run_together(searches, lambda sets: self.measured(sets, function))
 
-    def measured(self, sets: Mapping[int, Bool[Tensor, "set position"]], function: Judge) -> Mapping[int, Tensor]:
+    def measured(self, sets: Mapping[int, Bool[Tensor, "set position"]], function: Criterion) -> Mapping[int, Tensor]:
         """Apply a function to the original outputs and those with only the first sets of each example kept.
 
         Args:
@@ -91,7 +91,7 @@ class Panel:
             if number in sets and len(places[number]) < len(sets[number]):
                 kept[at] = sets[number][len(places[number])]
                 places[number].append(at)
-        found = there.panel._pass(kept, function)
+        found = there.batch_questions._pass(kept, function)
         return {number: found[at] for number, at in places.items()}
 
     def _there(self, sets: Mapping[int, Tensor]) -> _Picked:
@@ -112,8 +112,8 @@ class Panel:
         return self._picked
 
     def _pick(self, numbers: list[int], times: int) -> _Picked | None:
-        """Return a panel of some examples; None if the task cannot select them, or the results differ."""
-        batch = self.clean.hooked.task.picked(self.clean.batch, numbers)
+        """Return the questions about some examples; None if the task cannot select them, or the results differ."""
+        batch = self.clean.hooked.task.select_rows(self.clean.batch, numbers)
         if batch is None:
             return None
         try:
@@ -124,19 +124,19 @@ class Panel:
             self._warn(f"the model fails on a batch of selected examples ({type(error).__name__}: {error})")
             return None
         try:
-            panel = Panel(clean, self.site, self._baseline)
+            batch_questions = BatchQuestions(clean, self.site, self._baseline)
         except MaskhooksError:
             return None
         given = [self.members[number] for number in numbers]
         alike = (
-            [one.units for one in panel.members] == [one.units for one in given]
-            and _close(panel._values(panel.members), self._values(given))
+            [one.units for one in batch_questions.members] == [one.units for one in given]
+            and _close(batch_questions._values(batch_questions.members), self._values(given))
             and _same_outputs(clean.outputs, self.clean.outputs, numbers)
         )
         if not alike:
             self._warn("in a batch of selected examples, some have different values or different outputs")
             return None
-        return _Picked(numbers, times, panel)
+        return _Picked(numbers, times, batch_questions)
 
     def _warn(self, reason: str) -> None:
         """Warn that passes take longer than necessary."""
@@ -147,13 +147,13 @@ class Panel:
             stacklevel=2,
         )
 
-    def _values(self, members: Sequence[Member]) -> Tensor:
+    def _values(self, members: Sequence[RowQuestion]) -> Tensor:
         """Return the rows of some members, concatenated."""
         return self._value[[row for one in members for row in one.own]]
 
     @torch.no_grad()
-    def _pass(self, sets: Mapping[int, Bool[Tensor, " position"]], function: Judge) -> Tensor:
-        """Apply the function with one set per member, and with all rows of members that have none."""
+    def _pass(self, sets: Mapping[int, Bool[Tensor, " position"]], function: Criterion) -> Tensor:
+        """Apply the function with one set per question, and with all rows of those that have none."""
         kept = [sets.get(one.example, one.whole) for one in self.members]
         found = function(self.clean.outputs, self._masked(torch.cat(kept))).cpu()
         if len(found) != len(self.members):
@@ -172,32 +172,32 @@ class Panel:
         return onward_pass(self.clean, {self.site: self.masking.replacement(masked)})
 
 
-class Member(Question):
-    """The question of one example on a panel.
+class RowQuestion(Question):
+    """The question of one example in a batch.
 
     Args:
-        panel: the panel it belongs to.
+        batch_questions: the questions of its batch.
         here: the positions of the whole batch.
         own: the example's rows.
         example, rows: as in `Question`.
     """
 
-    def __init__(self, panel: Panel, here: Places, own: Tensor, example: int, rows: int) -> None:
-        super().__init__(panel.site, example, rows)
-        self.panel = panel
+    def __init__(self, batch_questions: BatchQuestions, here: Places, own: Tensor, example: int, rows: int) -> None:
+        super().__init__(batch_questions.site, example, rows)
+        self.batch_questions = batch_questions
         self.own: list[int] = own.tolist()
-        value, pattern = panel.clean.values[panel.site], panel.site.gating()
-        self._width = math.prod(pattern.mask_shape(value, site=panel.site)[1:])
-        self.units = units_of(pattern, pattern.shape(value, site=panel.site), here, own)
+        value, pattern = batch_questions.clean.values[batch_questions.site], batch_questions.site.gating()
+        self._width = math.prod(pattern.mask_shape(value, site=batch_questions.site)[1:])
+        self.units = units_of(pattern, pattern.shape(value, site=batch_questions.site), here, own)
         self.whole = torch.ones(self.positions, dtype=torch.bool)
 
     def number(self, gate: int) -> int:
         return self.own[gate // self._width] * self._width + gate % self._width
 
-    def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
+    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
         found = []
         while len(kept):
-            found.append(self.panel.measured({self.example: kept}, function)[self.example])
+            found.append(self.batch_questions.measured({self.example: kept}, function)[self.example])
             kept = kept[len(found[-1]) :]
         return torch.cat(found)
 

@@ -11,13 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from maskhooks.search.scheduler import Asking
+from maskhooks.search.scheduler import SearchSteps
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Block, Untried
 
 
 @runtime_checkable
-class Way(Protocol):
+class Strategy(Protocol):
     """How the sets of a size are tried: `Flat` or `Tree`."""
 
     def base(self, size: int) -> int:
@@ -30,23 +30,23 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The result of a search on one example.
 
     Attributes:
         positions: the number of valid positions.
         solutions: all smallest sets of positions that leave the prediction unchanged, in order. Empty if the search
             stopped before it found any.
-        below: no set of fewer positions than this leaves the prediction unchanged; with solutions, their size.
+        lower_bound: no set of fewer positions than this leaves the prediction unchanged; with solutions, their size.
         tried: the number of sets tried.
         seconds: how long the search took.
-        stopped: the limit that ended it, `largest`, `subsets` or `seconds`; None if it finished. If it finished
-            without solutions, not even all positions satisfy the criterion.
+        stopped: the limit that ended it, `max_set_size`, `max_sets` or `time_limit`; None if it finished. If it
+            finished without solutions, not even all positions satisfy the criterion.
     """
 
     positions: int
     solutions: tuple[tuple[int, ...], ...]
-    below: int
+    lower_bound: int
     tried: int
     seconds: float
     stopped: str | None
@@ -54,16 +54,20 @@ class Found:
     @property
     def size(self) -> int | None:
         """How many positions must be kept; None if unknown."""
-        return self.below if self.solutions else None
+        return self.lower_bound if self.solutions else None
 
     def __str__(self) -> str:
         if self.solutions:
             sets = ", ".join("{" + " ".join(map(str, one)) + "}" for one in self.solutions[:5])
             more = f" and {len(self.solutions) - 5} more" if len(self.solutions) > 5 else ""
-            return f"{self.below} of {self.positions} positions: {sets}{more}"
+            return f"{self.lower_bound} of {self.positions} positions: {sets}{more}"
         if self.stopped is None:
             return f"no set of its {self.positions} positions is enough"
-        known = f"no {self.below - 1} of {self.positions} positions are enough" if self.below else "nothing is known"
+        known = (
+            f"no {self.lower_bound - 1} of {self.positions} positions are enough"
+            if self.lower_bound
+            else "nothing is known"
+        )
         return f"{known} after {self.tried:,} sets in {duration(self.seconds)}; stopped by {self.stopped}"
 
 
@@ -83,24 +87,24 @@ class Search:
         self._candidates: set[int] = set()  # of this size
         self._solutions: tuple[tuple[int, ...], ...] = ()
 
-    def asking(
+    def steps(
         self,
-        way: Way,
+        strategy: Strategy,
         *,
-        largest: int | None = None,
-        subsets: int | None = None,
-        seconds: float | None = None,
+        max_set_size: int | None = None,
+        max_sets: int | None = None,
+        time_limit: float | None = None,
         progress: Callable[[Search], None] = lambda search: None,
-    ) -> Asking[Found]:
+    ) -> SearchSteps[SearchResult]:
         """Search until all smallest sets are found or a limit is reached, yielding sets for the model itself to try.
 
-        These are sets that `way` cannot judge, and its candidate solutions.
+        These are sets that `strategy` cannot judge, and its candidate solutions.
 
         Args:
-            way: how sets are tried.
-            largest: the maximum size of a set.
-            subsets: the maximum number of sets tried, including those before a stop.
-            seconds: time limit of this call, from its first block of sets. Work that a stopped search repeats to get
+            strategy: how sets are tried.
+            max_set_size: the maximum size of a set.
+            max_sets: the maximum number of sets tried, including those before a stop.
+            time_limit: time limit of this call, from its first block of sets. Work that a stopped search repeats to get
                 there does not count, and a call that may try sets always gets beyond the place where it began.
             progress: called after each block of sets.
         """
@@ -111,13 +115,13 @@ class Search:
             while not self._solutions and stopped is None:
                 if self.size > self.positions:
                     break  # not even all positions satisfy the criterion
-                if largest is not None and self.size > largest:
-                    stopped = "largest"
+                if max_set_size is not None and self.size > max_set_size:
+                    stopped = "max_set_size"
                     break
-                stopped = yield from self._size(way, subsets, seconds, progress)
+                stopped = yield from self._size(strategy, max_sets, time_limit, progress)
         finally:
             self.seconds = before + time.perf_counter() - begin
-        return Found(self.positions, self._solutions, self.size, self.tried, self.seconds, stopped)
+        return SearchResult(self.positions, self._solutions, self.size, self.tried, self.seconds, stopped)
 
     def state(self) -> dict[str, Any]:
         """Return the state of the search, JSON-serialisable."""
@@ -141,19 +145,19 @@ class Search:
 
     def _size(
         self,
-        way: Way,
-        subsets: int | None,
-        seconds: float | None,
+        strategy: Strategy,
+        max_sets: int | None,
+        time_limit: float | None,
         progress: Callable[[Search], None],
-    ) -> Asking[str | None]:
+    ) -> SearchSteps[str | None]:
         """Try the rest of a size; return the limit that stopped it, if any."""
-        base = way.base(self.size)
+        base = strategy.base(self.size)
         if base != self._base:  # the saved place belongs to another base
             self.place, self._base = 0, base
             self._candidates.clear()
         pending = 0
-        for block in way.blocks(self.size, self.place, last=lambda: bool(self._candidates)):
-            stopped = _limit(self.tried + pending, subsets, self._elapsed(), seconds)
+        for block in strategy.blocks(self.size, self.place, last=lambda: bool(self._candidates)):
+            stopped = _limit(self.tried + pending, max_sets, self._elapsed(), time_limit)
             if stopped is not None:
                 return stopped
             keeps = block.keeps if isinstance(block, Block) else (yield block.sets)
@@ -172,7 +176,7 @@ class Search:
         since, *where = self._began
         return 0.0 if where == [self.size, self.place] else time.perf_counter() - since
 
-    def _conclude(self) -> Asking[None]:
+    def _conclude(self) -> SearchSteps[None]:
         """Finish a size after all its sets were tried."""
         if self._candidates:
             kept = unrank(torch.tensor(sorted(self._candidates)), self.positions, self.size)
@@ -183,10 +187,10 @@ class Search:
             self.size, self.place = self.size + 1, 0
 
 
-def _limit(tried: int, subsets: int | None, elapsed: float, seconds: float | None) -> str | None:
-    if subsets is not None and tried >= subsets:
-        return "subsets"
-    return "seconds" if seconds is not None and elapsed >= seconds else None
+def _limit(tried: int, max_sets: int | None, elapsed: float, time_limit: float | None) -> str | None:
+    if max_sets is not None and tried >= max_sets:
+        return "max_sets"
+    return "time_limit" if time_limit is not None and elapsed >= time_limit else None
 
 
 def duration(seconds: float) -> str:
@@ -197,7 +201,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
-def speed(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> float:
+def speed(strategy: Strategy, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> float:
     """Measure the sets tried per second, from the beginning of a search.
 
     Args:
@@ -206,7 +210,7 @@ def speed(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: 
     begin = time.perf_counter()
     tried, half, there = 0, 0.0, 0
     for size in range(positions + 1):
-        for block in way.blocks(size):
+        for block in strategy.blocks(size):
             tried += len(block.keeps if isinstance(block, Block) else check(block.sets))
             spent = time.perf_counter() - begin
             if spent >= seconds:
@@ -216,9 +220,11 @@ def speed(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: 
     return tried / (time.perf_counter() - begin)
 
 
-def outlook(way: Way, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> tuple[str, int]:
+def estimate_time(
+    strategy: Strategy, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5
+) -> tuple[str, int]:
     """Return how long a search would take, as text, and the largest size that it reaches within a minute."""
-    rate = speed(way, positions, check, seconds)
+    rate = speed(strategy, positions, check, seconds)
     counts = list(itertools.accumulate(total(positions, size) for size in range(positions + 1)))
     top = max((size for size, count in enumerate(counts) if count / rate <= 60), default=0)
     text = (

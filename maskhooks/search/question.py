@@ -21,7 +21,7 @@ from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
 # Maps the original and the masked outputs to a row per set of positions.
-Judge = Callable[[Outputs, Outputs], Tensor]
+Criterion = Callable[[Outputs, Outputs], Tensor]
 
 # What a model may raise on a batch that a search made, such as one of selected examples. Other errors, such as
 # AttributeError and TypeError, are bugs, and propagate.
@@ -51,7 +51,7 @@ class Question(ABC):
         return len(self.units)
 
     @abstractmethod
-    def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
+    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
         """Apply a function to the original outputs and those with only these positions kept, row by row."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import Judge, Question, masking_of, units_of
+from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
@@ -91,7 +91,7 @@ class Repeated(Question):
         return found
 
     @torch.no_grad()
-    def measured(self, kept: Bool[Tensor, "row position"], function: Judge) -> Tensor:
+    def measured(self, kept: Bool[Tensor, "row position"], function: Criterion) -> Tensor:
         width = min(self.rows, len(kept))
         if self._copies is None or len(self._copies.places.valid) != width:
             self._copies = self.copies(width)

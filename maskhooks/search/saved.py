@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskhooks.atomic_write import draft
+from maskhooks.atomic_write import atomic_open
 from maskhooks.errors import CorruptFileError, ResumeError, StorageError
 from maskhooks.search.exact import Search
 from maskhooks.settings.format import FORMAT, check_format
@@ -19,7 +19,7 @@ class Saved:
 
     Args:
         path: the file; if it exists, the searches resume from it.
-        about: what must match to resume, JSON-serialisable.
+        metadata: what must match to resume, JSON-serialisable.
         searches: in order.
         every: seconds after which `later` writes.
 
@@ -30,9 +30,9 @@ class Saved:
     """
 
     def __init__(
-        self, path: Path, about: Mapping[str, Any], searches: Sequence[Search], *, every: float = 30.0
+        self, path: Path, metadata: Mapping[str, Any], searches: Sequence[Search], *, every: float = 30.0
     ) -> None:
-        self.path, self.about, self.searches, self.every = path, dict(about), list(searches), every
+        self.path, self.metadata, self.searches, self.every = path, dict(metadata), list(searches), every
         self._written = time.monotonic()
         if path.exists():
             if path.is_dir():
@@ -45,9 +45,9 @@ class Saved:
         Raises:
             StorageError: the file cannot be written; the old one is unchanged.
         """
-        state = {"format": FORMAT, "about": self.about, "searches": [search.state() for search in self.searches]}
+        state = {"format": FORMAT, "metadata": self.metadata, "searches": [search.state() for search in self.searches]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with draft(self.path) as file:
+        with atomic_open(self.path) as file:
             file.write(json.dumps(state).encode())
         self._written = time.monotonic()
 
@@ -59,14 +59,14 @@ class Saved:
     def _restore(self) -> None:
         try:
             state = json.loads(self.path.read_bytes())
-            states, about = state["searches"], state["about"]
+            states, metadata = state["searches"], state["metadata"]
             check_format(self.path, state["format"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(
                 f"{self.path} is not the state of a search ({error}). Remove it to start the search again.",
                 path=self.path,
             ) from error
-        others = [key for key in {**about, **self.about} if about.get(key) != self.about.get(key)]
+        others = [key for key in {**metadata, **self.metadata} if metadata.get(key) != self.metadata.get(key)]
         if others:
             raise ResumeError(
                 f"{self.path} belongs to another search: {', '.join(others)} differ. Give another file, or remove this "

@@ -11,30 +11,32 @@ from torch import Tensor
 
 T = TypeVar("T")
 # Yields sets, `set position`, at least one; is sent a row per set; returns its result.
-Asking = Generator[Tensor, Tensor, T]
+SearchSteps = Generator[Tensor, Tensor, T]
 
 
-def answered(asking: Asking[T], answer: Callable[[Tensor], Tensor]) -> T:
-    """Run an asking to its end and return its result.
+def answered(steps: SearchSteps[T], answer: Callable[[Tensor], Tensor]) -> T:
+    """Run a search to its end and return its result.
 
     Args:
         answer: returns a row per set.
     """
-    with contextlib.closing(asking):
+    with contextlib.closing(steps):
         try:
-            sets = next(asking)
+            sets = next(steps)
             while True:
-                sets = asking.send(answer(sets))
+                sets = steps.send(answer(sets))
         except StopIteration as done:
             found: T = done.value
             return found
 
 
-def abreast(askings: Sequence[Asking[T]], answer: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]) -> list[T]:
-    """Run several askings together and return their results; each asks again once its sets are all answered.
+def run_together(
+    searches: Sequence[SearchSteps[T]], answer: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]]
+) -> list[T]:
+    """Run several searches together and return their results; each asks again once its sets are all answered.
 
     Args:
-        answer: takes the open sets of each asking by its index, and returns the rows of the first one or more of them.
+        answer: takes the open sets of each search by its index, and returns the rows of the first one or more of them.
     """
     found: dict[int, T] = {}
     sets: dict[int, Tensor] = {}
@@ -43,15 +45,15 @@ def abreast(askings: Sequence[Asking[T]], answer: Callable[[Mapping[int, Tensor]
     def ask(number: int) -> None:
         try:
             given = torch.cat(rows.pop(number)) if number in rows else None
-            sets[number] = askings[number].send(given)  # type: ignore[arg-type] # None starts a generator
+            sets[number] = searches[number].send(given)  # type: ignore[arg-type] # None starts a generator
             rows[number] = []
         except StopIteration as done:
             found[number] = done.value
             sets.pop(number, None)
 
     with contextlib.ExitStack() as stack:
-        for number, asking in enumerate(askings):
-            stack.enter_context(contextlib.closing(asking))
+        for number, steps in enumerate(searches):
+            stack.enter_context(contextlib.closing(steps))
             ask(number)
         while sets:
             for number, part in answer(sets).items():
@@ -59,4 +61,4 @@ def abreast(askings: Sequence[Asking[T]], answer: Callable[[Mapping[int, Tensor]
                 sets[number] = sets[number][len(part) :]
                 if not len(sets[number]):
                     ask(number)
-    return [found[number] for number in range(len(askings))]
+    return [found[number] for number in range(len(searches))]

@@ -15,7 +15,7 @@ from maskhooks.errors import MaskhooksWarning
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.recurrence import Recurrence, Walk
 from maskhooks.model.outputs import Outputs, parameters
-from maskhooks.search.question import REFUSALS, Judge
+from maskhooks.search.question import REFUSALS, Criterion
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.tree import Tree
 from maskhooks.seeds import generator
@@ -24,7 +24,7 @@ _TRIED = 24  # random sets that compare tree and model
 
 
 @contextlib.contextmanager
-def tree(question: Repeated, unchanged: Judge, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
+def tree(question: Repeated, unchanged: Criterion, *, rows: int = 4096, memory: float = 2e9) -> Iterator[Tree | None]:
     """Yield the tree of a question, for use inside the `with`; None if the model is not a recurrence over positions.
 
     The tree of an adapter's recurrence is first compared with the model on random sets of positions: the module may
@@ -48,7 +48,7 @@ def tree(question: Repeated, unchanged: Judge, *, rows: int = 4096, memory: floa
 
 
 @torch.no_grad()
-def _tree(question: Repeated, unchanged: Judge, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
+def _tree(question: Repeated, unchanged: Criterion, recurrence: Recurrence, rows: int, memory: float) -> Tree | None:
     alone = question.copies(1)
     inputs = []
     for kept in (True, False):
@@ -95,7 +95,7 @@ class _Ending:
     """
 
     def __init__(
-        self, question: Repeated, unchanged: Judge, recurrence: Recurrence, *, whole: Tensor, one_row: bool
+        self, question: Repeated, unchanged: Criterion, recurrence: Recurrence, *, whole: Tensor, one_row: bool
     ) -> None:
         self.question, self.unchanged, self.recurrence = question, unchanged, recurrence
         self.whole, self.one_row = whole, one_row

@@ -30,7 +30,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from docstring_parser import DocstringStyle, parse
 
-from maskhooks.errors import SettingError, near
+from maskhooks.errors import SettingError, close_matches
 from maskhooks.settings.types import Check
 
 REQUIRED = inspect.Parameter.empty
@@ -125,7 +125,7 @@ class Schema(Mapping[str, Setting]):
         """Raises SettingError where there is no setting of a name."""
         for name in names:
             if name not in self and self.closed:
-                likely = near(name, self, 3)
+                likely = close_matches(name, self, 3)
                 hint = f" Did you mean {' or '.join(map(repr, likely))}?" if likely else ""
                 listed = f"The settings are {', '.join(self)}." if self.settings else "It takes none."
                 raise SettingError(f"{owner or self.owner} has no setting {name!r}.{hint} {listed}")

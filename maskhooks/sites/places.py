@@ -19,18 +19,18 @@ class Places:
 
     Attributes:
         valid: which positions are not padding, over the position axes of the site's pattern.
-        examples: the example index of each row; None if the first axis is the batch axis.
+        example_index: the example index of each row; None if the first axis is the batch axis.
         units: which positions are gated together; None if each has its own gate.
     """
 
     valid: Bool[Tensor, "*positions"]
-    examples: ExampleIndex | None = None
+    example_index: ExampleIndex | None = None
     units: Units | None = None
 
     @property
-    def leads(self) -> Bool[Tensor, "*positions"]:
+    def unit_heads(self) -> Bool[Tensor, "*positions"]:
         """The valid positions that carry a gate: of those gated together, only the first."""
-        return self.valid if self.units is None else self.valid & self.units.leads.to(self.valid.device)
+        return self.valid if self.units is None else self.valid & self.units.unit_heads.to(self.valid.device)
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, overload
 
 from torch import nn
 
-from maskhooks.errors import PatternError, UnknownSiteError, near
+from maskhooks.errors import PatternError, UnknownSiteError, close_matches
 from maskhooks.sites import nested
 from maskhooks.sites import text_table as table
 from maskhooks.sites.modules import check_compiled
@@ -178,7 +178,7 @@ class SiteTable(Sequence[Site]):
         if not isinstance(index, str):
             return self._sites[index]
         if index not in self._by_name:
-            known = near(index, self._by_name)
+            known = close_matches(index, self._by_name)
             raise UnknownSiteError(f"there is no site {index!r} in this table.", site=index, near=known)
         return self._by_name[index]
 
@@ -272,7 +272,7 @@ def resolve(selector: Selector, table: SiteTable, modules: Mapping[str, nn.Modul
     raise UnknownSiteError(
         f"{what} {selector!r}. {listed}. The model has {len(modules)} modules, each with an input and an output.",
         site=selector,
-        near=near(selector, known),
+        near=close_matches(selector, known),
     )
 
 

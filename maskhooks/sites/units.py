@@ -31,20 +31,20 @@ class Units:
     shape: Sequence[int]
 
     @classmethod
-    def of(cls, numbers: Int[Tensor, "batch *positions"], examples: ExampleIndex | None = None) -> Units:
+    def of(cls, numbers: Int[Tensor, "batch *positions"], example_index: ExampleIndex | None = None) -> Units:
         """Build units from one number per position: equal numbers within an example form a unit.
 
         Args:
-            examples: the example index of each row, if the first axis is not the batch axis.
+            example_index: the example index of each row, if the first axis is not the batch axis.
         """
         rows = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
         low, high = (int(end) for end in rows.aminmax()) if rows.numel() else (0, 0)
         own, width = rows - low if low else rows, high - low + 1
-        example = torch.arange(len(rows), device=rows.device) if examples is None else examples.index
+        example = torch.arange(len(rows), device=rows.device) if example_index is None else example_index.index
         unit = own
-        if examples is None or not _apart(own, width, example):
+        if example_index is None or not _apart(own, width, example):
             _, unit = torch.unique(own + width * example[:, None], return_inverse=True)
-        if examples is not None:
+        if example_index is not None:
             rows, unit = rows.reshape(1, -1), unit.reshape(1, -1)
         places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
         first = places.new_full((rows.numel(),), rows.shape[1])
@@ -53,7 +53,7 @@ class Units:
         return cls(first.view_as(places), tuple(numbers.shape))
 
     @property
-    def leads(self) -> Bool[Tensor, "batch *positions"]:
+    def unit_heads(self) -> Bool[Tensor, "batch *positions"]:
         """Whether a position is the first of its unit."""
         places = torch.arange(self.first.shape[1], device=self.first.device)
         return (self.first == places).view(*self.shape)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.metrics import truth as metrics
+from maskhooks.metrics import attribution as metrics
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
 from maskhooks.sites.site import Site
@@ -34,13 +34,13 @@ class Setting:
 
     Args:
         sites: what is masked.
-        given: the site that the masks read; None for the masked site itself.
+        conditioned_on: the site that the masks read; None for the masked site itself.
         margin: the mean divergence allowed, in nats.
         steps: training steps.
     """
 
     sites: str
-    given: str | None
+    conditioned_on: str | None
     margin: float
     steps: int = 700
 

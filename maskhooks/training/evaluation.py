@@ -20,16 +20,16 @@ from maskhooks.passes.masked import masked_pass
 ENOUGH, MOST = 500, 16  # examples times draws, and draws
 
 
-def draws_for(examples: int, most: int = MOST) -> int:
+def draws_for(examples: int, max_draws: int = MOST) -> int:
     """How often gates are sampled for a set: so that it counts as `ENOUGH` examples, at most `MOST` times.
 
     The mean over a few examples sways with what one sample of their gates happens to drop.
 
     Args:
         examples: in the set.
-        most: draws that there is time for.
+        max_draws: draws that there is time for.
     """
-    return max(1, min(MOST, most, -(-ENOUGH // max(1, examples))))
+    return max(1, min(MOST, max_draws, -(-ENOUGH // max(1, examples))))
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Evaluation:
 
     def _decided(self, examples: int, batches: int) -> int:
         """The draws of a set of which this rank has these."""
-        examples, batches = map(sum, zip(*self.ranks.everyones((examples, batches)), strict=True))
+        examples, batches = map(sum, zip(*self.ranks.all_gather((examples, batches)), strict=True))
         once = max(1, batches * len(self.groups))
         return draws_for(examples, MOST if self.passes is None else self.passes // once)
 
@@ -145,8 +145,8 @@ class Evaluation:
                 measure.add(clean, self.divergence, source)
 
     def _means(self, draws: Sequence[Sequence[Measure]]) -> list[dict[str, Any]]:
-        everyones = self.ranks.everyones([[(one.count, one.sums) for one in measures] for measures in draws])
-        for measures, *totals in zip(draws, *everyones, strict=True):
+        gathered = self.ranks.all_gather([[(one.count, one.sums) for one in measures] for measures in draws])
+        for measures, *totals in zip(draws, *gathered, strict=True):
             for measure, *own in zip(measures, *totals, strict=True):
                 measure.add_up(own)
         return [_mean([measure.row() for measure in of_one]) for of_one in zip(*draws, strict=True)]

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskhooks.data.epochs import Epochs
-from maskhooks.distributed.devices import connect, starts_processes
+from maskhooks.distributed.devices import make_fabric, starts_processes
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import EmptyLoaderError, MarginWarning
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.task import device_of
-from maskhooks.seeds import forked, seeded
+from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.training.one_process import run_here
 from maskhooks.training.preparation import gather_and_fit_baselines
 from maskhooks.training.problem import EPOCH, Problem
@@ -40,16 +40,16 @@ def fit(run: Run, **devices: Any) -> FitResult:
     """
     problem = run.problem
     with _quiet():
-        fabric = connect(**devices)
+        fabric = make_fabric(**devices)
         if starts_processes(fabric):
             result = run_in_processes(fabric, run)
         else:
             fabric.launch()
             result = run_here(fabric, run)
-    if result.beyond:
+    if result.over_margin:
         warnings.warn(
             f"no checkpoint kept the mean divergence within the margin of {problem.margin} nats for "
-            f"{'; '.join(result.beyond)}. The nearest was chosen. Train for more steps, or allow a larger margin.",
+            f"{'; '.join(result.over_margin)}. The nearest was chosen. Train for more steps, or allow a larger margin.",
             MarginWarning,
             stacklevel=3,
         )
@@ -62,7 +62,7 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
     """For free logits: statistics and baselines are learned from data, the logits are not."""
     ranks = Ranks(device=device_of(problem.hooked.model))
     batches = Epochs(train, seeded(problem.seed, EPOCH))
-    with frozen(problem.hooked.model), forked(problem.hooked.model), batches.drawn():
+    with frozen(problem.hooked.model), preserved_rng(problem.hooked.model), batches.seeded():
         gather_and_fit_baselines(problem, batches, replay, ranks, progress)
 
 

@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from maskhooks.data.epochs import Epochs
-from maskhooks.distributed.ranks import Pooled, Ranks, Share
+from maskhooks.distributed.ranks import Pooled, Ranks, Shard
 from maskhooks.errors import NonFiniteError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.group import MaskingGroup, reads_of, sites_of
@@ -88,25 +88,25 @@ class Loop:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def run(self, train: Epochs) -> Iterator[None]:
-        """Steps on from where it stands, one at a time, until `result.stopped` says why it ended.
+        """Steps on from where it stands, one at a time, until `result.stop_reason` says why it ended.
 
         Raises:
             NonFiniteError: something was not finite; the modules hold the state before that step.
         """
-        if self.result.stopped:
+        if self.result.stop_reason:
             return
         optimizer = self.fabric.setup_optimizers(self.optimizer)
-        for epoch, index, batch in train.stream(self.epoch, self.index):
+        for epoch, index, batch in train.batches_from(self.epoch, self.index):
             self.epoch, self.index, self.batch = epoch, index, batch
             torch.manual_seed(seeded(self.problem.seed, MODEL, self.done))
             self._step(move(batch, self.ranks.device), optimizer)
             self.done, self.index = self.done + 1, self.index + 1
             if self.validation is not None and (self.done % self.interval == 0 or self.done == self.total):
                 self._validate(self.validation)
-            if self.done >= self.total and not self.result.stopped:
-                self.result.stopped = f"all {self.total} steps were made"
+            if self.done >= self.total and not self.result.stop_reason:
+                self.result.stop_reason = f"all {self.total} steps were made"
             yield
-            if self.result.stopped:
+            if self.result.stop_reason:
                 return
 
     def _step(self, batch: Any, optimizer: Any) -> None:
@@ -147,13 +147,13 @@ class Loop:
     def _staged(self, group: MaskingGroup) -> MaskingGroup:
         """What of a group takes part now."""
         over = self.problem.recipe.layer_warmup * self.total
-        return group.staged(self.done / over) if self.done < over else group
+        return group.last_depths(self.done / over) if self.done < over else group
 
     def _masked(
         self, clean: Clean | None, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack
     ) -> Pooled:
         """A masked pass of the global batch; this rank computes its own examples."""
-        if self.ranks.world == 1:
+        if self.ranks.world_size == 1:
             assert clean is not None
             return self._own(clean, group, source, held)
         shared = group.with_gates([self._share(clean, one).drawing(one.gate) for one in group.maskings])
@@ -163,11 +163,11 @@ class Loop:
             own = self.ranks.not_a_number()  # so that all ranks end together
         return self.ranks.pool(own)
 
-    def _share(self, clean: Clean | None, masking: Masking) -> Share:
+    def _share(self, clean: Clean | None, masking: Masking) -> Shard:
         """Which gates of the global batch are this rank's."""
         pattern = masking.pattern
         own = None if clean is None else pattern.mask_shape(clean.values[masking.site])
-        return self.ranks.share(self.ranks.shapes(own, len(pattern.gated)))
+        return self.ranks.shard(self.ranks.shapes(own, len(pattern.gated)))
 
     def _own(self, clean: Clean, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:
@@ -229,7 +229,9 @@ class Loop:
     def _validate(self, batches: Epochs) -> None:
         groups = self.problem.groups
         with self.fabric.autocast():
-            found = self.evaluation.rows((number, move(batch, self.ranks.device)) for number, batch in batches.once())
+            found = self.evaluation.rows(
+                (number, move(batch, self.ranks.device)) for number, batch in batches.first_epoch()
+            )
         rows = {id(group): {"step": self.done, **row} for group, row in zip(groups, found, strict=True)}
         for row in rows.values():
             self.result.validation.append(row)
@@ -238,7 +240,7 @@ class Loop:
         self.stale = 0 if any(better) else self.stale + 1
         patience = self.problem.recipe.patience
         if patience is not None and self.stale >= patience:
-            self.result.stopped = f"no better checkpoint in {patience} validations"
+            self.result.stop_reason = f"no better checkpoint in {patience} validations"
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:
         """Of the samples for a validation batch; the same for all checkpoints."""
@@ -249,9 +251,9 @@ class Loop:
         if self.result.validation:
             for checkpoint in self.checkpoints:
                 checkpoint.restore()
-                self.result.chosen.update({str(group): checkpoint.step or 0 for group in checkpoint.groups})
-            self.result.beyond = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
-            self.result.within_margin = not self.result.beyond
+                self.result.chosen_steps.update({str(group): checkpoint.step or 0 for group in checkpoint.groups})
+            self.result.over_margin = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
+            self.result.within_margin = not self.result.over_margin
         return self.result
 
 

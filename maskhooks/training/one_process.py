@@ -11,14 +11,14 @@ from lightning.fabric import Fabric
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.devices import ranks_of
-from maskhooks.distributed.placement import placed
+from maskhooks.distributed.placement import on_device
 from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.passes.clean_cache import Stored
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
-from maskhooks.seeds import forked, seeded
+from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.training.loop import Loop
 from maskhooks.training.preparation import prepare
 from maskhooks.training.problem import EPOCH, VALIDATE
@@ -32,23 +32,23 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
     problem = run.problem
     model, ranks = problem.hooked.model, ranks_of(fabric)
     with contextlib.ExitStack() as stack:
-        for context in (frozen(model), placed(model, ranks.device), forked(model)):
+        for context in (frozen(model), on_device(model, ranks.device), preserved_rng(model)):
             stack.enter_context(context)
-        log = stack.enter_context(RunLog(run.folder, run.board) if ranks.first else RunLog(None))
+        log = stack.enter_context(RunLog(run.folder, run.board) if ranks.is_first else RunLog(None))
         batches: Iterable[Any] = run.train
-        cache = None if run.cache is None else run.cache.for_rank(ranks.number, ranks.world)
+        cache = None if run.cache is None else run.cache.for_rank(ranks.rank, ranks.world_size)
         if cache is not None:
             batches = Stored(run.train, problem.seed, cache)
             stack.callback(cache.clear)
-        train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.number, ranks.world)
-        stack.enter_context(train.drawn())
+        train = Epochs(batches, seeded(problem.seed, EPOCH), ranks.rank, ranks.world_size)
+        stack.enter_context(train.seeded())
         validation = None
         if run.validation is not None:
-            validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.number, ranks.world)
-            stack.enter_context(validation.drawn())
+            validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.rank, ranks.world_size)
+            stack.enter_context(validation.seeded())
         total = run.steps or run.epochs * (train.rounds or 0)
         loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, cache=cache)
-        snapshots = Snapshots(run.folder if ranks.first else None, _about(fabric, run, total), run.save_every)
+        snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
         loop.result.error = _go(loop, run, train, snapshots)
         return loop.finish()
@@ -59,8 +59,8 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
     tree = snapshots.find() if run.resume else None
     if tree is not None:
         check_batch(tree, train)
-        tree["rows"] = loop.log.go_on(tree["log"])
-    elif loop.ranks.first:
+        tree["rows"] = loop.log.resume(tree["log"])
+    elif loop.ranks.is_first:
         if run.resume:
             warnings.warn(
                 f"there is nothing to go on from in {run.folder}: training begins at the start.",
@@ -68,13 +68,15 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
                 stacklevel=5,
             )
         snapshots.drop()
-    if not loop.ranks.firsts(tree is not None):
-        fresh = Epochs(run.train, train.seed, train.rank, train.world)  # `train` counts epochs from its first batch on
-        prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.first)
+    if not loop.ranks.broadcast(tree is not None):
+        fresh = Epochs(
+            run.train, train.seed, train.rank, train.world_size
+        )  # `train` counts epochs from its first batch on
+        prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.is_first)
         loop.start()
-    if loop.ranks.world > 1:
-        own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.first else b""
-        tree = decode(loop.ranks.firsts(own))
+    if loop.ranks.world_size > 1:
+        own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.is_first else b""
+        tree = decode(loop.ranks.broadcast(own))
     if tree is not None:
         restore(loop, tree)
         loop.result.log, loop.result.validation = (tree["rows"].get(name, []) for name in ("log", "validation"))
@@ -85,8 +87,8 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
 
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Runs the loop to its end; what ended it before that, as `Fitted.error` has it."""
-    shown = StepBar(loop, shown=run.progress and loop.ranks.first)
+    """Runs the loop to its end; what ended it before that, as `FitResult.error` has it."""
+    shown = StepBar(loop, shown=run.progress and loop.ranks.is_first)
     try:
         with Interrupts() as interrupts, shown:
             for _ in loop.run(train):
@@ -96,11 +98,11 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
                 snapshots.save_if_due(loop)
             snapshots.save(loop)
     except NonFiniteError as error:
-        loop.result.stopped = f"not finite at step {loop.done}"
+        loop.result.stop_reason = f"not finite at step {loop.done}"
         kept = "" if run.folder is None else f" It is saved in {run.folder}."
         return {"kind": "NonFiniteError", "message": f"{error}{kept}", "site": str(error.site)}
     except StorageError as error:
-        loop.result.stopped = f"nothing could be written at step {loop.done}"
+        loop.result.stop_reason = f"nothing could be written at step {loop.done}"
         go_on = f"Training stopped at step {loop.done}; go on from the last state that was saved with resume."
         return {"kind": "StorageError", "message": f"{error} {go_on}", "path": str(error.path)}
     return None
@@ -109,7 +111,7 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
 def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dict[str, Any]:
     snapshots.save(loop)
     where = f"at step {loop.done} of {loop.total}"
-    loop.result.stopped = loop.result.stopped or f"interrupted at step {loop.done}"
+    loop.result.stop_reason = loop.result.stop_reason or f"interrupted at step {loop.done}"
     go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume goes on from here."
     return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
 
@@ -119,4 +121,4 @@ def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
     sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
     ours = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
-    return {**run.about, **sizes, **ours, "precision": fabric.strategy.precision.precision}
+    return {**run.metadata, **sizes, **ours, "precision": fabric.strategy.precision.precision}

@@ -137,7 +137,7 @@ def _descend(
     try:
         for step in range(recipe.steps):
             for masking, gate in zip(group.maskings, gates, strict=True):
-                masking.gate = gate.heated(recipe.initial_temperature ** (1 - step / recipe.steps))
+                masking.gate = gate.tempered(recipe.initial_temperature ** (1 - step / recipe.steps))
             source = generator(problem.seed, _EXPLAIN, *numbers, step)
             optimizer.zero_grad()
             with torch.enable_grad(), contextlib.ExitStack() as held:
@@ -206,7 +206,7 @@ def _check_margin(problem: Problem, group: MaskingGroup, clean: Clean) -> None:
         warnings.warn(
             f"at {group.label} the masks of {far} of {len(divergence)} examples move the output further than the "
             f"margin of {problem.margin} nats, up to {divergence.max().item():.3g}. Give the recipe more steps or a "
-            f"lower free_rate, or allow a larger margin.",
+            f"lower logit_learning_rate, or allow a larger margin.",
             MarginWarning,
             stacklevel=4,
         )
@@ -233,5 +233,5 @@ def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[PerExampleLogits, E
     for masking in group.maskings:
         for vote in masking.votes:
             assert isinstance(vote.probe, PerExampleLogits)
-            found[id(vote.probe)] = (vote.probe, clean.places[masking.site].examples)
+            found[id(vote.probe)] = (vote.probe, clean.places[masking.site].example_index)
     return list(found.values())

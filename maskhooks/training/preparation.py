@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Generator, Tensor
 
 from maskhooks.data.epochs import Epochs
-from maskhooks.distributed.ranks import Ranks, Share
+from maskhooks.distributed.ranks import Ranks, Shard
 from maskhooks.errors import PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
@@ -43,7 +43,7 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
     closed = closed_divergences(
         problem.hooked,
         problem.groups,
-        itertools.islice(train.batches, min(4, problem.recipe.statistics_batches) * ranks.world),
+        itertools.islice(train.batches, min(4, problem.recipe.statistics_batches) * ranks.world_size),
         problem.divergence,
         ranks.device,
         replay,
@@ -57,7 +57,7 @@ def gather_and_fit_baselines(
     problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool
 ) -> None:
     """Statistics of values, and the baselines that are fitted before any gate."""
-    most = problem.recipe.statistics_batches * ranks.world
+    most = problem.recipe.statistics_batches * ranks.world_size
     read = itertools.islice(train.batches, most)
     known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
     shown = track(read, "reading values", total=known, shown=progress)
@@ -147,12 +147,12 @@ def fit_baselines(
         optimizer = torch.optim.Adam([offset], lr=rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         known = f"fitting the baseline of {masking.site}"
-        stream = itertools.islice(batches.stream(), steps)
+        stream = itertools.islice(batches.batches_from(), steps)
         for step, (_, _, batch) in enumerate(track(stream, known, total=steps, shown=progress)):
             on_device = move(batch, ranks.device)
             clean = None if batch is None else clean_pass(hooked, on_device, [masking.site], [masking.site], replay)
             source = generator(seed, number, step)
-            offset.grad = ranks.add(_slope(clean, masking, offset, divergence, source, ranks))
+            offset.grad = ranks.all_reduce(_slope(clean, masking, offset, divergence, source, ranks))
             optimizer.step()
             schedule.step()
         offset.requires_grad_(False)
@@ -169,8 +169,8 @@ def _slope(
     """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
     pattern = masking.pattern
     shape = None if clean is None else pattern.mask_shape(clean.values[masking.site])
-    share = ranks.share(ranks.shapes(shape, len(pattern.gated)))
-    examples = ranks.share(ranks.shapes(None if clean is None else (count(clean.outputs),), 1))
+    share = ranks.shard(ranks.shapes(shape, len(pattern.gated)))
+    examples = ranks.shard(ranks.shapes(None if clean is None else (count(clean.outputs),), 1))
     if clean is None:
         return torch.zeros_like(weight)
     masked = random_mask(clean, masking, source, share, examples)
@@ -183,7 +183,7 @@ def _slope(
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
-def random_mask(clean: Clean, masking: Masking, source: Generator, share: Share, counted: Share) -> Masked:
+def random_mask(clean: Clean, masking: Masking, source: Generator, share: Shard, counted: Shard) -> Masked:
     """Positions kept at random, each example at a rate drawn from U(0, 1); samples of nearly open or closed gates.
 
     The gate's own noise is part of it: a baseline far from all values would do no harm at z = 0, but at z = .95.
@@ -194,7 +194,7 @@ def random_mask(clean: Clean, masking: Masking, source: Generator, share: Share,
     value = clean.values[masking.site]
     shape = masking.pattern.mask_shape(value)
     places = clean.places[masking.site]
-    examples = places.examples
+    examples = places.example_index
     rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
     rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(shape) - 1))
     drawn = share.of(torch.rand(share.whole, generator=source), shape)

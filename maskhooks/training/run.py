@@ -27,7 +27,7 @@ class Run:
         folder: where `log.csv`, `validation.csv` and the state of the run are written while it goes on.
         resume: whether to go on from the state in the folder.
         save_every: seconds between two states; there is one after each validation too.
-        about: what a run must have in common with the one it goes on from, as JSON has it.
+        metadata: what a run must have in common with the one it goes on from, as JSON has it.
         progress: whether a progress bar is shown on stderr.
         store: keeps clean passes across epochs; the batches of the first epoch come again in the later ones.
         board: where the logs are written for TensorBoard.
@@ -41,7 +41,7 @@ class Run:
     folder: Path | None = None
     resume: bool = False
     save_every: float = 60.0
-    about: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     cache: CleanCache | None = None
     board: Board | None = None
@@ -56,9 +56,9 @@ class FitResult:
         validation: a row a validation and group: step, site, depth, divergence, expected_l0, agreement.
         within_margin: whether the chosen state keeps the mean divergence of every group within the margin; None
             without validation data.
-        beyond: the groups whose mean divergence exceeds the margin all the same.
-        chosen: by group the step whose state was kept.
-        stopped: why training ended.
+        over_margin: the groups whose mean divergence exceeds the margin all the same.
+        chosen_steps: by group the step whose state was kept.
+        stop_reason: why training ended.
         error: what ended it before its time, as JSON has it: the signal of an interruption, or the kind of an error,
             and its message.
     """
@@ -66,9 +66,9 @@ class FitResult:
     log: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     within_margin: bool | None = None
-    beyond: list[str] = field(default_factory=list)
-    chosen: dict[str, int] = field(default_factory=dict)
-    stopped: str = ""
+    over_margin: list[str] = field(default_factory=list)
+    chosen_steps: dict[str, int] = field(default_factory=dict)
+    stop_reason: str = ""
     error: dict[str, Any] | None = None
 
     @property
@@ -78,7 +78,7 @@ class FitResult:
 
 
 def exception(told: Mapping[str, Any]) -> BaseException:
-    """The exception that `Fitted.error` tells of."""
+    """The exception that `FitResult.error` tells of."""
     if "signal" in told:
         return as_exception(told["signal"], told["message"])
     kind = getattr(errors, told["kind"])

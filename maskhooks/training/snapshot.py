@@ -13,7 +13,7 @@ from torch import nn
 
 from maskhooks.data.epochs import Epochs
 from maskhooks.errors import ResumeError
-from maskhooks.runs.run_state import drop_states, folder_of, load_state, save_state
+from maskhooks.runs.run_state import delete_states, load_state, save_state, state_folder
 from maskhooks.sites import nested
 from maskhooks.training.loop import Loop
 from maskhooks.training.problem import Problem
@@ -24,13 +24,13 @@ class Snapshots:
 
     Args:
         run_dir: the run's folder.
-        about: what a run must have in common with the one it goes on from, as JSON has it.
+        metadata: what a run must have in common with the one it goes on from, as JSON has it.
         every: seconds between two states.
     """
 
-    def __init__(self, run_dir: Path | None, about: Mapping[str, Any], every: float) -> None:
-        self.folder = None if run_dir is None else folder_of(run_dir)
-        self.about, self.every = dict(about), every
+    def __init__(self, run_dir: Path | None, metadata: Mapping[str, Any], every: float) -> None:
+        self.folder = None if run_dir is None else state_folder(run_dir)
+        self.metadata, self.every = dict(metadata), every
         self._last = (-1, -1)  # steps and validations when it was saved
         self._time = time.monotonic()
 
@@ -44,7 +44,7 @@ class Snapshots:
         tree = None if self.folder is None else load_state(self.folder)
         if tree is None:
             return None
-        found = differences(tree["about"], self.about)
+        found = differences(tree["metadata"], self.metadata)
         if found:
             raise ResumeError(
                 f"{self.folder} holds a run with other settings: {'; '.join(found)}. Give it the same settings, begin "
@@ -58,7 +58,7 @@ class Snapshots:
     def drop(self) -> None:
         """Removes the states of an earlier run."""
         if self.folder is not None:
-            drop_states(self.folder)
+            delete_states(self.folder)
 
     def save_if_due(self, loop: Loop) -> None:
         """Saves after a validation, and where the last time was long enough ago."""
@@ -74,7 +74,7 @@ class Snapshots:
         if self.folder is None or (loop.done, len(loop.result.validation)) == self._last:
             return
         positions = loop.log.positions()
-        save_state(self.folder, loop.done, {**snapshot(loop), "about": self.about, "log": positions})
+        save_state(self.folder, loop.done, {**snapshot(loop), "metadata": self.metadata, "log": positions})
         self.saved(loop)
 
     def saved(self, loop: Loop) -> None:
@@ -89,7 +89,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
         "epoch": loop.epoch,
         "index": loop.index,
         "stale": loop.stale,
-        "stopped": loop.result.stopped,
+        "stop_reason": loop.result.stop_reason,
         "batch": digest(loop.batch),
         **parts_of(loop.problem),
         "penalty": loop.problem.penalty.state_dict(),
@@ -104,7 +104,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
 def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
     """Puts a loop where `snapshot` saw it; its parts need not be started."""
     loop.done, loop.epoch, loop.index = tree["done"], tree["epoch"], tree["index"]
-    loop.stale, loop.result.stopped = tree["stale"], tree["stopped"]
+    loop.stale, loop.result.stop_reason = tree["stale"], tree["stop_reason"]
     put_parts(loop.problem, tree, loop.ranks.device)
     loop.problem.penalty.load_state_dict(tree["penalty"])
     loop.evaluation.draws = tree.get("draws")
@@ -140,7 +140,7 @@ def check_batch(tree: Mapping[str, Any], train: Epochs) -> None:
     """Raises ResumeError where the loader does not give the batch that the run saw last."""
     if not tree["index"]:
         return
-    _, _, batch = next(train.stream(tree["epoch"], tree["index"] - 1))
+    _, _, batch = next(train.batches_from(tree["epoch"], tree["index"] - 1))
     if digest(batch) != tree["batch"]:
         raise ResumeError(
             f"the training loader gives another batch {tree['index'] - 1} in epoch {tree['epoch']} than the run saw "

@@ -23,7 +23,7 @@ def bars(
     x: str = "",
     label: str = "P(kept)",
     colours: Sequence[str] | None = None,
-    wide: float = 10.8,
+    max_width: float = 10.8,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw a bar for each column and group.
@@ -36,7 +36,7 @@ def bars(
         x: label of the x axis.
         label: label of the y axis.
         colours: one for each group; the default goes from light to dark.
-        wide: maximum width of a panel, in inches; more columns continue in a panel below.
+        max_width: maximum width of a panel, in inches; more columns continue in a panel below.
         ax: Axes to draw on, in one panel; None makes a figure.
 
     Returns:
@@ -45,7 +45,7 @@ def bars(
     values = np.asarray(scores, float).reshape(len(groups), len(columns))
     tones = np.linspace(0.4, 0.95, len(groups)) if len(groups) > 1 else [0.75]
     shades = colours or [to_hex(matplotlib.colormaps[COLOURS](tone)) for tone in tones]
-    parts = panels(len(columns), 0.22 + 0.08 * len(groups), wide, 2.2, ax)
+    parts = panels(len(columns), 0.22 + 0.08 * len(groups), max_width, 2.2, ax)
     width = 0.8 / len(groups)
     for part, chosen in parts:
         names = columns[chosen]

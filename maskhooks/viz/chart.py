@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Mark:
+class Point:
     """A single value, such as one on validation data: a filled or hollow circle at `x, y` with a tooltip."""
 
     x: float
@@ -36,8 +36,8 @@ class Chart:
         smooth: points of the line above it.
         ticks: height and text of each grid line.
         marks: single values.
-        rule: height of a dashed line.
-        upright: x position of a vertical line.
+        hline: height of a dashed line.
+        vline: x position of a vertical line.
         last: the last step.
     """
 
@@ -45,9 +45,9 @@ class Chart:
     raw: str
     smooth: str
     ticks: Sequence[tuple[float, str]]
-    marks: Sequence[Mark]
-    rule: float | None
-    upright: float | None
+    marks: Sequence[Point]
+    hline: float | None
+    vline: float | None
     last: int
 
 
@@ -58,9 +58,9 @@ def chart(
     *,
     last: int,
     top: float,
-    marks: Sequence[Mark] = (),
-    rule: float | None = None,
-    upright: float | None = None,
+    marks: Sequence[Point] = (),
+    hline: float | None = None,
+    vline: float | None = None,
     percent: bool = False,
 ) -> Chart:
     """Return a chart of values over steps, with their running mean.
@@ -72,8 +72,8 @@ def chart(
         last: the end of the x axis.
         top: the end of the y axis; larger values are clipped to it.
         marks: single values; their `x` is a step.
-        rule: a value marked by a dashed line.
-        upright: a step marked by a vertical line.
+        hline: a value marked by a dashed line.
+        vline: a step marked by a vertical line.
         percent: whether values are fractions, shown in per cent.
     """
     x, y = np.asarray(steps, np.float64), np.minimum(np.asarray(values, np.float64), 1e3 * top)  # keep means finite
@@ -93,9 +93,9 @@ def chart(
         points(extremes(x, y, _RAW)),
         points(thinned(x, running_mean(y), _SMOOTH)),
         [(up(tick), f"{tick:.0%}" if percent else f"{tick:g}") for tick in ticks(top)],
-        [Mark(across(mark.x), up(mark.y), mark.text, mark.filled) for mark in marks],
-        None if rule is None else up(rule),
-        None if upright is None else across(upright),
+        [Point(across(mark.x), up(mark.y), mark.text, mark.filled) for mark in marks],
+        None if hline is None else up(hline),
+        None if vline is None else across(vline),
         last,
     )
 
@@ -110,17 +110,17 @@ def running_mean(values: Floats, share: float = 0.05) -> Floats:
     return means
 
 
-def thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
-    """Return at most `most` points, evenly spaced, including the first and the last."""
-    chosen = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).round().astype(int))
+def thinned(x: Floats, y: Floats, max_points: int) -> tuple[Floats, Floats]:
+    """Return at most `max_points` points, evenly spaced, including the first and the last."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(max_points, len(x))).round().astype(int))
     return x[chosen], y[chosen]
 
 
-def extremes(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
-    """Return at most `most` points that preserve peaks: the lowest and the highest of each stretch."""
-    if len(x) <= most:
+def extremes(x: Floats, y: Floats, max_points: int) -> tuple[Floats, Floats]:
+    """Return at most `max_points` points that preserve peaks: the lowest and the highest of each stretch."""
+    if len(x) <= max_points:
         return x, y
-    stretches = np.array_split(np.arange(len(x)), most // 2)
+    stretches = np.array_split(np.arange(len(x)), max_points // 2)
     chosen = [sorted({int(part[y[part].argmin()]), int(part[y[part].argmax()])}) for part in stretches]
     places = [place for pair in chosen for place in pair]
     return x[places], y[places]

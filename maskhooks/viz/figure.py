@@ -22,19 +22,19 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def panels(count: int, cell: float, wide: float, height: float, ax: Axes | None) -> list[tuple[Axes, slice]]:
+def panels(count: int, cell: float, max_width: float, height: float, ax: Axes | None) -> list[tuple[Axes, slice]]:
     """Split `count` columns evenly over stacked Axes; return each with its columns.
 
     Args:
         count: the total number of columns.
         cell: width of a column, in inches.
-        wide: maximum width of a panel, in inches.
+        max_width: maximum width of a panel, in inches.
         height: height of a panel, in inches.
         ax: draw everything here instead.
     """
     if ax is not None:
         return [(ax, slice(0, count))]
-    number = max(math.ceil(count * cell / wide), 1)
+    number = max(math.ceil(count * cell / max_width), 1)
     each = max(math.ceil(count / number), 1)
     figure = Picture(figsize=(max(each * cell, 3.2) + 1.6, number * height + 0.3), layout="constrained")
     axes = figure.subplots(number, 1, squeeze=False)[:, 0]
@@ -59,7 +59,7 @@ def name_columns(ax: Axes, labels: Sequence[str], at: float = 0.0) -> None:
         ax.set_xticklabels(texts, parse_math=False, rotation=55, ha="right", rotation_mode="anchor")
 
 
-def visible(label: str, most: int = 24) -> str:
-    """Return a label with line breaks, tabs and blank labels made visible, cut to `most` characters."""
+def visible(label: str, max_length: int = 24) -> str:
+    """Return a label with line breaks, tabs and blank labels made visible, cut to `max_length` characters."""
     text = label.translate(_SHOWN) if label.strip() else label.translate(_SHOWN).replace(" ", "␣")
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"

@@ -21,21 +21,21 @@ _SPRING = 400  # above this many nodes, kamada_kawai_layout takes too long
 
 
 @dataclass(frozen=True)
-class Net:
+class GraphLayout:
     """A graph to draw.
 
     Args:
         source: the source node of each edge.
         target: the target node of each edge.
         nodes: names of the nodes, such as atoms; a node with an empty name is a dot.
-        centre: the node the prediction is about; it gets a ring.
+        target_node: the node the prediction is about; it gets a ring.
         kinds: the type number of each node if there are several: circles, squares, diamonds, triangles.
     """
 
     source: npt.NDArray[np.integer]
     target: npt.NDArray[np.integer]
     nodes: Sequence[str]
-    centre: int | None = None
+    target_node: int | None = None
     kinds: npt.NDArray[np.integer] | None = None
 
     @property
@@ -48,7 +48,7 @@ class Net:
         return list(zip(self.source.tolist(), self.target.tolist(), strict=True))
 
 
-def layout(net: Net) -> npt.NDArray[np.float64]:
+def layout(net: GraphLayout) -> npt.NDArray[np.float64]:
     """Return node positions, `[node, 2]` in [0, 1]; deterministic.
 
     Raises:
@@ -73,7 +73,7 @@ def layout(net: Net) -> npt.NDArray[np.float64]:
 
 
 def ends(
-    net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], apart: float = 0.006
+    net: GraphLayout, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], offset: float = 0.006
 ) -> npt.NDArray[np.float64]:
     """Return lines `[edge, end, 2]`; opposite edges run side by side, each shifted to the right of its direction.
 
@@ -82,11 +82,11 @@ def ends(
     Args:
         scores: `[graph, edge]`.
     """
-    apart = 0.0 if _alike(net, scores) else apart
+    offset = 0.0 if _alike(net, scores) else offset
     first, last = places[net.source], places[net.target]
     way = last - first
     length = np.linalg.norm(way, axis=1, keepdims=True)
-    right = np.stack([way[:, 1], -way[:, 0]], 1) / np.maximum(length, 1e-9) * apart
+    right = np.stack([way[:, 1], -way[:, 0]], 1) / np.maximum(length, 1e-9) * offset
     pairs = set(net.pairs)
     both = np.array([(v, u) in pairs and u != v for u, v in net.pairs], bool)[:, None]
     return np.stack([first + right * both, last + right * both], 1)
@@ -95,11 +95,11 @@ def ends(
 def graphs(
     scores: npt.ArrayLike,
     names: Sequence[str],
-    net: Net,
+    net: GraphLayout,
     *,
     title: str = "",
     label: str = "P(kept)",
-    wrap: int = 3,
+    columns: int = 3,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw a graph for each row of scores, side by side; edges with higher scores are darker and wider.
@@ -112,7 +112,7 @@ def graphs(
         net: edges and nodes.
         title: title of the figure.
         label: label of the colour bar.
-        wrap: number of graphs side by side.
+        columns: number of graphs side by side.
         ax: Axes to draw on, for one graph; None makes a figure.
 
     Raises:
@@ -128,7 +128,7 @@ def graphs(
     drawn = ends(net, places, values)
     figure: Figure
     if ax is None:
-        across = min(wrap, len(names))
+        across = min(columns, len(names))
         down = -(-len(names) // across)
         figure = Picture(figsize=(3.4 * across + 0.9, 3.4 * down + 0.4), layout="constrained")
         axes = list(figure.subplots(down, across, squeeze=False).flat)
@@ -146,7 +146,7 @@ def graphs(
     return figure
 
 
-def _alike(net: Net, scores: npt.NDArray[np.float64]) -> bool:
+def _alike(net: GraphLayout, scores: npt.NDArray[np.float64]) -> bool:
     """Whether opposite edges have equal scores wherever both exist."""
     known: dict[tuple[int, int], list[npt.NDArray[np.float64]]] = {}
     for pair, column in zip(net.pairs, scores.T, strict=True):
@@ -160,7 +160,7 @@ def _alike(net: Net, scores: npt.NDArray[np.float64]) -> bool:
 
 def _draw(
     ax: Axes,
-    net: Net,
+    net: GraphLayout,
     places: npt.NDArray[np.float64],
     row: npt.NDArray[np.float64],
     ends: npt.NDArray[np.float64],
@@ -198,8 +198,8 @@ def _draw(
     for number in np.unique(shapes).tolist():
         own, size = places[shapes == number].T, (12 if named else 5) * small
         ax.plot(*own, _SHAPES[number], ms=size, mfc="white", mec="0.45", mew=0.8 * small, zorder=2, ls="none")
-    if net.centre is not None:
-        ax.plot(*places[net.centre], "o", ms=17 * small, mfc="none", mec="0.1", mew=1.6, zorder=3)
+    if net.target_node is not None:
+        ax.plot(*places[net.target_node], "o", ms=17 * small, mfc="none", mec="0.1", mew=1.6, zorder=3)
     for text, place in zip(net.nodes, places, strict=True):
         x, y = place.tolist()
         ax.text(x, y, visible(text, 6), ha="center", va="center", fontsize=7.5 * small, zorder=4, parse_math=False)

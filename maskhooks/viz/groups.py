@@ -21,7 +21,7 @@ def groups(
     *,
     x: str = "",
     title: str = "",
-    most: int = 30,
+    max_groups: int = 30,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw a bar for each group, the first at the top.
@@ -33,7 +33,7 @@ def groups(
         counts: number of members of each group, shown beside its name.
         x: label of the x axis.
         title: title of the figure.
-        most: maximum number of groups; a line with their number replaces those in the middle.
+        max_groups: maximum number of groups; a line with their number replaces those in the middle.
         ax: Axes to draw on; None makes a figure.
 
     Returns:
@@ -42,10 +42,10 @@ def groups(
     lengths = np.asarray(values, float)
     spans = np.zeros(len(lengths)) if errors is None else np.nan_to_num(np.asarray(errors, float))
     shown = [*range(len(names))]
-    if len(names) > most:
-        shown[most - most // 2 : len(names) - most // 2] = []
+    if len(names) > max_groups:
+        shown[max_groups - max_groups // 2 : len(names) - max_groups // 2] = []
     left_out = len(names) - len(shown)
-    rows = np.arange(len(shown)) + (np.arange(len(shown)) >= most - most // 2) * (left_out > 0)
+    rows = np.arange(len(shown)) + (np.arange(len(shown)) >= max_groups - max_groups // 2) * (left_out > 0)
     if ax is None:
         ax = Picture(figsize=(6.4, 0.24 * (len(shown) + (left_out > 0)) + 1.0), layout="constrained").subplots()
     ax.barh(rows, lengths[shown], 0.75, color=matplotlib.colormaps[COLOURS](0.7))
@@ -63,7 +63,7 @@ def groups(
     texts = [visible(names[index]) + (f"  ({counts[index]:,})" if counts is not None else "") for index in shown]
     ticks = list(rows)
     if left_out:
-        ticks.append(most - most // 2)
+        ticks.append(max_groups - max_groups // 2)
         texts.append(f"… {left_out} more …")
     ax.set_yticks(ticks)
     ax.set_yticklabels(texts, parse_math=False)

@@ -22,7 +22,7 @@ def heatmap(
     x: str = "",
     y: str = "depth",
     label: str = "P(kept)",
-    wide: float = 10.8,
+    max_width: float = 10.8,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw scores as colours, with the first row at the bottom.
@@ -35,14 +35,14 @@ def heatmap(
         x: label of the x axis.
         y: label of the y axis.
         label: label of the colour bar.
-        wide: maximum width of a panel, in inches; more columns continue in a panel below.
+        max_width: maximum width of a panel, in inches; more columns continue in a panel below.
         ax: Axes to draw on, in one panel; None makes a figure.
 
     Returns:
         The figure.
     """
     values = np.ma.masked_invalid(np.asarray(scores, float).reshape(len(rows), len(columns)))
-    parts = panels(len(columns), 0.3, wide, 0.24 * len(rows) + 1.0, ax)
+    parts = panels(len(columns), 0.3, max_width, 0.24 * len(rows) + 1.0, ax)
     colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
     for part, chosen in parts:
         mesh = part.pcolormesh(values[:, chosen], cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)

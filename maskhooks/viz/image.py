@@ -20,7 +20,7 @@ def images(
     *,
     title: str = "",
     label: str = "P(kept)",
-    wrap: int = 4,
+    columns: int = 4,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw scores as images side by side, with row 0 at the top.
@@ -30,7 +30,7 @@ def images(
         names: names of the images.
         title: title of the figure.
         label: label of the colour bar.
-        wrap: number of images side by side.
+        columns: number of images side by side.
         ax: Axes to draw on, for one image; None makes a figure.
 
     Returns:
@@ -44,7 +44,7 @@ def images(
         raise SettingError(
             f"one Axes cannot hold {len(names)} images. Select a depth (explanation.select(depth=0)), or leave out ax"
         )
-    across = min(wrap, len(names))
+    across = min(columns, len(names))
     down = -(-len(names) // across)
     height = 2.2 * values.shape[1] / values.shape[2] + 0.3
     figure: Figure

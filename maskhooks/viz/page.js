@@ -52,7 +52,7 @@ function network(card, { graph, columns }) {
   });
   const named = graph.names.some(Boolean);
   graph.nodes.forEach(([x, y], index) => {
-    const own = index === graph.centre ? "node centre" : "node";
+    const own = index === graph.target ? "node target" : "node";
     const size = (named ? 9 : 4) * small;
     if (graph.shapes[index]) {
       shape("path", dots, { class: own, d: SHAPES[graph.shapes[index]], "vector-effect": "non-scaling-stroke",
@@ -67,8 +67,8 @@ function build(example) {
   const card = make("article", document.getElementById("cards"));
   const about = make("div", card, undefined, "about");
   make("h3", about, `Example ${example.number}`);
-  const known = Object.fromEntries(example.about);
-  const values = example.about.map(([name, text]) => make("b", make("span", about, `${name} `), text));
+  const known = Object.fromEntries(example.metadata);
+  const values = example.metadata.map(([name, text]) => make("b", make("span", about, `${name} `), text));
   if ("target" in known && "prediction" in known && known.target !== known.prediction) {
     card.classList.add("differs");
     make("span", about, "≠").title = "prediction and target differ";
@@ -100,10 +100,10 @@ function build(example) {
 }
 
 // The text that a search covers: tokens, the words they form, and the example's metadata.
-function searchable({ number, columns, about }) {
+function searchable({ number, columns, metadata }) {
   const spaced = columns.join(" ");
   const texts = [`example ${number}`, spaced, spaced.replaceAll(" ##", ""), columns.join("").replace(/[Ġ▁]/g, " ")];
-  return lower([...texts, ...about.map(([, text]) => text)].join("\n"));
+  return lower([...texts, ...metadata.map(([, text]) => text)].join("\n"));
 }
 
 const lower = text => text.toLocaleLowerCase();

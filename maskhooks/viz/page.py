@@ -14,7 +14,7 @@ from maskhooks.viz.chart import HIGH, WIDE
 from maskhooks.viz.sections import Section
 
 if TYPE_CHECKING:
-    from maskhooks.viz.graph import Net
+    from maskhooks.viz.graph import GraphLayout
 
 _FOLDER = Path(__file__).parent
 
@@ -27,7 +27,7 @@ class Example:
         number: its index.
         scores: `[row, column]` in [0, 1]; NaN where there is none.
         columns: names of the columns, such as tokens.
-        about: metadata, such as `{"prediction": ..., "target": ...}`.
+        metadata: metadata, such as `{"prediction": ..., "target": ...}`.
         width: patches per image row; 0 if the columns are not patches.
         patches: how many of the columns are patches; others, such as a class token, follow them. Default: all.
         net: the graph whose edges are the columns.
@@ -37,10 +37,10 @@ class Example:
     number: int
     scores: npt.ArrayLike
     columns: Sequence[str]
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     width: int = 0
     patches: int | None = None
-    net: Net | None = None
+    net: GraphLayout | None = None
     places: npt.ArrayLike = ()
 
 
@@ -51,6 +51,7 @@ def page(
     title: str,
     note: str = "",
     label: str = "P(kept)",
+    zero_note: str = "",
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
 ) -> str:
@@ -64,7 +65,8 @@ def page(
         rows: names of the rows of all examples, such as depths, lowest first.
         title: the heading.
         note: a sentence below the heading.
-        label: label of the colour scale.
+        label: what scores are called, in the legend and in tooltips.
+        zero_note: a sentence on what a score of 0 says.
         provenance: shown at the end, collapsed.
         sections: shown above the examples.
     """
@@ -82,7 +84,7 @@ def page(
         "provenance": provenance or {},
     }
     return environment.get_template("page.html.jinja").render(
-        title=title, note=note, label=label, data=data, sections=sections, size=(WIDE, HIGH)
+        title=title, note=note, label=label, zero_note=zero_note, data=data, sections=sections, size=(WIDE, HIGH)
     )
 
 
@@ -91,7 +93,7 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
     return {
         "number": example.number,
         "columns": list(example.columns),
-        "about": [[name, text] for name, text in example.about.items()],
+        "metadata": [[name, text] for name, text in example.metadata.items()],
         "width": example.width,
         "patches": 0 if not example.width else len(example.columns) if example.patches is None else example.patches,
         "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
@@ -99,7 +101,7 @@ def _as_json(example: Example, rows: int) -> dict[str, Any]:
     }
 
 
-def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _drawn(net: GraphLayout, places: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, Any]:
     """A graph in the script's format: lines by their ends, and nodes with their names."""
     from maskhooks.viz.graph import ends
 
@@ -112,5 +114,5 @@ def _drawn(net: Net, places: npt.NDArray[np.float64], scores: npt.NDArray[np.flo
         "nodes": upright.round(4).tolist(),
         "names": list(net.nodes),
         "shapes": net.shapes.tolist(),
-        "centre": net.centre,
+        "target": net.target_node,
     }

@@ -10,10 +10,10 @@ from maskhooks.viz.chart import Chart
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Pairs of name and value."""
+class Table:
+    """A table of names and values."""
 
-    kind: ClassVar[str] = "facts"
+    kind: ClassVar[str] = "table"
     pairs: Sequence[tuple[str, str]]
 
 
@@ -100,7 +100,7 @@ class Charts:
     rows: Sequence[ChartRow]
 
 
-Part: TypeAlias = Facts | Bars | Grid | Charts
+Part: TypeAlias = Table | Bars | Grid | Charts
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,23 @@ import numpy.typing as npt
 _CELL = "padding:1px 3px;white-space:pre;text-align:center"
 
 
-def table(scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", most: int = 40) -> str:
+def table(
+    scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", max_columns: int = 40
+) -> str:
     """Return scores as shaded cells, the last row at the top; all text is escaped.
 
     Args:
         scores: `[row, column]` in [0, 1].
         rows: names of the rows.
-        columns: names of the columns; only the first `most` are shown.
+        columns: names of the columns; only the first `max_columns` are shown.
         caption: above the table.
-        most: maximum number of columns.
+        max_columns: maximum number of columns.
     """
     values = np.asarray(scores, float).reshape(len(rows), len(columns))
-    head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in columns[:most])
-    head += f'<th style="{_CELL}">… {len(columns) - most} more</th>' if len(columns) > most else ""
+    head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in columns[:max_columns])
+    head += f'<th style="{_CELL}">… {len(columns) - max_columns} more</th>' if len(columns) > max_columns else ""
     lines = [
-        f'<tr><th style="{_CELL}">{html.escape(row)}</th>' + "".join(map(_cell, line[:most])) + "</tr>"
+        f'<tr><th style="{_CELL}">{html.escape(row)}</th>' + "".join(map(_cell, line[:max_columns])) + "</tr>"
         for row, line in zip(rows[::-1], values[::-1], strict=True)
     ]
     foot = f"<tr><th></th>{head}</tr>" if columns else ""

@@ -166,7 +166,7 @@ def test_pyg_explains_through_us(make: Callable[[], Any], unchanged: Unchanged) 
     peer = Peer(maskhooks.wrap(model), make(), **needs)
     rows = peer.explain(data)
     assert len(rows) == data.num_edges
-    assert len(rows.examples) == 3
+    assert len(rows.metadata) == 3
     assert ((rows["score"] >= 0) & (rows["score"] <= 1)).all()
     again = Peer(maskhooks.wrap(model), make(), **needs).explain(data)
     assert (again["score"] == rows["score"]).all()

@@ -73,8 +73,8 @@ def test_a_pair_is_an_example_with_what_lies_around_it(unchanged: Unchanged) -> 
     assert isinstance(found, Bernoulli)
     assert torch.allclose(found.logits, wanted, atol=1e-6)
     rows = maskhooks.Random(hooked, "first.message:output").explain(batch)
-    assert [one["target"] for one in rows.examples.values()] == ["1", "0", "1"]
-    assert [one["prediction"] for one in rows.examples.values()] == [str(int(logit > 0)) for logit in wanted]
+    assert [one["target"] for one in rows.metadata.values()] == ["1", "0", "1"]
+    assert [one["prediction"] for one in rows.metadata.values()] == [str(int(logit > 0)) for logit in wanted]
     for example, needed in enumerate(({4, 5, 0, 1}, {11, 6, 7, 8}, {1, 2, 6, 7})):
         mine = rows.select(example=example)
         assert set(mine["source"]) >= needed
@@ -156,7 +156,7 @@ def test_links_between_types_of_nodes(unchanged: Unchanged) -> None:
         alone = torch.cat([hooked(rated([[user], [film]], [1.0])) for user, film in ((3, 2), (0, 1))])
     assert torch.allclose(found.logits, alone, atol=1e-6)
     rows = maskhooks.Random(hooked, "message").explain(batch)
-    assert [one["target"] for one in rows.examples.values()] == ["1", "0"]
+    assert [one["target"] for one in rows.metadata.values()] == ["1", "0"]
     assert sorted(set(rows["example"].tolist())) == [0, 1]
     several = clean_pass(hooked, Batch.from_data_list([rated([[3, 1], [2, 0]], [1, 0])] * 2), []).outputs
     assert several.chosen.shape == (2, 2)
@@ -175,7 +175,7 @@ def test_an_encoder_and_a_decoder_that_forward_does_not_know(unchanged: Unchange
     for site in ("message", "edge"):
         rows = maskhooks.Random(hooked, site).explain(batch)
         assert len(rows) == batch.num_edges * (2 if site == "message" else 1)
-        assert {"prediction", "target"} <= rows.examples[0].keys()
+        assert {"prediction", "target"} <= rows.metadata[0].keys()
     closed = torch.zeros_like
     with torch.no_grad(), hooked.tap(replace={"edge:output": closed}):
         without = hooked(batch)

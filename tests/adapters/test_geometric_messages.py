@@ -156,7 +156,7 @@ def test_a_batch_of_graphs(unchanged: Unchanged) -> None:
     model = unchanged(Pooled())
     hooked, data = maskhooks.wrap(model, example=batch()), batch()
     explanation = maskhooks.Random(hooked, "message").explain(data)
-    assert len(explanation.examples) == 3
+    assert len(explanation.metadata) == 3
     for number, alone in enumerate(data.to_data_list()):
         one = maskhooks.Random(hooked, "message").explain(alone)
         mine = explanation.select(example=number)

@@ -123,7 +123,7 @@ def test_layers_for_one_relation_each_have_one_depth(made: str) -> None:
         with pytest.warns(UnfiredSiteWarning, match="rates"):
             masks.fit([data], [data], progress=False)
         assert [part.depth for part in masks.groups[0].maskings] == [0, 0, 0, 1, 1]
-        assert [part.depth for part in masks.groups[0].staged(0.0).maskings] == [1, 1]
+        assert [part.depth for part in masks.groups[0].last_depths(0.0).maskings] == [1, 1]
         assert masks.explain(data).matrix()[1] == ["0", "1"]
 
 

@@ -66,7 +66,7 @@ def test_the_predictions_of_seeds_count() -> None:
     found = clean_pass(hooked, second, []).outputs
     assert isinstance(found, Categorical)
     assert torch.allclose(found.logits, wanted[[9]], atol=1e-6)
-    about = maskhooks.Random(hooked, "edge").explain(second).examples[0]
+    about = maskhooks.Random(hooked, "edge").explain(second).metadata[0]
     assert about == {"prediction": str(int(wanted[9].argmax())), "target": "0"}
 
 
@@ -81,7 +81,7 @@ def test_each_seed_by_itself() -> None:
     rows = maskhooks.Random(hooked, "edge").explain(sampled)
     assert sent(rows, 0) == whole(data, {1, 2, 3})
     assert sent(rows, 1) == whole(data, {2, 3, 4})
-    assert [one["target"] for one in rows.examples.values()] == ["0", "1"]
+    assert [one["target"] for one in rows.metadata.values()] == ["0", "1"]
 
 
 class Trimmed(nn.Module):
@@ -127,7 +127,7 @@ def test_links_of_a_sampled_subgraph() -> None:
     rows = maskhooks.Random(hooked, "edge").explain(apart)
     assert sent(rows, 0) == whole(data, {2, 3, 5, 6})
     assert sent(rows, 1) == whole(data, {3, 4, 6, 7})
-    assert [one["target"] for one in rows.examples.values()] == ["1", "0"]
+    assert [one["target"] for one in rows.metadata.values()] == ["1", "0"]
 
 
 @pytest.mark.parametrize("disjoint", [False, True])

@@ -110,7 +110,7 @@ def test_the_smallest_sets_and_each_edge_left_out(site: str, units: Any, unchang
                 break
         assert list(found[number].solutions) == wanted
         assert found[number].positions == len(parts)
-    assert max(one.below for one in found) > 1
+    assert max(one.lower_bound for one in found) > 1
     assert scores["score"].max() > 0.1
 
 
@@ -187,7 +187,7 @@ def test_a_graph_without_edges_among_others() -> None:
     hooked = maskhooks.wrap(pooled(Pooled()), example=data)
     rows = maskhooks.Erasure(hooked, "edge", margin=0.1).explain(data)
     assert set(rows["example"].tolist()) == {0, 2}
-    assert rows.examples[1]["search"] == "0 of 0 positions: {}"
+    assert rows.metadata[1]["search"] == "0 of 0 positions: {}"
     assert len(maskhooks.LeaveOneOut(hooked, "edge").explain(data)) == 10
     assert len(maskhooks.Beam(hooked, "edge", margin=0.1).explain(data)) == 10
 

@@ -38,7 +38,7 @@ def test_a_prediction_for_each_graph() -> None:
     with torch.no_grad():
         assert torch.allclose(found.logits, model(data.x, data.edge_index, data.batch).log_softmax(-1))
     hooked = maskhooks.wrap(model)
-    about = maskhooks.Random(hooked, "edge").explain(data).examples
+    about = maskhooks.Random(hooked, "edge").explain(data).metadata
     assert [one["target"] for one in about.values()] == ["1", "1", "0"]
     assert all(one["prediction"] in ("0", "1") for one in about.values())
 
@@ -224,7 +224,7 @@ def test_what_is_known_of_messages_lasts_as_long_as_their_pass() -> None:
     one = Data(x=torch.ones(2, 2), edge_index=torch.tensor([[0, 1], [1, 0]]))
     (site,) = hooked.find("message")
     clean = clean_pass(hooked, one, [site])
-    assert clean.places[site].examples is not None
+    assert clean.places[site].example_index is not None
     assert len(task._messages) == before + 1
     del clean
     gc.collect()

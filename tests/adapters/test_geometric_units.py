@@ -165,7 +165,7 @@ def test_edge_masks_of_pyg_and_saved_masks(tmp_path: Path) -> None:
     masks = maskhooks.GraphMask(hooked, recipe=maskhooks.Recipe(steps=2)).fit([rings()], progress=False)
     masks.save(tmp_path / "masks")
     loaded = maskhooks.load(tmp_path / "masks", model)
-    assert loaded.hooked.task.together == "undirected"
+    assert loaded.hooked.task.unit_name == "undirected"
     config = {"mode": "multiclass_classification", "task_level": "graph", "return_type": "raw"}
     explainer = Explainer(
         model, MaskAlgorithm(loaded), explanation_type="model", edge_mask_type="object", model_config=config

@@ -20,7 +20,7 @@ from maskhooks.explainers.erasure import Erasure
 from maskhooks.masks.baselines import Zero
 from maskhooks.model.outputs import kl
 from maskhooks.passes.clean import clean_pass
-from maskhooks.search.exact import Found
+from maskhooks.search.exact import SearchResult
 from maskhooks.search.repeated import Repeated
 from maskhooks.search.shared import tree
 from maskhooks.search.tree import Tree
@@ -84,7 +84,9 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randint(20, (2, 6)), LENGTHS
 
 
-def both(hooked: maskhooks.Hooked, batch: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[list[Found]]:
+def both(
+    hooked: maskhooks.Hooked, batch: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> list[list[SearchResult]]:
     """What is found with shared beginnings, and without."""
     erasure = Erasure(hooked, "embed:output", **settings)
     found = [erasure.search(batch, progress=False)]
@@ -211,7 +213,7 @@ def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
     wanted = Erasure(hooked, "embed:output", margin=1e-9).search(words, progress=False)
     with pytest.warns(SearchLimitWarning, match="stopped by subsets"):
         found = Erasure(hooked, "embed:output", margin=1e-9, max_sets=20).search(words, state=state, progress=False)
-    assert all(one.stopped == "subsets" for one in found if not one.solutions)
+    assert all(one.stopped == "max_sets" for one in found if not one.solutions)
     tried = [search["tried"] for search in json.loads(state.read_text())["searches"]]
     found = Erasure(hooked, "embed:output", margin=1e-9).search(words, state=state, progress=False)
     assert [(one.solutions, one.tried) for one in found] == [(one.solutions, one.tried) for one in wanted]
@@ -234,4 +236,4 @@ def test_a_length_over_the_limit_says_how_long_it_would_take() -> None:
     with pytest.warns(SearchLimitWarning, match="stopped by largest"):
         explanation = erasure.explain(words)
     assert explanation["kept"].all()
-    assert "no 2 of 40 positions are enough" in explanation.examples[0]["search"]
+    assert "no 2 of 40 positions are enough" in explanation.metadata[0]["search"]

@@ -153,7 +153,7 @@ def test_masks_for_a_continuation(family: str, ends: Any) -> None:
             scores, _, names = explanation.matrix(row)
             assert scores.shape[1] == len(names) == length
             assert ((scores > 0) & (scores <= 1)).all()
-        about = explanation.examples[0]
+        about = explanation.metadata[0]
         assert about.get("target") == {True: "[CLS] word10 [SEP]", False: "word10"}[family == "t5"] if ends else True
         assert about["prediction"]
     assert hooked.model.training

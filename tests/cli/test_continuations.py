@@ -30,17 +30,17 @@ def writer(gpt2: Path, tmp_path: Path) -> Path:
 def test_second_texts_continue_the_first(writer: Path) -> None:
     opened = TransformersSource().open(str(writer), max_length=6)
     assert opened.batch is not None
-    batch = opened.batch([Record("a very good", second=" film"), Record("the", second="film .")])
+    batch = opened.batch([Record("a very good", text_pair=" film"), Record("the", text_pair="film .")])
     task = opened.hooked.task
     assert task.targets(batch) == ["film", "film ."]
     assert (batch["labels"] != -100).sum(1).tolist() == [1, 2]
     assert "labels" not in opened.batch([Record("a very good"), Record("the")])
-    long = opened.batch([Record(" ".join(["film"] * 20) + " it", second="good")])
+    long = opened.batch([Record(" ".join(["film"] * 20) + " it", text_pair="good")])
     names = task.names(opened.hooked.sites[0], long)[0]
     assert len(names) == 6
     assert names[-2:] == ["it", "good"]
     with pytest.raises(BatchError, match="continuation 0 is empty"):
-        opened.batch([Record("a", second="")])
+        opened.batch([Record("a", text_pair="")])
 
 
 def test_fit_and_explain(writer: Path, run: Callable[..., Result], tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_fit_and_explain(writer: Path, run: Callable[..., Result], tmp_path: Pat
     explained = run("explain", tmp_path / "run", writer, *columns, "--out", tmp_path / "explained")
     assert explained.exit_code == 0, explained.output
     explanation = Explanation.from_parquet(tmp_path / "explained" / "explanation.parquet")
-    assert explanation.examples[0]["target"].split() == ["film"]
+    assert explanation.metadata[0]["target"].split() == ["film"]
     kept = explanation.select(example=0, depth=0)["label"].tolist()
     assert "film" not in kept
     assert {"a", "very", "good"} <= set(kept)

@@ -43,7 +43,7 @@ def test_demo(run: Run, tmp_path: Path) -> None:
     assert all(str(out / name) in result.stdout for name in names)
     explanation = Explanation.from_parquet(out / "explanation.parquet")
     assert len(set(explanation["example"].tolist())) == 40
-    assert re.fullmatch(r"more \d than \d\?", explanation.examples[0]["question"])
+    assert re.fullmatch(r"more \d than \d\?", explanation.metadata[0]["question"])
 
 
 def test_conclusion_says_when_it_did_not_work() -> None:

@@ -74,7 +74,7 @@ def texts(tmp_path: Path, network: str) -> Path:
 def command(out: str, *words: str, factory: str = "of_texts") -> list[str]:
     """Its files have 128 examples each, so there are 8."""
     given = ["explain", "run", f"tiny_network:{factory}", "--data", "texts.csv", "--out", out, "--batch-size", "4"]
-    return [*given, "--shown", "2", "--plots", "1", "--device", "cpu", *words]
+    return [*given, "--max-examples", "2", "--plots", "1", "--device", "cpu", *words]
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def whole(run: Run, texts: Path, tmp_path: Path) -> dict[str, bytes]:
 
 def rows(out: Path) -> dict[str, bytes]:
     folder = out / "explanation.parquet"
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".draft")}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".partial")}
 
 
 def started(words: list[str]) -> subprocess.Popen[str]:
@@ -161,12 +161,12 @@ def test_two_processes_write_what_one_writes(whole: dict[str, bytes], run: Run, 
 
 
 def test_parts_make_the_page_when_all_are_done(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
-    first = run(*command("out", "--part", "1/2"))
+    first = run(*command("out", "--shard", "1/2"))
     assert first.exit_code == 0, first.stderr
     assert "Part 1/2 is done. The page is written when the other parts are." in first.stdout
     assert "files: 4, examples: 488" in first.stdout
     assert not (tmp_path / "out" / "explanation.html").exists()
-    second = run(*command("out", "--part", "0/2"))
+    second = run(*command("out", "--shard", "0/2"))
     assert "over 1000 examples" in second.stdout
     assert (tmp_path / "out" / "explanation.html").exists()
     assert rows(tmp_path / "out") == whole
@@ -189,7 +189,7 @@ def test_a_process_that_dies_is_reported_and_the_others_go_on(
     assert result.exit_code == 2
     assert len(re.findall(message, result.stderr)) == 1
     assert "not all of 2 processes came to their end. The files that are whole stay" in result.stderr
-    assert sorted(Shards(tmp_path / "out" / "explanation.parquet").whole()) == [
+    assert sorted(Shards(tmp_path / "out" / "explanation.parquet").existing()) == [
         0,
         1,
         2,
@@ -243,7 +243,7 @@ LIMITED = (
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of file sizes")
 def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
-    assert run(*command("out", "--part", "0/2")).exit_code == 0
+    assert run(*command("out", "--shard", "0/2")).exit_code == 0
     words = [sys.executable, "-c", LIMITED, *command("out")]
     result = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 2
@@ -257,10 +257,10 @@ def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--part", "2/2"], "--part 2/2 is none: give which part of how many, from 0/4 to 3/4"),
-        (["--part", "one"], "--part one is none"),
-        (["--part", "0/2", "--devices", "2"], "--part and --devices exclude each other"),
-        (["--part", "0/2", "--overwrite"], "--part and --overwrite exclude each other"),
+        (["--shard", "2/2"], "--shard 2/2 is none: give which part of how many, from 0/4 to 3/4"),
+        (["--shard", "one"], "--shard one is none"),
+        (["--shard", "0/2", "--devices", "2"], "--shard and --devices exclude each other"),
+        (["--shard", "0/2", "--overwrite"], "--shard and --overwrite exclude each other"),
         (["--devices", "0"], "--devices is a number from 1"),
         (["--devices", "cpu,cpu"], "--device cpu and --devices cpu,cpu say different things"),
     ],

@@ -47,14 +47,14 @@ def test_transformer_from_texts_to_page(run: Run, bert: Path, texts: Path, tmp_p
     words = shlex.split(command)[1:]
     assert words[-2:] == ["--out", f"{folder}-explained"]
 
-    explained = run(*words[:-1], out, "--limit", 6, "--shown", 2, "--plots", 1, "--batch-size", 4)
+    explained = run(*words[:-1], out, "--limit", 6, "--max-examples", 2, "--plots", 1, "--batch-size", 4)
     assert explained.exit_code == 0, explained.stderr
     assert re.search(r"bert\.encoder\.layer\.1:output +3 +\d+\.\d%", explained.stdout)
     assert "over 6 examples" in explained.stdout
     explanation = Explanation.from_parquet(out / "explanation.parquet")
     assert sorted(set(explanation["example"].tolist())) == list(range(6))
-    assert [about["target"] for about in explanation.examples.values()] == ["positive", "negative"] * 3
-    assert {about["prediction"] for about in explanation.examples.values()} <= {
+    assert [about["target"] for about in explanation.metadata.values()] == ["positive", "negative"] * 3
+    assert {about["prediction"] for about in explanation.metadata.values()} <= {
         "negative",
         "neutral",
         "positive",
@@ -105,7 +105,7 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
     assert explained.exit_code == 0, explained.stderr
     explanation = Explanation.from_parquet(tmp_path / "erased" / "explanation.parquet")
     assert set(explanation["score"].tolist()) <= {0.0, 1.0}
-    assert all("positions: {" in about["search"] for about in explanation.examples.values())
+    assert all("positions: {" in about["search"] for about in explanation.metadata.values())
     assert explanation.provenance["max_positions"] == 8
     for wrong, said in {
         ("diffmask",): "call fit",
@@ -132,7 +132,7 @@ def test_factory_without_validation(run: Run, network: str) -> None:
 def test_options_reach_the_masks(run: Run, network: str, tmp_path: Path) -> None:
     fitted = run(
         *("fit", f"{network}:train_only", "--out", "run", "--steps", 4, "--seed", 3, "--recipe", "paper"),
-        *("--sites", "embed:output", "--given", "embed:output", "--given", "layer:output"),
+        *("--sites", "embed:output", "--conditioned-on", "embed:output", "--conditioned-on", "layer:output"),
         *("--gate", "bernoulli", "--baseline", "zero"),
     )
     assert fitted.exit_code == 0, fitted.stderr

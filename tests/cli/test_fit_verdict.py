@@ -15,7 +15,7 @@ def test_a_verdict_that_other_samples_do_not_share(capsys: pytest.CaptureFixture
     held = list(runs.loader(13, 4))
     made = runs.explainer(runs.SITES[1])
     made.fit(runs.loader(42, 8), held, steps=12, progress=False, accelerator="cpu")
-    step = made.result.chosen[str(made.groups[0])]
+    step = made.result.chosen_steps[str(made.groups[0])]
     chosen = next(row["divergence"] for row in made.result.validation if row["step"] == step)
     now = made.evaluate(held, progress=False)[0]["divergence"]
     assert chosen != now

@@ -94,7 +94,7 @@ def test_what_learns_nothing(name: str, run: Run, graphs: str, tmp_path: Path) -
     assert rows.provenance["explainer"] == name
     assert rows.sites == ("edge:output",)
     assert sorted(set(rows["example"].tolist())) == [0, 1, 2]
-    assert ("search" in rows.examples[0]) == (name == "erasure")
+    assert ("search" in rows.metadata[0]) == (name == "erasure")
     assert (tmp_path / "out" / "example-0.png").exists()
 
 

@@ -58,7 +58,7 @@ def test_tables(tmp_path: Path, kind: str) -> None:
     WRITE[kind](path)
     assert read(str(path)) == [Record("good film", label=1), Record("NA", label=0)]
     columns = Columns(text="other", second="text", label="other")
-    assert read(str(path), columns)[1] == Record("null", second="NA", label="null")
+    assert read(str(path), columns)[1] == Record("null", text_pair="NA", label="null")
 
 
 def test_table_without_labels(tmp_path: Path) -> None:

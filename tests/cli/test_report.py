@@ -26,14 +26,14 @@ def made(run: Run, network: str, tmp_path: Path) -> Path:
 
 
 def test_run_and_explanation_in_any_order(run: Run, made: Path) -> None:
-    done = run("report", "run", "explained", "--shown", 3)
+    done = run("report", "run", "explained", "--max-examples", 3)
     assert done.exit_code == 0, done.stderr
     assert re.match(
         r"Open report\.html in a browser: its training and what is kept, in one file of \d+ kB\.", done.stdout
     )
     page = (made / "report.html").read_text(encoding="utf-8")
     assert "8 examples; the first 3 are below" in page
-    again = run("report", "explained/explanation.parquet", "run", "--shown", 3, "--out", "deep/other.html")
+    again = run("report", "explained/explanation.parquet", "run", "--max-examples", 3, "--out", "deep/other.html")
     assert again.exit_code == 0, again.stderr
     assert (made / "deep" / "other.html").read_text(encoding="utf-8") == page
 

@@ -135,7 +135,7 @@ def test_batches_of_texts(bert: Path) -> None:
 def test_batches_of_pairs_and_without_labels(bert: Path) -> None:
     opened = TransformersSource().open(str(bert))
     assert opened.batch is not None
-    batch = opened.batch([Record("good", second="bad film"), Record("a", second="the", label=1)])
+    batch = opened.batch([Record("good", text_pair="bad film"), Record("a", text_pair="the", label=1)])
     assert batch["input_ids"].tolist() == [[2, 5, 3, 6, 7, 3], [2, 8, 3, 9, 3, 0]]
     assert "labels" not in batch
 

@@ -67,7 +67,7 @@ def plain(batch: Any) -> Any:
 
 def taken(epochs: Epochs, count: int, epoch: int = 0, index: int = 0) -> list[Any]:
     found = []
-    for place, number, batch in itertools.islice(epochs.stream(epoch, index), count):
+    for place, number, batch in itertools.islice(epochs.batches_from(epoch, index), count):
         torch.rand(5)  # what a step draws must not matter
         found.append((place, number, plain(batch)))
     return found
@@ -106,7 +106,7 @@ def test_each_batch_once_over_all_ranks(world: int) -> None:
 
 
 def test_once_over_for_validation() -> None:
-    numbers = [[number for number, _ in Epochs(list("abcde"), 0, rank, 2).once()] for rank in range(2)]
+    numbers = [[number for number, _ in Epochs(list("abcde"), 0, rank, 2).first_epoch()] for rank in range(2)]
     assert numbers == [[0, 2, 4], [1, 3]]
 
 
@@ -114,7 +114,7 @@ def test_generators_are_put_back() -> None:
     loader = loaders()["with a generator"]
     before = loader.generator.get_state()
     epochs = Epochs(loader, 3)
-    with epochs.drawn():
+    with epochs.seeded():
         taken(epochs, 5)
         assert not torch.equal(loader.generator.get_state(), before)
     assert torch.equal(loader.generator.get_state(), before)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from maskhooks.distributed.devices import connect, ranks_of, starts_processes
+from maskhooks.distributed.devices import make_fabric, ranks_of, starts_processes
 from maskhooks.errors import SettingError
 from tests import tiny_runs as runs
 
 
 def test_one_process() -> None:
-    fabric = connect(accelerator="cpu", precision=None)
+    fabric = make_fabric(accelerator="cpu", precision=None)
     fabric.launch()
     ranks = ranks_of(fabric)
-    assert (ranks.number, ranks.world, ranks.device.type) == (0, 1, "cpu")
+    assert (ranks.rank, ranks.world_size, ranks.device.type) == (0, 1, "cpu")
     assert not starts_processes(fabric)
 
 
@@ -21,7 +21,7 @@ def test_one_process() -> None:
     ("strategy", "starts"), [("ddp", False), ("ddp_fork", True), ("ddp_notebook", True), ("ddp_spawn", True)]
 )
 def test_several_processes(strategy: str, starts: bool) -> None:
-    assert starts_processes(connect(accelerator="cpu", devices=2, strategy=strategy)) == starts
+    assert starts_processes(make_fabric(accelerator="cpu", devices=2, strategy=strategy)) == starts
 
 
 @pytest.mark.parametrize(

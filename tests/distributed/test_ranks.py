@@ -20,7 +20,7 @@ import torch
 from torch.distributions import Categorical
 
 from maskhooks import DiffMask
-from maskhooks.distributed.ranks import Ranks, Share, _Shared
+from maskhooks.distributed.ranks import Ranks, Shard, _Shared
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.runs.run_log import RunLog
@@ -46,7 +46,7 @@ def same(one: DiffMask, other: DiffMask) -> None:
     for rows in ("log", "validation"):
         for mine, yours in zip(getattr(one.result, rows), getattr(other.result, rows), strict=True):
             assert mine == pytest.approx(yours, abs=1e-4)
-    assert one.result.chosen == other.result.chosen
+    assert one.result.chosen_steps == other.result.chosen_steps
     for mine, yours in zip(weights(one), weights(other), strict=True):
         torch.testing.assert_close(mine, yours, atol=1e-4, rtol=1e-4)
     assert one.within_margin == other.within_margin
@@ -177,7 +177,7 @@ SCRIPT = """
     made = runs.explainer()
     made.fit(runs.loader(42, 4), runs.loader(13, 4), steps=12, progress=False, accelerator="cpu", devices=2,
              strategy="ddp", run_dir=sys.argv[1])
-    print(dist.get_rank(), len(made.result.log), made.within_margin, made.result.chosen)
+    print(dist.get_rank(), len(made.result.log), made.within_margin, made.result.chosen_steps)
 """
 
 
@@ -207,7 +207,7 @@ def test_a_script_in_two_processes(tmp_path: Path, start: list[str]) -> None:
             accelerator="cpu",
             run_dir=tmp_path / "one",
         )
-    assert lines[0].endswith(f"12 {one.within_margin} {one.result.chosen}")
+    assert lines[0].endswith(f"12 {one.within_margin} {one.result.chosen_steps}")
     import maskhooks
 
     same_weights = zip(weights(maskhooks.load(tmp_path / "two", one.hooked)), weights(one), strict=True)
@@ -219,16 +219,16 @@ def test_a_script_in_two_processes(tmp_path: Path, start: list[str]) -> None:
 def test_ranks_sample_their_rows_of_the_global_batch(gate: Any) -> None:
     logits = torch.randn(5, 4, 2)
     whole = gate.sample(logits, generator(3))
-    first = _Shared(gate, Share(0, (5, 4, 2))).sample(logits[:2, :3], generator(3))
-    second = _Shared(gate, Share(2, (5, 4, 2))).sample(logits[2:], generator(3))
+    first = _Shared(gate, Shard(0, (5, 4, 2))).sample(logits[:2, :3], generator(3))
+    second = _Shared(gate, Shard(2, (5, 4, 2))).sample(logits[2:], generator(3))
     assert torch.equal(first, whole[:2, :3])
     assert torch.equal(second, whole[2:])
 
 
 def test_alone_everything_is_as_it_is() -> None:
     ranks = Ranks()
-    assert ranks.first
-    assert (ranks.largest(3), ranks.everyones("x"), ranks.firsts("y")) == (3, ["x"], "y")
+    assert ranks.is_first
+    assert (ranks.largest(3), ranks.all_gather("x"), ranks.broadcast("y")) == (3, ["x"], "y")
     weight = torch.nn.Parameter(torch.ones(2))
     ranks.add_gradients([weight])
     assert weight.grad is None

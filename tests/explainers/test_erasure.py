@@ -58,8 +58,8 @@ def test_rows_show_the_first_set_and_examples_the_others(hooked: maskhooks.Hooke
     assert explanation.select(example=0)["score"].tolist() == [1, 1, 0, 0]
     assert not explanation.select(example=1)["kept"].any()
     assert explanation.select(example=2)["kept"].tolist() == [True, False, False]
-    assert explanation.examples[0]["search"] == "2 of 4 positions: {0 1}, {1 2}"
-    assert explanation.examples[2]["prediction"] == "1"
+    assert explanation.metadata[0]["search"] == "2 of 4 positions: {0 1}, {1 2}"
+    assert explanation.metadata[2]["prediction"] == "1"
     assert explanation.provenance["criterion"] == "agreement"
 
 
@@ -160,7 +160,18 @@ def test_batches_of_which_examples_cannot_be_taken() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({name: 0} for name in ("margin", "positions", "subsets", "seconds", "largest", "batch_size", "memory")),
+        *(
+            {name: 0}
+            for name in (
+                "margin",
+                "max_positions",
+                "max_sets",
+                "time_limit",
+                "max_set_size",
+                "batch_size",
+                "memory_limit",
+            )
+        ),
         {"margin": 0.1, "criterion": lambda one, other: one},
     ],
 )

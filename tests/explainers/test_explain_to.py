@@ -88,7 +88,7 @@ def test_rows_are_those_of_explain_all(make: Callable[[], Explainer], tmp_path: 
     assert (len(shards), shards.complete, shards.examples) == (3, True, 22)
     whole = explainer.explain_all([collate(data[start : start + 4]) for start in range(0, 22, 4)])
     again = Explanation.from_parquet(shards.folder)
-    assert again.examples == whole.examples
+    assert again.metadata == whole.metadata
     assert again.provenance == whole.provenance
     assert len(again) == len(whole)
     for number in range(22):
@@ -106,7 +106,7 @@ def test_examples_of_like_length_share_batches_and_keep_their_numbers(tmp_path: 
         one = found.select(example=number)
         assert one["label"].tolist() == [f"<{token}>" for token in text]
         np.testing.assert_allclose(one["score"], plain.select(example=number)["score"], rtol=1e-5)
-        assert found.examples[number] == plain.examples[number]
+        assert found.metadata[number] == plain.metadata[number]
 
 
 class Stopped(RuntimeError):  # noqa: N818 # reads better
@@ -297,7 +297,7 @@ def test_killed_at_random_moments_no_row_is_lost_or_doubled(tmp_path: Path, seed
     assert found["complete"]
     assert len({number for number in found["files"] if number >= 0}) > 3  # they met it at work
     whole, rows = Shards(tmp_path / "whole"), Shards(tmp_path / "rows")
-    assert {name for name in contents(rows) if not name.endswith(".draft")} == set(contents(whole))
+    assert {name for name in contents(rows) if not name.endswith(".partial")} == set(contents(whole))
     for name, content in contents(whole).items():
         assert (rows.folder / name).read_bytes() == content
     keys = Explanation.from_parquet(rows.folder).to_pandas()[["example", "site", "depth", "position"]]

@@ -116,7 +116,7 @@ def test_rows_are_edges_of_each_graph_in_each_layer() -> None:
     assert last["position"].tolist() == list(range(5))
     assert last["label"].tolist() == ["0→1", "1→2", "2→0", "0→2", "0→2"]
     assert last["source"].tolist() == [0, 1, 2, 0, 0]
-    assert explanation.examples.keys() == {0, 1, 2}
+    assert explanation.metadata.keys() == {0, 1, 2}
 
 
 def test_examples_without_edges_are_counted() -> None:
@@ -125,7 +125,7 @@ def test_examples_without_edges_are_counted() -> None:
     lonely = (torch.cat([states, torch.zeros(1, 4)]), edges, torch.cat([graph, torch.tensor([3])]))
     both = explainer.explain_all([lonely, batch(4)])
     assert sorted(set(both["example"].tolist())) == [0, 1, 2, 4, 5, 6]
-    assert both.examples.keys() == set(range(7))
+    assert both.metadata.keys() == set(range(7))
 
 
 def test_tied_gates_have_the_rows_of_the_last_layer() -> None:

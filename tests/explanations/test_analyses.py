@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maskhooks.errors import SettingError
-from maskhooks.explanations.analyses import depths_kept, kept_by, plot_depths, stability, token_kind, top
+from maskhooks.explanations.analyses import depths_kept, kept_by, plot_depths, seed_deviation, token_kind, top_groups
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import Shards
 from maskhooks.sites.example_index import ExampleIndex
@@ -29,7 +29,7 @@ def explanation(seed: int = 0, depths: int = 3, first: int = 0, site: str = "lay
     scores = torch.rand(depths, 3, 6, generator=generator).where(REAL, 1.0)  # padding would win, if it counted
     parts = [Scores(Site.parse(site.format(d), PATTERN), d, part, REAL, WORDS) for d, part in enumerate(scores)]
     known = [{"target": name} for name in ("bad", "good", "bad")]
-    return Explanation.build(parts, provenance={"seed": seed}, examples=known, start_index=first)
+    return Explanation.build(parts, provenance={"seed": seed}, metadata=known, start_index=first)
 
 
 def heads(values: torch.Tensor) -> Explanation:
@@ -63,9 +63,9 @@ def test_rows_make_a_table() -> None:
 
 
 def test_rare_groups_can_be_left_out() -> None:
-    assert {row.group for row in kept_by(explanation(), "label", least=3)} == {"[CLS]", "[SEP]"}
-    assert {row.group for row in depths_kept(explanation(), "label", least=2)} == {"[CLS]", "[SEP]"}
-    assert depths_kept(explanation(), "label", least=4) == []
+    assert {row.group for row in kept_by(explanation(), "label", min_count=3)} == {"[CLS]", "[SEP]"}
+    assert {row.group for row in depths_kept(explanation(), "label", min_count=2)} == {"[CLS]", "[SEP]"}
+    assert depths_kept(explanation(), "label", min_count=4) == []
 
 
 def test_parts_count_like_the_whole() -> None:
@@ -81,7 +81,7 @@ def test_parts_count_like_the_whole() -> None:
 
 def test_files_of_any_number_are_parts(tmp_path: Path) -> None:
     parts = [explanation(seed, first=3 * seed) for seed in range(3)]
-    shards = Shards.begin(tmp_path / "explained", {})
+    shards = Shards.open(tmp_path / "explained", {})
     for number, part in enumerate(parts):
         shards.write(number, part)
     assert depths_kept(Shards(tmp_path / "explained"), "target") == depths_kept(Explanation.concat(parts), "target")
@@ -112,12 +112,12 @@ def test_the_error_takes_examples_for_the_unit() -> None:
         ]
         (row,) = depths_kept(Explanation.build(parts, provenance={}), lambda _: "all")
         assert row.positions == 4 * repeat
-        return row.depths, row.error
+        return row.depths, row.standard_error
 
     assert found(1) == pytest.approx((counts.mean().item(), counts.std().item() / 2))
     assert found(7) == pytest.approx(found(1))  # repeating each position in its example is no new evidence
     (alone,) = depths_kept(explanation().select(example=1), lambda _: "all")
-    assert math.isnan(alone.error)
+    assert math.isnan(alone.standard_error)
 
 
 def test_groups_that_change_with_depth_share_out_the_depths() -> None:
@@ -134,7 +134,7 @@ def test_heads_are_averaged_in_depths_and_counted_in_rows() -> None:
         "b": (1.0, 1.0, 1),
     }
     assert {row.group: row.positions for row in kept_by(one, "label")} == {"a": 2, "b": 2}
-    assert top(heads(torch.tensor([[[1.0, 0.0], [0.6, 0.6]]]))) == {"b": 1.0}
+    assert top_groups(heads(torch.tensor([[[1.0, 0.0], [0.6, 0.6]]]))) == {"b": 1.0}
 
 
 def test_several_sites_of_one_depth_are_several_depths_kept() -> None:
@@ -155,11 +155,11 @@ def test_top_is_where_the_largest_real_score_is() -> None:
         rows = whole.select(depth=2 if depth is None else depth).to_pandas()
         best = rows.loc[rows.groupby("example")["score"].idxmax()]
         expected = best["label"].value_counts(normalize=True).to_dict()
-        assert top(whole, depth=depth) == pytest.approx(expected)
-        assert top(whole, "position", depth=depth) == pytest.approx(
+        assert top_groups(whole, depth=depth) == pytest.approx(expected)
+        assert top_groups(whole, "position", depth=depth) == pytest.approx(
             best["position"].astype(str).value_counts(normalize=True).to_dict()
         )
-    shares = list(top(whole).values())
+    shares = list(top_groups(whole).values())
     assert shares == sorted(shares, reverse=True)
 
 
@@ -175,12 +175,12 @@ def test_top_tells_types_of_edges_apart() -> None:
             0,
             torch.tensor(values),
             valid,
-            examples=whose,
+            example_index=whose,
             edges={"source": numbers, "target": numbers + 5 * relation, "relation": torch.full((2,), relation)},
         )
         for relation, values in enumerate(([0.1, 0.9], [0.8, 0.0]))
     ]
-    assert top(Explanation.build(parts, provenance={})) == {"1→1": 1.0}
+    assert top_groups(Explanation.build(parts, provenance={})) == {"1→1": 1.0}
 
 
 def test_equal_scores_share_an_example() -> None:
@@ -188,13 +188,15 @@ def test_equal_scores_share_an_example() -> None:
     names = [["[CLS]", "a", "b"], ["[CLS]", "a", "b"]]
     valid = torch.ones(2, 3, dtype=torch.bool)
     one = Explanation.build([Scores(Site.parse("x:output", PATTERN), 0, scores, valid, names)], provenance={})
-    assert top(one) == {"a": 0.75, "[CLS]": 0.25}
-    assert top(one, {"[CLS]": "special"}) == {"special": 0.25}  # words take part, their share is not in the result
+    assert top_groups(one) == {"a": 0.75, "[CLS]": 0.25}
+    assert top_groups(one, {"[CLS]": "special"}) == {
+        "special": 0.25
+    }  # words take part, their share is not in the result
 
 
 def test_stability_is_the_mean_deviation_over_seeds() -> None:
     seeds = [explanation(seed) for seed in range(4)]
-    found = stability(seeds)
+    found = seed_deviation(seeds)
     scores = np.stack([one.select()["score"] for one in seeds])
     expected = scores.std(axis=0, ddof=1)
     depth = seeds[0].select()["depth"]
@@ -204,7 +206,7 @@ def test_stability_is_the_mean_deviation_over_seeds() -> None:
         assert row.positions == 13
     assert found[-1].site is found[-1].depth is None
     assert found[-1].deviation == pytest.approx(expected.mean(), rel=1e-5)
-    assert stability([seeds[0], seeds[0]])[-1].deviation == 0
+    assert seed_deviation([seeds[0], seeds[0]])[-1].deviation == 0
 
 
 def test_stability_does_not_depend_on_the_order_of_rows() -> None:
@@ -213,13 +215,13 @@ def test_stability_does_not_depend_on_the_order_of_rows() -> None:
         [explanation(10, first=3), *(explanation(1).select(depth=d, valid=None) for d in (2, 0, 1))]
     )
     assert turned != other
-    assert stability([one, turned]) == stability([one, other])
+    assert seed_deviation([one, turned]) == seed_deviation([one, other])
 
 
 def test_stability_refuses_what_differs() -> None:
     one = explanation()
     with pytest.raises(SettingError, match="at least two explanations, got 1"):
-        stability([one])
+        seed_deviation([one])
     for other, message in [
         (explanation(first=1), "1 differ in examples"),
         (explanation(depths=2), r"differ in sites \(layer.0"),
@@ -228,23 +230,23 @@ def test_stability_refuses_what_differs() -> None:
         (heads(torch.rand(3, 2, 2)), "differ in sites"),
     ]:
         with pytest.raises(SettingError, match=message):
-            stability([one, other])
+            seed_deviation([one, other])
     renamed = explanation()
     renamed.columns["label"] = np.array([f"{label}!" for label in renamed["label"]], dtype=object)
     with pytest.raises(SettingError, match="0 and 2 differ in the column 'label'"):
-        stability([one, one, renamed])
+        seed_deviation([one, one, renamed])
 
 
 def test_nothing_to_count_is_an_error_with_a_way_out() -> None:
     empty = explanation().select(example=1, valid=False)
-    for analyse in (kept_by, depths_kept, top):
+    for analyse in (kept_by, depths_kept, top_groups):
         for part, group in ((explanation(), {"nothing": "here"}), (empty, "label")):
             with pytest.raises(SettingError, match="no valid position is in any group"):
                 analyse(part, group)  # type: ignore[operator]
     with pytest.raises(SettingError, match="no valid position"):
-        stability([empty, empty])
+        seed_deviation([empty, empty])
     with pytest.raises(SettingError, match=r"no depth 7\. The explanation holds 0, 1, 2"):
-        top(explanation(), depth=7)
+        top_groups(explanation(), depth=7)
 
 
 def test_a_million_rows_cost_less_than_a_second() -> None:
@@ -254,7 +256,7 @@ def test_a_million_rows_cost_less_than_a_second() -> None:
     large = Explanation.build(parts, provenance={})
     assert len(large) == 1_000_000
     kept_by(large.select(example=0), token_kind)  # pandas is imported
-    for analyse in (lambda: kept_by(large, token_kind), lambda: depths_kept(large, "label"), lambda: top(large)):
+    for analyse in (lambda: kept_by(large, token_kind), lambda: depths_kept(large, "label"), lambda: top_groups(large)):
         start = time.process_time()
         analyse()
         assert time.process_time() - start < 1

@@ -31,7 +31,7 @@ def values(depths: int = 3) -> torch.Tensor:
 def built(depths: int = 3, address: str = "embed:output", **settings: Any) -> Explanation:
     settings = {
         "provenance": {"seed": 0, "parts": ("hard concrete", "learned")},
-        "examples": [{"prediction": "positive", "target": "positive"}, {"prediction": "positive"}],
+        "metadata": [{"prediction": "positive", "target": "positive"}, {"prediction": "positive"}],
         **settings,
     }
     return Explanation.build([tokens(address, depth, part) for depth, part in enumerate(values(depths))], **settings)
@@ -69,7 +69,7 @@ def test_rows_of_bert_cost_a_few_milliseconds() -> None:
 def test_provenance_and_examples_are_kept() -> None:
     explanation = built(start_index=5)
     assert explanation.provenance == {"seed": 0, "parts": ["hard concrete", "learned"]}
-    assert explanation.examples[6] == {"prediction": "positive"}
+    assert explanation.metadata[6] == {"prediction": "positive"}
     assert sorted(set(explanation["example"])) == [5, 6]
 
 
@@ -77,7 +77,7 @@ def test_provenance_and_examples_are_kept() -> None:
     ("settings", "error", "message"),
     [
         ({"provenance": {"gate": object()}}, SettingError, "JSON"),
-        ({"examples": [{"prediction": "a"}]}, BatchError, "1 examples, but scores for 2"),
+        ({"metadata": [{"prediction": "a"}]}, BatchError, "1 examples, but scores for 2"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(settings: Any, error: type[Exception], message: str) -> None:
@@ -102,7 +102,7 @@ def test_select_narrows_down() -> None:
     explanation = Explanation.build(
         [tokens(f"layer.{depth}:output", depth, part) for depth, part in enumerate(values())],
         provenance={},
-        examples=[{"target": "a"}, {"target": "b"}],
+        metadata=[{"target": "a"}, {"target": "b"}],
     )
     assert len(explanation.select()) == 21
     assert len(explanation.select(valid=None)) == 24
@@ -110,7 +110,7 @@ def test_select_narrows_down() -> None:
     one = explanation.select(example=1, site="layer.2:output")
     np.testing.assert_array_equal(one["score"], values()[2, 1, :3].numpy())
     assert one.sites == ("layer.2:output",)
-    assert one.examples == {1: {"target": "b"}}
+    assert one.metadata == {1: {"target": "b"}}
     two = explanation.select(depth=[0, 2], site=[Site.parse("layer.2:output"), "layer.1:output"])
     assert set(two["depth"]) == {2}
     with pytest.raises(UnknownSiteError, match="Did you mean") as caught:
@@ -127,7 +127,7 @@ def test_concat_puts_batches_and_sites_together() -> None:
     both = Explanation.concat([first, second])
     assert len(both) == 48
     assert both.provenance == first.provenance
-    assert sorted(both.examples) == [0, 1, 2, 3]
+    assert sorted(both.metadata) == [0, 1, 2, 3]
     assert both.select(example=[0, 1], valid=None) == first
     other = Explanation.concat([both, built(address="z:output", provenance={"seed": 1})])
     assert other.sites == ("embed:output", "z:output")

@@ -23,7 +23,7 @@ def explanation(depths: int = 2) -> Explanation:
         Scores(Site.parse(f"layer.{depth}:output", pattern), depth, torch.rand(2, 4), REAL, WORDS)
         for depth in range(depths)
     ]
-    return Explanation.build(parts, provenance={}, examples=[{"target": "a", "prediction": "b"}, {"prediction": "c"}])
+    return Explanation.build(parts, provenance={}, metadata=[{"target": "a", "prediction": "b"}, {"prediction": "c"}])
 
 
 def by_row(found: Grouped) -> dict[int, str]:

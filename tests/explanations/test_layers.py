@@ -71,7 +71,7 @@ def edges(depth: int, relation: int, values: list[float], name: str = "") -> Sco
     columns = {"source": rows, "target": rows + 1, "edge": rows, "relation": torch.full_like(rows, relation)}
     site = Site.parse(f"{name or relation}{depth}:output", "edge feature -> edge")
     valid, whose = torch.ones(len(values), dtype=torch.bool), ExampleIndex(torch.zeros_like(rows), 1)
-    return Scores(site, depth, torch.tensor(values), valid, examples=whose, edges=columns)
+    return Scores(site, depth, torch.tensor(values), valid, example_index=whose, edges=columns)
 
 
 def test_sites_with_types_of_edges_of_their_own_are_one_layer() -> None:

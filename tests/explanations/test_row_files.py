@@ -33,7 +33,7 @@ def explanation() -> Explanation:
         Scores(heads, 1, torch.tensor([[[0.1, float("nan")]] * 3] * 2), valid, names),
     ]
     return Explanation.build(
-        scores, provenance={"seed": 3, "parts": ["x"]}, examples=[{"target": "t"}, {}], start_index=7
+        scores, provenance={"seed": 3, "parts": ["x"]}, metadata=[{"target": "t"}, {}], start_index=7
     )
 
 
@@ -67,12 +67,12 @@ def test_a_selection_without_rows_survives(explanation: Explanation, tmp_path: P
 
 
 def test_explanations_differ_by_any_part(explanation: Explanation) -> None:
-    same = Explanation(dict(explanation.columns), explanation.sites, explanation.provenance, explanation.examples)
+    same = Explanation(dict(explanation.columns), explanation.sites, explanation.provenance, explanation.metadata)
     assert same == explanation
     changed = {**explanation.columns, "score": explanation["score"] + np.float32(1e-3)}
-    assert Explanation(changed, same.sites, same.provenance, same.examples) != explanation
-    assert Explanation(same.columns, same.sites[::-1], same.provenance, same.examples) != explanation
-    assert Explanation(same.columns, same.sites, {}, same.examples) != explanation
+    assert Explanation(changed, same.sites, same.provenance, same.metadata) != explanation
+    assert Explanation(same.columns, same.sites[::-1], same.provenance, same.metadata) != explanation
+    assert Explanation(same.columns, same.sites, {}, same.metadata) != explanation
     assert Explanation(same.columns, same.sites, same.provenance, {}) != explanation
     assert explanation != "text"
 
@@ -108,7 +108,7 @@ def test_a_broken_file_is_named(folder: Path, name: str, what: str) -> None:
         lambda about: about.update(sites=["only one"]),
         lambda about: about.update(labels=["only one"]),
         lambda about: about.update(columns=["score"]),
-        lambda about: about.update(examples=[1]),
+        lambda about: about.update(metadata=[1]),
         lambda about: about.update(provenance=None),
     ],
 )
@@ -162,14 +162,14 @@ def shards(explanation: Explanation, tmp_path: Path) -> Path:
     for number in (8, 7):
         explanation.select(example=number, valid=None).to_parquet(folder / f"part-{number}.parquet")
     (folder / "_manifest.json").write_text("{}")
-    (folder / ".part-9.parquet-x.draft").write_bytes(b"half")
+    (folder / ".part-9.parquet-x.partial").write_bytes(b"half")
     return folder
 
 
 def test_a_folder_is_read_like_a_file(explanation: Explanation, shards: Path) -> None:
     again = Explanation.from_parquet(shards)
     assert len(again) == len(explanation)
-    assert again.examples == explanation.examples
+    assert again.metadata == explanation.metadata
     assert again.provenance == explanation.provenance
     for number in (7, 8):
         assert again.select(example=number, valid=None) == explanation.select(example=number, valid=None)
@@ -182,7 +182,7 @@ def test_examples_are_chosen_while_reading(explanation: Explanation, shards: Pat
     found = explanation.select(example=wanted, valid=None)
     for path in (shards, tmp_path / "one.parquet"):
         again = Explanation.from_parquet(path, example=wanted)
-        assert again.examples == found.examples
+        assert again.metadata == found.metadata
         np.testing.assert_array_equal(np.sort(again["score"]), np.sort(found["score"]))
         with pytest.raises(SettingError, match=r"parquet has no example 3\."):
             Explanation.from_parquet(path, example=3)
@@ -206,7 +206,7 @@ def test_a_label_column_without_a_dictionary_is_read(explanation: Explanation, t
 
 
 def test_pieces_hold_each_example_once(explanation: Explanation, tmp_path: Path) -> None:
-    whole = Explanation.concat([explanation, replace(explanation, examples={}, columns={
+    whole = Explanation.concat([explanation, replace(explanation, metadata={}, columns={
         **explanation.columns, "example": explanation["example"] + 5})])  # fmt: skip
     whole.to_parquet(tmp_path / "whole.parquet")
     assert len(whole) == 36

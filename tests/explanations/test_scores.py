@@ -23,7 +23,7 @@ def test_tokens_are_rows_in_the_order_of_the_mask() -> None:
     valid = torch.tensor([[True, True, False], [True, True, True]])
     values = torch.tensor([[0.5, 0.6, 0.0], [1.0, 0.2, 0.3]], dtype=torch.bfloat16, requires_grad=True)
     rows = scores("batch token hidden -> batch token", values, valid, names=[["a", "b"], ["c", "d", "e"]]).rows(
-        first=10
+        start_index=10
     )
     assert list(rows) == list(FIXED)
     assert rows["example"].tolist() == [10, 10, 10, 11, 11, 11]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maskhooks.errors import SettingError
-from maskhooks.explanations.tokens import KINDS, spread, token_kind, words
+from maskhooks.explanations.tokens import KINDS, tags_to_pieces, token_kind, words
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_what_has_no_letters_is_other() -> None:
 
 def test_where_starts_are_marked_the_rest_goes_on() -> None:
     labels = ["<s>", "▁un", "happy", "▁film", "s", ".", "▁7", "</s>"]
-    kinds = [token_kind(label, starts_marked=True) for label in labels]
+    kinds = [token_kind(label, marks_word_starts=True) for label in labels]
     assert kinds == ["special", "word", "continuation", "word", "continuation", "punctuation", "number", "special"]
 
 
@@ -51,7 +51,7 @@ def test_where_starts_are_marked_the_rest_goes_on() -> None:
     ],
 )
 def test_pieces_have_the_number_of_their_word(labels: str, marked: bool, numbers: list[int]) -> None:
-    assert words(labels.split(), starts_marked=marked) == numbers
+    assert words(labels.split(), marks_word_starts=marked) == numbers
 
 
 def test_tags_go_to_the_word_that_a_piece_shares_most_with() -> None:
@@ -59,8 +59,14 @@ def test_tags_go_to_the_word_that_a_piece_shares_most_with() -> None:
     words = [(0, 7), (8, 13), (14, 18)]
     pieces = [(0, 0), (0, 2), (2, 7), (8, 11), (11, 12), (12, 13), (13, 18), (0, 0), (0, 0)]
     tags = ["ADJ", "VERB", "NOUN"]
-    assert spread(tags, words, pieces) == [None, "ADJ", "ADJ", "VERB", "VERB", "VERB", "NOUN", None, None]
-    assert spread(tags, words, [(5, 10), (12, 15), (7, 8), (0, 18), (40, 44)]) == ["ADJ", "VERB", None, "ADJ", None]
-    assert spread([], [], [(0, 3)]) == [None]
+    assert tags_to_pieces(tags, words, pieces) == [None, "ADJ", "ADJ", "VERB", "VERB", "VERB", "NOUN", None, None]
+    assert tags_to_pieces(tags, words, [(5, 10), (12, 15), (7, 8), (0, 18), (40, 44)]) == [
+        "ADJ",
+        "VERB",
+        None,
+        "ADJ",
+        None,
+    ]
+    assert tags_to_pieces([], [], [(0, 3)]) == [None]
     with pytest.raises(SettingError, match="2 tags for 3 words"):
-        spread(tags[:2], words, pieces)
+        tags_to_pieces(tags[:2], words, pieces)

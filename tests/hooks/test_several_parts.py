@@ -57,7 +57,7 @@ class ChunksAdapter(Adapter):
         return {"part": Parts()}
 
     @contextlib.contextmanager
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
+    def expose_sites(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
         assert isinstance(module, self.types())
         module.through.append(places(module)["part"])
         try:

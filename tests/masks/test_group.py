@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from maskhooks.distributed.ranks import Share
+from maskhooks.distributed.ranks import Shard
 from maskhooks.errors import BatchError, PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned, Zero
@@ -141,13 +141,13 @@ def test_means_are_over_the_edges_of_each_graph_in_all_layers(hooked, batch) -> 
 
 def test_layers_join_from_the_top_down(hooked, batch) -> None:
     group = MaskingGroup(parts(hooked, batch))
-    assert group.staged(0.0).maskings == group.maskings[1:]
-    assert group.staged(0.5).maskings == group.maskings
-    assert MaskingGroup(group.maskings[:1]).staged(0.0).maskings == group.maskings[:1]
-    assert MaskingGroup(group.maskings, tied=True).staged(0.0).maskings == group.maskings
+    assert group.last_depths(0.0).maskings == group.maskings[1:]
+    assert group.last_depths(0.5).maskings == group.maskings
+    assert MaskingGroup(group.maskings[:1]).last_depths(0.0).maskings == group.maskings[:1]
+    assert MaskingGroup(group.maskings, tied=True).last_depths(0.0).maskings == group.maskings
     for masking, depth in zip(group.maskings, (0, 0), strict=True):
         masking.depth = depth
-    assert group.staged(0.0).maskings == group.maskings  # of one depth, which join together
+    assert group.last_depths(0.0).maskings == group.maskings  # of one depth, which join together
 
 
 def test_tied_gates_are_those_of_the_first_site(hooked, batch) -> None:
@@ -185,7 +185,7 @@ def test_closing_all_sites(hooked, batch) -> None:
 def test_random_masks_have_a_rate_for_each_graph(hooked, batch) -> None:
     masking = parts(hooked, batch)[0]
     clean = clean_pass(hooked, batch, masking.reads)
-    shares = Share(0, (4,)), Share(0, (3,))
+    shares = Shard(0, (4,)), Shard(0, (3,))
     found = torch.stack([random_mask(clean, masking, generator(number), *shares).sample for number in range(300)])
     together_ = torch.corrcoef(found.T)
     assert together_[0, 1] > 0.2  # one graph

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-from maskhooks.distributed.ranks import Share
+from maskhooks.distributed.ranks import Shard
 from maskhooks.errors import BatchError, PatternError, ReplacementError, SettingError, UnknownNameError
 from maskhooks.hooks.replay import Replay
 from maskhooks.hooks.tap import Values
@@ -170,7 +170,7 @@ def test_sites_read_together_need_the_same_positions(hooked, batch):
 def test_random_masks_keep_at_random_rates(hooked, batch):
     masking = make(hooked, batch)
     clean = clean_pass(hooked, batch, masking.reads)
-    shares = Share(0, tuple(batch[1].shape)), Share(0, (len(batch[1]),))
+    shares = Shard(0, tuple(batch[1].shape)), Shard(0, (len(batch[1]),))
     kept = torch.cat([random_mask(clean, masking, generator(i), *shares).sample[batch[1]] for i in range(200)])
     assert 0.4 < kept.mean() < 0.6
     assert bool((kept == 0).any())
@@ -196,7 +196,7 @@ def test_positions_of_a_unit_share_one_gate_and_count_as_one(batch):
     assert masked.expected_l0[0].item() == pytest.approx(open_[0, [0, 2, 3]].mean().item())
     assert masked.expected_l0[2].item() == pytest.approx(open_[2, 0].item())
     assert bool((masked.sample[2, 2:] == 1).all())
-    drawn = random_mask(clean, masking, generator(2), Share(0, (4, 6)), Share(0, (4,)))
+    drawn = random_mask(clean, masking, generator(2), Shard(0, (4, 6)), Shard(0, (4,)))
     assert torch.equal(drawn.sample[:2, 0], drawn.sample[:2, 1])
 
 

@@ -92,7 +92,7 @@ def test_within_a_deeper_claim_only_its_own_sites_count() -> None:
 class Whole(ByType):
     """Has one site for all modules of its types, and depths that count them from the last."""
 
-    whole = True
+    claims_model = True
 
     def sites(self, name: str, module: nn.Module) -> Iterable[Site]:
         yield Site(join(name, "all"))
@@ -101,7 +101,7 @@ class Whole(ByType):
     def places(self, module: nn.Module) -> Mapping[str, nn.Module]:
         return {"all": nn.Identity()}
 
-    def arranged(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
+    def complete_sites(self, sites: Sequence[Site], fired: Sequence[Site] = ()) -> Sequence[Site]:
         return [dataclasses.replace(site, depth=depth) for depth, site in enumerate([*reversed(sites)])]
 
 

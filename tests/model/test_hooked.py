@@ -116,7 +116,7 @@ class FusedAdapter(Adapter):
         return [Site(f"{name}.inner", pattern=maskhooks.Pattern("batch feature -> batch"))]
 
     @contextlib.contextmanager
-    def opened(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
+    def expose_sites(self, name: str, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:  # type: ignore[override]
         if not name:
             raise RuntimeError("cannot open")
         assert isinstance(module, Fused)
@@ -145,7 +145,7 @@ def test_what_was_opened_is_closed_where_a_later_adapter_raises() -> None:
     class Second(FusedAdapter):
         name = "second"
 
-        def opened(self, name: str, module: nn.Module, sites: Any) -> Any:
+        def expose_sites(self, name: str, module: nn.Module, sites: Any) -> Any:
             raise RuntimeError("cannot open")
 
     model = nn.Sequential(Fused(), Fused())

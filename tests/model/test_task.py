@@ -117,14 +117,14 @@ def test_names() -> None:
 
 def test_given_functions_go_in_front() -> None:
     task = Task(names=lambda batch: [["a"]])
-    changed = task.given({"names": lambda batch: [["b"]]})
+    changed = task.with_options({"names": lambda batch: [["b"]]})
     assert changed.names(SITE, X) == [["b"]]
     assert task.names(SITE, X) == [["a"]]
     with pytest.raises(
         SettingError,
         match=r"no setting 'tokenizer' for this model, whose task is 'function'.* call, output, valid, names, perturb",
     ):
-        task.given({"tokenizer": None})
+        task.with_options({"tokenizer": None})
 
 
 # Another input of the same shape and padding

@@ -22,7 +22,7 @@ def explained(known: tuple[str, str] = ("positive", "negative"), copies: int = 2
         Explanation.build(
             [Scores(site, depth, VALUES[depth], REAL, WORDS) for depth, site in enumerate(sites)],
             provenance={},
-            examples=[{"prediction": name, "target": str(copy)} for name in known],
+            metadata=[{"prediction": name, "target": str(copy)} for name in known],
             start_index=2 * copy,
         )
         for copy in range(copies)

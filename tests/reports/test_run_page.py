@@ -79,7 +79,7 @@ def explanation(count: int = 3, first: int = 0, words: list[str] | None = None) 
         for depth in range(2)
     ]
     known = [{"prediction": "yes" if index % 2 else "no", "target": "no"} for index in range(first, first + count)]
-    return Explanation.build(parts, provenance={"seed": 7}, examples=known, start_index=first)
+    return Explanation.build(parts, provenance={"seed": 7}, metadata=known, start_index=first)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Explanation
 
 def test_a_run_and_its_explanation(trained: tuple[Path, Explanation], tmp_path: Path) -> None:
     folder, explained = trained
-    text = report(folder, explained, tmp_path / "report.html", shown=5, least=2)
+    text = report(folder, explained, tmp_path / "report.html", max_examples=5, min_count=2)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
     assert headings(text)[:3] == ["What this is about", "How the masks were trained", "What is kept at each depth"]
     assert headings(text)[-1] == "Examples"
@@ -126,7 +126,7 @@ def test_a_run_and_its_explanation(trained: tuple[Path, Explanation], tmp_path: 
 
 def test_all_text_is_escaped_and_nothing_is_loaded(trained: tuple[Path, Explanation]) -> None:
     folder, explained = trained
-    text = report(folder, explained, least=1, title=ATTACKS[0])
+    text = report(folder, explained, min_count=1, title=ATTACKS[0])
     page = Page(text)
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 2
@@ -144,7 +144,7 @@ def test_all_text_is_escaped_and_nothing_is_loaded(trained: tuple[Path, Explanat
 
 
 def test_a_token_that_tries_to_be_a_script_is_seen_and_does_not_run(tmp_path: Path) -> None:
-    text = report(None, explanation(words=ATTACKS), least=1)
+    text = report(None, explanation(words=ATTACKS), min_count=1)
     look = """
       seen.shown = [...document.querySelectorAll("article:first-child .tokens span")].map(span => span.textContent);
       seen.bars = [...document.querySelectorAll(".bars tbody th")].map(head => head.firstChild.textContent.trim());
@@ -209,14 +209,14 @@ def test_an_explanation_of_another_run_is_told(trained: tuple[Path, Explanation]
 def test_files_folders_and_shards_give_the_same_page(tmp_path: Path) -> None:
     parts = [explanation(3, first) for first in (0, 3, 6)]
     whole = Explanation.concat(parts)
-    expected = report(None, whole, least=1)
+    expected = report(None, whole, min_count=1)
     (tmp_path / "explained").mkdir()
     whole.to_parquet(tmp_path / "explained" / "explanation.parquet")
     whole.save(tmp_path / "saved")
-    shards = Shards.begin(tmp_path / "shards", {})
+    shards = Shards.open(tmp_path / "shards", {})
     for number, part in enumerate(parts):
         shards.write(number, part)
-    shards.end(3, 9)
+    shards.finish(3, 9)
     places: list[Any] = [
         tmp_path / "explained" / "explanation.parquet",
         tmp_path / "explained",
@@ -225,7 +225,7 @@ def test_files_folders_and_shards_give_the_same_page(tmp_path: Path) -> None:
         shards,
         parts,
     ]
-    assert [report(None, place, least=1) == expected for place in places] == [True] * 6
+    assert [report(None, place, min_count=1) == expected for place in places] == [True] * 6
     assert rows_at(tmp_path / "explained") == tmp_path / "explained" / "explanation.parquet"
     assert rows_at(tmp_path) is None
 
@@ -233,11 +233,11 @@ def test_files_folders_and_shards_give_the_same_page(tmp_path: Path) -> None:
 def test_a_long_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explanation(9)
     whole.to_parquet(tmp_path / "whole.parquet")
-    expected = report(None, whole, least=1, shown=4)
+    expected = report(None, whole, min_count=1, max_examples=4)
     monkeypatch.setattr(sys.modules["maskhooks.reports.run_page"], "_ROWS", 20)
     sizes = [len(part) for part in Rows(tmp_path / "whole.parquet")]
     assert sizes == [24, 16, 16, 16]
-    assert report(None, tmp_path / "whole.parquet", least=1, shown=4) == expected
+    assert report(None, tmp_path / "whole.parquet", min_count=1, max_examples=4) == expected
 
 
 def test_patches_have_no_words() -> None:
@@ -254,7 +254,7 @@ def test_edges_have_no_words_and_the_target_is_that_of_their_graph() -> None:
     whose = ExampleIndex(torch.arange(graphs).repeat_interleave(4), graphs)
     rows = Scores(site, 0, torch.rand(4 * graphs), torch.ones(4 * graphs).bool(), None, whose, ends)
     about = [{"prediction": "a", "target": "xy"[number % 2]} for number in range(graphs)]
-    made = Explanation.build([rows], provenance={}, examples=about)
+    made = Explanation.build([rows], provenance={}, metadata=about)
     text = report(None, made)
     assert headings(text) == ["What this is about", "What is kept at each depth", "By target", "Examples"]
     assert {row.group for row in kept_by(made, "target")} == {"x", "y"}
@@ -265,8 +265,8 @@ def test_answers_that_are_free_text_group_nothing() -> None:
     assert "By prediction and by target" not in headings(report(None, many))  # there is one target
     assert "By prediction" in headings(report(None, many))
     told = {number: {"prediction": f"answer {number}"} for number in range(50)}
-    assert headings(report(None, replace(many, examples=told)))[-2:] == ["By token", "Examples"]
-    assert headings(report(None, replace(many, examples={})))[-2:] == ["By token", "Examples"]
+    assert headings(report(None, replace(many, metadata=told)))[-2:] == ["By token", "Examples"]
+    assert headings(report(None, replace(many, metadata={})))[-2:] == ["By token", "Examples"]
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskhooks.errors import CorruptFileError
-from maskhooks.runs.history import courses, section
+from maskhooks.runs.history import read_history, section
 from maskhooks.viz.sections import ChartRow, Charts
 
 LOG = """step,epoch,site,depth,multiplier,divergence,expected_l0,agreement
@@ -33,13 +33,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rows(folder: Path, margin: float | None = 0.1, chosen: dict[str, int] | None = None) -> list[ChartRow]:
-    (charts,) = section(courses(folder), margin, chosen or {}).parts
+    (charts,) = section(read_history(folder), margin, chosen or {}).parts
     assert isinstance(charts, Charts)
     return list(charts.rows)
 
 
 def test_each_masking_has_its_course(folder: Path) -> None:
-    first, second = courses(folder)
+    first, second = read_history(folder)
     assert (first.site, first.depth, second.site, second.depth) == ("a:output", 0, "b:output", 1)
     assert first.log["divergence"].tolist() == [0.3, 90.0]
     assert second.log["step"].tolist() == [0, 2]
@@ -49,21 +49,21 @@ def test_each_masking_has_its_course(folder: Path) -> None:
 def test_a_run_amid_its_last_row_and_before_validation(folder: Path) -> None:
     (folder / "log.csv").write_text(LOG + "4,0,a:out")
     (folder / "validation.csv").unlink()
-    first, second = courses(folder)
+    first, second = read_history(folder)
     assert [len(one.log) for one in (first, second)] == [2, 2]
     assert len(first.validation) == 0
     assert [row.note for row in rows(folder)] == ["no validation data"] * 2
     (folder / "log.csv").unlink()
-    assert courses(folder) == []
+    assert read_history(folder) == []
 
 
 def test_a_broken_log_is_named(folder: Path) -> None:
     (folder / "log.csv").write_bytes(b"step,site\n1,a\n")
     with pytest.raises(CorruptFileError, match=r"log\.csv is not a training log"):
-        courses(folder)
+        read_history(folder)
     (folder / "log.csv").write_bytes(LOG.replace("0.02", "much").encode())
     with pytest.raises(CorruptFileError, match="Give the folder that fit wrote"):
-        courses(folder)
+        read_history(folder)
 
 
 def test_what_was_chosen_is_told_and_drawn(folder: Path) -> None:
@@ -73,18 +73,18 @@ def test_what_was_chosen_is_told_and_drawn(folder: Path) -> None:
     assert (first.good, second.good) == (False, True)
     divergence, kept, multiplier = second.charts
     assert [mark.filled for mark in divergence.marks] == [mark.filled for mark in kept.marks] == [True, False]
-    assert divergence.upright == kept.upright == multiplier.upright == divergence.marks[0].x
-    assert divergence.rule is not None
-    assert (kept.rule, multiplier.rule) == (None, None)
+    assert divergence.vline == kept.vline == multiplier.vline == divergence.marks[0].x
+    assert divergence.hline is not None
+    assert (kept.hline, multiplier.hline) == (None, None)
     assert (len(multiplier.marks), divergence.last) == (0, 4)
 
 
 def test_before_the_end_the_last_validation_is_told(folder: Path) -> None:
     first, second = rows(folder)
     assert first.note.startswith("last validation: step 4")
-    assert all(one.upright is None for one in second.charts)
+    assert all(one.vline is None for one in second.charts)
     assert [row.good for row in rows(folder, margin=None)] == [None, None]
-    text = section(courses(folder), None, {}).text
+    text = section(read_history(folder), None, {}).text
     assert "margin" not in text
     assert "nan" not in text
 
@@ -93,8 +93,8 @@ def test_the_margin_can_be_seen_beside_a_divergence_far_above_it(folder: Path) -
     first, second = rows(folder)
     assert first.charts[0].ticks == second.charts[0].ticks
     assert math.isclose(float(first.charts[0].ticks[-1][1]), 0.4)  # five margins, not 90 nats
-    assert first.charts[0].rule is not None
-    assert first.charts[0].rule < first.charts[0].ticks[0][0] - 10
+    assert first.charts[0].hline is not None
+    assert first.charts[0].hline < first.charts[0].ticks[0][0] - 10
 
 
 def test_an_infinite_divergence_is_drawn_at_the_top(folder: Path) -> None:

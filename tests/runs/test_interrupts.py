@@ -66,13 +66,13 @@ class TestSignals:
             assert f"saved in {tmp_path}" in str(caught.value)
         assert fingerprint(made.hooked.model) == before
         assert [signal.getsignal(n) for n in (number, signal.SIGTERM)] == handlers
-        assert made.result.stopped == f"interrupted at step {step + 1}"
+        assert made.result.stop_reason == f"interrupted at step {step + 1}"
         assert len(made.result.log) == step + 1
-        assert bool(made.result.chosen) == (step >= 6)  # the best of the validations so far, else the last state
+        assert bool(made.result.chosen_steps) == (step >= 6)  # the best of the validations so far, else the last state
         batch = next(iter(held))
         assert maskhooks.load(tmp_path, made.hooked).explain(batch) == made.explain(batch)
         made.fit(batches, held, resume=True, **fit)
-        assert made.result.stopped == "all 24 steps were made"
+        assert made.result.stop_reason == "all 24 steps were made"
 
         train(tmp_path / "whole")
         whole, again = results(tmp_path / "whole"), results(tmp_path)
@@ -149,7 +149,7 @@ class TestFullDisk:
             with pytest.raises(StorageError, match=r"No space left.*stopped at step 12.*resume"):
                 made.fit(batches, held, **fit)
         assert made.fitted
-        assert made.result.stopped == "nothing could be written at step 12"
+        assert made.result.stop_reason == "nothing could be written at step 12"
         assert load_state(tmp_path / "run" / "state")["done"] == 6
         made.fit(batches, held, resume=True, **fit)
         assert results(tmp_path / "run") == results(tmp_path / "whole")
@@ -197,9 +197,9 @@ def test_nan_leaves_the_best_state_so_far(tmp_path: Path) -> None:
     made.hooked.task._output = output
     with pytest.raises(NonFiniteError, match=f"not finite at step .*It is saved in {tmp_path}"):
         made.fit(runs.loader(42, 8), runs.loader(13, 4), steps=24, run_dir=tmp_path, progress=False, accelerator="cpu")
-    stopped = made.result.stopped
+    stopped = made.result.stop_reason
     assert stopped.startswith("not finite at step")
-    assert made.result.chosen
+    assert made.result.chosen_steps
     again = maskhooks.load(tmp_path, made.hooked)
-    assert again.result.stopped == stopped
+    assert again.result.stop_reason == stopped
     assert all(bool(tensor.isfinite().all()) for part in again.parts for tensor in part.state_dict().values())

@@ -22,7 +22,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
             log.write("log", row)
         end = log.positions()
     with RunLog(tmp_path) as log:
-        found = log.go_on(end)["log"]
+        found = log.resume(end)["log"]
     assert found == [*ROWS, {"step": 5, "site": "7", "divergence": math.inf, "none": 1e-30}]
 
 
@@ -37,13 +37,13 @@ def test_what_came_after_the_state_is_cut_off(tmp_path: Path) -> None:
     with (tmp_path / "log.csv").open("a") as file:
         file.write("4,torn")
     with RunLog(tmp_path) as log:
-        assert log.go_on(end) == {"log": ROWS[:2]}
+        assert log.resume(end) == {"log": ROWS[:2]}
         for row in ROWS[2:]:
             log.write("log", row)
         log.write("validation", {"step": 4})
         end = log.positions()
     with RunLog(tmp_path) as log:
-        assert log.go_on(end) == {"log": ROWS, "validation": [{"step": 4}]}
+        assert log.resume(end) == {"log": ROWS, "validation": [{"step": 4}]}
 
 
 def test_lost_rows_are_noticed(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_lost_rows_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step")
     for _ in range(2):
         with RunLog(tmp_path) as log, pytest.raises(CorruptFileError, match=r"log\.csv has lost rows"):
-            log.go_on(end)
+            log.resume(end)
         (tmp_path / "log.csv").unlink(missing_ok=True)
 
 
@@ -61,7 +61,7 @@ def test_without_a_folder_rows_are_dropped() -> None:
     with RunLog(None) as log:
         log.write("log", ROWS[0])
         assert log.positions() == {}
-        assert log.go_on({}) == {}
+        assert log.resume({}) == {}
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from maskhooks import atomic_write
 from maskhooks.errors import CorruptFileError, FormatError, ResumeWarning, StorageError
-from maskhooks.runs.run_state import decode, drop_states, encode, has_state, load_state, save_state
+from maskhooks.runs.run_state import decode, delete_states, encode, has_state, load_state, save_state
 from tests.conftest import same_bits
 
 
@@ -51,7 +51,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
         save_state(tmp_path, step, {"step": step})
     assert load_state(tmp_path) == {"step": 20}
     assert len(list(tmp_path.iterdir())) == 2
-    drop_states(tmp_path)
+    delete_states(tmp_path)
     assert not has_state(tmp_path)
 
 

@@ -19,7 +19,7 @@ from maskhooks.errors import MaskhooksWarning, ResumeError, SearchLimitError, Se
 from maskhooks.masks.baselines import Mean, Token
 from maskhooks.model.outputs import kl
 from maskhooks.search import batched
-from maskhooks.search.batched import Panel
+from maskhooks.search.batched import BatchQuestions
 from tests.conftest import fingerprint
 
 INDEX = torch.tensor([1, 0, 3, 1, 0, 1, 3, 1])  # of four examples, the third of which has no row
@@ -93,7 +93,7 @@ def test_all_smallest_sets_of_each_example(margin: float, batch_size: int) -> No
         rows = (example == INDEX).nonzero()[:, 0].tolist()
         assert one.positions == len(rows)
         assert list(one.solutions) == smallest(hooked.model, example, of_rows(rows), margin)
-    assert max(one.below for one in found) > 1
+    assert max(one.lower_bound for one in found) > 1
 
 
 def test_rows_of_an_explanation() -> None:
@@ -105,8 +105,8 @@ def test_rows_of_an_explanation() -> None:
     for example, one in enumerate(found):
         own = rows["score"][rows["example"] == example].tolist()
         assert own == [float(place in one.solutions[0]) for place in range(one.positions)]
-        assert rows.examples[example]["search"] == str(one)
-    assert rows.examples[2]["search"] == "0 of 0 positions: {}"
+        assert rows.metadata[example]["search"] == str(one)
+    assert rows.metadata[2]["search"] == "0 of 0 positions: {}"
 
 
 def test_each_row_left_out() -> None:
@@ -182,20 +182,20 @@ def test_a_model_that_fails_on_a_batch_of_some_examples_gets_the_whole(error: ty
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, NameError])
-@pytest.mark.parametrize("where", ["clean_pass", "Panel"])
+@pytest.mark.parametrize("where", ["clean_pass", "BatchQuestions"])
 def test_a_mistake_in_code_is_not_taken_for_a_batch_that_does_not_serve(
     where: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     member = LeaveOneOut(wrapped(select=picked), "row:output")
-    own = Panel.__init__
+    own = BatchQuestions.__init__
 
     def mistaken(*args: Any, **kwargs: Any) -> None:
         if where == "clean_pass" or len(args[1].outputs.probs) != 4:
             raise error("mistaken")
         own(*args, **kwargs)
 
-    if where == "Panel":
-        monkeypatch.setattr(Panel, "__init__", mistaken)
+    if where == "BatchQuestions":
+        monkeypatch.setattr(BatchQuestions, "__init__", mistaken)
     else:
         monkeypatch.setattr(batched, "clean_pass", mistaken)
     with pytest.raises(error, match="mistaken"):
@@ -258,11 +258,11 @@ def test_baselines(baseline: str) -> None:
 def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
     hooked, state = wrapped(), tmp_path / "state.json"
     wanted = Erasure(hooked, "row:output", margin=1e-3).search(batch(), progress=False)
-    with pytest.warns(SearchLimitWarning, match="at row:output.*stopped by subsets"):
+    with pytest.warns(SearchLimitWarning, match="at row:output.*stopped by max_sets"):
         found = Erasure(hooked, "row:output", margin=1e-3, max_sets=3, batch_size=2).search(
             batch(), state=state, progress=False
         )
-    assert found[1].stopped == "subsets"
+    assert found[1].stopped == "max_sets"
     tried = [search["tried"] for search in json.loads(state.read_text())["searches"]]
     found = Erasure(hooked, "row:output", margin=1e-3).search(batch(), state=state, progress=False)
     assert [(one.solutions, one.tried) for one in found] == [(one.solutions, one.tried) for one in wanted]
@@ -301,7 +301,7 @@ def test_limits_and_bars(capsys: pytest.CaptureFixture[str]) -> None:
         Erasure(hooked, "row:output", max_positions=3).search(batch(), progress=False)
     Erasure(hooked, "row:output").search(batch())
     assert "searching" in capsys.readouterr().err
-    with pytest.warns(SearchLimitWarning, match="stopped by seconds"):
+    with pytest.warns(SearchLimitWarning, match="stopped by time_limit"):
         Erasure(hooked, "row:output", margin=1e-9, time_limit=1e-9, batch_size=1).search(batch(), progress=False)
 
 

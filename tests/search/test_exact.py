@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.search.exact import Found, Search, duration, outlook, speed
+from maskhooks.search.exact import Search, SearchResult, duration, estimate_time, speed
 from maskhooks.search.scheduler import answered
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Block
@@ -47,15 +47,15 @@ def accepts(kept: Tensor) -> Tensor:
     return torch.ones(len(kept), dtype=torch.bool)
 
 
-def run(search: Search, way: Listed, check: Callable[[Tensor], Tensor], **limits: Any) -> Found:
-    return answered(search.asking(way, **limits), check)
+def run(search: Search, way: Listed, check: Callable[[Tensor], Tensor], **limits: Any) -> SearchResult:
+    return answered(search.steps(way, **limits), check)
 
 
 def test_all_smallest_sets_and_no_larger_one_is_tried() -> None:
     way = Listed(7, pairs)
     found = run(Search(7), way, way.keeps)
     assert found.solutions == ((1, 4), (2, 5))
-    assert (found.size, found.below, found.stopped, found.tried) == (2, 2, None, 1 + 7 + 21)
+    assert (found.size, found.lower_bound, found.stopped, found.tried) == (2, 2, None, 1 + 7 + 21)
     assert max(map(len, way.asked)) == 2
     assert str(found) == "2 of 7 positions: {1 4}, {2 5}"
 
@@ -80,11 +80,13 @@ def test_where_not_even_all_positions_are_enough() -> None:
     assert str(found) == "no set of its 4 positions is enough"
 
 
-@pytest.mark.parametrize(("limit", "below"), [({"largest": 1}, 2), ({"subsets": 9}, 2), ({"seconds": 1e-9}, 1)])
+@pytest.mark.parametrize(
+    ("limit", "below"), [({"max_set_size": 1}, 2), ({"max_sets": 9}, 2), ({"time_limit": 1e-9}, 1)]
+)
 def test_a_limit_leaves_what_is_known(limit: dict[str, float], below: int) -> None:
     way = Listed(7, pairs)
     found = run(Search(7), way, way.keeps, **limit)
-    assert (found.solutions, found.size, found.below, found.stopped) == ((), None, below, next(iter(limit)))
+    assert (found.solutions, found.size, found.lower_bound, found.stopped) == ((), None, below, next(iter(limit)))
     assert "stopped by" in str(found)
 
 
@@ -96,7 +98,7 @@ def test_a_stopped_search_goes_on_and_tries_nothing_twice() -> None:
         search = Search(7)
         if state is not None:
             search.restore(json.loads(state))
-        found = run(search, way, accepts, subsets=limit)
+        found = run(search, way, accepts, max_sets=limit)
         state = json.dumps(search.state())
         if found.stopped is None:
             break
@@ -112,7 +114,7 @@ def test_time_before_the_first_block_does_not_count() -> None:
             yield from super().blocks(size, place, last=last)
 
     way = Slow(7, pairs)
-    found = run(Search(7), way, way.keeps, seconds=0.29)
+    found = run(Search(7), way, way.keeps, time_limit=0.29)
     assert (found.stopped, found.tried) == (None, 29)
     assert found.seconds >= 0.29
 
@@ -139,14 +141,14 @@ def test_places_of_another_way_begin_the_size_anew() -> None:
             return 0
 
     search = Search(7)
-    run(search, Listed(7, pairs), accepts, subsets=20)
+    run(search, Listed(7, pairs), accepts, max_sets=20)
     assert search.place
     assert run(search, Based(7, pairs), accepts).solutions == ((1, 4), (2, 5))
 
 
 def test_how_long_it_would_take() -> None:
     rate = speed(Listed(40, lambda kept: False), 40, accepts, 0.05)
-    text, top = outlook(Listed(40, lambda kept: False), 40, accepts, 0.05)
+    text, top = estimate_time(Listed(40, lambda kept: False), 40, accepts, 0.05)
     assert 100 < rate < 1e8
     assert text.startswith(f"all {2**40:,} sets take ")
     assert 1 <= top < 40

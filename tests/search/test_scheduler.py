@@ -1,4 +1,4 @@
-"""Askings alone and abreast are answered the same, and closed whatever happens."""
+"""Searches alone and together are answered the same, and closed whatever happens."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskhooks.search.scheduler import Asking, abreast, answered
+from maskhooks.search.scheduler import SearchSteps, answered, run_together
 
 
-def counts(rounds: int, closed: list[int]) -> Asking[list[int]]:
+def counts(rounds: int, closed: list[int]) -> SearchSteps[list[int]]:
     """Asks about one set, then two, ...; finds how many positions each has."""
     found: list[int] = []
     try:
@@ -33,7 +33,7 @@ def test_abreast_as_alone(most: int) -> None:
         calls += 1
         return {number: part[:most].sum(1) for number, part in sets.items()}
 
-    assert abreast([counts(rounds, closed) for rounds in (3, 0, 1)], answer) == wanted
+    assert run_together([counts(rounds, closed) for rounds in (3, 0, 1)], answer) == wanted
     assert wanted == [[1, 1, 2, 1, 2, 3], [], [1]]
     assert calls == {1: 6, 2: 4, 9: 3}[most]
     assert len(closed) == 6
@@ -46,7 +46,7 @@ def test_all_are_closed_where_an_answer_fails() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        abreast([counts(2, closed), counts(3, closed)], fails)
+        run_together([counts(2, closed), counts(3, closed)], fails)
     with pytest.raises(ZeroDivisionError):
         answered(counts(4, closed), fails)  # type: ignore[arg-type]
     assert sorted(closed) == [2, 3, 4]

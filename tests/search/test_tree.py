@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maskhooks.hooks.recurrence import Walk
-from maskhooks.search.exact import Found, Search
+from maskhooks.search.exact import Search, SearchResult
 from maskhooks.search.scheduler import answered
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Tree
@@ -126,14 +126,14 @@ def test_each_call_with_hardly_any_time_comes_further(memory: float) -> None:
     def tree() -> Tree:
         return Tree(walk(), units, lambda states: states[:, 0] >= enough[0], rows=3, memory=memory)
 
-    def run(search: Search, **limits: Any) -> Found:
-        return answered(search.asking(tree(), **limits), lambda kept: torch.ones(len(kept), dtype=torch.bool))
+    def run(search: Search, **limits: Any) -> SearchResult:
+        return answered(search.steps(tree(), **limits), lambda kept: torch.ones(len(kept), dtype=torch.bool))
 
     wanted, calls, state = run(Search(7)), 0, Search(7).state()
     while (here := Search(7)).size <= 7:
         here.restore(json.loads(json.dumps(state)))
         before = here.size, here.place
-        found, calls = run(here, seconds=1e-9), calls + 1
+        found, calls = run(here, time_limit=1e-9), calls + 1
         state = here.state()
         if found.stopped is None:
             break

@@ -16,7 +16,7 @@ NUMBERS = torch.tensor([[7, 7, 3, 7, 1], [0, 1, 2, 2, 2]])
 def test_units_lie_anywhere_in_an_example_and_none_spans_two() -> None:
     units = Units.of(NUMBERS)
     assert units.first.tolist() == [[0, 0, 2, 0, 4], [0, 1, 2, 2, 2]]
-    assert units.leads.tolist() == [[True, False, True, False, True], [True, True, True, False, False]]
+    assert units.unit_heads.tolist() == [[True, False, True, False, True], [True, True, True, False, False]]
 
 
 def test_the_first_position_speaks_for_its_unit() -> None:
@@ -41,24 +41,24 @@ def test_groups_keep_to_themselves_wherever_their_axis_stands() -> None:
 
 def test_several_position_axes_count_through() -> None:
     units = Units.of(torch.tensor([[[0, 0], [1, 0]]]))
-    assert units.leads.tolist() == [[[True, False], [True, False]]]
+    assert units.unit_heads.tolist() == [[[True, False], [True, False]]]
     pattern = Pattern("batch channel height width -> batch height width")
     assert units.shared(torch.arange(4.0).view(1, 2, 2), pattern).flatten().tolist() == [0, 0, 2, 0]
 
 
 def test_a_batch_without_positions() -> None:
-    assert Units.of(torch.zeros(2, 0, dtype=torch.long)).leads.shape == (2, 0)
+    assert Units.of(torch.zeros(2, 0, dtype=torch.long)).unit_heads.shape == (2, 0)
 
 
 def test_rows_of_many_examples() -> None:
     """As with edges of several graphs: rows of one example are gated together, wherever they stand."""
     pattern = Pattern("edge (head feature) -> edge head", {"head": 2})
     units = Units.of(torch.tensor([5, 5, 5, 2, 5]), ExampleIndex(torch.tensor([0, 1, 0, 0, 1]), 2))
-    assert units.leads.tolist() == [True, True, False, True, False]
+    assert units.unit_heads.tolist() == [True, True, False, True, False]
     gates = torch.arange(10.0).view(5, 2)
     assert units.shared(gates, pattern)[:, 0].tolist() == [0, 2, 0, 6, 2]
     assert units.mean(gates, pattern)[:, 1].tolist() == [3, 6, 3, 7, 6]
-    assert Units.of(torch.zeros(0).long(), ExampleIndex(torch.zeros(0).long(), 2)).leads.shape == (0,)
+    assert Units.of(torch.zeros(0).long(), ExampleIndex(torch.zeros(0).long(), 2)).unit_heads.shape == (0,)
 
 
 def test_edges_in_both_directions() -> None:

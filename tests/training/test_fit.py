@@ -83,7 +83,7 @@ class TestFit:
         checks = list(csv.DictReader((tmp_path / "validation.csv").read_text().splitlines()))
         assert {row["site"] for row in checks} == set(SITES[1:3])
         assert explainer.within_margin is True
-        assert explainer.result.stopped == "all 60 steps were made"
+        assert explainer.result.stop_reason == "all 60 steps were made"
 
     def test_epochs(self, hooked):
         explainer = DiffMask(hooked, SITES[1], recipe=QUICK)
@@ -96,7 +96,7 @@ class TestFit:
         recipe = dataclasses.replace(QUICK, patience=1, validations=30, learning_rate=0.0, baseline_learning_rate=0.0)
         explainer = fitted(hooked, recipe=recipe, steps=300)
         assert len(explainer.result.log) < 300
-        assert "no better checkpoint" in explainer.result.stopped
+        assert "no better checkpoint" in explainer.result.stop_reason
 
     def test_a_progress_bar_on_stderr(self, hooked, capfd):
         DiffMask(hooked, SITES[1], recipe=QUICK).fit(batches(), progress=True, accelerator="cpu")
@@ -195,7 +195,7 @@ class TestFit:
     def test_hidden_states_are_chosen_each_by_itself(self, hooked):
         explainer = fitted(hooked, "hidden")
         assert len(by_shared_modules(explainer.groups)) == 4
-        assert len(explainer.result.chosen) == 4
+        assert len(explainer.result.chosen_steps) == 4
 
     @pytest.mark.parametrize("baseline", ["learned", "zero", "mean"])
     @pytest.mark.parametrize("gate", ["hard-concrete", "hard-concrete-louizos", "bernoulli"])

@@ -122,7 +122,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "the paper's recipe": {
         "recipe": dataclasses.replace(Recipe.named("paper"), warmup_steps=2, validations=4, statistics_batches=3),
     },
-    "early stop": {"recipe": dataclasses.replace(QUICK, patience=2, validations=12, learning_rate=0.0)},
+    "early stop": {"recipe": dataclasses.replace(QUICK, patience=2, validations=12, learning_rate=1e-12)},
     "stored passes": {"fit": {"cache": "memory"}},
     "bfloat16": {"fit": {"precision": "bf16-mixed"}},
     "epochs": {"fit": {"steps": None, "epochs": 4}},
@@ -188,7 +188,7 @@ def test_a_new_run_forgets_the_old_one(tmp_path: Path, whole: dict[str, bytes]) 
     [
         ({"margin": 0.4}, "margin was 0.5 and is 0.4"),
         ({"seed": 3}, "seed was 0 and is 3"),
-        ({"recipe": dataclasses.replace(QUICK, warmup_steps=6)}, "recipe.warmup was 5 and is 6"),
+        ({"recipe": dataclasses.replace(QUICK, warmup_steps=6)}, "recipe.warmup_steps was 5 and is 6"),
         ({"fit": {"steps": 30}}, "steps was 24 and is 30"),
         ({"size": 7}, None),
         ({"size": 21}, "training batches was 6 and is 2"),

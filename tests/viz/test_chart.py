@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskhooks.viz.chart import HIGH, WIDE, Chart, Mark, chart, extremes, running_mean, thinned, ticks
+from maskhooks.viz.chart import HIGH, WIDE, Chart, Point, chart, extremes, running_mean, thinned, ticks
 
 
 def points(text: str) -> np.ndarray:
@@ -26,10 +26,10 @@ def test_the_line_goes_from_left_to_right_and_up_to_the_top() -> None:
 
 
 def test_marks_and_lines_have_the_same_axes() -> None:
-    found = drawn(marks=[Mark(100.0, 0.5, "a", filled=False)], rule=0.5, upright=50.0)
+    found = drawn(marks=[Point(100.0, 0.5, "a", filled=False)], hline=0.5, vline=50.0)
     middle = (HIGH - 16 + 10) / 2
-    assert found.marks == [Mark(WIDE - 8.0, middle, "a", filled=False)]
-    assert (found.rule, found.upright) == (middle, 36 + (WIDE - 44) / 2)
+    assert found.marks == [Point(WIDE - 8.0, middle, "a", filled=False)]
+    assert (found.hline, found.vline) == (middle, 36 + (WIDE - 44) / 2)
     assert [text for _, text in drawn(percent=True).ticks] == ["0%", "50%", "100%"]
 
 

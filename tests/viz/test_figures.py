@@ -85,7 +85,7 @@ def test_labels_show_blanks_and_stay_short() -> None:
     assert visible(" ") == "␣"
     assert visible("a\tb\n") == "a⇥b↵"
     assert visible(" word") == " word"
-    assert visible("x" * 30, most=5) == "xxxx…"
+    assert visible("x" * 30, max_length=5) == "xxxx…"
 
 
 def test_a_notebook_shows_a_picture_and_settings_stay() -> None:

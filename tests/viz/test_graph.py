@@ -18,14 +18,14 @@ from maskhooks.explanations import pictures
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.site import Site
-from maskhooks.viz.graph import Net, ends, graphs, layout
+from maskhooks.viz.graph import GraphLayout, ends, graphs, layout
 from tests.viz.browser import seen_in_browser
 
 pytest.importorskip("networkx")
 
 # A ring of three with both directions between 0 and 1, an edge of its own, a self-loop.
 SOURCE, TARGET = np.array([0, 1, 1, 2, 3, 3]), np.array([1, 0, 2, 0, 0, 3])
-NET = Net(SOURCE, TARGET, ["C", "N", "", "<b>"], centre=1)
+NET = GraphLayout(SOURCE, TARGET, ["C", "N", "", "<b>"], target_node=1)
 
 
 def built(layers: int = 2, edges: bool = True) -> Explanation:
@@ -36,7 +36,7 @@ def built(layers: int = 2, edges: bool = True) -> Explanation:
     scores = [
         Scores(
             Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, values.roll(depth), torch.ones(8) > 0,
-            examples=examples, edges=nodes if edges else None,
+            example_index=examples, edges=nodes if edges else None,
         )
         for depth in range(layers)
     ]  # fmt: skip
@@ -51,13 +51,13 @@ def test_layout_is_the_same_each_time_and_fits() -> None:
     assert places.max() <= 1 + 1e-9
     gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)[np.triu_indices(4, 1)]
     assert gaps.min() > 0.2
-    scattered = Net(np.array([0, 2]), np.array([1, 3]), [""] * 5)
+    scattered = GraphLayout(np.array([0, 2]), np.array([1, 3]), [""] * 5)
     assert np.isfinite(layout(scattered)).all()
 
 
 def test_edges_in_both_directions_stand_apart() -> None:
     places = layout(NET)
-    lines = ends(NET, places, np.linspace(0, 1, 6)[None], apart=0.01)
+    lines = ends(NET, places, np.linspace(0, 1, 6)[None], offset=0.01)
     assert np.allclose(np.linalg.norm(lines[0, 0] - lines[1, 1]), 0.02)
     assert np.allclose(lines[2], places[[1, 2]])
 
@@ -70,13 +70,13 @@ def test_edges_that_share_their_scores_in_both_directions_are_one_line() -> None
     assert np.allclose(lines[0], lines[1, ::-1])
     scores[0, 1] = 0.6
     assert not np.allclose(ends(NET, places, scores)[0], places[[0, 1]])
-    often = Net(np.array([0, 0, 1]), np.array([1, 1, 0]), ["", ""])
+    often = GraphLayout(np.array([0, 0, 1]), np.array([1, 1, 0]), ["", ""])
     assert not np.allclose(ends(often, places, np.ones((1, 3)))[0], places[[0, 1]])
 
 
 def test_a_figure_has_a_graph_for_each_depth() -> None:
     explanation = built()
-    figure = explanation.plot(example=0, nodes=NET.nodes, centre=1)
+    figure = explanation.plot(example=0, nodes=NET.nodes, target_node=1)
     first, second = (axes for axes in figure.axes if axes.get_title().startswith("depth"))
     (lines,) = (part for part in first.collections if isinstance(part, LineCollection))
     assert sorted(lines.get_array().tolist()) == pytest.approx((np.arange(6) / 7).tolist(), abs=1e-6)
@@ -109,7 +109,7 @@ def test_nodes_of_a_large_graph_that_have_no_edge_are_not_drawn() -> None:
         Site.parse("layer:output", "edge feature -> edge"), 0, torch.tensor([0.25, 0.5]), torch.ones(2) > 0, None,
         ExampleIndex(torch.zeros(2).long(), 1), ends_,
     )  # fmt: skip
-    axes, _ = Explanation.build([scores], provenance={}).plot(example=0, centre=90_000).axes
+    axes, _ = Explanation.build([scores], provenance={}).plot(example=0, target_node=90_000).axes
     assert [text.get_text() for text in axes.texts] == ["", "", ""]
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 1]  # nodes, and the ring around one
     axes, _ = Explanation.build([scores], provenance={}).plot(example=0, nodes={8: "b", 7: "a"}).axes
@@ -165,22 +165,22 @@ def typed() -> Explanation:
 
 
 def test_nodes_of_several_types_are_told_apart() -> None:
-    axes, _ = typed().plot(nodes={(1, 0): "film", (0, 0): "Ada"}, centre=(0, 1)).axes
+    axes, _ = typed().plot(nodes={(1, 0): "film", (0, 0): "Ada"}, target_node=(0, 1)).axes
     assert [text.get_text() for text in axes.texts] == ["Ada", "", "film"]
     assert [line.get_marker() for line in axes.lines] == ["o", "s", "o"]  # persons, films, the ring
-    graph = data(typed().to_html(centres={0: (1, 0)}))["examples"][0]["graph"]
+    graph = data(typed().to_html(target_nodes={0: (1, 0)}))["examples"][0]["graph"]
     assert graph["shapes"] == [0, 0, 1]
     assert not any(graph["loop"])
-    assert graph["centre"] == 2
+    assert graph["target"] == 2
     for names in (["Ada", "Bo", "film"], {0: "Ada"}):
         with pytest.raises(SettingError, match="several types here, each numbered from 0"):
             typed().plot(nodes=names)
     with pytest.raises(SettingError, match="nodes have only one type here"):
-        built().plot(centre=(0, 1))
+        built().plot(target_node=(0, 1))
 
 
 def test_the_page_draws_the_graph_and_the_slider_colours_it(tmp_path: Path) -> None:
-    text = built().to_html(nodes={0: NET.nodes}, centres={0: 1})
+    text = built().to_html(nodes={0: NET.nodes}, target_nodes={0: 1})
     script = """
       const first = document.querySelector("article"), edges = [...first.querySelectorAll(".edge")];
       const scores = () => edges.map(edge => Number(getComputedStyle(edge).getPropertyValue("--score")));
@@ -189,7 +189,7 @@ def test_the_page_draws_the_graph_and_the_slider_colours_it(tmp_path: Path) -> N
       slider.value = 0; slider.dispatchEvent(new Event("input"));
       seen.low = scores();
       seen.names = [...first.querySelectorAll("text")].map(node => node.textContent);
-      seen.centre = first.querySelectorAll(".centre").length;
+      seen.centre = first.querySelectorAll(".node.target").length;
       seen.tips = first.querySelectorAll(".tip").length;
       seen.articles = document.querySelectorAll("article svg").length;
       edges[2].dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 5, clientY: 5 }));
@@ -215,7 +215,7 @@ def test_of_a_large_graph_the_strongest_edges_are_drawn(monkeypatch: pytest.Monk
     scores = [
         Scores(
             Site.parse(f"layers.{depth}:output", "edge feature -> edge"), depth, row, torch.ones(count) > 0,
-            examples=ExampleIndex(torch.zeros(count, dtype=torch.long), 1), edges=columns,
+            example_index=ExampleIndex(torch.zeros(count, dtype=torch.long), 1), edges=columns,
         )
         for depth, row in enumerate(values)
     ]  # fmt: skip
@@ -223,11 +223,11 @@ def test_of_a_large_graph_the_strongest_edges_are_drawn(monkeypatch: pytest.Monk
     strong = values.max(0).values.topk(100).indices.sort().values
     there = {str(node) for node in torch.cat([columns["source"][strong], columns["target"][strong]]).tolist()}
     names = [str(node) for node in range(200)]
-    figure = explanation.plot(nodes=names, centre=3)
+    figure = explanation.plot(nodes=names, target_node=3)
     assert figure._suptitle.get_text().endswith("the 100 strongest of 400 edges")  # type: ignore[attr-defined]
     assert len(figure.axes[0].collections[0].get_paths()) == 100
     (shown,) = data(explanation.to_html(nodes={0: names}))["examples"]
-    assert ["drawn", "the 100 strongest of 400 edges"] in shown["about"]
+    assert ["drawn", "the 100 strongest of 400 edges"] in shown["metadata"]
     assert len(shown["graph"]["lines"]) == len(shown["columns"]) == 100
     assert np.allclose(shown["scores"], values[:, strong], atol=1e-3)
     assert set(shown["graph"]["names"]) == there

@@ -30,7 +30,7 @@ def test_error_bars_are_where_there_is_an_error() -> None:
 
 
 def test_many_groups_leave_out_the_middle() -> None:
-    figure = groups([str(index) for index in range(50)], np.arange(50.0), most=5)
+    figure = groups([str(index) for index in range(50)], np.arange(50.0), max_groups=5)
     assert sorted(names(figure)) == sorted(["0", "1", "2", "48", "49", "… 45 more …"])
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0, 1, 2, 48, 49]
     assert [bar.get_y() + bar.get_height() / 2 for bar in figure.axes[0].patches] == pytest.approx([0, 1, 2, 4, 5])

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskhooks.viz.chart import Mark, chart
+from maskhooks.viz.chart import Point, chart
 from maskhooks.viz.page import Example, page
-from maskhooks.viz.sections import Bar, Bars, Cell, ChartRow, Charts, Facts, Grid, Section
+from maskhooks.viz.sections import Bar, Bars, Cell, ChartRow, Charts, Grid, Section, Table
 from maskhooks.viz.table import table
 from tests.viz.browser import in_browser, seen_in_browser
 
@@ -53,7 +53,7 @@ def test_data_come_through_unchanged(text: str) -> None:
     first = data["examples"][0]  # type: ignore[index]
     assert first["columns"] == TOKENS
     assert first["scores"][1] == [0.123, 0.0, 1.0, 0.5, None, 0.95]
-    assert first["about"] == [["prediction", ATTACK], ["target", "negative"]]
+    assert first["metadata"] == [["prediction", ATTACK], ["target", "negative"]]
     assert data["provenance"] == {"seed": ATTACK}
 
 
@@ -126,7 +126,7 @@ SECTIONS = [
         ATTACK,
         ATTACK,
         [
-            Facts([(ATTACK, ATTACK)]),
+            Table([(ATTACK, ATTACK)]),
             Bars([Bar(ATTACK, 0.25, ATTACK, ATTACK)], (ATTACK, ATTACK), ATTACK),
             Grid(ATTACK, [(ATTACK, ATTACK)], [ATTACK, "b"], [[Cell(0.5, ATTACK)], [Cell(None)]]),
             Charts(
@@ -136,7 +136,7 @@ SECTIONS = [
                         ATTACK,
                         ATTACK,
                         False,
-                        [chart(ATTACK, [0], [1], last=1, top=1.0, marks=[Mark(0.0, 1.0, ATTACK)])],
+                        [chart(ATTACK, [0], [1], last=1, top=1.0, marks=[Point(0.0, 1.0, ATTACK)])],
                     )
                 ],
             ),
@@ -259,7 +259,7 @@ def test_a_frame_shows_the_page(text: str, tmp_path: Path) -> None:
 
 
 def test_table_is_escaped_and_short() -> None:
-    text = table([[0.25, np.nan, 1.0]], ["<0>"], ["<a>", "b", "c"], caption="<c>", most=2)
+    text = table([[0.25, np.nan, 1.0]], ["<0>"], ["<a>", "b", "c"], caption="<c>", max_columns=2)
     assert "<a>" not in text
     assert "&lt;a&gt;" in text
     assert "&lt;0&gt;" in text

@@ -29,7 +29,7 @@ class Gaussian(Gate):
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def heated(self, factor: float) -> Gaussian:
+    def tempered(self, factor: float) -> Gaussian:
         return replace(self, deviation=factor * self.deviation)
 
     def sample(self, logits: Tensor, generator: Generator | None = None) -> Tensor:

@@ -1,0 +1,55 @@
+"""Score labels: what an explainer's scores mean, in the words of pictures, pages and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+P_KEPT = "P(kept)"
+DIVERGENCE = "1 - exp(-divergence)"
+KEPT_OR_ERASED = "kept (1) or erased (0)"
+RANDOM = "random score"
+_MIXED = "score"  # explanations whose labels differ, concatenated
+
+_METHODS = {
+    P_KEPT: "A mask replaces as many positions of a model's input or hidden states as it can by a baseline without "
+    "changing the prediction. The prediction needs the positions that are kept; it does not need those that are "
+    "dropped.",
+    DIVERGENCE: "Each position of a model's input or hidden states is replaced by a baseline, one at a time. The score "
+    "says how far the output moves without it. If another position carries the same information, both have low scores.",
+    KEPT_OR_ERASED: "A search looks for a small set of positions of a model's input or hidden states that leaves the "
+    "prediction unchanged when a baseline replaces all others. A position scores 1 in that set, and 0 outside it.",
+    RANDOM: "Scores are random, for comparison with other explainers. They say nothing about the model.",
+}
+_ZEROS = {
+    P_KEPT: "{} without colour can be masked without changing the prediction.",
+    DIVERGENCE: "{} without colour hardly move the output when each is masked alone.",
+    KEPT_OR_ERASED: "{} without colour are not in the set that was found.",
+    RANDOM: "Scores are random.",
+}
+
+
+def score_label(provenance: Mapping[str, Any]) -> str:
+    """Return what the scores of an explanation are called; `P(kept)` if its provenance does not say."""
+    parts = provenance.get("of")  # see `Explanation.concat`
+    return common_label(map(score_label, parts)) if parts else str(provenance.get("score_label", P_KEPT))
+
+
+def common_label(labels: Iterable[str]) -> str:
+    """Return the label that explanations share; `score` if they differ."""
+    different = set(labels)
+    return different.pop() if len(different) == 1 else _MIXED
+
+
+def method_note(label: str) -> str:
+    """Return what a newcomer has to know about scores with this label."""
+    return _METHODS.get(label, f"Positions of a model's input or hidden states have a score: {label}.")
+
+
+def zero_note(label: str, noun: str) -> str:
+    """Return what a score of 0 says; empty if it is not known.
+
+    Args:
+        noun: what has scores, such as "Positions".
+    """
+    return _ZEROS.get(label, "").format(noun)
