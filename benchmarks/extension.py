@@ -28,6 +28,7 @@ import sysconfig
 import tempfile
 import time
 import venv
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def main() -> None:
         "fit_seconds": {name: round(spent, 2) for name, spent in used["fit_seconds"].items()},
         "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
         "python": platform.python_version(),
+        "torch": version("torch"),
     }
     print(json.dumps({"benchmark": "extension", "quick": quick, **result}))
 
