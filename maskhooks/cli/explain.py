@@ -63,8 +63,8 @@ def explain(
     devices: Annotated[
         str | None,
         typer.Option(
-            help="Share the work: how many processes, each with a GPU of its own or all on the CPU; or the device of "
-            "each, such as cuda:0,cuda:1.",
+            help="Share the work among this many processes, each on its own GPU or all on the CPU; or name the device "
+            "of each process, such as cuda:0,cuda:1.",
             rich_help_panel=_MUCH,
             show_default=False,
         ),
@@ -87,7 +87,7 @@ def explain(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the rows that are in --out.", rich_help_panel=_MUCH)
+        bool, typer.Option("--overwrite", help="Replace the rows in --out.", rich_help_panel=_MUCH)
     ] = False,
 ) -> None:
     """Explain data with trained masks: which positions does each prediction need, depth by depth?

@@ -1,4 +1,4 @@
-"""Material of a command: the model that MODEL means, and batches for it."""
+"""The model and the batches of a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskhooks.seeds import generator
 
 _SAMPLE, _SHUFFLE = 200, 201
 _HELD_OUT = 0.1
-# Two sentences of different lengths, so that a batch has padding.
+# The two sentences have different lengths, so the batch has padding.
 _SAMPLES = (
     Record("The film is slow, but the last scene makes up for all of it."),
     Record("A lovely film."),
@@ -32,8 +32,8 @@ class Portioned:
 
     Args:
         data: examples or batches.
-        metadata: what tells them from others, as JSON has it.
-        settings: how batches are made of examples.
+        metadata: what identifies the data, JSON-serialisable.
+        settings: how batches are made from examples.
     """
 
     data: Iterable[Any]
@@ -43,14 +43,14 @@ class Portioned:
 
 @dataclass(frozen=True)
 class Material:
-    """An opened model and how its batches are made.
+    """An opened model, and how its batches are made.
 
     Args:
         name: what the user wrote for MODEL.
-        opened: what its source made of it.
-        columns: where a table has its texts and labels.
+        opened: the model as its source opened it.
+        columns: the table's columns of texts and labels.
         batch_size: examples in a batch.
-        seed: of what is drawn and shuffled.
+        seed: the random seed of drawing and shuffling.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Material:
         units: str | None = None,
         **settings: Any,
     ) -> Material:
-        """Opens MODEL and places it on a device.
+        """Open MODEL and place it on a device.
 
         Args:
-            units: a word for what is gated together; None is what the source says.
+            units: which positions are gated together, such as "words"; None uses the source's choice.
 
         Raises:
-            MaskhooksError: it cannot be opened, or there is no such device; or no such units are known.
+            MaskhooksError: MODEL cannot be opened, there is no such device, or the units are unknown.
         """
         opened = choose(model, registry.parts(SOURCES)).open(model, max_length=max_length)
         if units is not None:
@@ -88,12 +88,12 @@ class Material:
         return self.opened.hooked
 
     def example(self, data: str | None) -> Any | None:
-        """One batch: of the data, of the factory's, or of two sentences; None for a model without any."""
+        """Return one batch: of the data, of the factory, or of two sentences; None if the model has none of these."""
         if data is None and self.opened.train is not None:
             for batch in self.opened.train:
                 return batch
             raise EmptyLoaderError(
-                f"{self.name} returned training batches that yield none. Give a list or a DataLoader"
+                f"the training batches of {self.name} yield no batch. Give a list or a DataLoader."
             )
         if data is None and self.opened.batch is not None:
             return self.opened.batch(_SAMPLES)
@@ -102,10 +102,10 @@ class Material:
     def for_training(
         self, data: str | None, validation: str | None, limit: int | None
     ) -> tuple[Iterable[Any], Iterable[Any] | None]:
-        """Training batches, shuffled by the seed, and validation batches: a tenth where none are given.
+        """Return training batches, shuffled by the seed, and validation batches: by default a tenth of the data.
 
         Args:
-            limit: records drawn from either data at most.
+            limit: maximum number of records drawn for each of the two.
         """
         if data is None:
             return self._own_batches(validation, limit), self.opened.validation
@@ -117,12 +117,12 @@ class Material:
             held, train = train[:cut], train[cut:]
             if not train:
                 raise SettingError(
-                    f"{data} gives one example, of which none is left to hold out. Give more, or --validation."
+                    f"{data} has only one example, so none can be held out. Give more, or --validation."
                 )
         return self._loader(train, shuffle=True), self._loader(held)
 
     def for_explaining(self, data: str | None, limit: int | None) -> Portioned:
-        """What `explain_to` is given: records of the data in their order, up to a limit, or a factory's own batches."""
+        """Return the data for `explain_to`: records in order, up to a limit, or the factory's own batches."""
         if data is None:
             own = self._own_batches(None, limit)
             return Portioned(own if self.opened.validation is None else self.opened.validation, {"data": self.name})
@@ -133,22 +133,21 @@ class Material:
     def _own_batches(self, validation: str | None, limit: int | None) -> Iterable[Any]:
         if validation is not None or limit is not None:
             option = "--validation" if validation is not None else "--limit"
-            raise SettingError(f"{option} needs --data: the batches of {self.name} are used as they are")
+            raise SettingError(f"{option} needs --data: the batches of {self.name} are used as they are.")
         if self.opened.train is None:
             way_out = (
-                "give texts with --data"
+                "Give texts with --data."
                 if self.opened.batch is not None
-                else "have the factory return (model, training batches, validation batches)"
+                else "Make the factory return (model, training batches, validation batches)."
             )
-            raise SettingError(f"there are no data for {self.name}: {way_out}")
+            raise SettingError(f"there is no data for {self.name}. {way_out}")
         return self.opened.train
 
     def _batch(self, data: str) -> Callable[[Sequence[Record]], Any]:
         if self.opened.batch is None:
             raise SettingError(
-                f"{self.name} does not say how texts become batches, so {data} is of no use to it. Leave "
-                "it out, and have the factory return (model, training batches), or Opened(hooked, "
-                "batch=...)."
+                f"{self.name} does not say how texts become batches, so it cannot use {data}. Make the factory return "
+                "(model, training batches) and leave out --data, or return Opened(hooked, batch=...)."
             )
         return self.opened.batch
 
@@ -157,13 +156,13 @@ class Material:
         return stream(data, self.columns)
 
     def _draw(self, records: list[Record], limit: int | None) -> list[Record]:
-        """The records in an order drawn from the seed, up to a limit: files are often sorted by label."""
+        """Return the records in random order, up to a limit: files are often sorted by label."""
         order = torch.randperm(len(records), generator=generator(self.seed, _SAMPLE))
         return [records[index] for index in order[:limit].tolist()]
 
     def _loader(self, records: Sequence[Record], *, shuffle: bool = False) -> Iterable[Any]:
         return DataLoader(
-            records,  # type: ignore[arg-type] # a list has all that a map-style dataset needs
+            records,  # type: ignore[arg-type] # a list serves as a map-style dataset
             batch_size=self.batch_size,
             shuffle=shuffle,
             collate_fn=self.opened.batch,
@@ -176,12 +175,12 @@ def _together(hooked: Hooked, units: str) -> Hooked:
 
 
 def count(data: str, columns: Columns, limit: int | None) -> int:
-    """How many records data have, up to a limit; errors in them are seen before the first is used."""
+    """Return the number of records, up to a limit; this finds errors in them before any is used."""
     return sum(1 for _ in itertools.islice(stream(data, columns), limit))
 
 
 def _length(record: Record) -> int:
-    """About how many tokens a record has: its letters will do."""
+    """Return a measure of a record's number of tokens: its number of characters."""
     return len(record.text) + len(record.text_pair or "")
 
 
@@ -193,6 +192,6 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingError(
-            f"no device {name!r} can be used here ({str(error).splitlines()[0]}). Give cpu, or one that torch lists."
+            f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}). Give cpu, or one that torch lists."
         ) from error
     return device

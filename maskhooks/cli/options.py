@@ -1,4 +1,4 @@
-"""Arguments and options that several commands take, each explained once."""
+"""Arguments and options that several commands share, each explained once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from maskhooks.settings.schema import schema_of
 
 
 def parsed(given: list[str] | None) -> dict[str, Any]:
-    """Settings as they are written, values as JSON has them or else as text."""
+    """Return the settings of `NAME=VALUE` texts; a value is JSON if possible, else a string."""
     found: dict[str, Any] = {}
     for text in given or ():
         name, equals, value = text.partition("=")
         if not equals:
-            raise SettingError(f"--set {text} has no value: write it as --set {name}=VALUE")
+            raise SettingError(f"--set {text} has no value. Write it as --set {name}=VALUE.")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -27,7 +27,7 @@ def parsed(given: list[str] | None) -> dict[str, Any]:
 
 
 def setting_help(name: str, *owners: Callable[..., Any]) -> str:
-    """The help of an option, from the schema: what the setting means, and its default for each explainer."""
+    """Return the help of an option, from the schema: what the setting means, and its default for each explainer."""
     settings = [schema_of(owner)[name] for owner in owners]
     text = settings[0].description
     defaults: dict[str, list[str]] = {}
@@ -45,16 +45,16 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A folder or hub id of a transformers model, or package.module:factory for any network: a "
-        "function that returns a Hooked or a module, alone or with training and validation batches.",
+        help="A folder or hub id of a transformers model; or, for any network, package.module:factory, a function "
+        "that returns a Hooked or a module, alone or with training and validation batches.",
         show_default=False,
     ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="SST trees (.txt), .csv, .tsv, .jsonl, .parquet, or a dataset with its split, such as "
-        "sst2:validation. A factory brings its own batches.",
+        help="A file: SST trees (.txt), .csv, .tsv, .jsonl or .parquet; or a dataset with its split, such as "
+        "sst2:validation. A factory may return its own batches instead.",
         show_default=False,
     ),
 ]
@@ -68,22 +68,24 @@ SecondColumn = Annotated[
 ]
 LabelColumn = Annotated[
     str | None,
-    typer.Option(help="Column of labels; by default 'label' where there is one.", rich_help_panel="Data"),
+    typer.Option(help="Column of labels; by default 'label', if there is one.", rich_help_panel="Data"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples in a batch.", rich_help_panel="Data")]
-MaxLength = Annotated[int, typer.Option(help="Tokens of a text at most; longer texts are cut.", rich_help_panel="Data")]
+MaxLength = Annotated[
+    int, typer.Option(help="Maximum number of tokens of a text; longer texts are truncated.", rich_help_panel="Data")
+]
 Units = Annotated[
     str | None,
     typer.Option(
-        help="words: the pieces of a word are gated together, as the tokenizer marks them; undirected: edges between "
-        "the same two nodes, in both directions. By default each position is by itself, and masks are explained with "
-        "as they were trained.",
+        help="Positions that share a gate. words: the pieces of a word, as the tokenizer marks them; undirected: both "
+        "directions of an edge. By default each position has its own gate, and trained masks use the units they were "
+        "trained with.",
         rich_help_panel="Data",
         show_default=False,
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="Where the model runs, such as cpu or cuda:1; by default a CUDA GPU where there is one."),
+    typer.Option(help="Device of the model, such as cpu or cuda:1; by default a CUDA GPU, if there is one."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The random seed.")]

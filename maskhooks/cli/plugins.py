@@ -11,13 +11,13 @@ from maskhooks.plugins.registry import OURS, registry
 
 
 def plugins() -> None:
-    """List every registered part: its kind, name, package, and what it does; and plugins that failed to load.
+    """List every registered part: its kind, name, package and what it does; and plugins that failed to load.
 
-    A package offers a plugin by an entry point in the group `maskhooks`. `maskhooks settings NAME` lists what
-    a part can be set to.
+    A package offers a plugin by an entry point in the group `maskhooks`. `maskhooks settings NAME` lists the
+    settings of a part.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the second table has them
+        warnings.simplefilter("ignore", PluginWarning)  # the second table lists them
         registry.load()
     kinds = [kind.name for kind in declared.values()]
     parts = [

@@ -19,24 +19,24 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN|EXPLAINED",
-            help="The folder that fit wrote, the folder that explain wrote or Parquet files, or both; in any order.",
+            help="The folder that fit wrote; the folder that explain wrote, or Parquet files; or both, in any order.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="File of the page.")] = Path("report.html"),
     max_examples: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
-    min_count: Annotated[int, typer.Option(min=1, help="Tokens that occur less often have no bar.")] = 5,
-    title: Annotated[str | None, typer.Option(help="The heading.", show_default=False)] = None,
+    min_count: Annotated[int, typer.Option(min=1, help="Tokens that occur less often get no bar.")] = 5,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.", show_default=False)] = None,
 ) -> None:
-    """Make one page of a training run, of what its masks keep, or of both.
+    """Make one page about a training run, about what its masks keep, or about both.
 
-    How divergence, fraction kept and multiplier went; what is kept by depth, kind of token, token and class; and
-    examples with a slider for the depth and a search. The page is one file, and needs no network.
+    The page has curves of divergence, fraction kept and multiplier; what is kept by depth, kind of token, token and
+    class; and examples with a depth slider and a search. It is one file and works offline.
 
     Examples:
 
     - `maskhooks report run explained --out report.html`
-    - `maskhooks report run`, also while the run goes on
+    - `maskhooks report run`, also while the run is in progress
     - `maskhooks report explained/explanation.parquet --max-examples 500`
     """
     runs = [path for path in given if is_run(path)]
@@ -44,12 +44,12 @@ def report(
     for path in given:
         if path not in runs and path not in explained:
             raise StorageError(
-                f"{path} {'holds neither a run nor an explanation' if path.exists() else 'is not there'}. Give a "
+                f"{path} {'holds neither a run nor an explanation' if path.exists() else 'does not exist'}. Give a "
                 f"folder that maskhooks fit or maskhooks explain wrote, or a Parquet file.",
                 path=path,
             )
     if len(runs) > 1:
-        raise SettingError(f"{' and '.join(map(str, runs))} are runs of their own. Make a report for each.")
+        raise SettingError(f"{' and '.join(map(str, runs))} are separate runs. Make one report for each.")
     make_folder(out.parent)
     text = write(
         runs[0] if runs else None, explained or None, out, max_examples=max_examples, min_count=min_count, title=title

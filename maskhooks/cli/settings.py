@@ -18,13 +18,13 @@ def settings(
         str,
         typer.Argument(
             metavar="NAME",
-            help="An explainer such as diffmask, a recipe such as language, or another part that `maskhooks plugins` "
+            help="An explainer such as diffmask, a recipe such as language, or any other part that `maskhooks plugins` "
             "lists.",
             show_default=False,
         ),
     ],
 ) -> None:
-    """List the settings of an explainer, a recipe or another part: type and range, default, and meaning.
+    """List the settings of an explainer, a recipe or another part: type, range, default and meaning.
 
     `maskhooks fit` and `maskhooks explain` take the settings of an explainer as `--set NAME=VALUE`.
 

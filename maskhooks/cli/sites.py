@@ -19,7 +19,7 @@ def sites(
     max_length: MaxLength = 128,
     device: Device = None,
 ) -> None:
-    """List the sites of a model: address, pattern, tags, depth, and shape in one batch where there are data.
+    """List the sites of a model: address, pattern, tags, depth and, with data, shape in one batch.
 
     Examples:
 
@@ -35,10 +35,10 @@ def sites(
         hooked = with_shapes(hooked, move(batch, device_of(hooked.model)))
     if not len(hooked.sites):
         say(
-            f"No site is listed: no plugin knows the modules of this {type(hooked.model).__name__}. Have "
+            f"No plugin knows the modules of this {type(hooked.model).__name__}, so no sites are listed. Make "
             "the factory return maskhooks.wrap(model, "
             f"sites={{'module:output': 'batch token hidden -> batch token'}})."
         )
         return
     say_table(hooked.sites.rows(), f"Sites of {model}")
-    say("A site is chosen by its address, a glob such as '*layer*:output', or a tag.")
+    say("Choose sites by address, by a glob such as '*layer*:output', or by tag.")

@@ -1,4 +1,4 @@
-"""Processes that share a job, one for each device."""
+"""Processes that share a job, one per device."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from maskhooks.errors import MaskhooksError, SettingError
 
 
 def devices_of(devices: str, device: str | None) -> list[str]:
-    """The device of each process.
+    """Return the device of each process.
 
     Args:
-        devices: how many processes, or the device of each, as in `cuda:0,cuda:2`.
+        devices: the number of processes, or the device of each, as in `cuda:0,cuda:2`.
         device: what the user wrote for --device.
 
     Raises:
-        SettingError: not so many devices are here, or the two contradict each other.
+        SettingError: there are fewer devices, or the two options contradict each other.
     """
     if not devices.isdigit():
         if device is not None:
-            raise SettingError(f"--device {device} and --devices {devices} say different things. Give one of them.")
+            raise SettingError(f"--device {device} and --devices {devices} exclude each other. Give one of them.")
         return [name.strip() for name in devices.split(",") if name.strip()]
     number, kind = int(devices), device or ("cuda" if torch.cuda.is_available() else "cpu")
     if number < 1:
-        raise SettingError(f"--devices is a number from 1, or devices such as cuda:0,cuda:1, got {devices!r}")
+        raise SettingError(f"--devices must be a number from 1, or devices such as cuda:0,cuda:1, got {devices!r}")
     if kind == "cpu":
         return ["cpu"] * number
     if number > 1 and ":" in kind:
         raise SettingError(
-            f"--device {kind} is one device, and --devices asks for {number}. Name them: --devices {kind},..."
+            f"--device {kind} names one device, and --devices asks for {number}. Name each: --devices {kind},..."
         )
     if kind == "cuda" and number > torch.cuda.device_count():
         raise SettingError(
-            f"--devices asks for {number} GPUs, and {torch.cuda.device_count()} are here. Give fewer, or name one "
-            "several times, as in cuda:0,cuda:0."
+            f"--devices asks for {number} GPUs, but there are only {torch.cuda.device_count()}. Give fewer, or name "
+            "one several times, as in cuda:0,cuda:0."
         )
     return [f"{kind}:{index}" for index in range(number)]
 
@@ -57,13 +57,13 @@ class _Worker:
 
 
 def share(job: Job, places: list[str], advance: Callable[[int], None]) -> None:
-    """Runs a job in a process for each device, each with every n-th file; when this ends, all have ended.
+    """Run a job in one process per device, each with every n-th file; return when all have ended.
 
-    A process that fails is reported at once, and the others go on.
+    A process that fails is reported at once, and the others continue.
 
     Args:
         places: the device of each process.
-        advance: called with numbers of examples explained.
+        advance: called with each number of examples explained.
 
     Raises:
         MaskhooksError: a process failed.
@@ -84,13 +84,12 @@ def share(job: Job, places: list[str], advance: Callable[[int], None]) -> None:
             worker.process.join()
     if told:
         raise MaskhooksError(
-            f"not all of {len(places)} processes came to their end. The files that are whole stay; give the same "
-            "command to go on after them."
+            f"a process failed, of {len(places)}. Complete files are kept; run the same command again to resume."
         )
 
 
 def _start(job: Job, place: str, shard: tuple[int, int]) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # CUDA allows no other way
+    context = multiprocessing.get_context("spawn")  # the only way that CUDA allows
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, place, shard, torch.get_num_threads(), theirs), daemon=True)
     process.start()
@@ -99,7 +98,7 @@ def _start(job: Job, place: str, shard: tuple[int, int]) -> _Worker:
 
 
 def _messages(workers: list[_Worker]) -> Iterator[tuple[_Worker, Any]]:
-    """What the workers send until all have ended; the last message of one that failed without a word says so."""
+    """Yield what the workers send until all have ended, and a message for each that died without one."""
     open_ends: dict[Any, _Worker] = {worker.messages: worker for worker in workers}
     while open_ends:
         for end in wait(list(open_ends)):
@@ -111,7 +110,7 @@ def _messages(workers: list[_Worker]) -> Iterator[tuple[_Worker, Any]]:
                 worker.process.join()
                 code = worker.process.exitcode or 0
                 if code < 0:
-                    yield worker, f"the process was killed ({_signal(-code)}). Was there memory enough?"
+                    yield worker, f"the process was killed ({_signal(-code)}). Was there enough memory?"
                 elif code > 0:
                     yield worker, f"the process ended with code {code}"
 
@@ -124,8 +123,8 @@ def _signal(number: int) -> str:
 
 
 def _work(job: Job, place: str, shard: tuple[int, int], threads: int, messages: Connection) -> None:
-    """A process: tells how many examples it has explained, and of an error. Without a reader it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    """Run one shard in this process: send the numbers of examples explained, and errors; end without a reader."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C and ends this process
     if torch.device(place).type == "cpu":
         torch.set_num_threads(max(1, threads // shard[1]))
     try:
@@ -134,5 +133,5 @@ def _work(job: Job, place: str, shard: tuple[int, int], threads: int, messages: 
         return
     except MaskhooksError as error:
         messages.send(str(error))
-    except Exception:  # the parent tells of it, and fails
+    except Exception:  # the parent reports it, and fails
         messages.send(traceback.format_exc())

@@ -211,7 +211,7 @@ def test_a_stopped_search_goes_on_from_a_file(tmp_path: Path) -> None:
     hooked, words = hooked_of(Reader(nn.GRU(5, 8, batch_first=True))), batch()
     state = tmp_path / "deep" / "state.json"
     wanted = Erasure(hooked, "embed:output", margin=1e-9).search(words, progress=False)
-    with pytest.warns(SearchLimitWarning, match="stopped by subsets"):
+    with pytest.warns(SearchLimitWarning, match="stopped by max_sets"):
         found = Erasure(hooked, "embed:output", margin=1e-9, max_sets=20).search(words, state=state, progress=False)
     assert all(one.stopped == "max_sets" for one in found if not one.solutions)
     tried = [search["tried"] for search in json.loads(state.read_text())["searches"]]
@@ -233,7 +233,7 @@ def test_a_length_over_the_limit_says_how_long_it_would_take() -> None:
     with pytest.raises(SearchLimitError, match=f"all {2**40:,} sets take .* (days|years) at "):
         Erasure(hooked, "embed:output").search(words, progress=False)
     erasure = Erasure(hooked, "embed:output", max_positions=40, max_set_size=2, margin=1e-9)
-    with pytest.warns(SearchLimitWarning, match="stopped by largest"):
+    with pytest.warns(SearchLimitWarning, match="stopped by max_set_size"):
         explanation = erasure.explain(words)
     assert explanation["kept"].all()
     assert "no 2 of 40 positions are enough" in explanation.metadata[0]["search"]

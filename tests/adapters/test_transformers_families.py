@@ -180,8 +180,8 @@ def test_encoder_and_decoder_are_told_apart() -> None:
 
 def test_masks_of_inputs_read_the_encoders_states_alone() -> None:
     explainer = maskhooks.DiffMask(maskhooks.wrap(make("bart")), "input")
-    assert explainer.given is not None
-    assert {site.gating().positions for site in explainer.given} == {("batch", "token")}
+    assert explainer.conditioned_on is not None
+    assert {site.gating().positions for site in explainer.conditioned_on} == {("batch", "token")}
     assert len(explainer.maskings) == 4
 
 

@@ -101,7 +101,7 @@ def test_names_of_patches_go_with_a_copy() -> None:
 
 def test_masks_of_an_image_are_read_from_states_of_its_size_alone() -> None:
     explainer = DiffMask(maskhooks.wrap(resnet(), example=pixels()), "input")
-    assert explainer.given == explainer.sites
+    assert explainer.conditioned_on == explainer.sites
     explainer.fit([pixels()], steps=2, progress=False)
     assert explainer.explain(pixels())["score"].shape == (2 * 16 * 16,)
 
