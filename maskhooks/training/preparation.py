@@ -114,7 +114,7 @@ def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Shaped[Tensor, "
     other = next((site for site in reads if len(rows[site]) != len(rows[reads[0]])), None)
     if other is not None:
         raise PatternError(
-            f"site {other}: it has {len(rows[other])} real positions in this batch, and {reads[0]}, which is read "
+            f"site {other}: it has {len(rows[other])} valid positions in this batch, and {reads[0]}, which is read "
             f"beside it, has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
             f"DiffMask(hooked, sites, conditioned_on=sites). With wrap(model, example=batch) such sites are found",
             site=other,

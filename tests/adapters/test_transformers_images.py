@@ -108,7 +108,7 @@ def test_masks_of_an_image_are_read_from_states_of_its_size_alone() -> None:
 
 def test_states_of_other_sizes_are_refused_before_training() -> None:
     explainer = DiffMask(maskhooks.wrap(resnet()), "input")
-    with pytest.raises(PatternError, match=r"has 128 real positions .* has 512\. Read sites with the same positions"):
+    with pytest.raises(PatternError, match=r"has 128 valid positions .* has 512\. Read sites with the same positions"):
         explainer.fit([pixels()], steps=2, progress=False)
 
 
