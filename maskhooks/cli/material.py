@@ -92,9 +92,7 @@ class Material:
         if data is None and self.opened.train is not None:
             for batch in self.opened.train:
                 return batch
-            raise EmptyLoaderError(
-                f"the training batches of {self.name} yield no batch. Give a list or a DataLoader."
-            )
+            raise EmptyLoaderError(f"the training batches of {self.name} yield no batch. Give a list or a DataLoader.")
         if data is None and self.opened.batch is not None:
             return self.opened.batch(_SAMPLES)
         return None if data is None else self._batch(data)(list(itertools.islice(self._stream(data), self.batch_size)))
@@ -116,9 +114,7 @@ class Material:
             cut = max(1, round(len(train) * _HELD_OUT))
             held, train = train[:cut], train[cut:]
             if not train:
-                raise SettingError(
-                    f"{data} has only one example, so none can be held out. Give more, or --validation."
-                )
+                raise SettingError(f"{data} has only one example, so none can be held out. Give more, or --validation.")
         return self._loader(train, shuffle=True), self._loader(held)
 
     def for_explaining(self, data: str | None, limit: int | None) -> Portioned:

@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 
 from maskhooks.cli.console import reporting, say_table
 from maskhooks.errors import MarginWarning, SettingError
+from maskhooks.plugins.kind import declared
+from maskhooks.plugins.registry import PluginReport, registry
 
 Run = Callable[..., Result]
 COMMANDS = ["demo", "sites", "doctor", "fit", "explain", "plugins"]
@@ -127,18 +129,18 @@ def test_table_leaves_empty_columns_out_and_folds_nothing(capsys: pytest.Capture
 def test_plugins(run: Run) -> None:
     result = run("plugins")
     assert result.exit_code == 0
-    assert re.search(rf"builtin +maskhooks +{re.escape(version('maskhooks'))} +baseline: ", result.stdout)
-    assert re.search(r"^ +source: factory *$", result.stdout, re.MULTILINE)
+    package = rf"maskhooks {re.escape(version('maskhooks'))}"
+    parts = {(kind.name, name) for kind in declared.values() if not kind.listed for name in registry.parts(kind)}
+    for kind, name in parts:
+        assert re.search(rf"^ *{kind} +{re.escape(name)} +{package} +\w", result.stdout, re.MULTILINE), (kind, name)
     assert "failed" not in result.stdout
 
 
 def test_plugins_that_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskhooks.plugins.registry import PluginReport, registry
-
     registry.load()
     broken = PluginReport("broken", "third-party", "2.0", [], "ImportError: no module named 'nothing'")
     monkeypatch.setattr(registry, "reports", [*registry.reports, broken])
     result = run("plugins")
     assert result.exit_code == 0
-    assert re.search(r"broken +third-party +2\.0 +ImportError: no module named 'nothing'", result.stdout)
-    assert f"1 of {len(registry.reports)} could not be loaded" in result.stdout
+    assert re.search(r"broken +third-party 2\.0 +ImportError: no module named 'nothing'", result.stdout)
+    assert f"1 of {len(registry.reports)} plugins could not be loaded" in result.stdout

@@ -163,7 +163,7 @@ def test_two_processes_write_what_one_writes(whole: dict[str, bytes], run: Run, 
 def test_parts_make_the_page_when_all_are_done(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
     first = run(*command("out", "--shard", "1/2"))
     assert first.exit_code == 0, first.stderr
-    assert "Part 1/2 is done. The page is written when the other parts are." in first.stdout
+    assert "Shard 1/2 is done. The page is written when the other shards are." in first.stdout
     assert "files: 4, examples: 488" in first.stdout
     assert not (tmp_path / "out" / "explanation.html").exists()
     second = run(*command("out", "--shard", "0/2"))

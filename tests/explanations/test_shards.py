@@ -15,7 +15,6 @@ import torch
 from maskhooks.errors import CorruptFileError, FormatError, ResumeError, StorageError
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.shards import MANIFEST, Shards
-from maskhooks.settings.format import FORMAT
 from maskhooks.sites.site import Site
 
 MADE = {"explainer": {"name": "random", "sites": ["a:output"]}, "batch_size": 3}
@@ -100,11 +99,7 @@ def test_a_single_file_in_the_folders_place(tmp_path: Path) -> None:
         Shards.open(tmp_path / "notes.txt", MADE, overwrite=True)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": 2, "ended": None})])
-=======
-@pytest.mark.parametrize("text", ["", "{}", "[]", "\x80", json.dumps({"format": FORMAT, "settings": {}})])
->>>>>>> names
 def test_a_broken_manifest_is_named(shards: Shards, text: str) -> None:
     (shards.folder / MANIFEST).write_text(text)
     with pytest.raises(CorruptFileError, match=r"_manifest\.json is not a manifest of explain_to"):
