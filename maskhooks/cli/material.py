@@ -188,6 +188,6 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingError(
-            f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}). Give cpu, or one that torch lists."
+            f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}). Give cpu, or another device."
         ) from error
     return device

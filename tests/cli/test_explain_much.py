@@ -219,8 +219,8 @@ def test_other_settings_are_refused(run: Run, texts: Path, tmp_path: Path) -> No
     again = explained("--limit", "200")
     assert (again.exit_code, "over 200 examples" in again.stdout) == (0, True)
     for words, difference in (
-        (["--limit", "300"], "about.data.limit was 200 and is 300"),
-        (["--limit", "200", "--max-length", "5"], "about.max_length was 128 and is 5"),
+        (["--limit", "300"], "metadata.data.limit was 200 and is 300"),
+        (["--limit", "200", "--max-length", "5"], "metadata.max_length was 128 and is 5"),
         (["--limit", "200", "--batch-size", "8"], "batch_size was 4 and is 8"),
     ):
         result = explained(*words)
@@ -228,7 +228,7 @@ def test_other_settings_are_refused(run: Run, texts: Path, tmp_path: Path) -> No
         assert difference in result.stderr
         assert "--overwrite" in result.stderr
     texts.write_text(texts.read_text() + "1 2\n")
-    assert "about.data.bytes was" in explained("--limit", "200").stderr
+    assert "metadata.data.bytes was" in explained("--limit", "200").stderr
     assert explained("--limit", "300", "--overwrite").exit_code == 0
     assert Shards(tmp_path / "out" / "explanation.parquet").examples == 300
     assert run(*command("out", "--limit", "200", "--overwrite", "--devices", "2")).exit_code == 0

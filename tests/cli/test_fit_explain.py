@@ -138,7 +138,7 @@ def test_options_reach_the_masks(run: Run, network: str, tmp_path: Path) -> None
     assert fitted.exit_code == 0, fitted.stderr
     saved = json.loads((tmp_path / "run" / "explainer.json").read_text())["settings"]
     assert [site["address"] for site in saved["conditioned_on"]] == ["embed:output", "layer:output"]
-    assert (saved["gate"]["name"], saved["baseline"], saved["seed"]) == ("bernoulli", "zero", 3)
+    assert (saved["gate"], saved["baseline"], saved["seed"]) == ("bernoulli", "zero", 3)
     assert saved["recipe"]["name"] == "paper"
 
 
