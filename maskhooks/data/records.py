@@ -250,8 +250,9 @@ def _named(columns: Columns, there: Sequence[str], data: str | Path) -> dict[str
     for use, name in wanted.items():
         if name is not None and name not in there:
             likely = close_matches(name, there)
+            option = "second" if use == "text_pair" else use
             raise SettingError(
-                f"{data} has no column {name!r}; it has {', '.join(there)}. Name the right one with --{use}-column"
+                f"{data} has no column {name!r}; it has {', '.join(there)}. Name the right one with --{option}-column"
                 + (f" {likely[0]}." if likely else ".")
             )
     return {use: name for use, name in wanted.items() if name is not None}
