@@ -349,7 +349,7 @@ def test_recipes_by_name():
     assert isinstance(probe, PaperMLP)
     assert isinstance(objective, PaperLagrangian)
     assert isinstance(paper.make_optimizer([nn.Parameter(torch.zeros(1))], []), Lookahead)
-    with pytest.raises(UnknownNameError, match="stable, language, paper"):
+    with pytest.raises(UnknownNameError, match="The recipes are graph, language, paper, stable, subset"):
         Recipe.named("papr")
 
 
