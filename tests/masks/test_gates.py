@@ -140,7 +140,8 @@ def test_extreme_logits_stay_finite(gate: Gate, logit: float) -> None:
 
 @pytest.mark.parametrize("settings", [(0.0, -0.1, 1.1), (0.2, 0.0, 1.1), (0.2, -0.1, 0.9), (math.nan, -0.1, 1.1)])
 def test_settings_outside_their_range(settings: tuple[float, float, float]) -> None:
-    with pytest.raises(SettingError, match="temperature > 0 and low < 0 < 1 <= high, got temperature|temperature must be a number"):
+    wrong = r"temperature > 0 and low < 0 < 1 <= high, got temperature|temperature must be a number"
+    with pytest.raises(SettingError, match=wrong):
         HardConcrete(*settings)
 
 
