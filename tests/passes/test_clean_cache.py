@@ -42,7 +42,7 @@ def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, plac
 
     def compute():
         calls.append(1)
-        return clean_pass(hooked, batch, sites, sites, explainer.replay)
+        return clean_pass(hooked, batch, sites, sites, explainer.recorder)
 
     for group in explainer.groups:
         wanted = masked_pass(compute(), group, generator(0))[1].logits
