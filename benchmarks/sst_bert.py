@@ -98,7 +98,7 @@ def measure(explainer: DiffMask, batches: Sequence[dict[str, Tensor]]) -> list[d
     hooked, onward = explainer.hooked, list(dict.fromkeys(masking.site for masking in explainer.maskings))
     seen: list[list[list[Tensor]]] = [[] for _ in explainer.groups]
     for batch in batches:
-        clean = clean_pass(hooked, batch, explainer.reads, onward, explainer.replay)
+        clean = clean_pass(hooked, batch, explainer.reads, onward, explainer.recorder)
         for found, group in zip(seen, explainer.groups, strict=True):
             samples, outputs = masked_pass(clean, group, rounded=0.5)
             found.append(
