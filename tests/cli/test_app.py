@@ -127,8 +127,9 @@ def test_table_leaves_empty_columns_out_and_folds_nothing(capsys: pytest.Capture
 def test_plugins(run: Run) -> None:
     result = run("plugins")
     assert result.exit_code == 0
-    assert re.search(rf"builtin +maskhooks +{re.escape(version('maskhooks'))} +baseline: ", result.stdout)
-    assert re.search(r"^ +source: factory *$", result.stdout, re.MULTILINE)
+    ours = rf"maskhooks {re.escape(version('maskhooks'))}"
+    assert re.search(rf"^ *baseline +zero +{ours} +The zero vector\. *$", result.stdout, re.MULTILINE)
+    assert re.search(rf"^ *source +factory +{ours} +\w", result.stdout, re.MULTILINE)
     assert "failed" not in result.stdout
 
 
@@ -141,4 +142,4 @@ def test_plugins_that_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("plugins")
     assert result.exit_code == 0
     assert re.search(r"broken +third-party +2\.0 +ImportError: no module named 'nothing'", result.stdout)
-    assert f"1 of {len(registry.reports)} could not be loaded" in result.stdout
+    assert f"1 of {len(registry.reports)} plugins could not be loaded" in result.stdout

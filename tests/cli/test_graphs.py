@@ -114,4 +114,4 @@ def test_sites_and_doctor_of_a_graph_network(run: Run, graphs: str) -> None:
 def test_an_explainer_that_is_not_trained(run: Run, graphs: str) -> None:
     result = run("fit", graphs, "--out", "run", "--explainer", "random")
     assert result.exit_code == 2
-    assert "--explainer random is not trained. Give one of diffmask, graphmask" in " ".join(result.stderr.split())
+    assert "--explainer random needs no training. Give one of diffmask, graphmask" in " ".join(result.stderr.split())
