@@ -238,8 +238,8 @@ def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> 
         say(
             f"When the masks were chosen, the largest mean divergence was {chosen:.3g} nats; with the new gate samples "
             f"above it is {now:.3g}. The margin of {explainer.margin:g} nats lies between them, so it is chance that "
-            f"the masks are {'within' if explainer.within_margin else 'beyond'} it. Validate on more examples, or leave "
-            "room with a smaller --margin.",
+            f"the masks are {'within' if explainer.within_margin else 'beyond'} it. Validate on more examples, or "
+            "leave room with a smaller --margin.",
             "yellow",
         )
     elif explainer.within_margin:
