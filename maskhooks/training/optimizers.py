@@ -12,7 +12,7 @@ from maskhooks.settings.types import Count, Decay, Fraction
 
 
 class Lookahead(torch.optim.Optimizer):
-    """After every k steps of an inner optimizer, moves the weights back towards slow copies (Zhang et al. 2019, alg. 1).
+    """Every k steps of an inner optimizer, moves the weights back towards slow copies (Zhang et al. 2019, algorithm 1).
 
     Args:
         inner: the fast optimizer.

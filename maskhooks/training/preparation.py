@@ -114,8 +114,8 @@ def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Shaped[Tensor, "
     other = next((site for site in reads if len(rows[site]) != len(rows[reads[0]])), None)
     if other is not None:
         raise PatternError(
-            f"site {other} has {len(rows[other])} valid positions in this batch, but {reads[0]}, which is read with it, "
-            f"has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
+            f"site {other} has {len(rows[other])} valid positions in this batch, but {reads[0]}, which is read with "
+            f"it, has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
             f"DiffMask(hooked, sites, conditioned_on=sites). wrap(model, example=batch) finds such sites.",
             site=other,
         )

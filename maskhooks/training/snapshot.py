@@ -144,8 +144,8 @@ def check_batch(tree: Mapping[str, Any], train: Epochs) -> None:
     if digest(batch) != tree["batch"]:
         raise ResumeError(
             f"batch {tree['index'] - 1} of epoch {tree['epoch']} differs from the one that the run saw, so the run "
-            f"cannot resume to the same result. Give the same data, in an order that torch draws from its global random "
-            f"state or from a generator of the loader or sampler; or restart without resume.",
+            f"cannot resume to the same result. Give the same data, in an order that torch draws from its global "
+            f"random state or from a generator of the loader or sampler; or restart without resume.",
             differences=["the batches"],
         )
 
