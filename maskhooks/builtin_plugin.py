@@ -1,4 +1,4 @@
-"""Our own parts of every kind, registered through the same hooks as a third party's."""
+"""The built-in plugin: our own parts, registered through the same hooks as third-party plugins."""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ _EDGE, _NODE = Pattern("edge feature -> edge"), Pattern("node feature -> node")
 
 
 class GeometricAdapter(Adapter):
-    """Finds in each layer `message`, and with the same rows `source`, `target` and `edges`.
+    """Finds the messages of each PyTorch Geometric layer, with the source state, target state and edge of each.
+
+    The sites of a layer are `message` and, with the same rows, `source`, `target` and `edges`.
 
     A row is one message, its heads and other axes flattened. Messages of several calls of `propagate` in one pass (the
     relations of R-GCN, a layer used twice) are concatenated along the rows. `source` and `target` are the states, from

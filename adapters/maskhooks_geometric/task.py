@@ -32,10 +32,11 @@ _ALIKE = {"edge_index": "adj_t", "adj_t": "edge_index", "edge_weight": "edge_att
 
 
 class GraphTask(Task):
-    """Serves graphs; a batch is PyG's `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments.
+    """Knows how to call a graph network, which node, edge or graph each row is, and what the outputs mean.
 
-    The names of the model's arguments select the fields of a data object; a model with one argument of another name
-    gets the whole object. An example is a graph.
+    A batch is PyG's `Data`, `HeteroData` or a batch of them, a mapping, or a tuple of arguments. The names of the
+    model's arguments select the fields of a data object; a model with one argument of another name gets the whole
+    object. An example is a graph.
 
     Args:
         level: what predictions are about: "node", "link" or "graph". Default: by their number.

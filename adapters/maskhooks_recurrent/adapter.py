@@ -23,10 +23,11 @@ _TYPES = (nn.RNN, nn.GRU, nn.LSTM)
 
 
 class RecurrentAdapter(Adapter):
-    """Finds `inputs` and, for each layer and direction, `h_l0`, `h_l0_reverse`, ...; in an LSTM also `c_l0`, ...
+    """Finds the inputs and the states, step by step, of each layer and direction of RNN, GRU and LSTM modules.
 
-    Values are `batch token hidden`, whatever the module's layout. A PackedSequence is padded and keeps the order of the
-    batch; an unbatched sequence becomes a batch of one. Tags: `input` and `hidden` for the inputs, `hidden` for the
+    The sites are `inputs` and `h_l0`, `h_l0_reverse`, ...; in an LSTM also `c_l0`, ... Values are `batch token hidden`,
+    whatever the module's layout. A PackedSequence is padded and keeps the order of the batch; an unbatched sequence
+    becomes a batch of one. Tags: `input` and `hidden` for the inputs, `hidden` for the
     states h, `cell` for the states c. A cell state is not a bottleneck, because the output gate bypasses it.
     """
 

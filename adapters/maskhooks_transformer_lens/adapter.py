@@ -16,7 +16,7 @@ _DECODER = "decoder_blocks"  # TransformerLens's name for the decoder layers of 
 
 
 class LensAdapter(Adapter):
-    """Finds the sites of a `TransformerBridge` under the names of its hooks.
+    """Finds the sites of a `TransformerBridge`, named after its hooks.
 
     These are, if the bridge has them, `embed.hook_out` (tags `input` and `hidden`), `blocks.0.hook_resid_pre` and each
     layer's `hook_resid_post` (`hidden`), `attn.hook_z` (`head`; for cross-attention also `cross`) and `hook_mlp_out`

@@ -17,7 +17,7 @@ _INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")
 
 
 class LensTask(TransformersTask):
-    """Serves a `TransformerBridge` like the model inside it, with the same options.
+    """Knows how to call a `TransformerBridge`: like the model inside it, with the same options.
 
     A batch is the tokenizer's output, or a tensor of token ids as from `bridge.to_tokens`. A model inside that is not
     from transformers predicts the next token.

@@ -39,7 +39,7 @@ class _Found:
 
 
 class TransformersAdapter(Adapter):
-    """Finds the sites of a `PreTrainedModel` from its modules and from what flows through them (see `flow`).
+    """Finds the sites of a Hugging Face model from its modules and from what flows through them (see `flow`).
 
     Tags: `input`, the word embeddings, or the first map of an image or a recording; `hidden`, the input and the states
     between layers; `head`, the output of attention before its output projection, gated by head (cross-attention is

@@ -27,7 +27,7 @@ from maskhooks_transformers.task import TransformersTask
 
 
 class TransformersSource(Source):
-    """Loads the class that the configuration names, in float32, and its tokenizer."""
+    """Loads a Hugging Face model, as the class that its configuration names, in float32, and its tokenizer."""
 
     form = "a folder or hub id of a transformers model"
     _id = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -30,7 +30,7 @@ _OTHER_INPUTS = ("pixel_values", "input_values", "input_features")
 
 
 class TransformersTask(Task):
-    """Serves a `PreTrainedModel`.
+    """Knows how to call a Hugging Face model, which positions are valid, and what its outputs mean.
 
     A batch is a mapping (a `BatchEncoding`, a dict of tensors) or a tensor of token ids. Labels, and keys that the
     model's forward does not name, are left out of the call. No key-value cache is written (`use_cache=False`), so

@@ -1,4 +1,4 @@
-"""The command line: `maskhooks demo`, `sites`, `doctor`, `fit`, `explain`, `plugins`."""
+"""The command line: `maskhooks demo`, `sites`, `doctor`, `fit`, `explain`, `report`, `plugins`, `settings`."""
 
 from maskhooks.cli.app import main
 

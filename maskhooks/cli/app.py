@@ -1,4 +1,4 @@
-"""The application: its commands, and the options that stand before them."""
+"""The application: its commands, and the options before them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from maskhooks.cli.sites import sites
 
 
 class _Commands(TyperGroup):
-    """Commands that report errors and warnings of maskhooks in one line each."""
+    """Commands that print each maskhooks error and warning in one line."""
 
     def invoke(self, ctx: Any) -> Any:
         with reporting(debug=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)  # as they are added: the way a newcomer goes
+        return list(self.commands)  # in the order a newcomer uses them
 
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def _version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback(epilog="Begin with `maskhooks demo`: a minute, no downloads.")
+@app.callback(epilog="Start with `maskhooks demo`: it takes a minute and downloads nothing.")
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show errors with their traceback.")] = False,
     version: Annotated[
@@ -60,5 +60,5 @@ def options(
 
 
 def main() -> None:
-    """The command `maskhooks`."""
+    """Run the command `maskhooks`."""
     app(prog_name="maskhooks")

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, everything else on stderr; errors and warnings in one line."""
+"""Printing: results go to stdout, everything else to stderr; errors and warnings take one line."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from rich.text import Text
 from maskhooks.errors import MaskhooksError, MaskhooksWarning
 from maskhooks.sites.text_table import Rows
 
-_WIDE = 400  # columns where no terminal says how many: files and pipes get whole lines
+_WIDE = 400  # columns without a terminal: files and pipes get whole lines
 FAILED = 2
 _NUMBER = re.compile(r"[-\d.]*%?|inf|nan")
 
 
 def say(text: str, style: str = "", *, wrap: bool = True) -> None:
-    """A paragraph on stdout, taken literally.
+    """Print a paragraph on stdout, literally.
 
     Args:
-        wrap: break lines between words where a terminal ends; False for what is copied, such as a command.
+        wrap: whether to break lines between words at the terminal's width; False for text to copy, such as a command.
     """
     console = _console()
     console.print(Text(text, style), soft_wrap=not (wrap and console.is_terminal))
 
 
 def say_table(rows: Rows, title: str = "", alarm: Callable[[Mapping[str, str]], bool] | None = None) -> None:
-    """Rows with the same keys as a table on stdout; columns without any text are left out.
+    """Print rows with the same keys as a table on stdout, without columns that have no text.
 
     Args:
-        alarm: says which rows are printed in red.
+        alarm: whether to print a row in red.
     """
     table = Table(
         title=title or None,
@@ -60,13 +60,13 @@ def say_table(rows: Rows, title: str = "", alarm: Callable[[Mapping[str, str]], 
 
 @contextlib.contextmanager
 def reporting(debug: bool = False) -> Iterator[None]:
-    """Errors of maskhooks end the command in a red line, its warnings are yellow lines, others' are dropped.
+    """Print a maskhooks error in red and exit, print maskhooks warnings in yellow, and drop other warnings.
 
     Args:
-        debug: let errors through with their traceback, and show every warning as Python does.
+        debug: whether to let errors through with their traceback, and show every warning as Python does.
 
     Raises:
-        typer.Exit: with code 2 where an error of maskhooks was printed.
+        typer.Exit: with code 2 after a maskhooks error.
     """
     if debug:
         yield
@@ -94,7 +94,7 @@ def _show_warning(
 
 
 def tell(kind: str, text: str, style: str) -> None:
-    """A line on stderr, such as `error: ...`."""
+    """Print a line on stderr, such as `error: ...`."""
     one_line = " ".join(text.split())
     _console(stderr=True).print(Text(f"{kind}: {one_line}", style), soft_wrap=True)
 

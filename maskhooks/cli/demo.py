@@ -34,14 +34,14 @@ _SHOWN = Digits(torch.tensor([[8, 1]]), torch.tensor([[8, 8, 3, 1, 3, 9]]), torc
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for page, plots and table.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the network and its masks.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the page, the plots and the table.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Random seed of the network and its masks.")] = 0,
 ) -> None:
-    """Train a small network, explain it with DiffMask, and compare with the known truth.
+    """Train a small network, explain it with DiffMask, and compare the masks with the known truth.
 
-    The network says whether one digit occurs more often than another in a sequence. It needs just the digits
-    that are asked about, so the true explanation is known (De Cao et al. 2020, section 3.1). It takes about a
-    minute, and downloads nothing.
+    The network says whether one digit occurs more often than another in a sequence. It needs only these two
+    digits, so the true explanation is known (De Cao et al. 2020, section 3.1). The demo takes about a minute
+    and downloads nothing.
     """
     make_folder(out)
     with _one_thread():
@@ -50,7 +50,7 @@ def demo(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread: with layers this small, threads cost more time in waiting for each other than they save."""
+    """Use one thread: with layers this small, threads wait for each other longer than they save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -81,7 +81,7 @@ def _demonstrate(out: Path, seed: int) -> None:
 
 
 def _learned(kls: Mapping[str, float]) -> str:
-    """What the distances from the truth, in nats, say in words."""
+    """Return a verdict on the distances from the truth, in nats."""
     ours = max(kl for name, kl in kls.items() if name not in (_ERASURE, _RANDOM))
     if ours > _NEAR:
         return (
@@ -105,7 +105,7 @@ def _trained(train: Digits, seed: int) -> DigitsModel:
 
 
 def _explainers(model: DigitsModel, train: Digits, validation: Digits, seed: int) -> dict[str, Explainer]:
-    """What is compared: a DiffMask for each setting, trained, and random scores."""
+    """Train a DiffMask for each setting; add random scores."""
     hooked = task.hook(model)
     found: dict[str, Explainer] = {}
     for name, setting in task.SETTINGS.items():
@@ -122,7 +122,7 @@ def _attribution(explainer: Explainer, data: Digits) -> Float[Tensor, "example t
 
 
 def _table(attributions: Mapping[str, Tensor], data: Digits) -> dict[str, float]:
-    """Prints how far attributions lie from the truth; gives the KL of each, in nats."""
+    """Print the distance of each attribution from the truth; return its KL, in nats."""
     found = {name: task.distances(attribution, data) for name, attribution in attributions.items()}
     say_table(
         [{"attribution": name, "KL": f"{far['kl']:.4f}", "JS": f"{far['js']:.4f}"} for name, far in found.items()],
@@ -132,7 +132,7 @@ def _table(attributions: Mapping[str, Tensor], data: Digits) -> dict[str, float]
 
 
 def _explanation(explainers: Mapping[str, Explainer], data: Digits) -> Explanation:
-    """What the masks say of all examples, each with its question."""
+    """Explain all examples with the masks, and add each example's question."""
     batch = (data.query, data.digits, data.valid)
     both = Explanation.concat([e.explain(batch) for e in explainers.values() if isinstance(e, DiffMask)])
     questions = [f"more {first} than {second}?" for first, second in data.query.tolist()]
@@ -151,7 +151,7 @@ def _explanation(explainers: Mapping[str, Explainer], data: Digits) -> Explanati
 
 
 def _plot(explainers: Mapping[str, Explainer], out: Path) -> None:
-    """One example: bars of all attributions as in figure 3 of the paper, and the masks' heat map."""
+    """Plot one example: bars of all attributions as in figure 3 of the paper, and a heat map of the masks."""
     from maskhooks.viz.bars import bars
 
     ours = {name: _attribution(explainer, _SHOWN)[0] for name, explainer in explainers.items()}

@@ -22,11 +22,11 @@ def doctor(
     max_length: MaxLength = 128,
     device: Device = None,
 ) -> None:
-    """Run one batch and report on every site: does it fire, how often, its shape, and what goes around it.
+    """Run one batch and report on every site: whether it fires, how often, its shape, and what bypasses it.
 
-    Without data, a model that takes texts gets two sentences. Exit code 1 means that a site is in trouble: it
-    does not fire as addressed, or it is bypassed, so that with all its positions closed another input still
-    changes the output.
+    Without data, a model that takes texts gets two sentences. Exit code 1 means that a site has a problem: it
+    does not fire as addressed, or it is bypassed: with all its positions closed, another input still changes the
+    output.
 
     Examples:
 
@@ -38,7 +38,7 @@ def doctor(
     material = Material.of(model, device, max_length, columns=columns, batch_size=8)
     batch = material.example(data)
     if batch is None:
-        raise SettingError(f"there is no batch to run {model} with: have the factory return (model, training batches)")
+        raise SettingError(f"there is no batch to run {model} with. Make the factory return (model, training batches).")
     report = check(material.hooked, move(batch, device_of(material.hooked.model)))
     say_table(
         report.rows(),
@@ -48,6 +48,6 @@ def doctor(
     for note in report.notes():
         say(note)
     if not report.healthy:
-        say("A site in red cannot be masked as it is, or its masks would tell only part of the story.", "red")
+        say("A site in red cannot be masked as it is, or its masks would miss what bypasses it.", "red")
         raise typer.Exit(1)
-    say(f"{len(report.findings)} sites, all well." if report.findings else "No sites are listed.")
+    say(f"{len(report.findings)} sites, all well." if report.findings else "The model has no listed sites.")

@@ -30,8 +30,8 @@ from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import MANIFEST, Shards, remove
 from maskhooks.progress import counter
 
-_MUCH = "Much data"
-_INTERRUPTED = 130  # what shells make of Ctrl-C
+_LARGE = "Large data"
+_INTERRUPTED = 130  # the shells' exit code for Ctrl-C
 
 
 def explain(
@@ -39,7 +39,7 @@ def explain(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="Folder that fit wrote, or the name of an explainer that learns nothing: erasure, beam, "
+            help="A folder that fit wrote, or the name of an explainer that needs no training: erasure, beam, "
             "leave-one-out, reinforce, random.",
             show_default=False,
         ),
@@ -49,7 +49,7 @@ def explain(
     data: Data = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Examples explained at most, from the first.", rich_help_panel="Data"),
+        typer.Option(min=1, help="Explain only the first examples, this many.", rich_help_panel="Data"),
     ] = None,
     text_column: TextColumn = "text",
     second_column: SecondColumn = None,
@@ -58,14 +58,14 @@ def explain(
     max_length: MaxLength = 128,
     units: Units = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Examples on the page.")] = 100,
-    plots: Annotated[int, typer.Option(min=0, help="Examples that are plotted.")] = 3,
+    plots: Annotated[int, typer.Option(min=0, help="Examples to plot.")] = 3,
     device: Device = None,
     devices: Annotated[
         str | None,
         typer.Option(
             help="Share the work among this many processes, each on its own GPU or all on the CPU; or name the device "
             "of each process, such as cuda:0,cuda:1.",
-            rich_help_panel=_MUCH,
+            rich_help_panel=_LARGE,
             show_default=False,
         ),
     ] = None,
@@ -73,7 +73,7 @@ def explain(
         str | None,
         typer.Option(
             help="Do one shard of the work, such as 0/4, while other machines do 1/4, 2/4 and 3/4 into the same --out.",
-            rich_help_panel=_MUCH,
+            rich_help_panel=_LARGE,
             show_default=False,
         ),
     ] = None,
@@ -82,18 +82,19 @@ def explain(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A setting of an explainer that is named, such as sites=input or max_positions=30. May be repeated.",
+            help="A setting of the explainer that RUN names, such as sites=input or max_positions=30. May be repeated; "
+            "`maskhooks settings NAME` lists them.",
             show_default=False,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the rows in --out.", rich_help_panel=_MUCH)
+        bool, typer.Option("--overwrite", help="Replace the rows in --out.", rich_help_panel=_LARGE)
     ] = False,
 ) -> None:
-    """Explain data with trained masks: which positions does each prediction need, depth by depth?
+    """Explain data: which positions does each prediction need, depth by depth?
 
-    Writes explanation.parquet (a folder with all rows), explanation.html (the first examples, with a slider for the
-    depth) and plots. Data may be of any size. The same command goes on where it was stopped.
+    Writes explanation.parquet (a folder with all rows), explanation.html (the first examples, with a depth slider)
+    and plots. Data may have any size. If the command is stopped, the same command resumes.
 
     Examples:
 
@@ -109,10 +110,10 @@ def explain(
     try:
         shards = _work(job, device, devices, shard, overwrite)
     except KeyboardInterrupt:
-        tell("stopped", f"{_there(job.rows)} Give the same command to go on after them.", "yellow")
+        tell("stopped", f"{_there(job.rows)} Run the same command again to resume.", "yellow")
         raise typer.Exit(_INTERRUPTED) from None
     if not shards.complete:
-        say(f"Shard {shard} is done. The page is written when the other shards are. So far: {_there(job.rows)}")
+        say(f"Shard {shard} is done. The last shard to finish writes the page. So far: {_there(job.rows)}")
         return
     files = [*show(_first(shards, max(max_examples, plots)), out, max_examples, plots), job.rows]
     means = [
@@ -120,15 +121,15 @@ def explain(
         for (site, depth), kept in shards.mean_kept().items()
     ]
     say_table(means, f"Fraction kept on average over {shards.examples} examples")
-    say(f"Open {files[0]} in a browser. Written too: {', '.join(map(str, files[1:]))}.")
+    say(f"Open {files[0]} in a browser. Also written: {', '.join(map(str, files[1:]))}.")
 
 
 def show(explanation: Explanation, out: Path, max_examples: int, plots: int) -> list[Path]:
-    """Writes page and plots into a folder; gives their paths, the page's first.
+    """Write the page and the plots into a folder; return their paths, the page's first.
 
     Args:
         max_examples: examples on the page.
-        plots: examples that are plotted.
+        plots: examples to plot.
     """
     numbers = sorted(set(explanation["example"].tolist()))
     page = out / "explanation.html"
@@ -140,11 +141,11 @@ def show(explanation: Explanation, out: Path, max_examples: int, plots: int) -> 
 
 
 def _work(job: Job, device: str | None, devices: str | None, shard: str | None, overwrite: bool) -> Shards:
-    """Explains what is not there yet, in this process or in several."""
+    """Explain what is missing, in this process or in several."""
     if shard is not None and (devices is not None or overwrite):
         other = "--devices" if devices is not None else "--overwrite"
         raise SettingError(
-            f"--shard and {other} exclude each other: shards are one process each, and keep the others' rows"
+            f"--shard and {other} exclude each other: a shard is one process, and keeps the rows of the others"
         )
     places = [] if devices is None else devices_of(devices, device)
     total = job.total()
@@ -162,7 +163,7 @@ def _shard(text: str | None) -> tuple[int, int]:
         return 0, 1
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or not int(found[1]) < int(found[2]):
-        raise SettingError(f"--shard {text} is none: give which part of how many, from 0/4 to 3/4")
+        raise SettingError(f"--shard {text} is not a shard. Give its index and the number of shards, from 0/4 to 3/4.")
     return int(found[1]), int(found[2])
 
 
@@ -176,4 +177,4 @@ def _examples(rows: Path) -> int:
 
 def _there(rows: Path) -> str:
     files = len(Shards(rows)) if (rows / MANIFEST).exists() else 0
-    return f"files: {files}, examples: {_examples(rows)}, whole in {rows}."
+    return f"{rows} holds {files} complete files with {_examples(rows)} examples."

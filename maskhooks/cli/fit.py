@@ -53,11 +53,13 @@ def fit(
     data: Data = None,
     validation: Annotated[
         str | None,
-        typer.Option(help="As --data, to choose the masks on; by default a tenth of --data is held out."),
+        typer.Option(help="Data on which the best masks are chosen, as --data; by default a tenth of --data."),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Examples drawn from either data at most.", rich_help_panel="Data"),
+        typer.Option(
+            min=1, help="Draw at most this many examples from --data and --validation.", rich_help_panel="Data"
+        ),
     ] = None,
     text_column: TextColumn = "text",
     second_column: SecondColumn = None,
@@ -68,8 +70,8 @@ def fit(
     explainer: Annotated[
         str,
         typer.Option(
-            help="diffmask; graphmask for messages of all layers of a graph network at once; or another explainer that "
-            "is trained.",
+            help="diffmask; graphmask for the messages of all layers of a graph network at once; or another trained "
+            "explainer.",
             rich_help_panel=_MASKS,
         ),
     ] = "diffmask",
@@ -89,7 +91,7 @@ def fit(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Another setting of the explainer, such as divergence=lost-lead, with JSON for mappings: "
+            help="Any other setting of the explainer, such as divergence=lost-lead; write mappings as JSON: "
             """recipe='{"name": "language", "layer_warmup": 0.5}'. May be repeated; `maskhooks settings NAME` lists """
             "them.",
             show_default=False,
@@ -98,24 +100,25 @@ def fit(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps in all; by default as many for each mask as the recipe has."),
+        typer.Option(min=1, help="Total training steps; by default the recipe's steps for each mask."),
     ] = None,
     device: Device = None,
     seed: Seed = 0,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write the logs for TensorBoard too, into --out/tensorboard.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard logs, into --out/tensorboard.")
     ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="How Lightning computes while training, such as bf16-mixed, which is faster; by default in float32.",
+            help="Lightning's precision while training, such as bf16-mixed, which is faster; by default float32.",
             show_default=False,
         ),
     ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
-            help="Keep the first epoch's clean passes for the later ones, in memory or in a folder: steps get cheaper.",
+            help="Cache the clean passes of the first epoch for later epochs, in memory or in a folder: steps are "
+            "faster.",
             metavar="memory|FOLDER",
             show_default=False,
         ),
@@ -128,18 +131,16 @@ def fit(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out that was stopped or killed, to the result it would have had. Give the "
-            "other options as before.",
+            help="Resume the stopped or killed run in --out, to the result it would have had. Give the other options "
+            "as before.",
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the masks, or the run, that are in --out.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the masks or the run in --out.")] = False,
 ) -> None:
     """Train masks on a model: which positions can be dropped while its predictions stay the same?
 
-    The model itself is not changed. The best masks within the margin are kept and saved. Ctrl-C ends after the step at
-    hand, keeps the best masks so far, and exits with code 130; `--resume` goes on.
+    The model itself does not change. The best masks within the margin are saved. Ctrl-C ends training after the
+    current step, keeps the best masks so far, and exits with code 130; `--resume` continues.
 
     Examples:
 
@@ -183,32 +184,34 @@ def fit(
 def _dtype(name: str | None) -> torch.dtype | None:
     found = None if name is None else getattr(torch, name, None)
     if name is not None and not isinstance(found, torch.dtype):
-        raise SettingError(f"--cache-dtype names a type of torch such as bfloat16, got {name!r}")
+        raise SettingError(f"--cache-dtype must name a torch dtype such as bfloat16, got {name!r}")
     return found
 
 
 def _check_free(out: Path, resume: bool, overwrite: bool) -> None:
-    """Raises SettingError for a folder that holds what nobody said may be replaced."""
+    """Raise SettingError if the folder holds masks or a run that must not be replaced."""
     masks, run = (out / "explainer.json").exists(), has_state(state_folder(out))
     if overwrite or (resume and (run or not masks)):
         return
     if masks:
-        raise SettingError(f"{out} holds trained masks. Choose another --out, or replace them with --overwrite.")
+        raise SettingError(
+            f"{out} already holds trained masks. Choose another --out, or replace them with --overwrite."
+        )
     if run:
-        raise SettingError(f"{out} holds a run that did not end. Go on with --resume, or begin again with --overwrite.")
+        raise SettingError(f"{out} holds an unfinished run. Continue it with --resume, or restart with --overwrite.")
 
 
 @contextlib.contextmanager
 def _stoppable(explainer: Learned, out: Path) -> Iterator[None]:
-    """Ends the command with code 130 after Ctrl-C, and says what there is and how to go on."""
+    """Exit with code 130 after Ctrl-C, and say what was saved and how to resume."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         if explainer.fitted:
             found = f"{explainer.result.stop_reason}. The best masks so far are in {out}"
-            tell("stopped", f"{found}. Go on with the same command and --resume.", "yellow")
+            tell("stopped", f"{found}. Continue with the same command and --resume.", "yellow")
         else:
-            tell("stopped", "before the first step was made, so nothing was learned.", "yellow")
+            tell("stopped", "before the first step, so nothing was learned.", "yellow")
         raise typer.Exit(int(stop.code or 0) if isinstance(stop, SystemExit) else 130) from stop
 
 
@@ -217,26 +220,26 @@ def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> 
     rows = explainer.evaluate(batches)
     say_table([_cells(row) for row in rows], f"What the masks do on {where}")
     say(
-        "nats: mean divergence of predictions; kept: fraction of positions; same: fraction of predictions "
-        "that stay; rounded: with gates that are open above one half."
+        "nats: mean divergence of predictions; kept: fraction of positions kept; same: fraction of predictions "
+        "unchanged; rounded: with each gate rounded to 0 or 1."
     )
     if empty := [row["site"] for row in rows if not row["rounded_kept"]]:
         say(
             f"No gate is open above one half at {'; '.join(empty)}: the baseline alone gives nearly the same "
-            "predictions, or the margin allows others. Look whether the predictions differ between examples, give "
-            "--baseline zero, or a smaller --margin.",
+            "predictions, or the margin is wide enough for others. Check that the predictions differ between examples, "
+            "or give --baseline zero or a smaller --margin.",
             "yellow",
         )
     if explainer.within_margin is None:
-        say(f"Without validation data nothing checks the margin of {explainer.margin:g} nats.")
+        say(f"Without validation data, the margin of {explainer.margin:g} nats is not checked.")
         return
     chosen, now = _farthest(explainer, explainer.result.validation), max(row["divergence"] for row in rows)
     if explainer.within_margin != (now <= explainer.margin):
         say(
-            f"When the masks were chosen, the largest mean divergence was {chosen:.3g} nats; with the other samples of "
-            f"the gates above it is {now:.3g}. The margin of {explainer.margin:g} nats lies between: that they are "
-            f"{'within' if explainer.within_margin else 'beyond'} it is chance. Validate on more examples, or leave "
-            "room with a smaller --margin.",
+            f"When the masks were chosen, the largest mean divergence was {chosen:.3g} nats; with the new gate samples "
+            f"above it is {now:.3g}. The margin of {explainer.margin:g} nats lies between them, so it is chance that "
+            f"the masks are {'within' if explainer.within_margin else 'beyond'} it. Validate on more examples, or "
+            "leave room with a smaller --margin.",
             "yellow",
         )
     elif explainer.within_margin:
@@ -244,13 +247,13 @@ def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> 
     else:
         say(
             f"Not all masks keep the mean divergence within the margin of {explainer.margin:g} nats. Train "
-            "with more --steps, or allow a larger --margin.",
+            "for more --steps, or allow a larger --margin.",
             "yellow",
         )
 
 
 def _farthest(explainer: Learned, rows: Iterable[Mapping[str, Any]]) -> float:
-    """The largest mean divergence of the masks when their states were chosen."""
+    """Return the largest mean divergence among the chosen masks, at the step they were chosen."""
     chosen = {(one.label, one.depth, explainer.result.chosen_steps[str(one)]) for one in explainer.groups}
     return max(float(row["divergence"]) for row in rows if (row["site"], row["depth"], row["step"]) in chosen)
 
@@ -269,11 +272,11 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _kind(name: str) -> Callable[..., Learned]:
-    """The explainer of a name, one that is trained."""
+    """Return the trained explainer of a name."""
     kind = registry.part(EXPLAINERS, name)
     if not _trained(kind):
         trained = [key for key, part in registry.parts(EXPLAINERS).items() if _trained(part)]
-        raise SettingError(f"--explainer {name} is not trained. Give one of {', '.join(sorted(trained))}.")
+        raise SettingError(f"--explainer {name} needs no training. Give one of {', '.join(sorted(trained))}.")
     return kind  # type: ignore[no-any-return] # as checked
 
 
@@ -286,7 +289,7 @@ def _one_or_more(selectors: Sequence[str] | None) -> str | list[str] | None:
 
 
 def _next(out: Path, model: str, data: str | None, columns: Columns, max_length: int) -> str:
-    """The command that explains the same data with these masks."""
+    """Return the command that explains the same data with these masks."""
     words = ["maskhooks", "explain", str(out), model]
     given = {
         "--data": data,

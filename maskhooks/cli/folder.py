@@ -1,4 +1,4 @@
-"""The folder that a command writes to."""
+"""The output folder of a command."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from maskhooks.errors import StorageError
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder of --out where it is missing, before anything is computed for it.
+    """Make the folder of --out if it is missing, before computing anything.
 
     Raises:
-        StorageError: it cannot be made, or not be written to.
+        StorageError: the folder cannot be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -19,5 +19,5 @@ def make_folder(path: Path) -> None:
         (path / ".maskhooks").unlink()
     except OSError as error:
         raise StorageError(
-            f"{path} is no folder that can be written to ({error.strerror}). Choose another --out.", path=path
+            f"{path} is not a writable folder ({error.strerror}). Choose another --out.", path=path
         ) from error

@@ -1,4 +1,4 @@
-"""The work of `maskhooks explain` in one process: rows of data, or of a part of them, into a folder."""
+"""The work of `maskhooks explain` in one process: explain all data, or one shard, into a folder."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from maskhooks.settings.schema import REQUIRED, schema_of
 
 @dataclass(frozen=True)
 class Job:
-    """What is explained, in words and numbers that can be sent to another process.
+    """What to explain, in values that can be sent to another process.
 
     Args:
-        run: folder of the trained masks, or the name of an explainer that learns nothing.
-        settings: of a named explainer.
+        run: the folder of the trained masks, or the name of an explainer that needs no training.
         model: what the user wrote for MODEL.
         rows: the folder to write to.
         data: what the user wrote for --data.
-        limit: records at most.
-        columns: where a table has its texts and labels.
+        limit: the maximum number of records.
+        columns: the table's columns of texts and labels.
         batch_size: examples in a batch.
-        max_length: tokens of a text at most.
-        units: a word for what is gated together; None is as the masks were trained.
+        max_length: the maximum number of tokens of a text.
+        settings: settings of a named explainer.
+        units: which positions are gated together, such as "words"; None uses those of the trained masks.
     """
 
     run: Path
@@ -47,7 +47,7 @@ class Job:
     units: str | None = None
 
     def total(self) -> int | None:
-        """Examples in all; None where batches come with the model."""
+        """Return the number of examples; None if batches come with the model."""
         return None if self.data is None else count(self.data, self.columns, self.limit)
 
     def work(
@@ -59,14 +59,14 @@ class Job:
         overwrite: bool = False,
         progress: bool | Callable[[int], None] = True,
     ) -> Shards:
-        """Explains what is not there yet.
+        """Explain what is missing.
 
         Args:
-            device: where the model runs; None is a CUDA GPU where there is one.
-            shard: which of how many parts.
-            total: examples in all.
-            overwrite: begin anew.
-            progress: as `explain_to` takes it.
+            device: where the model runs; None takes a CUDA GPU if there is one.
+            shard: index of the shard, and number of shards.
+            total: number of examples.
+            overwrite: whether to replace the rows in the folder.
+            progress: see `explain_to`.
         """
         material = Material.of(
             self.model,
@@ -93,45 +93,47 @@ class Job:
 
     @property
     def _named(self) -> bool:
-        """Whether an explainer is named, instead of a folder of trained masks.
+        """Whether `run` names an explainer instead of a folder of trained masks.
 
         Raises:
-            UnknownNameError: it is neither.
+            UnknownNameError: `run` is neither.
         """
         if self.run.exists():
             return False
         name, known = str(self.run), registry.parts(EXPLAINERS)
         if name not in known:
             raise UnknownNameError(
-                f"{name!r} is neither the folder of a run nor the name of an explainer. There are: "
+                f"{name!r} is neither the folder of a run nor the name of an explainer. The explainers are "
                 f"{', '.join(sorted(known))}.",
                 near=close_matches(name, known),
             )
         return True
 
     def _trained_with(self) -> str | None:
-        """The word for units that trained masks were saved with; a function comes with the model again."""
+        """Return the `units` that the masks were saved with; None for a function, which comes with the model."""
         found = None if self._named else settings_of(self.run)["settings"].get("units")
         return None if found == "function" else found
 
     def _explainer(self, hooked: Hooked) -> Any:
-        """What explains.
+        """Return the loaded or named explainer.
 
         Raises:
-            NotFittedError: the one that is named has to be fitted first.
-            SettingError: it does not take these settings, or a folder got some.
+            NotFittedError: the named explainer must be fitted first.
+            SettingError: it does not take these settings, or settings were given for a folder.
         """
         name = str(self.run)
         if not self._named:
             if self.settings:
-                raise SettingError(f"--set is for an explainer that is named, and {name} is a folder of trained masks")
+                raise SettingError(
+                    f"--set is for a named explainer, and {name} is a folder of trained masks. Leave it out."
+                )
             return load(self.run, hooked)
         kind = registry.part(EXPLAINERS, name)
         missing = [
             one.name for one in schema_of(kind).values() if one.default is REQUIRED and one.name not in self.settings
         ]
         if missing:
-            raise SettingError(f"{name} needs {', '.join(missing)}: give each with --set {missing[0]}=VALUE")
+            raise SettingError(f"{name} needs {', '.join(missing)}. Give each as --set {missing[0]}=VALUE.")
         explainer: Explainer = kind(hooked, **self.settings)
         explainer.check_ready()
         return explainer

@@ -1,1 +1,1 @@
-"""Explainers: recipes over sites, gates, baselines, probes and objectives."""
+"""Explainers: methods that combine sites, gates, baselines, probes and objectives."""

@@ -1,4 +1,4 @@
-"""What every explainer gives: fit, explain, and an Explanation with its provenance."""
+"""The base class of explainers: fit, explain, and provenance."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, Seed
 from maskhooks.sites.site import Site
 
-_STREAM = 102  # the purpose of the seed of a shuffling loader's order
+_STREAM = 102  # the purpose of random numbers for the order of a shuffling loader
 
 
 class Explainer(ABC):
-    """Says for each gated position of a batch how much the model's prediction needs it.
+    """Scores each gated position of a batch by how much the model's prediction needs it.
 
     Args:
         hooked: the wrapped model.
@@ -52,7 +52,7 @@ class Explainer(ABC):
     recorder: Replay | None = None  # records clean passes for `onward`
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Checks the arguments of each explainer's own `__init__` and `fit` against their signatures."""
+        """Check the arguments of each explainer's own `__init__` and `fit` against their signatures."""
         super().__init_subclass__(**keywords)
         for name in ("__init__", "fit"):
             if name in vars(cls):
@@ -64,28 +64,28 @@ class Explainer(ABC):
 
     @checked
     def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None) -> Explainer:
-        """Does nothing: only explainers that are trained override this.
+        """Do nothing: only trained explainers override this.
 
         Raises:
-            SettingError: settings are given, and there are none.
+            SettingError: a setting is given; there are none.
         """
         return self
 
     def settings(self) -> dict[str, Any]:
-        """The settings, each JSON-serialisable."""
+        """Return the settings, each JSON-serialisable."""
         return stored(self)
 
     def check_ready(self) -> None:  # noqa: B027 # most explainers have nothing to learn
-        """Raises NotFittedError where something has to be learned first."""
+        """Raise NotFittedError if the explainer must be fitted first."""
 
     @abstractmethod
     def scores(self, clean: Clean) -> list[Scores]:
-        """The scores of one batch, a `Scores` for each masked site and depth."""
+        """Return the scores of one batch: a `Scores` for each masked site and depth."""
 
     @property
     @abstractmethod
     def reads(self) -> Sequence[Site]:
-        """The sites whose values `scores` needs, and those it scores."""
+        """The sites whose values `scores` needs, including those it scores."""
 
     @property
     def onward(self) -> Sequence[Site]:
@@ -94,21 +94,21 @@ class Explainer(ABC):
 
     @checked
     def explain(self, batch: Any, *, start_index: int | Sequence[int] = 0) -> Explanation:
-        """Explains a batch; the model and the random state are left as they were.
+        """Explain a batch. The model and the random state are unchanged.
 
         Args:
-            batch: as the loaders give it.
-            start_index: the number of its first example in the rows, or the number of each.
+            batch: a batch, as the loaders yield it.
+            start_index: the index of its first example in the rows, or the index of each example.
         """
         self.check_ready()
         return self._explain(batch, start_index, self.provenance())
 
     @checked
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
-        """Explains all batches, examples numbered on, with a progress bar on stderr.
+        """Explain all batches, numbering examples consecutively, with a progress bar on stderr.
 
         Raises:
-            EmptyLoaderError: there is no batch.
+            EmptyLoaderError: the loader yields no batch.
         """
         self.check_ready()
         parts: list[Explanation] = []
@@ -137,29 +137,29 @@ class Explainer(ABC):
         overwrite: bool = False,
         progress: bool | Callable[[int], None] = True,
     ) -> Shards:
-        """Explains data of any size into a folder of Parquet files, with one file's rows in memory at a time.
+        """Explain data of any size into a folder of Parquet files, with one file's rows in memory at a time.
 
-        Called again after it was ended at any moment, it goes on after the files that are whole: no row is lost or
-        doubled, and scores are those of a call that was never ended.
+        If a call is stopped at any moment, the same call resumes after the complete files: no row is lost or doubled,
+        and the scores are those of an uninterrupted call.
 
         Args:
-            data: batches; with `collate`, examples. The same in the same order in each call, gone through once. The
-                global random state is seeded meanwhile, so that a shuffling DataLoader keeps its order.
-            folder: where the files go; it is made where missing.
-            collate: makes a batch of a list of examples; called only for what is not there yet.
-            batch_size: with `collate`, examples in a batch.
-            length: with `collate`, about how long an example is. Examples of a file that are of like length then share
-                a batch, which saves padding; rows stay in the order of the data.
-            batches: in a file.
-            shard: `(i, n)` writes only every n-th file from the i-th on, so that n processes share the work.
-            total: examples in all, for the progress bar.
-            metadata: what else must be the same when a call goes on, such as the name of the data; as JSON has it.
-            overwrite: begin anew where the folder holds other rows.
-            progress: whether to show a bar on stderr, or what is called with each number of examples explained.
+            data: batches; with `collate`, examples. Each call needs the same data in the same order, and reads it once.
+                The global random state is seeded meanwhile, so a shuffling DataLoader keeps its order.
+            folder: the folder of the files; it is created if missing.
+            collate: makes a batch from a list of examples; called only for examples still to be explained.
+            batch_size: with `collate`, the number of examples in a batch.
+            length: with `collate`, the approximate length of an example. Examples of a file with similar lengths then
+                share a batch, which saves padding; rows stay in the order of the data.
+            batches: number of batches in a file.
+            shard: `(i, n)` writes only every n-th file from the i-th on, so n processes can share the work.
+            total: total number of examples, for the progress bar.
+            metadata: what else must be the same in a resumed call, such as the name of the data; JSON-serialisable.
+            overwrite: whether to start again if the folder holds other rows.
+            progress: whether to show a bar on stderr, or a function to call with each number of examples explained.
 
         Raises:
-            ResumeError: the folder was begun with another explainer, model, data or batches.
-            StorageError: a file cannot be written, such as on a full disk; the others stay.
+            ResumeError: the folder was started with another explainer, model, data or batches.
+            StorageError: a file cannot be written, for example on a full disk; the other files stay.
             EmptyLoaderError: there is no data.
             SettingError: a number is out of range.
         """
@@ -188,20 +188,20 @@ class Explainer(ABC):
         return shards
 
     def site_scores(self, clean: Clean, site: Site, depth: int, values: Float[Tensor, "*gated"]) -> Scores:
-        """The `Scores` of a site that was read, with the batch's real positions and their names.
+        """Return the `Scores` of a site, with the batch's valid positions and their names.
 
         Args:
-            clean: as `scores` gets it.
+            clean: the clean pass that `scores` got.
             site: the masked site.
-            depth: the place of the site that was read, such as `site.depth`.
-            values: in [0, 1], axes `site.pattern.gated`.
+            depth: the depth that the mask was read from, such as `site.depth`.
+            values: scores in [0, 1], axes `site.pattern.gated`.
         """
         task, here = self.hooked.task, clean.places[site]
         names, edges = task.names(site, clean.batch), task.edges(site, clean.batch, clean.values)
         return Scores(site, depth, values, here.valid, names, here.example_index, edges)
 
     def provenance(self) -> dict[str, Any]:
-        """What made an explanation, as JSON has it."""
+        """Return what made an explanation: explainer, settings, fingerprint and versions, JSON-serialisable."""
         return {
             "explainer": self.name,
             "score_label": self.score_label,
@@ -230,10 +230,10 @@ class Explainer(ABC):
         provenance: Mapping[str, Any],
         advance: Callable[[int], None],
     ) -> None:
-        """Writes the files that are mine and not there yet.
+        """Write this shard's missing files.
 
         Args:
-            there: for each file that is there how many examples it holds.
+            there: the number of examples in each existing file.
         """
         first = files = 0
         for number, items in chunks:
@@ -258,7 +258,7 @@ class Explainer(ABC):
         provenance: Mapping[str, Any],
         advance: Callable[[int], None],
     ) -> Explanation:
-        """The rows of some batches, example by example; batches without a number follow the one before."""
+        """Return the rows of some batches, sorted by example; a batch without an index follows the previous one."""
         parts: list[Explanation] = []
         following = 0
         for batch, first in batches:
@@ -273,7 +273,7 @@ class Explainer(ABC):
         return dataclasses.replace(together, columns=columns, metadata=examples)
 
     def _weights(self) -> str | None:
-        """A digest of what was learned; None where nothing is."""
+        """Return a digest of the learned weights; None if there are none."""
         parts = getattr(self, "parts", None)
         return None if parts is None else fingerprint(nn.ModuleList(parts))["digest"]
 
@@ -285,7 +285,7 @@ class Explainer(ABC):
 
 
 def _next(part: Explanation, first: int) -> int:
-    """The number after a batch's last example; a graph without edges has no row, and may be known all the same."""
+    """Return the index after a batch's last example; a graph without edges has no row, but may have metadata."""
     return int(max(part.columns["example"].max(initial=first), max(part.metadata, default=first))) + 1
 
 

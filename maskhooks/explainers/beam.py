@@ -20,16 +20,17 @@ from maskhooks.sites.site import Selector
 
 
 class Beam(SmallestSets):
-    """The smallest set found that leaves the prediction unchanged, by closing one position after another.
+    """Searches for a small set of positions that leaves the prediction unchanged, by dropping one position at a time.
 
-    From all positions down to none: each set in the beam loses each of its positions in turn, and of the new sets those
-    go on that leave the prediction unchanged, and among these, then among the others, those that move the output least
-    (backward elimination; Feng et al. 2018 with a beam). The smallest set seen that leaves it unchanged is kept, of
-    equal ones that which moves the output least. It need not be minimal; `Erasure` says what is.
+    The search starts from all positions. In each step it drops every position of every set in the beam, one by one.
+    Of the new sets it keeps the best: first those that leave the prediction unchanged, and among equals those that
+    move the output least (backward elimination; Feng et al. 2018 with a beam). The result is the smallest set seen
+    that leaves the prediction unchanged, and of several the one that moves the output least. It need not be minimal;
+    `Erasure` finds the minimal sets.
 
     Args:
         hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `SmallestSets` takes them.
-        width: sets in the beam.
+        width: number of sets in the beam.
     """
 
     name = "beam"
@@ -71,12 +72,12 @@ class Beam(SmallestSets):
         return found
 
     def _judged(self, original: Outputs, masked: Outputs) -> Float[Tensor, "row 2"]:
-        """Whether each prediction is unchanged, and how far its output moves."""
+        """Return whether each prediction is unchanged, and how far its output moves."""
         moved = self.divergence(original, masked).float().cpu()
         return torch.stack([self.unchanged(original, masked).float().cpu(), moved], 1)
 
     def _best(self, question: Question) -> SearchSteps[Tensor]:
-        """1 for the positions of the best set, 0 for the others."""
+        """Return 1 for the positions of the best set, 0 for the others."""
         best = torch.ones(question.positions, dtype=torch.bool)
         sets = best[None]
         for _ in range(question.positions):

@@ -1,4 +1,4 @@
-"""What explainers share that close some positions of one example at a time, and look at what the model says."""
+"""The base class of explainers that close sets of positions of each example and look at the output."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ T = TypeVar("T")
 
 
 class Closing(Explainer):
-    """An explainer that asks the model about sets of positions; nothing is learned.
+    """An explainer that runs the model with sets of positions closed; nothing is learned.
 
     Args:
         hooked: the wrapped model.
         sites: where positions are closed, each site by itself: a tag, an address, a glob, a Site, or several of these.
         baseline: what replaces a closed position; a `Baseline` object serves a single site.
         divergence: distance between original and masked outputs, in nats per example.
-        batch_size: sets of positions in one pass of the model.
-        replay: whether passes start at the site, where that is possible, instead of running the whole model.
+        batch_size: number of position sets in one pass of the model.
+        replay: whether passes start at the site, if possible, instead of running the whole model.
         seed: the random seed, for the order in which a shuffling loader gives batches to `explain_to`.
 
     Raises:
         SettingError: a number is out of range.
-        UnknownSiteError: no site is meant.
+        UnknownSiteError: no site matches.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Closing(Explainer):
         return self.sites
 
     def clean(self, batch: Any) -> Clean:
-        """A clean pass of a batch."""
+        """Run a clean pass of a batch."""
         return clean_pass(self.hooked, move(batch, device_of(self.hooked.model)), self.sites)
 
     def questions(self, clean: Clean, site: Site) -> Sequence[Question]:
-        """A question for each example."""
+        """Return a `Question` for each example, which runs the model on its position sets."""
         baseline = registry.make(BASELINES, self.baseline)
         rows = self.batch_size
         if clean.places[site].example_index is not None:
@@ -88,11 +88,11 @@ class Closing(Explainer):
     def answers(
         self, questions: Sequence[Question], ask: Callable[[Question], SearchSteps[T]], function: Criterion
     ) -> list[T]:
-        """What is found out about each example of a batch at a site.
+        """Return the search result of each example of a batch at a site.
 
         Args:
             ask: the search for one example.
-            function: of the original and the masked outputs, a row for each set.
+            function: maps the original and the masked outputs to a row for each set.
         """
         if questions and isinstance(questions[0], RowQuestion):
             return questions[0].batch_questions.answer([ask(question) for question in questions], function)
@@ -101,12 +101,12 @@ class Closing(Explainer):
     def spread_scores(
         self, clean: Clean, questions: Sequence[Question], scores: Sequence[Tensor], rest: float
     ) -> Scores:
-        """The scores of a site.
+        """Return the scores of a site.
 
         Args:
-            questions: of all its examples.
-            scores: a number in [0, 1] for each position of each.
-            rest: the number of gates that are no real position's.
+            questions: one for each example.
+            scores: for each example, a score in [0, 1] per position.
+            rest: the score of padding.
         """
         site = questions[0].site
         values = torch.full(site.gating().mask_shape(clean.values[site], site=site), rest)
@@ -123,10 +123,10 @@ def _answered(question: Question, steps: SearchSteps[T], function: Criterion) ->
 
 
 def _check_baseline(baseline: str | Mapping[str, Any] | Baseline) -> None:
-    """Refuses a baseline that knows nothing without training data, and would be zero in silence."""
+    """Refuse a baseline that needs training data, and would silently be zero without it."""
     made = registry.make(BASELINES, baseline)
     if not made.started and type(made).fit is not Baseline.fit:
         raise SettingError(
-            f"the baseline {type(made).__name__} comes from training "
-            "data, which a search does not see. Use 'zero', or give a vector: Token(values.mean((0, 1)))"
+            f"the baseline {type(made).__name__} needs training data, which a search does not see. Use 'zero', or "
+            "give a vector: Token(values.mean((0, 1)))."
         )

@@ -73,7 +73,7 @@ class DiffMask(Learned):
         return [MaskingGroup([masking]) for masking in maskings]
 
     def _conditioned(self, site: Site, conditioned_on: Sequence[Site]) -> list[Masking]:
-        """A masking of one site for each depth of the states that it is conditioned on."""
+        """Return a masking of one site for each depth of the states that it is conditioned on."""
         states = [state for state in conditioned_on if _depth(state) >= _depth(site)]
         if not states:
             raise SettingError(

@@ -41,28 +41,28 @@ _NO_TREE = contextlib.nullcontext(None)
 
 
 class Erasure(SmallestSets):
-    """The smallest sets of positions that leave the prediction unchanged when all others are erased.
+    """Finds all smallest sets of positions that leave the prediction unchanged when the others are erased.
 
     min `|S|` subject to criterion(y, y_S), by trying all sets of 0, 1, 2, ... positions (De Cao et al. 2020, section
-    3.2). Of each example all smallest sets are found; its rows show the first of them in the order of its positions,
-    1 for what is kept and 0 for what is erased. Where a recurrent module reads the positions and its last state
-    decides, sets with a common beginning share its states (see `Adapter.recurrence`); any other model runs for each
-    set, from the site onward. Where examples have rows of their own, as graphs have edges, one pass tries a set of
-    each of them. A search that a limit ends says so with a warning, and its rows keep every position.
+    3.2). An example's rows show its first smallest set in the order of positions: 1 for kept, 0 for erased. If a
+    recurrent module reads the positions and its last state decides, sets with a common beginning share its states (see
+    `Adapter.recurrence`). Any other model runs once for each set, from the site onward. If each example has its own
+    rows, such as the edges of a graph, one pass tries a set of each example. If a limit ends the search, a warning says
+    so, and the rows keep every position.
 
     Args:
         hooked, sites, baseline, criterion, margin, divergence, batch_size, replay, seed: as `SmallestSets` takes
             them.
-        max_positions: the longest example that is searched, in positions.
-        max_set_size: positions that a set may have; None searches on.
-        max_sets: sets tried for an example; None for no limit.
-        time_limit: seconds spent on the sets of an example in one call; None for no limit. Examples whose sets are
-            tried in the same passes share it.
-        memory_limit: bytes for the states of a recurrence; with less, some are computed again.
+        max_positions: the most positions of an example that is searched.
+        max_set_size: the most positions of a set; None for no limit.
+        max_sets: the most sets tried for an example; None for no limit.
+        time_limit: seconds spent on an example in one call; None for no limit. Examples whose sets are tried in the
+            same passes share it.
+        memory_limit: bytes for the states of a recurrence; states that do not fit are computed again.
 
     Raises:
         SettingError: a number is out of range, or both a criterion and a margin are given.
-        UnknownSiteError: no site is meant.
+        UnknownSiteError: no site matches.
     """
 
     name = "erasure"
@@ -108,18 +108,18 @@ class Erasure(SmallestSets):
 
     @checked
     def search(self, batch: Any, *, state: Folder | None = None, progress: bool = True) -> list[SearchResult]:
-        """What is found out about each example, site by site; positions count as in the rows of an explanation.
+        """Return the search result of each example, site by site; positions are numbered as in an explanation's rows.
 
         Args:
-            batch: as the loaders give it.
-            state: a file that keeps where the search is: written at its end, where a limit or Ctrl-C stops it, and
-                every half minute. The same call later goes on from there.
+            batch: a batch, as the loaders yield it.
+            state: a file for the state of the search, written every half minute, at the end, and when a limit or
+                Ctrl-C stops the search. The same call later resumes from it.
             progress: whether to show a bar on stderr.
 
         Raises:
-            SearchLimitError: an example has more positions than are searched; it says how long that would take.
+            SearchLimitError: an example has more than `max_positions`; the message says how long it would take.
             ResumeError: the file belongs to another search.
-            CorruptFileError, StorageError: the file cannot be read, or not be written.
+            CorruptFileError, StorageError: the file cannot be read or written.
 
         Warns:
             SearchLimitWarning: a limit ended the search for an example.
@@ -138,7 +138,7 @@ class Erasure(SmallestSets):
     def _search(
         self, clean: Clean, state: str | Path | None, progress: bool
     ) -> list[tuple[Sequence[Question], list[SearchResult]]]:
-        """For each site its questions, and what was found out about them."""
+        """Return for each site its questions and their search results."""
         sites = [self.questions(clean, site) for site in self.sites]
         every = [question for questions in sites for question in questions]
         for question in every:
@@ -171,7 +171,7 @@ class Erasure(SmallestSets):
 
         limits: dict[str, Any] = {"max_sets": self.max_sets, "time_limit": self.time_limit, "progress": progress}
         found = yield from search.steps(Flat(question.positions, question.rows), max_set_size=1, **limits)
-        if found.stopped == "max_set_size" and self.max_set_size != 1:  # a tree takes longer to prepare for
+        if found.stopped == "max_set_size" and self.max_set_size != 1:  # a tree takes longer to prepare
             with self._way(question) as way:
                 found = yield from search.steps(way, max_set_size=self.max_set_size, **limits)
         advance(search, 1)
@@ -180,7 +180,7 @@ class Erasure(SmallestSets):
 
     @contextlib.contextmanager
     def _way(self, question: Question) -> Iterator[Strategy]:
-        """How the sets of an example are tried."""
+        """Yield the strategy that tries the sets of an example."""
         with (
             tree(question, self.unchanged, memory=self.memory_limit)
             if isinstance(question, Repeated)
@@ -193,19 +193,18 @@ class Erasure(SmallestSets):
             with self._way(question) as way:
                 text, top = estimate_time(way, question.positions, lambda sets: question.measured(sets, self.unchanged))
             raise SearchLimitError(
-                f"{_of(question)} has {question.positions} positions, and up to {self.max_positions} are "
-                f"searched: {text}. "
-                f"Leave it out, or allow more: Erasure(hooked, max_positions={question.positions}, "
+                f"{_of(question)} has {question.positions} positions, more than max_positions={self.max_positions}: "
+                f"{text}. Leave it out, or allow more: Erasure(hooked, max_positions={question.positions}, "
                 f"max_set_size={max(top, 1)})"
             )
 
     def _identity(self, clean: Clean, questions: Sequence[Question]) -> dict[str, Any]:
-        """What has to be the same for a search to go on."""
+        """Return what must be the same for a search to resume."""
         units = hashlib.sha256(json.dumps([question.units for question in questions]).encode()).hexdigest()
         digest = hashlib.sha256()
         for site in with_dependencies(self.hooked, self.sites):
             digest.update(_bytes(clean.values[site]))
-        if any(isinstance(question, RowQuestion) for question in questions):  # edges alone do not tell graphs apart
+        if any(isinstance(question, RowQuestion) for question in questions):  # edges alone do not identify a graph
             for numbers in parameters(clean.outputs):
                 digest.update(_bytes(numbers))
         known = self.provenance()
@@ -213,7 +212,7 @@ class Erasure(SmallestSets):
         return {"values": digest.hexdigest(), "units": units, **{key: known[key] for key in same}}
 
     def _about(self, clean: Clean) -> list[dict[str, str]]:
-        """What is known of each example: what the search found too."""
+        """Return the metadata of each example, with its search result."""
         count = len(self._latest) // len(self.sites)
         words: list[dict[str, str]] = super()._about(clean) or [{} for _ in range(count)]
         for number, about in enumerate(words):
@@ -226,7 +225,7 @@ def _bytes(values: Tensor) -> bytes:
 
 
 def _kept(question: Question, found: SearchResult) -> Tensor:
-    """1 for the positions of the first solution, 0 for the others; without one all are kept."""
+    """Return 1 for the positions of the first solution, 0 for the others; without a solution all are kept."""
     kept = [unit[0] in found.solutions[0] if found.solutions else True for unit in question.units]
     return torch.tensor(kept, dtype=torch.float32)
 
@@ -237,7 +236,7 @@ def _of(question: Question) -> str:
 
 @contextlib.contextmanager
 def _shown(total: int, shown: bool) -> Iterator[Any]:
-    """A bar that counts examples and tells where a search is."""
+    """Show a bar that counts examples and says how far the search is."""
     progress, task = bar("searching", total)
     if not shown:
         yield lambda search, done: None

@@ -26,18 +26,18 @@ from maskhooks.training.recipe import RecipeSetting
 
 
 class GraphMask(Learned):
-    """Gates on the messages of all layers at once, which drop as many as possible within a margin.
+    """Learns gates on the messages of all layers at once that drop as many messages as possible within a margin.
 
     min E[mean P(z != 0)] over all layers' messages, subject to E[D(y || y_masked)] <= margin. A gate reads the message
-    m and the states h_u and h_v at its ends, as they are without masks; what takes a message's place is a learned
-    vector for each layer. Layers join from the top down (Schlichtkrull et al. 2021, section 3).
+    m and the states h_u and h_v at its ends, all without masks. Each layer has a learned vector that replaces dropped
+    messages. Layers join training from the top down (Schlichtkrull et al. 2021, section 3).
 
     Args:
-        hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed: as `Learned` takes them; sites are
-            messages, the divergence may be `prediction_loss` for the loss against the model's own prediction, and the
+        hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed: as `Learned` takes them. Sites are
+            messages, the divergence may be "prediction-loss" for the loss against the model's own prediction, and the
             recipe "graph" is made for this.
-        tied: one gate for an edge in all layers, read at the last one, instead of one in each layer; an explanation
-            then has the last one's rows.
+        tied: whether an edge has one gate in all layers, read at the last one, instead of one gate in each layer; an
+            explanation then has the last layer's rows.
 
     Raises:
         SettingError, UnknownSiteError, PatternError: as with `Learned`.
@@ -81,25 +81,25 @@ class GraphMask(Learned):
             self._check_tied(clean_pass(self.hooked, batch, self.sites))
 
     def _check_tied(self, clean: Clean) -> None:
-        """Refuses one gate for messages along different edges.
+        """Refuse one gate for messages along different edges.
 
         Raises:
-            SettingError: layers have messages along other edges, or in another order.
+            SettingError: layers have messages along different edges, or in a different order.
         """
         first, *rest = (_along(clean, site) for site in self.sites)
         for site, along in zip(self.sites[1:], rest, strict=True):
             if first is not None and along is not None and not _alike(first, along):
-                way = "Use gates for each layer: tied=False"
+                way = "Give each layer its own gates: tied=False"
                 if self.hooked.sites.tagged("edge"):
                     way += ", or mask edges in every layer at once, without self-loops: GraphMask(hooked, 'edge')"
                 raise SettingError(
-                    f"tied=True is one gate for an edge in all layers, and {self.sites[0]} and {site} do not have "
-                    f"messages along the same edges in the same order ({len(first[0])} and {len(along[0])}), as where "
-                    f"one of them adds self-loops. {way}"
+                    f"tied=True gives an edge one gate in all layers, but {self.sites[0]} and {site} do not have "
+                    f"messages along the same edges in the same order ({len(first[0])} and {len(along[0])}), for "
+                    f"example because one of them adds self-loops. {way}."
                 )
 
     def _make_groups(self) -> Sequence[MaskingGroup]:
-        """One mask of all layers."""
+        """Return one group with the messages of all layers."""
         sites = sorted(self.sites, key=lambda site: site.depth or 0)
         if not self.tied:
             return [MaskingGroup([self._masking(site, self._message_vote(site)) for site in sites])]
@@ -107,11 +107,11 @@ class GraphMask(Learned):
         return [MaskingGroup([self._masking(site, vote) for site in sites], tied=True)]
 
     def _message_vote(self, site: Site) -> Vote:
-        """A layer's gates are read from states of the sources, messages, and states of the targets."""
+        """Return a vote that reads source states, messages and target states of a layer."""
         return self._vote(*self._ends(site, "source"), site, *self._ends(site, "target"))
 
     def _ends(self, site: Site, tag: str) -> list[Site]:
-        """The states at one end of a layer's messages: a site of the same depth and call, beside it in the tree."""
+        """Return the states at one end of a layer's messages: a site with the same depth, call and parent module."""
         return [
             dataclasses.replace(other, optional=False)
             for other in self.hooked.sites.tagged(tag)
@@ -120,7 +120,7 @@ class GraphMask(Learned):
 
 
 def _along(clean: Clean, site: Site) -> tuple[Tensor, Tensor | None] | None:
-    """The two nodes that each message goes between, `edge node`, and its relation; None where the task is silent."""
+    """Return the two nodes of each message, `edge node`, and its relation; None if the task does not know them."""
     columns = clean.hooked.task.edges(site, clean.batch, clean.values)
     if columns is None:
         return None
@@ -129,7 +129,7 @@ def _along(clean: Clean, site: Site) -> tuple[Tensor, Tensor | None] | None:
 
 
 def _alike(one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]) -> bool:
-    """Whether messages go along the same edges; a layer may tell relations apart or not."""
+    """Whether messages go along the same edges; a layer may or may not distinguish relations."""
     (ends, relation), (others, another) = one, other
     return torch.equal(ends, others) and (relation is None or another is None or torch.equal(relation, another))
 

@@ -1,4 +1,4 @@
-"""What explainers share whose masks are trained: their settings, fitting, scoring, evaluating, saving."""
+"""The base class of explainers with trained masks: settings, fitting, scoring, evaluating and saving."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _Itself = TypeVar("_Itself", bound="Learned")
 
 
 class Learned(Explainer):
-    """An explainer whose probes and baselines `fit` trains.
+    """An explainer with probes and baselines that `fit` trains.
 
     Args:
         hooked: the wrapped model.
@@ -68,13 +68,13 @@ class Learned(Explainer):
 
     Attributes:
         sites: what is masked.
-        groups: what is trained; each group has masked passes and an objective of its own.
-        result: what the last fit left: log, validation, within_margin, chosen steps.
+        groups: what is trained; each group has its own masked passes and objective.
+        result: the `FitResult` of the last fit: log, validation, within_margin, chosen steps.
 
     Raises:
         SettingError: a setting is of the wrong type or out of range.
         UnknownNameError: no part is registered under a name.
-        UnknownSiteError: no site matches; near names are listed.
+        UnknownSiteError: no site matches; the message lists similar names.
         PatternError: a site has no pattern.
     """
 
@@ -105,11 +105,11 @@ class Learned(Explainer):
         registry.check(BASELINES, self.baseline)
         if weights and self.baseline != "zero":
             raise SettingError(
-                f"{weights[0]} is a weight, 1 where nothing is masked, for which no baseline can be learned. Use "
-                "baseline='zero', or mask what is weighted"
+                f"{weights[0]} is a weight, 1 if nothing is masked, so no baseline can be learned for it. Use "
+                "baseline='zero', or mask what it weights."
             )
         self.recorder = Replay(hooked.model) if self.recipe.replay else None
-        self._baselines_first = not amortized  # learned ones are fitted before any gate, and then kept
+        self._baselines_first = not amortized  # learned ones are fitted before any gate, and then frozen
 
     def __repr__(self) -> str:
         state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
@@ -153,38 +153,38 @@ class Learned(Explainer):
         precision: Text | None = None,
         strategy: Any = None,
     ) -> _Itself:
-        """Learns probes and baselines from their start; the model is left as it was.
+        """Train probes and baselines from scratch, or resume a run. The model is unchanged.
 
         Args:
-            train: batches, in a DataLoader or a list.
+            train: training batches, in a DataLoader or a list.
             validation: batches on which the sparsest state within the margin is chosen; without them the last is kept.
-            steps: training steps in all; default as many as train each masking `recipe.steps` times.
-            epochs: instead of steps, how often to go through `train`.
-            run_dir: where logs are written as CSV, the state of the run while it goes on, and the fitted explainer.
+            steps: total training steps; by default each masking gets `recipe.steps`.
+            epochs: instead of steps, the number of passes over `train`.
+            run_dir: folder for the CSV logs, the state of the run, and the fitted explainer.
             progress: whether to show a bar on stderr.
-            store: "memory", a folder, or a `Store`, to keep clean passes across epochs: a step then costs only its
-                masked half. The batches of the first epoch come again in the later ones, in another order.
-            resume: go on from the state in `run_dir`, to what the run would have been without a stop. A finished run is
-                returned as it is; where there is none, this one begins.
-            save_every: seconds after which the state is saved again; it is saved at each validation too.
-            tensorboard: a folder for the logs as TensorBoard reads them; True is `run_dir/tensorboard`.
-            accelerator: what Lightning's Fabric trains on, such as "cpu" or "gpu"; by default the best there is.
-            devices: how many devices, or which; by default one.
-            num_nodes: how many machines.
+            cache: "memory", a folder, or a `CleanCache`, to keep clean passes across epochs: a step then costs only its
+                masked half. Later epochs repeat the batches of the first, in another order.
+            resume: whether to resume from the state in `run_dir`, to the result of an uninterrupted run. A finished run
+                is returned as it is; if there is no state, training starts.
+            save_every: seconds between two saved states; the state is also saved at each validation.
+            tensorboard: a folder for TensorBoard logs; True is `run_dir/tensorboard`.
+            accelerator: what Lightning's Fabric trains on, such as "cpu" or "gpu"; by default the best available.
+            devices: number of devices, or which ones; by default one.
+            num_nodes: number of machines.
             precision: "16-mixed" or "bf16-mixed", which are faster on many GPUs; by default float32.
             strategy: how several devices share the work, such as "ddp".
 
         Raises:
             EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
                 BatchError: see docs/reference/errors.
-            KeyboardInterrupt: Ctrl-C, after the step at hand; the explainer can be used. SystemExit for SIGTERM.
+            KeyboardInterrupt: Ctrl-C, after the current step; the explainer can be used. SystemExit for SIGTERM.
 
         Warns:
-            BypassedWarning: information goes around a masked site.
-            MarginWarning: no state kept the divergence within the margin; the nearest was kept.
+            BypassedWarning: information bypasses a masked site.
+            MarginWarning: no state kept the divergence within the margin; the closest was kept.
             UnfiredSiteWarning: no output depends on a site, which is left out.
         """
-        # Lightning is loaded where something is trained.
+        # Lightning is imported only for training.
         from maskhooks.training.fit import check_loaders, fit_baselines_only
         from maskhooks.training.fit import fit as train_run
 
@@ -193,7 +193,7 @@ class Learned(Explainer):
         if epochs is not None and not isinstance(train, Sized):
             raise SettingError("epochs needs a loader with a length; give steps instead")
         if resume and run_dir is None:
-            raise SettingError("resume goes on from the state in a folder: give it as run_dir")
+            raise SettingError("resume needs the folder of the run. Give it as run_dir.")
         self.sites, self.fitted, self.result = self._asked, False, None
         with preserved_rng(self.hooked.model), Epochs(train, self.seed).seeded():
             check_loaders(train, validation)
@@ -233,13 +233,13 @@ class Learned(Explainer):
         return self
 
     def _check_sites(self, batch: Any) -> None:
-        """Looks at what the sites do with a batch before masks are learned; leaves out those that have no effect."""
+        """Check the sites on a batch before training; leave out those that have no effect."""
         unused = check_gradients(self.hooked, batch, self.sites, seeded(self.seed))
         if unused:
             self.sites = [site for site in self.sites if site not in unused]
             warnings.warn(
-                f"nothing that the model returns depends on {', '.join(map(str, unused))}: there is no mask to learn "
-                "there, and these are left out. Name the other sites to say so yourself.",
+                f"the model's output does not depend on {', '.join(map(str, unused))}, so there is no mask to learn "
+                "there, and these sites are left out. To silence this warning, name the other sites.",
                 UnfiredSiteWarning,
                 stacklevel=3,
             )
@@ -247,16 +247,16 @@ class Learned(Explainer):
         self._check_batch(batch)
 
     def _check_batch(self, batch: Any) -> None:
-        """What else an explainer looks at in a batch before masks are learned."""
+        """Check a batch further before training; explainers may override this."""
 
     def _save_run(self, run: Run) -> None:
-        """Saves into the run's folder, and raises what ended the run before its time."""
+        """Save into the run's folder, and raise what ended the run early."""
         cause: BaseException | None = getattr(self.result, "cause", None)
         try:
             if run.folder is not None and first_rank():
                 self.save(run.folder)
         except StorageError:
-            if cause is None:  # what ended the run says more
+            if cause is None:  # the exception that ended the run says more
                 raise
         if cause is not None:
             raise cause
@@ -280,20 +280,20 @@ class Learned(Explainer):
 
     @property
     def _scored(self) -> Sequence[Masking]:
-        """The maskings whose gates are the scores."""
+        """The maskings with the gates that become scores."""
         return self.maskings
 
     def _estimator(self) -> Estimate:
-        """What samples free gates in each step of a start."""
+        """Return the function that samples per-example gates in each step."""
         return pathwise
 
     @checked
     def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
-        """What the masks do to predictions, a row for each group: for each masked site and depth, or for all layers.
+        """Measure what the masks do to predictions: a row for each masked site and depth, or one for all layers.
 
         Returns:
             Rows with site, depth; divergence (nats), expected_l0 (fraction kept), agreement (fraction of predictions
-            unchanged) with sampled gates, on average over up to 16 samples where there are fewer than 500 examples;
+            unchanged) with sampled gates, averaged over up to 16 samples if there are fewer than 500 examples;
             rounded_divergence, rounded_kept, rounded_agreement with gates rounded at .5.
         """
         if not self.fitted:
@@ -311,25 +311,25 @@ class Learned(Explainer):
 
     @checked
     def save(self, folder: Folder) -> Path:
-        """Saves to a folder of safetensors and JSON; `maskhooks.load(folder, model)` is the inverse."""
+        """Save to a folder of safetensors and JSON; `maskhooks.load(folder, model)` loads it."""
         return save(self, Path(folder))
 
     @property
     def parts(self) -> list[nn.Module]:
-        """Probes and baselines, each once; no free logits, which live for one batch."""
+        """Probes and baselines, each once, without per-example logits, which last for one batch."""
         return [module for module in modules_of(self.maskings) if not isinstance(module, PerExampleLogits)]
 
     def shapes(self) -> list[dict[str, Any]]:
-        """For each masking the sizes that its parts were started with."""
+        """Return for each masking the sizes that its parts were started with."""
         return [masking.sizes for masking in self.maskings]
 
     def restart(self, shapes: Sequence[Mapping[str, Any]]) -> None:
-        """Allocates the parts for sizes that `shapes` gave."""
+        """Allocate the parts for sizes that `shapes` returned."""
         for masking, sizes in zip(self.maskings, shapes, strict=True):
             masking.start(sizes, device_of(self.hooked.model))
 
     def settings(self) -> dict[str, Any]:
-        """The settings, each JSON-serialisable, and the unit in which positions are gated together."""
+        """Return the settings, each JSON-serialisable, and the unit in which positions are gated together."""
         return {**super().settings(), "units": self.hooked.task.unit_name}
 
     def provenance(self) -> dict[str, Any]:
@@ -337,10 +337,10 @@ class Learned(Explainer):
 
     @classmethod
     def restored(cls: type[_Itself], hooked: Hooked, settings: Mapping[str, Any], **given: Any) -> _Itself:
-        """The explainer that `settings` describes, not fitted yet.
+        """Return the explainer that `settings` describes, not fitted yet.
 
         Args:
-            given: `gate`, `baseline` and `divergence` where they were objects that cannot be saved.
+            given: `gate`, `baseline` and `divergence`, if they were objects that cannot be saved.
 
         Raises:
             SettingError: one of these is missing, or a setting is wrong.
@@ -351,14 +351,14 @@ class Learned(Explainer):
 
     @abstractmethod
     def _make_groups(self) -> Sequence[MaskingGroup]:
-        """Maskings with parts that have learned nothing; each fit begins with them."""
+        """Return groups of maskings with untrained parts; each fit starts from them."""
 
     def _vote(self, *reads: Site) -> Vote:
-        """A vote with a probe of its own that reads these sites; without amortisation it has free logits instead."""
+        """Return a vote with a new probe that reads these sites; without amortisation, with per-example logits."""
         return Vote(reads, self.recipe.make_probe()) if self.amortized else Vote((), self.recipe.make_logits())
 
     def _masking(self, site: Site, vote: Vote, depth: int | None = None) -> Masking:
-        """A masking with one vote and a baseline of its own."""
+        """Return a masking with one vote and a new baseline."""
         return Masking(site, (site.depth or 0) if depth is None else depth, [vote], self.gate, self._make_baseline())
 
     def _make_baseline(self) -> Baseline:
@@ -369,7 +369,7 @@ class Learned(Explainer):
         return baseline
 
     def _problem(self) -> Problem:
-        """What is trained."""
+        """Return the problem to train."""
         return Problem(
             self.hooked,
             self.groups,

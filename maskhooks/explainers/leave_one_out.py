@@ -1,4 +1,4 @@
-"""Leave-one-out: how far the output moves when one position is closed."""
+"""Leave-one-out: how far the output moves if one position is closed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from maskhooks.search.scheduler import SearchSteps
 
 
 class LeaveOneOut(Closing):
-    """For each position by itself how far the output moves without it, 1 - exp(-D(y || y without it)), in [0, 1).
+    """Scores each position by how far the output moves without it: 1 - exp(-D(y || y_without)), in [0, 1).
 
-    D is the divergence in nats (Li et al. 2016 take the change of one probability). A position that another can stand
-    in for has a score near 0, as has the other one.
+    D is the divergence in nats (Li et al. 2016 take the change of one probability). If two positions can replace each
+    other, both score near 0.
 
     Args:
         hooked, sites, baseline, divergence, batch_size, replay, seed: as `Closing` takes them.
@@ -36,7 +36,7 @@ class LeaveOneOut(Closing):
 
 
 def _each(question: Question) -> SearchSteps[Tensor]:
-    """How far the output moves without each position."""
+    """Ask how far the output moves without each position."""
     if not question.positions:
         return torch.zeros(0)
     moved = yield ~torch.eye(question.positions, dtype=torch.bool)

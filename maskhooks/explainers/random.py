@@ -1,4 +1,4 @@
-"""Random scores: what any other explainer has to beat."""
+"""Random scores, which any other explainer must beat."""
 
 from __future__ import annotations
 

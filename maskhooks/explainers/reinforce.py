@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992) on the same masks as DiffMask's: gradients from samples alone, not through the model."""
+"""REINFORCE (Williams 1992) on DiffMask's masks: gradients from samples alone, not through the model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from maskhooks.training.recipe import RecipeSetting
 
 
 class Reinforce(Learned):
-    """Free logits of Bernoulli gates for each batch, learned by REINFORCE instead of through the model.
+    """Optimises per-example logits of Bernoulli gates by REINFORCE, without gradients through the model.
 
-    The problem is that of `DiffMask(amortized=False)`, with a multiplier for each example. The gradient of the expected
-    penalty P is that of (P - b) log p(z), with the moving average of an example's penalties as its baseline b; the
-    sparsity's is exact (De Cao et al. 2020, section 3.2, compare with this). The model is run without gradients, so
-    that a part of it that has none is no obstacle. `fit` learns a learned baseline, and nothing else.
+    It solves the problem of `DiffMask(amortized=False)`, with a multiplier for each example. The gradient of the
+    expected penalty P is that of (P - b) log p(z), where b is the moving average of an example's penalties; the
+    gradient of the sparsity is exact (De Cao et al. 2020, section 3.2, compare with this). The model runs without
+    gradients, so its parts need not be differentiable. `fit` only trains a learned baseline.
 
     Args:
-        hooked, sites, margin, gate, baseline, divergence, recipe, seed: as `Learned` takes them; the gate has a
+        hooked, sites, margin, gate, baseline, divergence, recipe, seed: as `Learned` takes them. The gate needs a
             log-probability, and the recipe "subset" is made for this.
-        ema_decay: of the moving average, the weight of what was before each step.
+        ema_decay: decay of the moving average: the weight of its previous value in each step.
 
     Raises:
         SettingError, UnknownSiteError, PatternError: as with `Learned`.

@@ -1,4 +1,4 @@
-"""Saving: a fitted explainer as a folder of safetensors and JSON, never a pickle."""
+"""Saving: write a fitted explainer as a folder of safetensors and JSON, never a pickle."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
 
 
 class Saved(TypedDict):
-    """What `explainer.json` holds.
+    """The contents of `explainer.json`.
 
     Attributes:
         format: `FORMAT`.
-        version: of the maskhooks that saved it.
+        version: the version of maskhooks that saved it.
         explainer: the registered name.
-        weights: SHA-256 of the file of weights, which ties it to these settings.
-        settings: by name, as the explainer's schema has them, and the unit of gating.
-        shapes: for each masking the sizes of its parts.
-        fingerprint: of the model.
-        provenance: what an explanation would bear.
+        weights: SHA-256 of the weights file, which ties the file to these settings.
+        settings: the explainer's settings by name, and the unit of gating.
+        shapes: for each masking, the sizes of its parts.
+        fingerprint: the model's fingerprint.
+        provenance: the provenance of its explanations.
         result: within_margin, chosen_steps and stop_reason of the last fit.
     """
 
@@ -69,7 +69,7 @@ class Saved(TypedDict):
 
 @runtime_checkable
 class Saveable(Protocol):
-    """What an explainer offers so that it can be saved; one that does is loaded by its registered name."""
+    """What an explainer needs in order to be saved, and to be loaded by its registered name."""
 
     name: str
     hooked: Hooked
@@ -78,31 +78,31 @@ class Saveable(Protocol):
 
     @classmethod
     def restored(cls, hooked: Hooked, settings: dict[str, Any], **given: Any) -> Saveable:
-        """The explainer that has these settings; `given` holds what could not be saved."""
+        """Return the explainer with these settings; `given` holds what could not be saved."""
 
     @property
     def parts(self) -> list[nn.Module]:
         """Modules whose weights are saved, always in the same order."""
 
     def settings(self) -> dict[str, Any]:
-        """What rebuilds the explainer, as JSON has it; `sites` and `conditioned_on` hold sites as dictionaries."""
+        """Return what rebuilds the explainer, JSON-serialisable; `sites` and `conditioned_on` hold dictionaries."""
 
     def shapes(self) -> list[dict[str, Any]]:
-        """What allocates the parts, as JSON has it."""
+        """Return what allocates the parts, JSON-serialisable."""
 
     def restart(self, shapes: Sequence[Mapping[str, Any]]) -> None:
-        """Allocates the parts."""
+        """Allocate the parts."""
 
     def provenance(self) -> dict[str, Any]:
-        """What made it."""
+        """Return the provenance of its explanations."""
 
 
 def save(explainer: Saveable, folder: Path) -> Path:
-    """Writes `explainer.json` and `weights.safetensors` into a folder; `log.csv` and `validation.csv` beside them.
+    """Write `explainer.json`, `weights.safetensors`, `log.csv` and `validation.csv` into a folder.
 
     Raises:
         NotFittedError: there is nothing to save yet.
-        StorageError: it cannot be written; what was saved there before is as it was.
+        StorageError: a file cannot be written; earlier files there are untouched.
     """
     if not explainer.fitted:
         raise NotFittedError("there is nothing to save yet: call fit(train_loader) first")
@@ -140,13 +140,13 @@ def save(explainer: Saveable, folder: Path) -> Path:
 
 @checked
 def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True, **given: Any) -> Any:
-    """A saved explainer, for the model it was fitted to.
+    """Load a saved explainer, for the model it was fitted to.
 
     Args:
-        folder: what `explainer.save` wrote.
-        model: the model, or it wrapped. What was passed to `wrap` as a function cannot be saved, and is passed
-            again: here by name (`output=...`, `real=...`), or by giving the wrapped model.
-        strict: False loads for a model whose fingerprint differs, and warns with the differences.
+        folder: the folder that `explainer.save` wrote.
+        model: the model, or the wrapped model. Functions passed to `wrap` cannot be saved, so pass them again: by name
+            (`output=...`, `valid=...`), or as part of the wrapped model.
+        strict: whether to refuse a model with another fingerprint; False warns with the differences.
         given: functions and options of `wrap`, and settings that could not be saved, such as a gate or a function.
 
     Returns:
@@ -154,9 +154,8 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
 
     Raises:
         CorruptFileError: a file is missing, broken, or a pickle.
-        FingerprintError: it was saved for another model; the differences are listed.
-        SettingError: a part that could not be saved was not given, or other positions are gated together than when it
-            was trained.
+        FingerprintError: it was saved for another model; the message lists the differences.
+        SettingError: a part that could not be saved was not given, or positions are not gated together as in training.
         UnknownNameError: the plugin with its explainer is not installed.
     """
     folder = Path(folder)
@@ -170,7 +169,7 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
     _check_units(folder, saved["settings"], hooked)
     _compare(folder, saved["fingerprint"], fingerprint(hooked.model), strict)
     explainer = _restored(folder, kind.restored, hooked, saved["settings"], own)
-    with preserved_rng(hooked.model):  # parts are drawn at random before their weights are read
+    with preserved_rng(hooked.model):  # parts are initialised at random before their weights are loaded
         explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts, saved["weights"])
     explainer.result = FitResult(**saved["result"])
@@ -185,7 +184,7 @@ def _restored(
     settings: dict[str, Any],
     own: dict[str, Any],
 ) -> Saveable:
-    """The explainer with the saved settings, which pass the same schema as those that users give."""
+    """Return the explainer with the saved settings, which are checked like a user's."""
     try:
         return restored(hooked, settings, **own)
     except UnknownNameError as error:
@@ -216,7 +215,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) -> Hooked:
-    """The model wrapped as an adapter finds it, or with the saved sites where it finds others."""
+    """Return the wrapped model, with the adapter's sites or, if these differ, with the saved sites."""
     if settings.get("units") not in (None, "function"):
         given = {"units": settings["units"], **given}
     hooked = wrap(model, **given)
@@ -228,12 +227,12 @@ def _wrapped(model: nn.Module, settings: dict[str, Any], given: dict[str, Any]) 
 
 
 def _check_units(folder: Path, settings: dict[str, Any], hooked: Hooked) -> None:
-    """Raises SettingError where other positions are gated together than those that masks were trained with."""
+    """Raise SettingError if positions are not gated together as in training."""
     saved, present = settings.get("units"), hooked.task.unit_name
     if "units" in settings and saved != present:
         way = {None: "without units", "function": "with the function again, units=lambda batch: ..."}
         raise SettingError(
-            f"{folder} was trained with {_told(saved)}, and the model is wrapped with {_told(present)}. Wrap it "
+            f"{folder} was trained with {_told(saved)}, but the model is wrapped with {_told(present)}. Wrap it "
             f"{way.get(saved, f'with units={saved!r}')}."
         )
 
@@ -260,10 +259,10 @@ def _compare(folder: Path, saved: dict[str, Any], present: dict[str, Any], stric
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """What is saved of an explainer but its weights, as JSON has it; no model is needed.
+    """Return the contents of a saved explainer's `explainer.json`; no model is needed.
 
     Raises:
-        CorruptFileError: it is missing or broken.
+        CorruptFileError: the file is missing or broken.
     """
     path = folder / SETTINGS
     data = _bytes(path)
@@ -304,7 +303,7 @@ def _load_weights(folder: Path, parts: list[nn.Module], digest: str) -> None:
             part.load_state_dict(mine)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise CorruptFileError(
-            f"{path} is broken or no safetensors file ({error}); pickles are never read. Save the explainer again.",
+            f"{path} is broken or not a safetensors file ({error}); pickles are never read. Save the explainer again.",
             path=path,
         ) from error
 

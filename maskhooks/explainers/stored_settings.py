@@ -1,4 +1,4 @@
-"""Settings of explainers as JSON has them, and back: what is saved with a run and stands in a provenance."""
+"""Convert the settings of explainers to JSON and back, for saved runs and provenance."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from maskhooks.plugins.registry import registry
 from maskhooks.settings.schema import Setting, schema_of
 from maskhooks.sites.site import SITES, Site
 
-_OBJECT = "object"  # the key that stands for an object that cannot be saved; its value is the object's type
+_OBJECT = "object"  # the key that marks an object that cannot be saved; the value is its type
 
 
 def stored(explainer: Any) -> dict[str, Any]:
-    """The settings of an explainer, each as JSON has it.
+    """Return the settings of an explainer, each JSON-serialisable.
 
-    An object that no registered name makes is stored as `{"object": its type}`, and has to be passed again.
+    An object that no registered name makes is stored as `{"object": its type}`, and must be passed again.
 
     Raises:
         PluginError: the explainer does not keep one of its settings.
@@ -31,7 +31,7 @@ def stored(explainer: Any) -> dict[str, Any]:
         if not hasattr(explainer, setting.name):
             raise PluginError(
                 f"{kind.__name__} does not keep its setting {setting.name!r}. Assign self.{setting.name} in __init__, "
-                "so that it can be saved and stands in the provenance.",
+                "so that it is saved and part of the provenance.",
                 plugin=explainer.name,
             )
         found[setting.name] = _encoded(setting, getattr(explainer, setting.name))
@@ -39,10 +39,10 @@ def stored(explainer: Any) -> dict[str, Any]:
 
 
 def restored(kind: type[Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that make an explainer of a class again.
+    """Return the arguments that rebuild an explainer of a class.
 
     Args:
-        settings: what `stored` gave.
+        settings: what `stored` returned.
         given: the objects that could not be stored, by name.
 
     Raises:
@@ -85,7 +85,7 @@ def _decoded(setting: Setting, value: Any) -> Any:
     kind = _kind(setting)
     if kind is not None and kind.made and isinstance(value, Mapping):
         try:
-            return kind.type(**value)  # whole: a preset may have changed since
+            return kind.type(**value)  # all fields: a preset may have changed since
         except TypeError as error:
             raise SettingError(f"{setting.name} has unknown settings: {error}") from error
     return value

@@ -64,7 +64,7 @@ class Mean(Baseline):
 
     @property
     def deviation(self) -> Float[Tensor, "*features"]:
-        """The standard deviation of values at real positions, over the feature axes."""
+        """The standard deviation of values at valid positions, over the feature axes."""
         return self.variance.sqrt()
 
     def forward(self) -> Float[Tensor, "*features"]:

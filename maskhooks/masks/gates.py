@@ -80,12 +80,12 @@ class HardConcrete(Gate):
 
     @classmethod
     def louizos(cls) -> HardConcrete:
-        """The settings of Louizos et al. 2018: temperature 2/3, stretched to (-0.1, 1.1)."""
+        """The hard concrete gate of Louizos et al. 2018: temperature 2/3, stretched to (-0.1, 1.1)."""
         return cls(2 / 3, -0.1, 1.1)
 
     @classmethod
     def straight_through(cls) -> HardConcrete:
-        """Rounded samples at temperature 1/3 (Schlichtkrull et al. 2021)."""
+        """A hard concrete gate whose samples are rounded to 0 or 1, at temperature 1/3 (Schlichtkrull et al. 2021)."""
         return cls(1 / 3, rounded=True)
 
     def tempered(self, factor: float) -> HardConcrete:

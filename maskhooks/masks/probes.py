@@ -71,7 +71,7 @@ class Probe(nn.Module):
 
 
 class MLP(Probe):
-    """One hidden layer on standardised values: logit = clamp(scale (W2 tanh(W1 x + c) + c2) + b, low, high).
+    """One hidden layer on standardised values x: clamp(scale (W2 tanh(W1 x + c) + c2) + b, min_logit, max_logit).
 
     x is (value - mean) / deviation over valid training positions. If several sites are read, each value is scaled
     down in proportion to its number of features: Adam moves all weights alike, so a wide value would outrun a narrow
@@ -81,7 +81,7 @@ class MLP(Probe):
     Args:
         hidden: units of the hidden layer; by default a quarter of the features, at least 32.
         init_logit: b at the start; 2 keeps a position with probability .91.
-        min_logit, max_logit: the logits' range, low and high above. Above 5 a gate is too open for a gradient to close
+        min_logit, max_logit: the range of the logits. Above 5 a gate is too open for a gradient to close
             it; with a maximum far below 5, the noise of the open gate alone costs divergence.
         scale: how fast the logits move relative to the output layer.
     """
@@ -201,7 +201,7 @@ class SummedMLP(Probe):
 
 
 class PaperMLP(Probe):
-    """The authors' probe: weight-normed Linear, tanh, weight-normed Linear, tanh, times 10, plus a bias learned from 5.
+    """The probe of DiffMask's authors: 10 tanh(W2 tanh(W1 x)) + b, with weight norm; b is learned from 5.
 
     The hidden layer has a quarter of the last value's features, at least 32. Values are not standardised. The head
     saturates open: near a logit of 15 almost no gradient flows back.

@@ -73,9 +73,10 @@ def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch
 
 
 def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
-    """Return `flip_loss` with a lead of 0.05: 0 while the predicted class stays ahead, however the output moves.
+    """Return how far another class comes within 0.05 nats of the predicted one, per example; 0 while it leads by more.
 
-    A divergence for masks that only need to keep the prediction, at a margin below 0.05.
+    This is `flip_loss` with a lead of 0.05. It suits masks that only need to keep the prediction, at a margin below
+    0.05.
     """
     return flip_loss(original, masked, 0.05)
 

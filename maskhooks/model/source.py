@@ -86,9 +86,9 @@ def _forms(sources: Mapping[str, Source]) -> str:
 
 
 class Factory(Source):
-    """A function called without arguments: `package.module:factory`, which may be in the current folder.
+    """Calls `package.module:factory`, a function without arguments that may be in the current folder.
 
-    It returns a `Hooked`, `(Hooked, training batches)` or `(Hooked, training batches, validation batches)`; a
+    The function returns a `Hooked`, `(Hooked, training batches)` or `(Hooked, training batches, validation batches)`; a
     plain module is wrapped. A factory whose model takes texts returns an `Opened`.
     """
 

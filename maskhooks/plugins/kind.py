@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A kind of part, such as gates. A plugin offers parts of it with one hook.
+    """A kind of part, such as gates. A plugin offers parts of a kind with one hook.
 
-    The registry knows a kind by its name alone, so it imports none of the packages whose parts it holds. In an
-    `Annotated` type a kind says that a setting is a part: `Annotated[str | Mapping[str, Any] | Gate, GATES]`.
+    The registry imports none of the packages that own the parts. A kind in an `Annotated` type says that a setting
+    is a part: `Annotated[str | Mapping[str, Any] | Gate, GATES]`.
 
     Attributes:
-        name: the singular, as messages have it. The hook's name follows from it.
-        type: what a part is an instance of.
+        name: the singular, as in messages. The hook's name follows from it.
+        type: the type of the parts.
         listed: whether the hook returns a list of parts, each with a `name`, instead of a mapping by name.
-        made: whether such a mapping holds the parts themselves, instead of what makes them, such as their classes.
+        made: whether the mapping holds finished parts, instead of callables that make them, such as classes.
     """
 
     name: str
@@ -41,20 +41,20 @@ class Kind(Generic[T]):
 
     @property
     def returns(self) -> str:
-        """What the hook returns, in words."""
+        """A description of what the hook returns."""
         return f"a list of {self.type.__name__} objects" if self.listed else f"a mapping from name to {self.name}"
 
     @property
     def words(self) -> str:
-        """What a setting of this kind accepts, in words."""
+        """A description of what a setting of this kind accepts."""
         return f"the name of a registered {self.name}, a mapping of its name and settings, or {_a(self.type)}"
 
     def accepts(self, value: object) -> bool:
-        """Whether a setting of this kind may have this value; the registry says whether a name is known."""
+        """Whether a setting of this kind may have this value. The registry checks names."""
         return isinstance(value, (str, Mapping)) or self.is_one(value)
 
     def names(self, returned: object) -> list[str] | None:
-        """The names of the parts that a hook returned; None where it returned anything else."""
+        """Return the names of the parts that a hook returned; None if it returned anything else."""
         if self.listed:
             if not isinstance(returned, (list, tuple)) or not all(map(self.is_one, returned)):
                 return None
@@ -68,7 +68,7 @@ class Kind(Generic[T]):
         return isinstance(part, self.type) and not inspect.isclass(part)
 
     def _fits(self, part: object) -> bool:
-        """Whether an object may stand in the mapping."""
+        """Whether the mapping may hold this object."""
         if self.made:
             return self.is_one(part)
         return issubclass(part, self.type) if inspect.isclass(part) else callable(part)
@@ -79,7 +79,7 @@ declared: Mapping[str, Kind[Any]] = MappingProxyType(_declared)  # every kind by
 
 
 def declare(name: str, type: type[T], *, listed: bool = False, made: bool = False) -> Kind[T]:
-    """Declares a kind to the registry; see `Kind`."""
+    """Declare a kind to the registry; see `Kind`."""
     kind = Kind(name, type, listed, made)
     _declared[kind.hook] = kind
     return kind

@@ -1,8 +1,8 @@
-"""The registry: which plugins there are, where they come from, what they offer and what failed.
+"""The registry: the plugins found, their packages, the parts they offer, and what failed to load.
 
-Two ways lead here: `register()` in a notebook, and the entry-point group `maskhooks` of installed packages; what is
-given to `wrap(..., adapter=...)` serves one call and is not kept. Entry points are loaded one by one, so that one
-broken plugin does not end discovery for all; built-ins come the same way.
+Plugins come from `register()`, in a notebook, and from the entry-point group `maskhooks` of installed packages,
+built-in parts included. Entry points are loaded one by one, so a broken plugin does not stop the others. An adapter
+given to `wrap(..., adapter=...)` serves one call and is not registered.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Offer(NamedTuple):
 
 @dataclass
 class PluginReport:
-    """One plugin: where it comes from, the parts it offers, or why it could not be loaded."""
+    """One plugin: its package, and the parts it offers or why it could not be loaded."""
 
     name: str
     distribution: str
@@ -53,7 +53,7 @@ class PluginReport:
 
 
 class Registry:
-    """Plugins and the parts they offer; entry points are looked for at the first question."""
+    """Plugins and the parts they offer. Entry points are loaded on first use."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("maskhooks")
@@ -62,16 +62,16 @@ class Registry:
         self._loaded = False
 
     def load(self) -> None:
-        """Loads the entry points of the group `maskhooks`, once; what fails is reported and left out."""
+        """Load the entry points of the group `maskhooks`, once; report those that fail, and leave them out."""
         if self._loaded:
             return
         self._loaded = True
-        found: dict[tuple[str, str], tuple[Any, Any]] = {}  # a distribution may be there twice, in two folders
+        found: dict[tuple[str, str], tuple[Any, Any]] = {}  # a distribution may be found twice, in two folders
         for distribution in importlib.metadata.distributions():
             for entry in distribution.entry_points:
                 if entry.group == "maskhooks":
                     found.setdefault((distribution.metadata["Name"], entry.name), (entry, distribution))
-        # Ours first: their names are taken then, and every kind of part is declared.
+        # Ours first: this takes our names and declares every kind of part.
         for _, (entry, distribution) in sorted(found.items(), key=lambda item: item[0][0] != OURS):
             self._load(entry, distribution)
 
@@ -93,15 +93,14 @@ class Registry:
             )
 
     def register(self, plugin: Any, name: str | None = None) -> Any:
-        """Adds a plugin by hand and returns it, so that it serves as a decorator too.
+        """Register a plugin and return it, so this also works as a decorator.
 
         Args:
-            plugin: an adapter or task, as a class or an object, or a module or object with hook
-                implementations.
-            name: how it is listed; taken from the plugin where not given.
+            plugin: an adapter or task, as a class or an object; or a module or object with hook implementations.
+            name: the name in lists; by default the plugin's own.
 
         Raises:
-            NameTakenError: a part of this name is registered.
+            NameTakenError: the plugin's name, or the name of one of its parts, is taken.
             PluginError: it implements no hook, or one that does not exist.
         """
         self.load()
@@ -116,10 +115,10 @@ class Registry:
         return plugin
 
     def unregister(self, name: str) -> None:
-        """Removes a plugin.
+        """Remove a plugin.
 
         Raises:
-            UnknownNameError: there is none of this name.
+            UnknownNameError: no plugin has this name.
         """
         if not self.manager.has_plugin(name):
             names = [report.name for report in self.reports]
@@ -128,11 +127,11 @@ class Registry:
         self.reports = [report for report in self.reports if report.name != name]
 
     def listed(self, kind: Kind[T]) -> list[T]:
-        """All parts of a kind that is offered in lists, such as adapters."""
+        """Return all parts of a kind that plugins offer in lists, such as adapters."""
         return [part for parts in self._offers(kind) for part in parts]
 
     def parts(self, kind: Kind[Any]) -> dict[str, Any]:
-        """All parts of a kind by name, such as gates: each a callable that makes one, or the part itself."""
+        """Return all parts of a kind by name, such as gates: callables that make one, or finished parts."""
         return {name: part for parts in reversed(self._offers(kind)) for name, part in parts.items()}
 
     def make(
@@ -142,18 +141,18 @@ class Registry:
         offers: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> T:
-        """Makes a part.
+        """Make a part.
 
         Args:
             wanted: its name, or a mapping of its name and settings, `{"name": "hard-concrete", "temperature": 0.5}`. A
-                part comes back as it is.
-            offers: arguments for any part of this kind, such as `hooked` for explainers; a part gets those that its
-                signature names.
+                finished part is returned as it is.
+            offers: arguments offered to any part of this kind, such as `min_logit` to probes; a part gets those that
+                its signature names.
             settings: its settings, as in the mapping.
 
         Raises:
-            UnknownNameError: no part has this name; near names are listed.
-            SettingError: a setting is of another type or out of range, or the part does not have it.
+            UnknownNameError: no part has this name; the message lists similar names.
+            SettingError: a setting is of the wrong type or out of range, or the part does not have it.
         """
         if not isinstance(wanted, (str, Mapping)):
             return wanted
@@ -162,22 +161,20 @@ class Registry:
         if kind.made:
             made: T = dataclasses.replace(part, **own) if own else part
             return made
-        taken = inspect.signature(part).parameters  # the schema leaves out what is no setting, such as `hooked`
+        taken = inspect.signature(part).parameters  # the schema leaves out `hooked`
         offered = {key: value for key, value in (offers or {}).items() if key in taken and key not in own}
-        return part(**offered, **own)  # type: ignore[no-any-return] # of the kind's type, as the hook was checked
+        return part(**offered, **own)  # type: ignore[no-any-return] # checked when the plugin was registered
 
     def check(self, kind: Kind[Any], wanted: Any) -> None:
-        """Raises what `make` raises for an unknown name or a wrong setting; makes nothing."""
+        """Raise what `make` raises for an unknown name or a wrong setting; make nothing."""
         if isinstance(wanted, (str, Mapping)):
             self._spelt(kind, _mapping(wanted))
 
     def _spelt(self, kind: Kind[Any], mapping: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The name in a mapping, and the settings beside it, checked."""
+        """Return the name in a mapping, and its other entries as checked settings."""
         name, *_ = mapping.get("name", ""), mapping
         if not isinstance(name, str) or not name:
-            raise SettingError(
-                f"a {kind.name} is given by its name, {{'name': ..., **settings}}; got {dict(mapping)!r}"
-            )
+            raise SettingError(f"a {kind.name} is given as {{'name': ..., **settings}}, got {dict(mapping)!r}")
         own = {key: value for key, value in mapping.items() if key != "name"}
         part = self.part(kind, name)
         if kind.made and own and not dataclasses.is_dataclass(part):
@@ -188,10 +185,10 @@ class Registry:
         return name, schema.check(own, f"the {kind.name} {name!r}")
 
     def part(self, kind: Kind[Any], wanted: str) -> Any:
-        """What is registered under a name: a callable that makes the part, such as its class.
+        """Return what is registered under a name: a callable that makes the part, such as its class.
 
         Raises:
-            UnknownNameError: no part of this name; near names are listed.
+            UnknownNameError: no part has this name; the message lists similar names.
         """
         parts = self.parts(kind)
         if wanted not in parts:
@@ -202,7 +199,7 @@ class Registry:
         return parts[wanted]
 
     def spell(self, kind: Kind[Any], part: Any) -> dict[str, Any] | None:
-        """A mapping of name and settings from which `make` makes a part again; None where nothing registered does."""
+        """Return the name and settings from which `make` makes a part again; None if its class is not registered."""
         settings = part.settings() if hasattr(part, "settings") else {}
         for name, make in self.parts(kind).items():
             if make is type(part) or make is part:
@@ -210,10 +207,10 @@ class Registry:
         return None
 
     def _add(self, plugin: Any, name: str) -> list[Offer]:
-        """Registers with pluggy; takes it back where a hook is unknown or a name is taken."""
+        """Register with pluggy, and undo that if a hook is unknown or a name is taken."""
         known = self.manager.get_name(plugin)
         if known is not None:
-            raise NameTakenError(f"plugin {name!r} is registered already, as {known!r}; once is enough.", plugin=name)
+            raise NameTakenError(f"plugin {name!r} is already registered, as {known!r}.", plugin=name)
         taken = {hook: set(self.parts(kind)) for hook, kind in declared.items() if not kind.listed}
         try:
             self._register(plugin, name)
@@ -221,13 +218,13 @@ class Registry:
             offers: list[Offer] = []
             for hook in self.manager.get_hookcallers(plugin) or []:
                 if not hook.has_spec():
-                    continue  # marked optional: meant for another version of maskhooks
+                    continue  # an optional hook, for another version of maskhooks
                 kind = declared[hook.name]
                 parts = self._offered(kind, hook, plugin, name)
                 clash = taken.get(hook.name, set()) & set(parts)
                 if clash:
                     raise NameTakenError(
-                        f"plugin {name!r} offers the {kind.name} {sorted(clash)[0]!r}, and that name is "
+                        f"plugin {name!r} offers the {kind.name} {sorted(clash)[0]!r}, but that name is "
                         "taken. Choose another name.",
                         plugin=name,
                     )
@@ -239,13 +236,13 @@ class Registry:
         return sorted(offers)
 
     def _offered(self, kind: Kind[Any], hook: pluggy.HookCaller, plugin: Any, name: str) -> dict[str, str]:
-        """The names of what one hook of a plugin returns, and a line about each."""
+        """Return the names of the parts that one hook of a plugin returns, each with a line about it."""
         returned: Any
         (returned,) = [part.function() for part in hook.get_hookimpls() if part.plugin is plugin]
         names = kind.names(returned)
         if names is None:
             raise PluginError(
-                f"plugin {name!r}: {hook.name} returned {returned!r}; it returns {kind.returns}.", plugin=name
+                f"plugin {name!r}: {hook.name} returned {returned!r}. It must return {kind.returns}.", plugin=name
             )
         parts = returned if kind.listed else returned.values()
         return {name: _line(part) for name, part in zip(names, parts, strict=True)}
@@ -253,9 +250,8 @@ class Registry:
     def _check_free(self, name: str) -> None:
         if self.manager.has_plugin(name):
             raise NameTakenError(
-                f"a plugin named {name!r} is registered. Unregister it first "
-                f"(maskhooks.unregister({name!r})), or "
-                f"register this one with another name=.",
+                f"a plugin named {name!r} is already registered. Unregister it first "
+                f"(maskhooks.unregister({name!r})), or register this one with another name=.",
                 plugin=name,
             )
 
@@ -266,19 +262,19 @@ class Registry:
             raise PluginError(f"plugin {name!r} has a hook with wrong arguments: {error}", plugin=name) from error
 
     def _offers(self, kind: Kind[Any]) -> list[Any]:
-        """What each plugin offers of a kind, the one registered last first."""
+        """Return what each plugin offers of a kind, the last registered first."""
         self.load()
         return list(getattr(self.manager.hook, kind.hook)())
 
     def _check(self, name: str) -> None:
         plugin = self.manager.get_plugin(name)
         hooks = self.manager.get_hookcallers(plugin) or []
-        for hook in hooks:  # what pluggy's check_pending does, for this plugin alone and with its name
+        for hook in hooks:  # like pluggy's check_pending, for this plugin alone
             if not hook.has_spec() and not all(part.optionalhook for part in hook.get_hookimpls()):
                 known = [key for key in vars(hookspecs) if key.startswith("maskhooks_")]
                 likely = close_matches(hook.name, known, 1)
                 raise PluginError(
-                    f"plugin {name!r} implements {hook.name!r}, and there is no such hook. "
+                    f"plugin {name!r} implements {hook.name!r}, but there is no such hook. "
                     + (f"Did you mean {likely[0]!r}? " if likely else "")
                     + f"The hooks are {', '.join(known)}.",
                     plugin=name,
@@ -297,14 +293,14 @@ def _mapping(wanted: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _line(part: Any) -> str:
-    """What a part says of itself in one line: a description of its own, or its docstring's first sentence."""
+    """Return a part's `description`, or else the first paragraph of its docstring, as one line."""
     own = getattr(part, "description", "")
     documented = part if inspect.isclass(part) or inspect.isroutine(part) else type(part)
     return own if isinstance(own, str) and own else summary(documented)
 
 
 def _alone(kind: Kind[Any], part: object) -> object:
-    """A plugin that offers one part of a kind that is offered in lists."""
+    """Return a plugin that offers one part, of a kind that plugins offer in lists."""
     return SimpleNamespace(**{kind.hook: hookspecs.hookimpl(lambda: [part])})
 
 

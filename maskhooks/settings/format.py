@@ -1,4 +1,4 @@
-"""The format of saved runs and explanations, which each file names so that another version can refuse it."""
+"""The format number of saved runs and explanations, which lets another version refuse a file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from maskhooks.errors import FormatError
 
-FORMAT = 2  # 1 was that of maskhooks 0.1.0: other names of settings and columns, nothing that ties weights to them
+FORMAT = 2  # 1, of maskhooks 0.1.0, had other names of settings and columns, and no digest of the weights
 
 
 def check_format(path: object, found: Any) -> None:
-    """Raises FormatError for a file of another format than `FORMAT`."""
+    """Raise FormatError for a file of a format other than `FORMAT`."""
     if found == FORMAT:
         return
     by = "maskhooks 0.1.0" if found == 1 else "another version of maskhooks"

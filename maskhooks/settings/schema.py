@@ -1,7 +1,7 @@
 """The schema of settings: what a function or class accepts, read from its signature and its docstring.
 
-A signature says each setting's name, type, range and default; the docstring's `Args:` says what it means. Nothing is
-written twice: calls are checked against the schema, and `--help`, the reference and saved runs are made from it.
+The signature gives each setting's name, type, range and default; the docstring's `Args:` says what it means. The
+schema checks calls, and `--help`, the reference and saved runs are made from it.
 
     >>> schema = schema_of(DiffMask)
     >>> schema["margin"].words
@@ -9,8 +9,8 @@ written twice: calls are checked against the schema, and `--help`, the reference
     >>> schema.check({"margin": -1.0})
     SettingError: DiffMask: margin must be a number above 0, got -1.0.
 
-Types are checked by pydantic in its strict mode: "5" is not the number 5, and True is not 1; an int serves as a float,
-and a numpy number as the Python number that it equals.
+pydantic checks types in strict mode: "5" is not the number 5, and True is not 1. An int counts as a float, and a numpy
+number as the equal Python number.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Setting:
     """One setting.
 
     Attributes:
-        name: as it is passed.
+        name: the keyword.
         annotation: its type, with ranges and checks.
-        default: its default; `REQUIRED` where it has none.
-        description: what it means, from the docstring; "" where the docstring is silent.
+        default: its default; `REQUIRED` if it has none.
+        description: what it means, from the docstring; "" if the docstring does not say.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """What is accepted: type and range, as an error says it."""
+        """What is accepted, type and range, as errors word it."""
         return words(self.annotation)
 
     @property
@@ -68,10 +68,10 @@ class Setting:
         return _checks(self.annotation)
 
     def check(self, value: Any, owner: str) -> Any:
-        """The value, a numpy number as a Python one, and an int as a float where a float is wanted.
+        """Return the value; a numpy number becomes a Python one, and an int a float if a float is expected.
 
         Raises:
-            SettingError: it is of another type, or out of range.
+            SettingError: the value is of the wrong type or out of range.
         """
         value = value.item() if isinstance(value, np.generic) else value
         if not _nonsense(self.annotation) and not self._accepts(value):
@@ -91,8 +91,8 @@ class Schema(Mapping[str, Setting]):
 
     Attributes:
         owner: the name of the function or class.
-        settings: in the order of the signature.
-        closed: whether there are no others; False where the signature has `**settings` of unknown names.
+        settings: the settings, in the order of the signature.
+        closed: whether there are no others; False if the signature has `**settings`.
     """
 
     owner: str
@@ -109,32 +109,32 @@ class Schema(Mapping[str, Setting]):
         return len(self.settings)
 
     def check(self, values: Mapping[str, Any], owner: str | None = None) -> dict[str, Any]:
-        """The values, each checked.
+        """Return the values, each checked.
 
         Args:
             owner: what an error names instead of the schema's owner.
 
         Raises:
-            SettingError: a value is of another type or out of range, or there is no setting of a name.
+            SettingError: a value is of the wrong type or out of range, or no setting has its name.
         """
         self.check_names(values, owner)
         owner = owner or self.owner
         return {name: self[name].check(value, owner) if name in self else value for name, value in values.items()}
 
     def check_names(self, names: Iterable[str], owner: str | None = None) -> None:
-        """Raises SettingError where there is no setting of a name."""
+        """Raise SettingError if no setting has one of these names."""
         for name in names:
             if name not in self and self.closed:
                 likely = close_matches(name, self, 3)
                 hint = f" Did you mean {' or '.join(map(repr, likely))}?" if likely else ""
-                listed = f"The settings are {', '.join(self)}." if self.settings else "It takes none."
+                listed = f"The settings are {', '.join(self)}." if self.settings else "It has no settings."
                 raise SettingError(f"{owner or self.owner} has no setting {name!r}.{hint} {listed}")
 
 
 def schema_of(owner: Callable[..., Any]) -> Schema:
-    """The schema of a function, a class, or anything else that makes a part.
+    """Return the schema of a function, a class, or any other callable that makes a part.
 
-    `self`, and the wrapped model that an explainer takes as `hooked`, are not settings.
+    `self` and `hooked`, the wrapped model, are not settings.
     """
     return _schema_of(cast(Hashable, owner))
 
@@ -153,10 +153,10 @@ def _schema_of(owner: Any) -> Schema:
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """A function or method whose arguments are checked in each call.
+    """Decorate a function or method so that each call checks its arguments.
 
     Raises:
-        SettingError: from a call with a wrong value, or with a name that is not a parameter.
+        SettingError: from a call with a wrong value, or with an unknown keyword.
     """
     signature = inspect.signature(function)
     method = next(iter(signature.parameters), "") in ("self", "cls")
@@ -169,7 +169,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return function(*args, **kwargs)  # Python's own error says best what is missing
+            return function(*args, **kwargs)  # Python's own error names what is missing
         for name, value in bound.arguments.items():
             if name in schema:
                 bound.arguments[name] = schema[name].check(value, owner)
@@ -179,10 +179,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_fields(instance: Any) -> None:
-    """Checks the fields of a frozen dataclass, from its `__post_init__`.
+    """Check the fields of a frozen dataclass, from its `__post_init__`.
 
     Raises:
-        SettingError: a value is of another type or out of range.
+        SettingError: a value is of the wrong type or out of range.
     """
     schema = schema_of(type(instance))
     for field in fields(instance):
@@ -191,7 +191,7 @@ def check_fields(instance: Any) -> None:
 
 
 def words(annotation: Any) -> str:
-    """A type and its range in words: "a whole number from 1, or None"."""
+    """Describe a type and its range: "a whole number from 1 or None"."""
     checks = _checks(annotation)
     if checks:
         found = [check.words for check in checks] + ["None"] * _optional(annotation)
@@ -252,13 +252,13 @@ def _optional(annotation: Any) -> bool:
 
 
 def _floats(annotation: Any) -> bool:
-    """Whether a float is wanted, and no int."""
+    """Whether the type accepts a float and not an int."""
     bases = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(annotation)]
     return float in bases and int not in bases
 
 
 def _nonsense(annotation: Any) -> bool:
-    """Whether a type cannot be checked: anything, or iterables, which a check would use up."""
+    """Whether a type cannot be checked: Any, or an iterable, which a check would exhaust."""
     return any(
         part is Any or isinstance(part, (str, TypeVar)) or getattr(get_origin(part), "__name__", "") == "Iterable"
         for part in _parts(annotation)
@@ -266,7 +266,7 @@ def _nonsense(annotation: Any) -> bool:
 
 
 def _fits(annotation: Any, value: Any) -> bool:
-    """Whether a value is of a type that is not a union."""
+    """Whether a value has a type that is not a union."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     if inspect.isclass(annotation) and annotation not in _BUILTIN and get_origin(annotation) is None:
@@ -288,7 +288,7 @@ def _validator(annotation: Any) -> Any:
 
 
 def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations, resolved one by one: one whose names do not exist at run time is not checked."""
+    """Return the annotations, resolved one by one; one with names that exist only for type checkers is left out."""
     target: Any = owner.func if isinstance(owner, functools.partial) else owner
     target = owner.__init__ if inspect.isclass(owner) and not is_dataclass(owner) else target
     target = inspect.unwrap(target)
@@ -305,19 +305,19 @@ def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
 
 
 def descriptions(owner: Callable[..., Any]) -> dict[str, str]:
-    """What each argument means, from `Args:` in the docstring of a function or class, or of its bases."""
+    """Return what each argument means, from `Args:` in the docstring of a function, a class or its bases."""
     found: dict[str, str] = {}
     for source in inspect.getmro(owner) if inspect.isclass(owner) else (owner,):
         for parameter in parse(source.__doc__ or "", DocstringStyle.GOOGLE).params:
             text = " ".join((parameter.description or "").split())
-            if text and not text.startswith("as `"):  # that is explained by a base class
+            if text and not text.startswith("as `"):  # a base class explains it
                 for name in parameter.arg_name.split(","):
                     found.setdefault(name.strip(), text)
     return found
 
 
 def summary(part: Any) -> str:
-    """The first line of what a part's docstring says; "" where it has none."""
+    """Return the first paragraph of a part's docstring as one line; "" if it has none."""
     text = inspect.getdoc(part) or ""
     return " ".join(text.partition("\n\n")[0].split())
 

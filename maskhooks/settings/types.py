@@ -1,8 +1,8 @@
-"""Types of settings: a range stands beside the type, so that a value is checked against both.
+"""Types of settings, with their ranges; a value is checked against both.
 
     def fit(..., steps: Count | None = None, save_every: Positive = 60.0): ...
 
-A type that needs a check of its own, such as a selector of sites, carries an object with the methods of `Check`.
+A type with its own check, such as a selector of sites, carries an object with the methods of `Check`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Folder = Text | Path
 
 @runtime_checkable
 class Check(Protocol):
-    """A check that stands in an `Annotated` type and replaces the one that the type would give."""
+    """A check in an `Annotated` type that replaces the check of the type itself."""
 
     @property
     def words(self) -> str:
-        """What is accepted, as an error says it: "the name of a gate, or a Gate"."""
+        """What is accepted, as errors word it: "the name of a gate, or a Gate"."""
 
     def accepts(self, value: Any) -> bool:
         """Whether a value is accepted."""

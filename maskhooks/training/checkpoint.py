@@ -1,4 +1,4 @@
-"""Checkpoints: which state of the maskings is kept, by what they measure on validation data."""
+"""Checkpoints: keep the best state of the maskings, measured on validation data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskhooks.masks.group import MaskingGroup, modules_of
 
 
 class Checkpoint:
-    """The best state so far of groups that share modules: the sparsest within the margin, else the nearest to it."""
+    """The best state so far of groups that share modules: the sparsest within the margin, else the closest to it."""
 
     def __init__(self, groups: Sequence[MaskingGroup], margin: float) -> None:
         self.groups = list(groups)
@@ -30,7 +30,7 @@ class Checkpoint:
         return self._rank is not None and not self._rank[0]
 
     def compare(self, step: int, rows: Iterable[Mapping[str, Any]]) -> bool:
-        """Keeps the present state if it is better, given a row per group; says whether it was."""
+        """Keep the current state if it is better, given a row per group; return whether it is."""
         found = list(rows)
         excess = max(row["divergence"] for row in found) - self.margin
         sparsity = sum(row["expected_l0"] for row in found) / len(found)
@@ -42,17 +42,17 @@ class Checkpoint:
         return True
 
     def snapshot(self) -> dict[str, Any]:
-        """What it holds, as a tree of tensors and numbers."""
+        """Return the checkpoint as a tree of tensors and numbers."""
         return {"step": self.step, "rank": self._rank, "state": self._state}
 
     def take(self, snapshot: Mapping[str, Any]) -> None:
-        """Holds again what `snapshot` gave."""
+        """Take over what `snapshot` returned."""
         rank = snapshot["rank"]
         self.step, self._state = snapshot["step"], snapshot["state"]
         self._rank = None if rank is None else (rank[0], rank[1])
 
     def restore(self) -> None:
-        """Puts the best state back."""
+        """Load the best state into the modules."""
         for module, state in zip(self._modules(), self._state, strict=True):
             module.load_state_dict(state)
 
@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 def by_shared_modules(groups: Sequence[MaskingGroup]) -> list[list[MaskingGroup]]:
-    """Groups that share modules, together; the state of each such list is chosen by itself."""
+    """Return lists of groups that share modules; the best state of each list is chosen separately."""
     found: list[list[MaskingGroup]] = []
     for group in groups:
         mine = {id(module) for module in group.modules}

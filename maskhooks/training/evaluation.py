@@ -1,4 +1,4 @@
-"""Evaluation: what groups of maskings do to a set of examples, averaged over samples of gates where it is small."""
+"""Evaluation: what groups of maskings do to a data set, averaged over several gate samples if the set is small."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ ENOUGH, MOST = 500, 16  # examples times draws, and draws
 
 
 def draws_for(examples: int, max_draws: int = MOST) -> int:
-    """How often gates are sampled for a set: so that it counts as `ENOUGH` examples, at most `MOST` times.
+    """Return how often to sample the gates of a data set: so that it counts as `ENOUGH` examples, at most `MOST` times.
 
-    The mean over a few examples sways with what one sample of their gates happens to drop.
+    The mean over a few examples depends on which positions one gate sample happens to drop.
 
     Args:
-        examples: in the set.
-        max_draws: draws that there is time for.
+        examples: number of examples in the set.
+        max_draws: the most draws that there is time for.
     """
     return max(1, min(MOST, max_draws, -(-ENOUGH // max(1, examples))))
 
 
 @dataclass
 class Measure:
-    """Means over examples of what one group does: divergence in nats, fraction kept, agreement of predictions."""
+    """Means over examples for one group: divergence in nats, fraction kept, agreement of predictions."""
 
     group: MaskingGroup
     rounded: bool = False
@@ -43,7 +43,7 @@ class Measure:
 
     @torch.no_grad()
     def add(self, clean: Clean, divergence: Divergence, source: Generator) -> None:
-        """Adds a batch, with sampled gates and, where asked, with gates rounded at one half."""
+        """Add a batch, with sampled gates and, if `rounded`, also with gates rounded at one half."""
         samples, outputs = masked_pass(clean, self.group, source)
         found = {
             "divergence": divergence(clean.outputs, outputs),
@@ -60,7 +60,7 @@ class Measure:
         self.count += len(found["divergence"])
 
     def add_up(self, totals: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Takes counts and sums of several processes in place of its own."""
+        """Replace its counts and sums by the totals over processes."""
         self.count, self.sums = 0, {}
         for count, sums in totals:
             self.count += count
@@ -73,17 +73,17 @@ class Measure:
 
 
 class Evaluation:
-    """Means over the examples of a set, and over draws of the gates: as many as the set needs when it is first seen.
+    """Means over the examples of a data set and over draws of the gates; the first set decides the number of draws.
 
     Args:
         hooked, groups, divergence, replay: what is evaluated.
-        source: `batch number, group's number[, draw] -> generator` of the samples; the first draw has no number.
-        ranks: processes that each have some of the batches.
-        rounded: whether gates are rounded at one half too.
-        passes: masked passes that several draws may take; None for any number.
+        source: `batch index, group index[, draw] -> generator` of the samples; the first draw has no index.
+        ranks: the processes among which the batches are split.
+        rounded: whether to measure gates rounded at one half too.
+        passes: the most masked passes for several draws; None for no limit.
 
     Attributes:
-        draws: how many; None before the first set.
+        draws: the number of draws; None before the first set.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class Evaluation:
         self.draws: int | None = None
 
     def rows(self, batches: Iterable[tuple[int, Any]]) -> list[dict[str, Any]]:
-        """A row for each group, the same on all ranks; see `Measure`.
+        """Return a row for each group, the same on all ranks; see `Measure`.
 
         Args:
-            batches: this rank's, each with its number among all, where the model is. They are gone through once; those
-                of a set that turns out to be small are held until it has had its draws.
+            batches: this rank's batches, on the model's device, each with its index among all batches. They are read
+                once; the batches of a small set are held in memory for its other draws.
         """
         draws = [self._measures(draw) for draw in range(self.draws or 1)]
         few: list[tuple[int, Any]] = []
@@ -128,7 +128,7 @@ class Evaluation:
         return self._means(draws)
 
     def _decided(self, examples: int, batches: int) -> int:
-        """The draws of a set of which this rank has these."""
+        """Return the number of draws, given this rank's numbers of examples and batches."""
         examples, batches = map(sum, zip(*self.ranks.all_gather((examples, batches)), strict=True))
         once = max(1, batches * len(self.groups))
         return draws_for(examples, MOST if self.passes is None else self.passes // once)
@@ -137,7 +137,7 @@ class Evaluation:
         return [Measure(group, rounded=self.rounded and draw == 0) for group in self.groups]
 
     def _add(self, number: int, batch: Any, draws: dict[int, list[Measure]]) -> None:
-        """Adds a batch: one clean pass, and for each draw a masked pass from each masked site onward."""
+        """Add a batch: one clean pass, and for each draw a masked pass from each masked site onward."""
         clean = clean_pass(self.hooked, batch, reads_of(self.groups), sites_of(self.groups), self.replay)
         for draw, measures in draws.items():
             for index, measure in enumerate(measures):
@@ -153,6 +153,6 @@ class Evaluation:
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of the rows' numbers; what only the first has, as of rounded gates, as it is."""
+    """Return the mean of the rows' numbers; what only the first row has (rounded gates) stays as it is."""
     numbers = [key for key in rows[-1] if key not in ("site", "depth")]
     return {**rows[0], **{key: sum(row[key] for row in rows) / len(rows) for key in numbers}}

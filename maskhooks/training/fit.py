@@ -1,4 +1,4 @@
-"""Fitting: a run on one device or in many processes, from its start or from where it was left."""
+"""Fitting: start or resume a run, on one device or in several processes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from maskhooks.training.run import FitResult, Run
 
 
 def fit(run: Run, **devices: Any) -> FitResult:
-    """Trains the maskings; their modules hold the chosen state afterwards, and the model is as it was.
+    """Train the maskings. Afterwards their modules hold the chosen state, and the model is unchanged.
 
     Args:
         devices: settings of Lightning's Fabric, such as accelerator="gpu".
 
     Returns:
-        What the run left. Where something ended it before its time, `cause` is to be raised.
+        The result of the run. If something ended the run early, the caller must raise its `cause`.
 
     Raises:
         EmptyLoaderError: a loader yields no batch.
-        SettingError: a setting of the devices cannot be used.
+        SettingError: a device setting cannot be used.
         ResumeError: the folder holds a run with other settings.
-        CorruptFileError: its state is broken.
+        CorruptFileError: the saved state is broken.
     """
     problem = run.problem
     with _quiet():
@@ -49,7 +49,7 @@ def fit(run: Run, **devices: Any) -> FitResult:
     if result.over_margin:
         warnings.warn(
             f"no checkpoint kept the mean divergence within the margin of {problem.margin} nats for "
-            f"{'; '.join(result.over_margin)}. The nearest was chosen. Train for more steps, or allow a larger margin.",
+            f"{'; '.join(result.over_margin)}. The closest was chosen. Train for more steps, or allow a larger margin.",
             MarginWarning,
             stacklevel=3,
         )
@@ -59,7 +59,7 @@ def fit(run: Run, **devices: Any) -> FitResult:
 
 
 def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | None, *, progress: bool = True) -> None:
-    """For free logits: statistics and baselines are learned from data, the logits are not."""
+    """Gather statistics and fit baselines, for per-example logits, which learn nothing else from data."""
     ranks = Ranks(device=device_of(problem.hooked.model))
     batches = Epochs(train, seeded(problem.seed, EPOCH))
     with frozen(problem.hooked.model), preserved_rng(problem.hooked.model), batches.seeded():
@@ -67,16 +67,16 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
 
 
 def check_loaders(train: Iterable[Any], validation: Iterable[Any] | None) -> None:
-    """Raises EmptyLoaderError for a loader that yields nothing, or only once."""
+    """Raise EmptyLoaderError for a loader that yields nothing or can be read only once."""
     for name, loader in {"training": train, "validation": validation}.items():
         if loader is not None and (iter(loader) is loader or next(iter(loader), None) is None):
-            what = "can be read just once" if iter(loader) is loader else "yields no batch"
+            what = "can be read only once" if iter(loader) is loader else "yields no batch"
             raise EmptyLoaderError(f"the {name} loader {what}. Give a DataLoader or a list of batches.")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning without its notes on devices and precision, which do not concern masks."""
+    """Silence Lightning's notes on devices and precision, which do not concern masks."""
     loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     try:

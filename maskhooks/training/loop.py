@@ -1,7 +1,7 @@
-"""The loop of a training run: what is done in each step, on each of its ranks.
+"""The loop of a training run: the steps, on each rank.
 
-Steps are counted here, and all randomness comes from generators of (seed, purpose, step). The user's model is no part
-of what is trained: it is frozen, and placed by us.
+All randomness comes from generators of (seed, purpose, step). The user's model is not trained: it is frozen, and
+maskhooks, not Lightning, places it on the device.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Loop:
 
     Args:
         problem: what is trained; its modules are started before the first step.
-        fabric: Lightning's, launched.
-        ranks: this process among others.
-        log: where rows go, beside `result`.
-        total: steps in all.
+        fabric: Lightning's Fabric, launched.
+        ranks: this process among the others.
+        log: where rows go, besides `result`.
+        total: the total number of steps.
         validation: batches on which checkpoints are compared, in the same order each time.
-        store: keeps clean passes across epochs.
+        cache: keeps clean passes across epochs.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Loop:
             self._drawn,
             replay=self.replay,
             ranks=ranks,
-            passes=self.interval
-            * problem.recipe.maskings_per_step,  # several draws take no more than the steps in between
+            # several draws cost at most as much as the steps between two validations
+            passes=self.interval * problem.recipe.maskings_per_step,
         )
         self.checkpoints = [Checkpoint(group, problem.margin) for group in by_shared_modules(problem.groups)]
         self.result = FitResult()
-        self.done = self.epoch = self.index = 0  # steps made; where the next batch is
+        self.done = self.epoch = self.index = 0  # steps done; epoch and index of the next batch
         self.stale = 0  # validations in a row without a better checkpoint
-        self.batch: Any = None  # the one before it
+        self.batch: Any = None  # the latest batch
 
     def start(self) -> None:
-        """Makes the optimizer, once the modules are started."""
+        """Make the optimizer. The modules must be started."""
         maskings = self.problem.maskings
         baselines = [weight for masking in maskings for weight in masking.baseline.parameters()]
         probes = [weight for masking in maskings for vote in masking.votes for weight in vote.probe.parameters()]
@@ -88,7 +88,7 @@ class Loop:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def run(self, train: Epochs) -> Iterator[None]:
-        """Steps on from where it stands, one at a time, until `result.stop_reason` says why it ended.
+        """Make the remaining steps, yielding after each, until `result.stop_reason` says why the run ended.
 
         Raises:
             NonFiniteError: something was not finite; the modules hold the state before that step.
@@ -104,7 +104,7 @@ class Loop:
             if self.validation is not None and (self.done % self.interval == 0 or self.done == self.total):
                 self._validate(self.validation)
             if self.done >= self.total and not self.result.stop_reason:
-                self.result.stop_reason = f"all {self.total} steps were made"
+                self.result.stop_reason = f"all {self.total} steps were done"
             yield
             if self.result.stop_reason:
                 return
@@ -138,21 +138,21 @@ class Loop:
             objective.ascend(pooled.divergence.detach())
 
     def _joined(self) -> int:
-        """How many of the groups take part; those that share modules join one after another."""
+        """Return how many groups take part in this step; groups that share modules join one after another."""
         count, over = len(self.problem.groups), self.problem.recipe.layer_warmup * self.total
         if len(self.checkpoints) == count or self.done >= over:
             return count
         return min(count, 1 + int(count * self.done / over))
 
     def _staged(self, group: MaskingGroup) -> MaskingGroup:
-        """What of a group takes part now."""
+        """Return the part of a group that takes part in this step."""
         over = self.problem.recipe.layer_warmup * self.total
         return group.last_depths(self.done / over) if self.done < over else group
 
     def _masked(
         self, clean: Clean | None, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack
     ) -> Pooled:
-        """A masked pass of the global batch; this rank computes its own examples."""
+        """Run a masked pass of the global batch, of which this rank computes its own examples."""
         if self.ranks.world_size == 1:
             assert clean is not None
             return self._own(clean, group, source, held)
@@ -160,11 +160,11 @@ class Loop:
         try:
             own = None if clean is None else self._own(clean, shared, source, held)
         except NonFiniteError:
-            own = self.ranks.not_a_number()  # so that all ranks end together
+            own = self.ranks.not_a_number()  # all ranks must end together
         return self.ranks.pool(own)
 
     def _share(self, clean: Clean | None, masking: Masking) -> Shard:
-        """Which gates of the global batch are this rank's."""
+        """Return which gates of the global batch belong to this rank."""
         pattern = masking.pattern
         own = None if clean is None else pattern.mask_shape(clean.values[masking.site])
         return self.ranks.shard(self.ranks.shapes(own, len(pattern.gated)))
@@ -179,7 +179,7 @@ class Loop:
         return Pooled(samples, divergence, penalty, agreement(clean.outputs, outputs))
 
     def _clean(self, batch: Any, chosen: Sequence[MaskingGroup]) -> Clean:
-        """A batch's clean pass, which reads what groups need and records what their masked passes skip."""
+        """Run a clean pass, which reads what the groups need and records what their masked passes skip."""
         hooked, every = self.problem.hooked, self.problem.groups
         if self.cache is None:
             return clean_pass(hooked, batch, reads_of(chosen), sites_of(chosen), self.replay)
@@ -196,7 +196,7 @@ class Loop:
 
     def _check_gradients(self, weights: list[nn.Parameter], groups: Sequence[MaskingGroup]) -> None:
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
-            return  # in float16 gradients overflow now and then; the scaler skips such a step
+            return  # in float16, gradients overflow at times; the scaler skips such a step
         bad = {id(w) for w in weights if w.grad is not None and not bool(torch.isfinite(w.grad).all())}
         if bad:
             own = [g for g in groups if any(id(w) in bad for module in g.modules for w in module.parameters())]
@@ -204,9 +204,8 @@ class Loop:
 
     def _not_finite(self, what: str, group: MaskingGroup) -> NonFiniteError:
         return NonFiniteError(
-            f"{what} is not finite at step {self.done} on {group}. The last good state was kept, and the explainer "
-            f"can be used as it is. Look at the model's outputs on this batch, lower the learning rate, or mask other "
-            f"sites.",
+            f"{what} is not finite at step {self.done} on {group}. The last good state was kept, so the explainer "
+            f"can be used. Check the model's outputs on this batch, lower the learning rate, or mask other sites.",
             site=group.sites[0],
         )
 
@@ -243,11 +242,11 @@ class Loop:
             self.result.stop_reason = f"no better checkpoint in {patience} validations"
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:
-        """Of the samples for a validation batch; the same for all checkpoints."""
+        """Return the generator of the gate samples for a validation batch, the same for all checkpoints."""
         return generator(seeded(self.problem.seed, VALIDATE, number), *others)
 
     def finish(self) -> FitResult:
-        """Puts the chosen states back; what the run has come to."""
+        """Restore the chosen states and return the result."""
         if self.result.validation:
             for checkpoint in self.checkpoints:
                 checkpoint.restore()

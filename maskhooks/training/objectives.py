@@ -1,4 +1,4 @@
-"""Objectives: a loss over gates and a divergence, with multipliers that ascend while the parameters descend."""
+"""Objectives: a loss of gates and divergence, with multipliers that ascend while the parameters descend."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from maskhooks.settings.types import Decay, Fraction, NonNegative, Positive
 class Objective(nn.Module):
     """min sparsity subject to divergence <= margin, for one group of maskings.
 
-    `start` is called once with the divergence of the fully masked model, `forward` gives the loss of a step, and
-    `ascend` moves the multiplier after it. Where every example has parameters of its own (no amortisation), so it has a
-    multiplier: both then work per example, and losses add up.
+    `start` is called once with the divergence of the fully masked model, `forward` returns the loss of a step, and
+    `ascend` moves the multiplier after it. Without amortisation each example has its own parameters and its own
+    multiplier; losses are then summed over examples.
 
     Args:
         margin: m, in nats.
@@ -31,57 +31,59 @@ class Objective(nn.Module):
     def __init__(self, margin: Positive) -> None:
         super().__init__()
         if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
-            raise SettingError(f"the margin is a divergence in nats and positive, got {margin!r}; 0.1 is usual")
+            raise SettingError(f"the margin must be a positive divergence in nats, such as 0.1, got {margin!r}")
         self.margin = margin
 
     @abstractmethod
     def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
-        """Sets the multiplier to its start.
+        """Set the initial multiplier.
 
         Args:
-            closed: the divergence with every position masked, a scalar, or one number an example.
+            closed: the divergence with every position masked: a scalar, or one number per example.
         """
 
     @abstractmethod
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """The loss to descend on.
+        """Return the loss to minimise.
 
         Args:
-            divergence: what is held within the margin.
-            penalty: what the multiplier is the price of: the divergence itself, or more (`Penalty`).
+            divergence: what must stay within the margin.
+            penalty: what the multiplier weights: the divergence itself, or more (`Penalty`).
         """
 
     @abstractmethod
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
-        """Moves the multiplier after a step, given that step's divergence (over all devices)."""
+        """Update the multiplier after a step, given that step's divergence over all devices."""
 
     def _level(self, per_example: Float[Tensor, " batch"]) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-        """Means over the batch, or the examples themselves where each has a multiplier."""
+        """Return the mean over the batch; or the values themselves, if each example has a multiplier."""
         return per_example if self.multiplier.dim() else per_example.mean()
 
 
 class AugmentedLagrangian(Objective):
-    """Method of multipliers for the constraint (Hestenes 1969, Powell 1969; Rockafellar 1973 for inequalities).
+    """An augmented Lagrangian: the multiplier rises while the divergence exceeds its target, and falls below it.
 
-    With e = (D - t) / K, where t is a little less than the margin and K the divergence of the fully masked model, the
-    loss is (S + mu e) / (1 + mu) with mu = max(0, multiplier + damping e), and after the step
+    This is the method of multipliers (Hestenes 1969, Powell 1969; Rockafellar 1973 for inequalities). With
+    e = (D - t) / K, where t is a little less than the margin and K the divergence of the fully masked model, the loss
+    is (S + mu e) / (1 + mu) with mu = max(0, multiplier + damping e), and after the step
     multiplier <- max(0, multiplier + rate clip(D / t - 1, -1, 1)): it rises no faster than it can fall. S is the mean
-    P(z != 0) over real positions.
+    P(z != 0) over valid positions.
 
-    Dividing by K makes the multiplier a pure number whose collapse threshold is known: closing every gate costs mu and
-    saves the sparsity S < 1, so it can pay only where mu < S. A multiplier without damping sinks towards that
-    threshold while gates are still open, because the constraint is slack then, and all gates close at once; a floor
-    under it hides this, and is a fixed penalty. With damping mu rises with the divergence in the same step, so that
-    closing everything never pays, whatever the multiplier; no floor is needed.
+    Dividing by K makes the multiplier a pure number with a known collapse threshold: closing every gate costs mu and
+    saves the sparsity S < 1, so it pays only if mu < S. Without damping, the multiplier sinks towards that threshold
+    while gates are still open, because the constraint is slack, and then all gates close at once. A lower bound on the
+    multiplier would hide this, and would be a fixed penalty. With damping, mu rises with the divergence in the same
+    step, so closing everything never pays, whatever the multiplier; no lower bound is needed.
 
     Args:
         margin: m, in nats.
-        aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be too far.
+        target_fraction: t as a fraction of the margin. Training ends around t; at t = m, half of the states would
+            exceed the margin.
         rate: speed of the multiplier.
         damping: how far mu rises above the multiplier with the divergence; 0 is the plain Lagrangian.
-        initial: the multiplier's start.
+        initial: the initial multiplier.
     """
 
     scale: Float[Tensor, ""] | Float[Tensor, " batch"]
@@ -120,29 +122,29 @@ class AugmentedLagrangian(Objective):
 
 
 class RatioLagrangian(Objective):
-    """A Lagrangian whose multiplier answers to the ratio r = D / t, at once and in the long run.
+    """A Lagrangian whose multiplier follows the ratio r = D / t, with a proportional and an integral term in log r.
 
     With the target t a little less than the margin, and r the running mean of D / t, the loss is
-    (S + mu P / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- max(floor, multiplier
-    r^rate), where log r counts up to 2 either way in the power, and up to 1 in the rate. P is the mean penalty, D
-    itself by default. S is the mean P(z != 0) over real positions. These are a proportional and an integral term in the
-    logarithm, after Stooke et al. 2020 (PID Lagrangian methods).
+    (S + mu P / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- max(l0_price, multiplier
+    r^rate). log r is clipped to [-2, 2] in the power and to [-1, 1] in the rate. P is the mean penalty, by default D.
+    S is the mean P(z != 0) over valid positions. The two terms follow Stooke et al. 2020 (PID Lagrangian methods).
 
-    The multiplier is a price: the fraction of positions for which a whole target of divergence is spent. It starts low,
-    since gates that open at once because their noise is dear do not come back, and can rise and fall by orders of
-    magnitude, since it moves in the logarithm. The power keeps training near the target while the multiplier is still
-    on its way: one that only ascends is late by hundreds of steps, opens everything, and is late again. Closing all
-    gates does not pay, because mu is then multiplied by a large ratio. The floor is for sites where the last positions
-    are all that is left to drop, as in high layers: the margin is not used up for them.
+    The multiplier is a price: the fraction of positions worth a whole target of divergence. It starts low, because
+    gates that open at once to avoid the cost of their noise do not close again. It moves in the logarithm, so it can
+    rise and fall by orders of magnitude. The power keeps training near the target while the multiplier still moves: a
+    multiplier that only ascends is late by hundreds of steps, opens everything, and is late again. Closing all gates
+    does not pay, because mu is then multiplied by a large ratio. `l0_price` is for sites where only the last positions
+    are left to drop, as in high layers: the margin is not spent on them.
 
     Args:
         margin: m, in nats.
-        aim: t as a fraction of the margin. Training ends around t; at t = m, half of the states would be too far.
-        rate: the integral term, an exponent a step.
+        target_fraction: t as a fraction of the margin. Training ends around t; at t = m, half of the states would
+            exceed the margin.
+        rate: the integral term, an exponent per step.
         power: the proportional term, an exponent.
-        initial: the multiplier's start, in terms of t / K, where K is the divergence of the fully masked model.
-        floor: its least.
-        memory: of the running mean of the divergence.
+        initial: the initial multiplier, as a multiple of t / K, where K is the divergence of the fully masked model.
+        l0_price: the lowest multiplier.
+        ema_decay: decay of the running mean of the divergence.
     """
 
     smoothed: Float[Tensor, ""] | Float[Tensor, " batch"]
@@ -183,14 +185,18 @@ class RatioLagrangian(Objective):
         self.multiplier = ascended.clamp(min=self.l0_price)
 
     def _excess(self) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-        """log r, within two e-folds."""
+        """log r, clipped to [-2, 2]."""
         return (self.smoothed / self.target).clamp(min=1e-9).log().clamp(-2, 2)
 
 
 class PaperLagrangian(Objective):
-    """The authors' objective (De Cao et al. 2020, eq. 4 and code): multiplier (D - m) + mean log P(z != 0).
+    """The objective of DiffMask's authors: multiplier (D - m) + mean log P(z != 0).
 
-    The multiplier starts at 1, ascends by RMSprop at the given rate, and is clipped to [0, 200].
+    De Cao et al. 2020, eq. 4 and code. The multiplier starts at 1, ascends by RMSprop, and is clipped to [0, 200].
+
+    Args:
+        margin: m, in nats.
+        rate: learning rate of the multiplier.
     """
 
     square: Float[Tensor, ""] | Float[Tensor, " batch"]

@@ -1,4 +1,4 @@
-"""One process's part of a training run: the loop from its start, or from where it was left, to its end."""
+"""One process's part of a training run: start or resume the loop, and run it to its end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from maskhooks.training.step_bar import StepBar
 
 
 def run_here(fabric: Fabric, run: Run) -> FitResult:
-    """Trains in this process, which may be one of several; the maskings' modules hold the chosen states."""
+    """Train in this process, which may be one of several; afterwards the modules hold the chosen states."""
     problem = run.problem
     model, ranks = problem.hooked.model, ranks_of(fabric)
     with contextlib.ExitStack() as stack:
@@ -55,7 +55,7 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
 
 
 def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
-    """Puts a loop where it was left, or at its start; all ranks where the first one is."""
+    """Restore or start a loop, on all ranks as on the first."""
     tree = snapshots.find() if run.resume else None
     if tree is not None:
         check_batch(tree, train)
@@ -63,7 +63,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
     elif loop.ranks.is_first:
         if run.resume:
             warnings.warn(
-                f"there is nothing to go on from in {run.folder}: training begins at the start.",
+                f"{run.folder} holds nothing to resume, so training starts from the beginning.",
                 ResumeWarning,
                 stacklevel=5,
             )
@@ -87,7 +87,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
 
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Runs the loop to its end; what ended it before that, as `FitResult.error` has it."""
+    """Run the loop to its end; return what ended it early, in the form of `FitResult.error`."""
     shown = StepBar(loop, shown=run.progress and loop.ranks.is_first)
     try:
         with Interrupts() as interrupts, shown:
@@ -103,7 +103,7 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
         return {"kind": "NonFiniteError", "message": f"{error}{kept}", "site": str(error.site)}
     except StorageError as error:
         loop.result.stop_reason = f"nothing could be written at step {loop.done}"
-        go_on = f"Training stopped at step {loop.done}; go on from the last state that was saved with resume."
+        go_on = f"Training stopped at step {loop.done}; resume continues from the last saved state."
         return {"kind": "StorageError", "message": f"{error} {go_on}", "path": str(error.path)}
     return None
 
@@ -112,12 +112,12 @@ def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dic
     snapshots.save(loop)
     where = f"at step {loop.done} of {loop.total}"
     loop.result.stop_reason = loop.result.stop_reason or f"interrupted at step {loop.done}"
-    go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume goes on from here."
+    go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume continues from here."
     return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
 
 
 def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
-    """What must be the same in a run that goes on."""
+    """Return what a resumed run must have in common with the saved one."""
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
     sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
     ours = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}

@@ -1,4 +1,4 @@
-"""Optimizers of probes and baselines, and Lookahead, which torch.optim does not have."""
+"""Optimizers of probes and baselines, and Lookahead, which torch.optim lacks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from maskhooks.settings.types import Count, Decay, Fraction
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Every k steps of an inner optimiser the weights go back half the way (Zhang et al. 2019, algorithm 1).
+    """Every k steps of an inner optimizer, moves the weights back towards slow copies (Zhang et al. 2019, algorithm 1).
 
     Args:
-        inner: the fast optimiser.
+        inner: the fast optimizer.
         k: steps between two synchronisations.
-        alpha: the slow weights' step towards the fast ones.
+        alpha: the slow weights' step towards the fast ones, as a fraction of the distance.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, *, k: int = 6, alpha: float = 0.5) -> None:
@@ -69,7 +69,7 @@ def lookahead(params: Iterable[Any], *, k: Count = 6, alpha: Fraction = 0.5) -> 
     Args:
         params: groups of parameters with their learning rates.
         k: steps between two synchronisations.
-        alpha: the slow weights' step towards the fast ones.
+        alpha: the slow weights' step towards the fast ones, as a fraction of the distance.
     """
     return Lookahead(torch.optim.RMSprop(params, alpha=0.99, eps=1e-8, centered=True), k=k, alpha=alpha)
 

@@ -1,4 +1,4 @@
-"""The penalty: what a step's loss charges an example for, its divergence or more than that."""
+"""The penalty: what the loss of a step charges each example, its divergence or more."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from maskhooks.model.outputs import Outputs, flip_loss, predicted
 from maskhooks.plugins.kind import declare
 from maskhooks.settings.types import NonNegative
 
-_HEAVIEST = 10.0  # no class weighs more than so many examples, however rare
+_HEAVIEST = 10.0  # the largest class weight
 
 
 class Penalty:
-    """w(c) (D + flip_penalty * O), per example: D its divergence, c the predicted class, O how far another leads it.
+    """w(c) (D + flip_penalty O) per example: D is its divergence, O the lead of another class, w(c) a class weight.
 
-    A mean of divergences can be kept small by giving up predictions near a boundary, and classes that are rarely
-    predicted: then four of five predictions stay, and two of five classes are lost. O charges for lost predictions
-    (`outputs.flip_loss`), and with w(c) = 1 / (classes * share of c) each predicted class counts the same; classes are
-    those seen, and w is at most 10. Free logits, whose examples have a multiplier each, are not balanced.
+    Masks can keep the mean divergence small by giving up predictions near a boundary and rarely predicted classes:
+    then four of five predictions stay, and two of five classes are lost. O charges for lost predictions
+    (`outputs.flip_loss`). With w(c) = 1 / (classes * share of c), each predicted class c counts the same; only
+    predicted classes count, and w is at most 10. Per-example logits, with one multiplier per example, are not balanced.
 
     Args:
-        flip_penalty: how much O counts, in nats of divergence for each nat that another class lies ahead.
-        balance: whether examples are weighted; outputs that are not one class an example are not.
+        flip_penalty: weight of O, in nats of divergence per nat by which another class leads.
+        balance: whether to weight examples by class; this needs one predicted class per example.
 
     Attributes:
-        counts: how often each class was predicted, in the batches seen; None before any, and where there are none.
+        counts: how often each class was predicted in the batches seen; None before the first, or without classes.
     """
 
     def __init__(self, flip_penalty: NonNegative = 0.0, *, balance: bool = False) -> None:
@@ -37,7 +37,7 @@ class Penalty:
         self.counts: Int[Tensor, " class"] | None = None
 
     def fit(self, outputs: Outputs) -> None:
-        """Counts the classes predicted in a batch of the model's own outputs."""
+        """Count the classes predicted in a batch of the original outputs."""
         classes = predicted(outputs) if self.balance else None
         if classes is not None:
             indices, size = classes
@@ -45,20 +45,20 @@ class Penalty:
             self.counts = counts if self.counts is None else self.counts + counts
 
     def state_dict(self) -> dict[str, Any]:
-        """What `fit` found, as tensors, numbers and texts: a run that is resumed does not call it again."""
+        """Return what `fit` gathered, as tensors, numbers and strings: a resumed run does not call `fit` again."""
         return {"counts": self.counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned."""
+        """Take over what `state_dict` returned."""
         self.counts = state["counts"]
 
     def __call__(
         self, original: Outputs, masked: Outputs, divergence: Float[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
-        """What is charged, in nats.
+        """Return the penalty, in nats.
 
         Args:
-            divergence: of the two outputs.
+            divergence: the divergence of the two outputs, in nats.
         """
         charged = divergence + self.flip_penalty * flip_loss(original, masked) if self.flip_penalty else divergence
         classes = predicted(original) if self.counts is not None else None

@@ -1,4 +1,4 @@
-"""Per-example logits: without amortisation, the gates of one batch are optimised directly."""
+"""Per-example logits (unamortised): optimise the gates of one batch directly."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from maskhooks.training.preparation import closed_divergence
 from maskhooks.training.problem import Problem
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104
-_DRAWS = 16  # samples of what a start has come to
+_DRAWS = 16  # samples that judge the result of a restart
 
-# Samples the gates in one step of a start: the samples, the divergence and the penalty, in nats per example.
+# Samples the gates in one step; returns the samples, the divergence and the penalty, in nats per example.
 Estimate = Callable[[Problem, Clean, MaskingGroup, Generator, contextlib.ExitStack], tuple[GateSamples, Tensor, Tensor]]
 
 
 def pathwise(
     problem: Problem, clean: Clean, group: MaskingGroup, source: Generator, held: contextlib.ExitStack
 ) -> tuple[GateSamples, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """One sample of the gates, its divergence and its penalty, whose gradient goes through the model to the gates."""
+    """Return a gate sample, its divergence and its penalty, with gradients through the model to the gates."""
     samples, outputs = masked_pass(clean, group, source, held=held)
     divergence = problem.divergence(clean.outputs, outputs)
     return samples, divergence, problem.penalty(clean.outputs, outputs, divergence)
 
 
 class ScoreFunction:
-    """REINFORCE (Williams 1992): samples, divergence and penalty, whose gradient does not go through the model.
+    """REINFORCE (Williams 1992): samples, divergence and penalty, without gradients through the model.
 
-    The penalty P has in expectation the gradient of (P - b) log p(z), whatever b does not depend on the sample z; b is
-    the moving average of P over the steps before.
+    The gradient of the expected penalty P is the expected gradient of (P - b) log p(z), for any b that does not depend
+    on the sample z. b is the moving average of P over the previous steps.
 
     Args:
-        memory: of the moving average.
+        memory: decay of the moving average.
     """
 
     def __init__(self, memory: float = 0.9) -> None:
@@ -58,7 +58,7 @@ class ScoreFunction:
     def __call__(
         self, problem: Problem, clean: Clean, group: MaskingGroup, source: Generator, held: contextlib.ExitStack
     ) -> tuple[GateSamples, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """One sample of the gates, its divergence, and a number with the gradient of its expected penalty."""
+        """Return a gate sample, its divergence, and a number with the gradient of the expected penalty."""
         masked = group.sample(clean.values, clean.places, source)
         with torch.no_grad():
             outputs = onward_pass(clean, group.replacements(masked))
@@ -68,7 +68,7 @@ class ScoreFunction:
         return GateSamples.flattened(masked), divergence, reward * self._log_prob(clean, group, masked)
 
     def _average(self, penalty: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """The average before this step, which it then takes in."""
+        """Return the average before this step, then update it."""
         before = torch.zeros_like(penalty) if self._sum is None else self._sum / self._weight
         held = torch.zeros_like(penalty) if self._sum is None else self._sum
         self._sum = self.memory * held + (1 - self.memory) * penalty
@@ -76,7 +76,7 @@ class ScoreFunction:
         return before
 
     def _log_prob(self, clean: Clean, group: MaskingGroup, masked: Sequence[Masked]) -> Float[Tensor, " batch"]:
-        """log p(z) of an example's gates, in nats."""
+        """Return log p(z) of each example's gates, in nats."""
         terms = []
         for masking, one in zip(group.maskings, masked, strict=True):
             (logits,) = masking.logits(clean.values, clean.places[masking.site].units)
@@ -85,19 +85,19 @@ class ScoreFunction:
 
 
 def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] = lambda: pathwise) -> None:
-    """Fresh free logits for one batch, and as many steps on them as the recipe has, a multiplier for each example.
+    """Create per-example logits for one batch and optimise them for the recipe's steps, with a multiplier per example.
 
-    Of several starts each example keeps the logits whose samples are sparsest with a divergence within the margin on
-    average, or nearest to it.
+    Of several restarts, each example keeps the logits whose samples are sparsest with a mean divergence within the
+    margin, or else the closest to the margin.
 
     Args:
-        estimator: makes what samples the gates in each step of a start.
+        estimator: makes the function that samples the gates, once per restart.
 
     Raises:
-        GradientError: a site has an effect, and no gradient comes back to it.
+        GradientError: a site affects the output, but gets no gradient.
 
     Warns:
-        MarginWarning: examples whose masks do not keep within the margin.
+        MarginWarning: the masks of some examples exceed the margin.
     """
     recipe = problem.recipe
     for number, (group, objective) in enumerate(zip(problem.groups, problem.objectives, strict=True)):
@@ -121,16 +121,18 @@ def _descend(
     numbers: tuple[int, ...],
     estimate: Estimate,
 ) -> None:
-    """The steps of one start; gates cool down to their own temperature."""
+    """Optimise once; the gates' temperature falls to their own."""
     recipe, gates = problem.recipe, [masking.gate for masking in group.maskings]
     closed = closed_divergence(clean, group, problem.divergence)
     objective.start(closed)
-    if not bool(closed.any()):  # all may be closed, and there may be no gradient to say so
+    if not bool(closed.any()):  # closing everything changes nothing, and there may be no gradient
         with torch.no_grad():
             for probe, _ in _probes(clean, group):
                 probe.logits.fill_(probe.min_logit)
         return
-    if estimate is pathwise and bool((closed > problem.margin).any()):  # else nothing is needed, gradient or not
+    if estimate is pathwise and bool(
+        (closed > problem.margin).any()
+    ):  # otherwise no position is needed, and no gradient either
         check_gradients(problem.hooked, clean.batch, group.sites)
     logits = [weight for probe, _ in _probes(clean, group) for weight in probe.parameters()]
     optimizer = torch.optim.Adam(logits, lr=recipe.logit_learning_rate, betas=(0.9, recipe.adam_beta2))
@@ -153,12 +155,12 @@ def _descend(
 
 @dataclass
 class Chosen:
-    """Free logits that each example has come to, and what samples of them do on average.
+    """The best per-example logits so far, and what samples of them do on average.
 
     Attributes:
-        probes: the probes that hold free logits, and the example of each of their rows.
-        logits: of each probe.
-        far: how far beyond the margin the divergence is, in nats, shape `(batch,)`.
+        probes: the probes that hold per-example logits, each with the example index of its rows.
+        logits: the logits of each probe.
+        far: by how much the divergence exceeds the margin, in nats, shape `(batch,)`.
         kept: the expected fraction kept.
     """
 
@@ -170,7 +172,7 @@ class Chosen:
     @classmethod
     @torch.no_grad()
     def of(cls, problem: Problem, clean: Clean, group: MaskingGroup, source: Generator) -> Chosen:
-        """What a start has come to."""
+        """Return the logits as they are now, judged by samples."""
         divergences = []
         for _ in range(_DRAWS):
             samples, outputs = masked_pass(clean, group, source)
@@ -180,7 +182,7 @@ class Chosen:
         return cls(probes, [probe.logits.detach().clone() for probe, _ in probes], far, samples.expected_l0)
 
     def or_better(self, other: Chosen) -> Chosen:
-        """For each example these logits, or the other ones where they are better."""
+        """Return for each example the better logits of the two."""
         better = (other.far < self.far) | ((other.far == self.far) & (other.kept < self.kept))
         logits = []
         for (_, examples), mine, others in zip(self.probes, self.logits, other.logits, strict=True):
@@ -191,32 +193,32 @@ class Chosen:
 
     @torch.no_grad()
     def put(self) -> None:
-        """Gives the probes these logits."""
+        """Load these logits into the probes."""
         for (probe, _), logits in zip(self.probes, self.logits, strict=True):
             probe.logits.copy_(logits)
 
 
 @torch.no_grad()
 def _check_margin(problem: Problem, group: MaskingGroup, clean: Clean) -> None:
-    """Warns with MarginWarning of examples whose gates, rounded at one half, are further than the margin."""
+    """Warn with MarginWarning if examples exceed the margin with gates rounded at one half."""
     _, outputs = masked_pass(clean, group, rounded=0.5)
     divergence = problem.divergence(clean.outputs, outputs)
     far = int((divergence > problem.margin).sum())
     if far:
         warnings.warn(
-            f"at {group.label} the masks of {far} of {len(divergence)} examples move the output further than the "
-            f"margin of {problem.margin} nats, up to {divergence.max().item():.3g}. Give the recipe more steps or a "
-            f"lower logit_learning_rate, or allow a larger margin.",
+            f"at {group.label} the masks of {far} of {len(divergence)} examples exceed the margin of {problem.margin} "
+            f"nats, with divergences up to {divergence.max().item():.3g}. Give the recipe more steps or a lower "
+            f"logit_learning_rate, or allow a larger margin.",
             MarginWarning,
             stacklevel=4,
         )
 
 
 def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) -> None:
-    """Fresh free logits for one batch; baselines are started where no fit has done so.
+    """Create per-example logits for one batch, and start baselines that no fit has started.
 
     Args:
-        source: of where logits start, where the recipe spreads them.
+        source: generator of the initial logits, if the recipe draws them at random.
     """
     for masking in group.maskings:
         pattern, value = masking.pattern, clean.values[masking.site]
@@ -228,7 +230,7 @@ def begin(group: MaskingGroup, clean: Clean, source: Generator | None = None) ->
 
 
 def _probes(clean: Clean, group: MaskingGroup) -> list[tuple[PerExampleLogits, ExampleIndex | None]]:
-    """The probes that hold free logits, each once, with the example of each row."""
+    """Return the probes that hold per-example logits, each once, with the example index of each row."""
     found = {}
     for masking in group.maskings:
         for vote in masking.votes:

@@ -1,4 +1,4 @@
-"""What comes before training: shapes, statistics, a fitted baseline, and the divergence of the fully masked model."""
+"""Preparation for training: shapes, statistics, fitted baselines, and the divergence of the fully masked model."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from maskhooks.sites.site import Site
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.problem import BASELINE, Problem
 
-_OPEN = 5.0  # the logit at which a gate is as good as open; its negative, closed
+_OPEN = 5.0  # the logit of a nearly open gate; its negative, of a nearly closed one
 
 
 def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool) -> None:
-    """Starts and fits the maskings' modules, and starts the objectives with the divergence of the fully masked model.
+    """Start and fit the maskings' modules, and start the objectives with the divergence of the fully masked model.
 
-    Each rank reads the batches of all, so that what is gathered is the same.
+    Each rank reads the batches of all ranks, so all gather the same statistics.
     """
     gather_and_fit_baselines(problem, train, replay, ranks, progress)
     closed = closed_divergences(
@@ -56,7 +56,7 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
 def gather_and_fit_baselines(
     problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool
 ) -> None:
-    """Statistics of values, and the baselines that are fitted before any gate."""
+    """Gather statistics of values, and fit the baselines that come before the gates."""
     most = problem.recipe.statistics_batches * ranks.world_size
     read = itertools.islice(train.batches, most)
     known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
@@ -82,10 +82,10 @@ def gather(
     device: torch.device,
     penalty: Penalty | None = None,
 ) -> None:
-    """Starts all parts on the first batch, and fits them on values at real positions of all batches.
+    """Start all parts on the first batch, and fit them on the values at valid positions of all batches.
 
     Args:
-        penalty: fitted on the outputs.
+        penalty: a penalty to fit on the outputs.
     """
     reads = list(dict.fromkeys(site for masking in maskings for site in masking.reads))
     votes = {id(vote.probe): vote for masking in maskings for vote in masking.votes}
@@ -99,7 +99,7 @@ def gather(
             for masking in maskings:
                 masking.start(masking.sizes_for(clean.values), device)
         rows = {}
-        for site in sites:  # a vote may read rows that are picked, which were not read as such
+        for site in sites:  # a vote may read selected rows, which the pass did not read as such
             value = value_at(site, clean.values)
             rows[site] = site.gating().rows(value, site=site)[hooked.task.valid(site, clean.batch, value)]
         for vote in votes.values():
@@ -114,9 +114,9 @@ def _check_positions(reads: Sequence[Site], rows: Mapping[Site, Shaped[Tensor, "
     other = next((site for site in reads if len(rows[site]) != len(rows[reads[0]])), None)
     if other is not None:
         raise PatternError(
-            f"site {other}: it has {len(rows[other])} valid positions in this batch, and {reads[0]}, which is read "
-            f"beside it, has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
-            f"DiffMask(hooked, sites, conditioned_on=sites). With wrap(model, example=batch) such sites are found",
+            f"site {other} has {len(rows[other])} valid positions in this batch, but {reads[0]}, which is read with "
+            f"it, has {len(rows[reads[0]])}. Read sites with the same positions, such as the masked one alone: "
+            f"DiffMask(hooked, sites, conditioned_on=sites). wrap(model, example=batch) finds such sites.",
             site=other,
         )
 
@@ -134,11 +134,11 @@ def fit_baselines(
     replay: Replay | None,
     progress: bool = False,
 ) -> None:
-    """Fits learned baselines under random masks, each example at a rate of its own, and keeps them from then on.
+    """Fit learned baselines under random masks, each example with its own rate, and freeze them.
 
-    Inputs need this: a gate that learns beside a poor baseline keeps positions because their replacement does harm, not
-    because they are needed, and a baseline that goes on learning drifts with the gates. Adam on the baseline in units
-    of the features' deviation, its rate falling from `rate` to zero.
+    Inputs need this: with a poor baseline, a gate keeps positions because the replacement does harm, not because they
+    are needed; and a baseline trained with the gates drifts with them. Adam, in units of each feature's standard
+    deviation, with a learning rate that falls from `rate` to zero.
     """
     learned = {id(masking.baseline): masking for masking in maskings if isinstance(masking.baseline, Learned)}
     for number, masking in enumerate(learned.values() if steps else ()):
@@ -166,7 +166,7 @@ def _slope(
     source: Generator,
     ranks: Ranks,
 ) -> Float[Tensor, "*features"]:
-    """This rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
+    """Return this rank's part of the gradient of the mean divergence under a random mask; zero without a batch."""
     pattern = masking.pattern
     shape = None if clean is None else pattern.mask_shape(clean.values[masking.site])
     share = ranks.shard(ranks.shapes(shape, len(pattern.gated)))
@@ -178,18 +178,18 @@ def _slope(
     with contextlib.ExitStack() as held:
         outputs = onward_pass(clean, {masking.site: masking.replacement(masked)}, held)
         far = divergence(clean.outputs, outputs)
-        # not autograd.grad, which reentrant checkpointing in a model does not take
+        # not autograd.grad, which reentrant checkpointing does not support
         (far.mean() * (len(far) / examples.whole[0])).backward()
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 def random_mask(clean: Clean, masking: Masking, source: Generator, share: Shard, counted: Shard) -> Masked:
-    """Positions kept at random, each example at a rate drawn from U(0, 1); samples of nearly open or closed gates.
+    """Keep positions at random, each example at a rate drawn from U(0, 1); the gates are nearly open or closed.
 
-    The gate's own noise is part of it: a baseline far from all values would do no harm at z = 0, but at z = .95.
+    The gate's own noise matters: a baseline far from all values does harm at z = .95, even if it does none at z = 0.
 
     Args:
-        share, counted: this rank's gates, and its examples, among those of the global batch.
+        share, counted: this rank's shard of the gates, and of the examples, in the global batch.
     """
     value = clean.values[masking.site]
     shape = masking.pattern.mask_shape(value)
@@ -211,7 +211,7 @@ def closed_divergences(
     device: torch.device,
     replay: Replay | None,
 ) -> list[Float[Tensor, " example"]]:
-    """For each group the divergence with its sites fully masked, per example of all batches, in nats."""
+    """Return for each group the divergence with its sites fully masked, per example of all batches, in nats."""
     sites = sites_of(groups)
     found: list[list[Tensor]] = [[] for _ in groups]
     for batch in batches:
@@ -223,7 +223,7 @@ def closed_divergences(
 
 @torch.no_grad()
 def closed_divergence(clean: Clean, group: MaskingGroup, divergence: Divergence) -> Float[Tensor, " batch"]:
-    """The divergence of the model with every position of a group's sites masked, in nats."""
+    """Return the divergence with every position of a group's sites masked, in nats per example."""
     masked = []
     for masking in group.maskings:
         value = clean.values[masking.site]

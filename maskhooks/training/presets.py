@@ -1,4 +1,4 @@
-"""Our recipes, which the built-in plugin registers by name."""
+"""The built-in recipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from maskhooks.training.recipe import Recipe
 
 
 def presets() -> dict[str, Recipe]:
-    """The recipes by name."""
+    """Return the recipes by name."""
     recipes = (
         Recipe(description="The default, for models that predict with confidence."),
         Recipe(

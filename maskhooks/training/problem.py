@@ -1,4 +1,4 @@
-"""The problem that a training run solves: groups of maskings of one model's sites, with an objective each."""
+"""The problem that a training run solves: groups of maskings of one model's sites, each with an objective."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from maskhooks.training.objectives import Objective
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.recipe import Recipe
 
-SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # what a problem's random numbers are for
+SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # purposes of random numbers
 
 
 @dataclass
 class Problem:
-    """What is trained: groups of maskings of one model's sites, an objective each.
+    """What is trained: groups of maskings of one model's sites, each with an objective.
 
     Attributes:
         hooked: the wrapped model.
-        groups: each is applied in a masked pass of its own.
-        objectives: one for each group.
-        recipe: how often, how fast and with which optimizer.
-        divergence: of original and masked outputs, in nats per example.
+        groups: the groups, each with its own masked pass.
+        objectives: one per group.
+        recipe: how the groups are trained.
+        divergence: distance between original and masked outputs, in nats per example.
         margin: the divergence allowed on average, in nats.
-        seed: of all random numbers, each for a purpose such as `SAMPLE`.
+        seed: the random seed; random numbers are drawn for a purpose, such as `SAMPLE`.
         penalty: what the loss charges an example for.
-        fit_first: maskings whose learned baseline is fitted before any gate, and then kept.
+        fit_first: maskings whose learned baseline is fitted before any gate, and then frozen.
     """
 
     hooked: Hooked
@@ -46,10 +46,10 @@ class Problem:
 
     @property
     def maskings(self) -> list[Masking]:
-        """Those of all groups, in order."""
+        """The maskings of all groups, in order."""
         return [masking for group in self.groups for masking in group.maskings]
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Every trained module once."""
+        """Every trained module, once."""
         return modules_of(self.maskings)

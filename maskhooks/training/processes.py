@@ -1,4 +1,4 @@
-"""A training run in processes that are started for it; what the first one has comes back."""
+"""A training run in processes started for it; the result of the first process is returned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskhooks.training.snapshot import parts_of, put_parts
 
 
 def run_in_processes(fabric: Fabric, run: Run) -> FitResult:
-    """Trains in processes that the strategy starts, and brings back what the first one has."""
+    """Train in processes that the strategy starts, and return the result of the first one."""
     interrupts = Interrupts(passed_on=True)
     try:
         with tempfile.TemporaryDirectory() as folder, interrupts:
@@ -37,7 +37,7 @@ def run_in_processes(fabric: Fabric, run: Run) -> FitResult:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise SettingError(
             f"what is trained cannot be sent to another process ({error}). Use strategy='ddp_fork' on the CPU, "
-            f"strategy='ddp' in a script, or give functions that stand in a module instead of lambdas."
+            f"strategy='ddp' in a script, or functions defined in a module instead of lambdas."
         ) from error
     if "failed" in outcome:
         raise exception(outcome["failed"])
@@ -49,7 +49,7 @@ def run_in_processes(fabric: Fabric, run: Run) -> FitResult:
 
 
 def _work(fabric: Fabric, run: Run, path: Path) -> None:
-    """What a started process does; the first one writes the outcome to a file, since a queue holds little."""
+    """Train in a started process; the first one writes the outcome to a file, because a queue holds little."""
     try:
         outcome = {"result": dataclasses.asdict(run_here(fabric, run)), **parts_of(run.problem)}
     except MaskhooksError as error:

@@ -111,19 +111,19 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """The recipe that is registered under a name, such as "stable", "language", "graph", "subset" or "paper".
+        """Return a registered recipe, such as "stable", "language", "graph", "subset" or "paper".
 
         Raises:
-            UnknownNameError: there is none; near names are listed.
+            UnknownNameError: no recipe has this name; the message lists similar names.
         """
         return registry.make(RECIPES, name)
 
     def make_logits(self) -> PerExampleLogits:
-        """The per-example logits of one site (unamortised)."""
+        """Return the per-example logits of one site (unamortised)."""
         return PerExampleLogits(init_logit=self.logit_init, init_std=self.logit_init_std, min_logit=self.min_logit)
 
     def make_probe(self, vote: int = 0, votes: int = 1) -> Probe:
-        """The probe of one vote.
+        """Return the probe of one vote.
 
         Args:
             vote: its index among the votes whose product masks a site.
@@ -134,15 +134,15 @@ class Recipe:
         return probe
 
     def make_objective(self, margin: float) -> Objective:
-        """The objective of one group of maskings, for a margin in nats."""
+        """Return the objective of one group of maskings, for a margin in nats."""
         return registry.make(OBJECTIVES, self.objective, {"margin": margin, "l0_price": self.l0_price})
 
     def make_penalty(self) -> Penalty:
-        """The penalty of a run."""
+        """Return the penalty of a run."""
         return registry.make(PENALTIES, self.penalty, {"flip_penalty": self.flip_penalty, "balance": self.balance})
 
     def make_optimizer(self, probes: list[nn.Parameter], baselines: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of probes and baselines, each with their own learning rate."""
+        """Return the optimizer of probes and baselines, each with their own learning rate."""
         groups = [
             {"params": parameters, "lr": rate}
             for parameters, rate in ((probes, self.learning_rate), (baselines, self.baseline_learning_rate))
@@ -151,7 +151,7 @@ class Recipe:
         return registry.make(OPTIMIZERS, self.optimizer, {"params": groups})
 
     def rate(self, step: int, steps: int) -> float:
-        """The factor on learning rates at a step: linear warm-up, constant, linear decay."""
+        """Return the factor on learning rates at a step: linear warm-up, constant, linear decay."""
         rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         fall = min(1.0, (steps - step) / (self.decay_fraction * steps)) if self.decay_fraction else 1.0
         return rise * fall

@@ -1,4 +1,4 @@
-"""A training run: what is trained, on what and how, and what it leaves behind."""
+"""A training run: the problem, the data, the options, and the result."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from maskhooks.training.problem import Problem
 
 @dataclass(frozen=True)
 class Run:
-    """A problem, the data that it is trained on, and how.
+    """A problem, the data to train on, and options.
 
     Args:
         problem: what is trained.
-        train: batches; gone through as often as needed.
+        train: training batches, read as often as needed.
         validation: batches on which checkpoints are compared; without them the last state is kept.
-        steps: training steps in all.
-        epochs: instead of steps, how often to go through `train`.
-        folder: where `log.csv`, `validation.csv` and the state of the run are written while it goes on.
-        resume: whether to go on from the state in the folder.
-        save_every: seconds between two states; there is one after each validation too.
-        metadata: what a run must have in common with the one it goes on from, as JSON has it.
-        progress: whether a progress bar is shown on stderr.
-        store: keeps clean passes across epochs; the batches of the first epoch come again in the later ones.
-        board: where the logs are written for TensorBoard.
+        steps: total number of training steps.
+        epochs: instead of steps, the number of passes over `train`.
+        folder: where `log.csv`, `validation.csv` and the run's state are written during the run.
+        resume: whether to resume from the state in the folder.
+        save_every: seconds between two saved states; the state is also saved after each validation.
+        metadata: what a resumed run must have in common with the saved one, JSON-serialisable.
+        progress: whether to show a progress bar on stderr.
+        cache: keeps clean passes across epochs; later epochs repeat the batches of the first.
+        board: where TensorBoard logs are written.
     """
 
     problem: Problem
@@ -49,18 +49,18 @@ class Run:
 
 @dataclass
 class FitResult:
-    """What a training run leaves behind.
+    """The result of a training run.
 
     Attributes:
-        log: a row a step: step, epoch, site, depth, multiplier, divergence (nats), expected_l0 (fraction), agreement.
-        validation: a row a validation and group: step, site, depth, divergence, expected_l0, agreement.
+        log: a row per step: step, epoch, site, depth, multiplier, divergence (nats), expected_l0 (fraction), agreement.
+        validation: a row per validation and group: step, site, depth, divergence, expected_l0, agreement.
         within_margin: whether the chosen state keeps the mean divergence of every group within the margin; None
             without validation data.
-        over_margin: the groups whose mean divergence exceeds the margin all the same.
-        chosen_steps: by group the step whose state was kept.
+        over_margin: the groups whose mean divergence exceeds the margin.
+        chosen_steps: for each group, the step whose state was kept.
         stop_reason: why training ended.
-        error: what ended it before its time, as JSON has it: the signal of an interruption, or the kind of an error,
-            and its message.
+        error: what ended training early, JSON-serialisable: the signal of an interruption or the class of an error,
+            and the message.
     """
 
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -73,12 +73,12 @@ class FitResult:
 
     @property
     def cause(self) -> BaseException | None:
-        """What ended the run before its time, to be raised once the explainer is in order."""
+        """The exception that ended the run early, to raise once the explainer is saved."""
         return None if self.error is None else exception(self.error)
 
 
 def exception(told: Mapping[str, Any]) -> BaseException:
-    """The exception that `FitResult.error` tells of."""
+    """Return the exception that `FitResult.error` describes."""
     if "signal" in told:
         return as_exception(told["signal"], told["message"])
     kind = getattr(errors, told["kind"])

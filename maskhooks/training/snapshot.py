@@ -1,4 +1,4 @@
-"""Snapshots: the whole state of a loop as a tree, saved while it runs, from which it goes on to the same numbers."""
+"""Snapshots: the whole state of a loop as a tree, saved during the run; a resumed run gets the same numbers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from maskhooks.training.problem import Problem
 
 
 class Snapshots:
-    """Saves a loop's state from time to time, and finds it again; without a folder it does nothing.
+    """Saves a loop's state from time to time, and loads it; does nothing without a folder.
 
     Args:
         run_dir: the run's folder.
-        metadata: what a run must have in common with the one it goes on from, as JSON has it.
+        metadata: what a resumed run must have in common with the saved one, JSON-serialisable.
         every: seconds between two states.
     """
 
     def __init__(self, run_dir: Path | None, metadata: Mapping[str, Any], every: float) -> None:
         self.folder = None if run_dir is None else state_folder(run_dir)
         self.metadata, self.every = dict(metadata), every
-        self._last = (-1, -1)  # steps and validations when it was saved
+        self._last = (-1, -1)  # steps and validations at the latest save
         self._time = time.monotonic()
 
     def find(self) -> dict[str, Any] | None:
-        """The last good state of this run, None where there is none.
+        """Return the last good state of this run, or None.
 
         Raises:
-            ResumeError: it is the state of another run; the differences are listed.
-            CorruptFileError: there are only broken ones.
+            ResumeError: the state belongs to another run; the message lists the differences.
+            CorruptFileError: all saved states are broken.
         """
         tree = None if self.folder is None else load_state(self.folder)
         if tree is None:
@@ -47,8 +47,8 @@ class Snapshots:
         found = differences(tree["metadata"], self.metadata)
         if found:
             raise ResumeError(
-                f"{self.folder} holds a run with other settings: {'; '.join(found)}. Give it the same settings, begin "
-                f"again without resume (--overwrite), or use another folder.",
+                f"{self.folder} holds a run with other settings: {'; '.join(found)}. Give the same settings, restart "
+                f"without resume (--overwrite), or use another folder.",
                 path=self.folder,
                 differences=found,
             )
@@ -56,20 +56,20 @@ class Snapshots:
         return tree
 
     def drop(self) -> None:
-        """Removes the states of an earlier run."""
+        """Delete the states of an earlier run."""
         if self.folder is not None:
             delete_states(self.folder)
 
     def save_if_due(self, loop: Loop) -> None:
-        """Saves after a validation, and where the last time was long enough ago."""
+        """Save after a validation, or if the latest save is long enough ago."""
         if time.monotonic() - self._time >= self.every or len(loop.result.validation) != self._last[1]:
             self.save(loop)
 
     def save(self, loop: Loop) -> None:
-        """Saves the state between two steps.
+        """Save the state between two steps.
 
         Raises:
-            StorageError: it cannot be written; the states before are as they were.
+            StorageError: the state cannot be written; earlier states are untouched.
         """
         if self.folder is None or (loop.done, len(loop.result.validation)) == self._last:
             return
@@ -78,12 +78,12 @@ class Snapshots:
         self.saved(loop)
 
     def saved(self, loop: Loop) -> None:
-        """Notes that the state as it is now lies in the folder."""
+        """Note that the folder holds the current state."""
         self._last, self._time = (loop.done, len(loop.result.validation)), time.monotonic()
 
 
 def snapshot(loop: Loop) -> dict[str, Any]:
-    """The loop's state as a tree of tensors, numbers and texts, without the rows of its log."""
+    """Return the loop's state as a tree of tensors, numbers and strings, without the rows of its log."""
     return {
         "done": loop.done,
         "epoch": loop.epoch,
@@ -102,7 +102,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
 
 
 def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
-    """Puts a loop where `snapshot` saw it; its parts need not be started."""
+    """Restore a loop from what `snapshot` returned; its parts need not be started."""
     loop.done, loop.epoch, loop.index = tree["done"], tree["epoch"], tree["index"]
     loop.stale, loop.result.stop_reason = tree["stale"], tree["stop_reason"]
     put_parts(loop.problem, tree, loop.ranks.device)
@@ -119,7 +119,7 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
 
 
 def parts_of(problem: Problem) -> dict[str, Any]:
-    """The trained parts: their sizes, states, and which of their weights are kept as they are."""
+    """Return the sizes and states of the trained parts, and the names of their frozen weights."""
     return {
         "sizes": [masking.sizes for masking in problem.maskings],
         "parts": [part.state_dict() for part in problem.modules],
@@ -128,7 +128,7 @@ def parts_of(problem: Problem) -> dict[str, Any]:
 
 
 def put_parts(problem: Problem, tree: Mapping[str, Any], device: torch.device) -> None:
-    """Starts the parts where they are not, and gives them the states that `parts_of` saw."""
+    """Start the parts if needed, and load the states that `parts_of` returned."""
     for masking, sizes in zip(problem.maskings, tree["sizes"], strict=True):
         masking.start(sizes, device)
     for part, state, kept in zip(problem.modules, tree["parts"], tree["kept"], strict=True):
@@ -137,21 +137,21 @@ def put_parts(problem: Problem, tree: Mapping[str, Any], device: torch.device) -
 
 
 def check_batch(tree: Mapping[str, Any], train: Epochs) -> None:
-    """Raises ResumeError where the loader does not give the batch that the run saw last."""
+    """Raise ResumeError if the loader does not yield the batch that the run saw last."""
     if not tree["index"]:
         return
     _, _, batch = next(train.batches_from(tree["epoch"], tree["index"] - 1))
     if digest(batch) != tree["batch"]:
         raise ResumeError(
-            f"the training loader gives another batch {tree['index'] - 1} in epoch {tree['epoch']} than the run saw "
-            f"there, so it cannot go on to the same result. Give it the same data, in an order that torch draws from "
-            f"its global random state or from a generator of the loader or sampler; or begin again without resume.",
+            f"batch {tree['index'] - 1} of epoch {tree['epoch']} differs from the one that the run saw, so the run "
+            f"cannot resume to the same result. Give the same data, in an order that torch draws from its global "
+            f"random state or from a generator of the loader or sampler; or restart without resume.",
             differences=["the batches"],
         )
 
 
 def digest(batch: Any) -> str:
-    """A batch's tensors in one short text."""
+    """Return a hash of a batch's tensors."""
     found = hashlib.sha256()
     for _, tensor in nested.tensors(batch):
         whole = tensor.detach().to("cpu").contiguous().reshape(-1)
@@ -161,7 +161,7 @@ def digest(batch: Any) -> str:
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any], name: str = "") -> list[str]:
-    """In words, what two mappings of settings do not have in common."""
+    """Describe the differences between two mappings of settings."""
     found: list[str] = []
     for key in sorted({*saved, *present}):
         one, other = saved.get(key), present.get(key)
@@ -187,7 +187,7 @@ def _keep(part: nn.Module, kept: Sequence[str]) -> None:
 
 
 def _optimizer_tree(state: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no numbers as keys."""
+    """Return an optimizer's state without numbers as keys, which JSON lacks."""
     return {**state, "state": [[key, value] for key, value in state["state"].items()]}
 
 

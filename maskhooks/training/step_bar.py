@@ -1,4 +1,4 @@
-"""The bar of a training run."""
+"""The progress bar of a training run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 from maskhooks.progress import bar
 from maskhooks.training.loop import Loop
 
-_LATEST = 50  # steps whose means it shows
+_LATEST = 50  # steps that the shown means cover
 
 
 class StepBar:
@@ -29,7 +29,7 @@ class StepBar:
             self.bar.stop()
 
     def update(self) -> None:
-        """Shows where the loop is."""
+        """Show the loop's progress."""
         if not self.shown:
             return
         latest = self.loop.result.log[-_LATEST:]

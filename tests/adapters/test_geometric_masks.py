@@ -66,7 +66,9 @@ def test_layers_with_messages_along_other_edges_are_not_tied(amortized: bool, un
         return (masks.fit([graph()], progress=False) if amortized else masks).explain(graph())
 
     models = [Mixed(GCNConv), Mixed(SAGEConv, flow="target_to_source")]
-    with pytest.raises(SettingError, match=r"in the same order \(7 and 11\), as where .* GraphMask\(hooked, 'edge'\)"):
+    with pytest.raises(
+        SettingError, match=r"in the same order \(7 and 11\), for example .* GraphMask\(hooked, 'edge'\)"
+    ):
         explain(models[0])
     assert len(explain(models[1])) == 7
 

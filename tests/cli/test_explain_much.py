@@ -143,8 +143,8 @@ def test_ctrl_c_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130, error
-    assert re.search(r"stopped: files: [1-9], examples: \d+, whole in out/explanation\.parquet", error)
-    assert "Give the same command to go on after them." in error
+    assert re.search(r"stopped: out/explanation\.parquet holds [1-9] complete files with \d+ examples\.", error)
+    assert "Run the same command again to resume." in error
     assert "Traceback" not in error
     monkeypatch.delenv("FAULT")
     again = run(*words)
@@ -163,8 +163,8 @@ def test_two_processes_write_what_one_writes(whole: dict[str, bytes], run: Run, 
 def test_parts_make_the_page_when_all_are_done(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
     first = run(*command("out", "--shard", "1/2"))
     assert first.exit_code == 0, first.stderr
-    assert "Shard 1/2 is done. The page is written when the other shards are." in first.stdout
-    assert "files: 4, examples: 488" in first.stdout
+    assert "Shard 1/2 is done. The last shard to finish writes the page." in first.stdout
+    assert "4 complete files with 488 examples" in first.stdout
     assert not (tmp_path / "out" / "explanation.html").exists()
     second = run(*command("out", "--shard", "0/2"))
     assert "over 1000 examples" in second.stdout
@@ -175,7 +175,7 @@ def test_parts_make_the_page_when_all_are_done(whole: dict[str, bytes], run: Run
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("killed", r"error: cpu: the process was killed \(SIGKILL\)\. Was there memory enough\?"),
+        ("killed", r"error: cpu: the process was killed \(SIGKILL\)\. Was there enough memory\?"),
         ("ours", "error: cpu: no batch can be made of 9"),
         ("other", "error: cpu: Traceback .*ZeroDivisionError: of 9"),
     ],
@@ -188,7 +188,7 @@ def test_a_process_that_dies_is_reported_and_the_others_go_on(
     result = run(*words)
     assert result.exit_code == 2
     assert len(re.findall(message, result.stderr)) == 1
-    assert "not all of 2 processes came to their end. The files that are whole stay" in result.stderr
+    assert "a process failed, of 2. Complete files are kept; run the same command again" in result.stderr
     assert sorted(Shards(tmp_path / "out" / "explanation.parquet").existing()) == [
         0,
         1,
@@ -257,12 +257,12 @@ def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--shard", "2/2"], "--shard 2/2 is none: give which part of how many, from 0/4 to 3/4"),
+        (["--shard", "2/2"], "--shard 2/2 is not a shard. Give its index and the number of shards, from 0/4 to 3/4."),
         (["--shard", "one"], "--shard one is none"),
         (["--shard", "0/2", "--devices", "2"], "--shard and --devices exclude each other"),
         (["--shard", "0/2", "--overwrite"], "--shard and --overwrite exclude each other"),
-        (["--devices", "0"], "--devices is a number from 1"),
-        (["--devices", "cpu,cpu"], "--device cpu and --devices cpu,cpu say different things"),
+        (["--devices", "0"], "--devices must be a number from 1"),
+        (["--devices", "cpu,cpu"], "--device cpu and --devices cpu,cpu exclude each other"),
     ],
 )
 def test_bad_options(run: Run, texts: Path, words: list[str], message: str) -> None:
@@ -280,9 +280,9 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices_of("2", None) == ["cuda:0", "cuda:1"]
     assert devices_of("3", "cpu") == ["cpu"] * 3
-    with pytest.raises(SettingError, match="asks for 3 GPUs, and 2 are here"):
+    with pytest.raises(SettingError, match="asks for 3 GPUs, but there are only 2"):
         devices_of("3", None)
-    with pytest.raises(SettingError, match="--device cuda:1 is one device"):
+    with pytest.raises(SettingError, match="--device cuda:1 names one device"):
         devices_of("2", "cuda:1")
 
 

@@ -126,7 +126,7 @@ def test_factory_without_validation(run: Run, network: str) -> None:
     fitted = run("fit", f"{network}:train_only", "--out", "run", "--steps", 4)
     assert fitted.exit_code == 0, fitted.stderr
     assert "on the training batches" in fitted.stdout
-    assert "nothing checks the margin" in fitted.stdout
+    assert "is not checked" in fitted.stdout
 
 
 def test_options_reach_the_masks(run: Run, network: str, tmp_path: Path) -> None:
@@ -181,12 +181,12 @@ def test_same_seed_same_masks(run: Run, network: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["of_texts"], "there are no data for .*of_texts: give texts with --data"),
-        (["bare"], "there are no data for .*bare: have the factory return"),
+        (["of_texts"], "there is no data for .*of_texts. Give texts with --data"),
+        (["bare"], "there is no data for .*bare. Make the factory return"),
         (["bare", "--data", "data.csv"], "does not say how texts become batches"),
         (["train_only", "--limit", "3"], "--limit needs --data"),
         (["train_only", "--validation", "data.csv"], "--validation needs --data"),
-        (["of_texts", "--data", "one.csv"], "one example, of which none is left to hold out"),
+        (["of_texts", "--data", "one.csv"], "only one example, so none can be held out"),
         (["train_only", "--margin", "0"], "margin"),
         (["train_only", "--sites", "layr:output"], r"layr:output.* Did you mean 'layer:output'"),
         (["train_only", "--gate", "hard"], r"no gate is named 'hard'.*hard-concrete"),
@@ -208,10 +208,10 @@ def test_out_that_is_taken(run: Run, network: str, tmp_path: Path) -> None:
     for command in (["fit", f"{network}:train_only"], ["explain", "run", f"{network}:train_only"], ["demo"]):
         result = run(*command, "--out", "file")
         assert result.exit_code == 2
-        assert "file is no folder that can be written to" in result.stderr
+        assert "file is not a writable folder" in result.stderr
     words = ("fit", f"{network}:train_only", "--out", "run", "--steps", 2)
     assert run(*words).exit_code == 0
-    assert "run holds trained masks" in run(*words).stderr
+    assert "run already holds trained masks" in run(*words).stderr
     assert run(*words, "--overwrite").exit_code == 0
 
 
@@ -259,14 +259,14 @@ def test_ctrl_c_and_kill_and_resume(run: Run, network: str, tmp_path: Path) -> N
         assert "Traceback" not in stderr
         if code > 0:
             line = next(line for line in stderr.splitlines() if line.startswith("stopped:"))
-            assert re.search(rf"interrupted at step \d+\. .* are in {folder}\. Go on with .* --resume\.", line)
+            assert re.search(rf"interrupted at step \d+\. .* are in {folder}\. Continue with .* --resume\.", line)
     again = run("fit", f"{network}:with_data", "--out", folder, "--steps", 5000)
     assert again.exit_code == 2
-    assert "holds trained masks" in again.stderr
+    assert "already holds trained masks" in again.stderr
     (folder / "explainer.json").unlink()
     again = run("fit", f"{network}:with_data", "--out", folder, "--steps", 5000)
     assert again.exit_code == 2
-    assert "did not end. Go on with --resume" in again.stderr
+    assert "holds an unfinished run. Continue it with --resume" in again.stderr
     again = run("fit", f"{network}:with_data", "--out", folder, "--steps", 100, "--resume")
     assert again.exit_code == 2
     assert "steps was 5000 and is 100" in again.stderr
@@ -293,7 +293,7 @@ def test_trained_masks_without_their_run_are_not_begun_again(run: Run, network: 
     (tmp_path / "explainer.json").touch()
     refused = run("fit", f"{network}:with_data", "--out", tmp_path, "--resume")
     assert refused.exit_code == 2
-    assert "holds trained masks" in refused.stderr
+    assert "already holds trained masks" in refused.stderr
 
 
 def test_precision(run: Run, network: str, tmp_path: Path) -> None:

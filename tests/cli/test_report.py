@@ -60,9 +60,9 @@ def test_a_folder_that_is_neither_is_named(run: Run, made: Path) -> None:
     neither = run("report", "run", "empty")
     assert neither.exit_code == 2
     assert "error: empty holds neither a run nor an explanation. Give a folder that maskhooks fit or" in neither.stderr
-    assert "error: nowhere is not there." in run("report", "nowhere").stderr
+    assert "error: nowhere does not exist." in run("report", "nowhere").stderr
     shutil.copytree(made / "run", made / "copy")
-    assert "error: run and copy are runs of their own. Make a report for each." in run("report", "run", "copy").stderr
+    assert "error: run and copy are separate runs. Make one report for each." in run("report", "run", "copy").stderr
     assert not (made / "report.html").exists()
 
 

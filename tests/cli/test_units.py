@@ -59,10 +59,10 @@ def test_masks_are_explained_with_the_units_they_were_trained_with(
     other = run("explain", tokens, pieces, "--data", texts, "--out", tmp_path / "other", "--units", "words")
     assert other.exit_code == 2
     told = " ".join(other.stderr.split())
-    assert "was trained with each position by itself, and the model is wrapped with units='words'" in told
+    assert "was trained with each position by itself, but the model is wrapped with units='words'" in told
     hooked = choose(str(pieces), registry.parts(SOURCES)).open(str(pieces)).hooked
     assert maskhooks.load(words, hooked.model).hooked.task.unit_name == "words"
-    with pytest.raises(SettingError, match="trained with units='words', and the model is wrapped with each position"):
+    with pytest.raises(SettingError, match="trained with units='words', but the model is wrapped with each position"):
         maskhooks.load(words, hooked)
     again = run("fit", pieces, "--data", texts, "--validation", texts, "--out", words, "--steps", 4, "--resume")
     assert again.exit_code == 2

@@ -190,16 +190,16 @@ BROKEN = {
     "missing": (ModuleNotFoundError("No module named 'x'"), "No module named 'x'"),
     "misspelt": (
         plugin(maskhooks_gate={"x": Bernoulli}),
-        "implements 'maskhooks_gate', and there is no such hook. Did you mean 'maskhooks_gates'?",
+        "implements 'maskhooks_gate', but there is no such hook. Did you mean 'maskhooks_gates'?",
     ),
     "empty": (ModuleType("empty"), "implements no hook of maskhooks"),
-    "list": (plugin(maskhooks_gates=[Bernoulli]), "it returns a mapping from name to gate"),
-    "others": (plugin(maskhooks_gates={"x": Zero}), "it returns a mapping from name to gate"),
-    "class": (plugin(maskhooks_sources={"x": Factory}), "it returns a mapping from name to source"),
-    "neither": (plugin(maskhooks_sources={"x": 1}), "it returns a mapping from name to source"),
-    "classes": (plugin(maskhooks_adapters=[ProbeAdapter]), "it returns a list of Adapter objects"),
-    "nothing": (plugin(maskhooks_tasks=None), "it returns a list of Task objects"),
-    "clash": (plugin(maskhooks_gates={"good": Bernoulli}), "offers the gate 'good', and that name is taken"),
+    "list": (plugin(maskhooks_gates=[Bernoulli]), "It must return a mapping from name to gate"),
+    "others": (plugin(maskhooks_gates={"x": Zero}), "It must return a mapping from name to gate"),
+    "class": (plugin(maskhooks_sources={"x": Factory}), "It must return a mapping from name to source"),
+    "neither": (plugin(maskhooks_sources={"x": 1}), "It must return a mapping from name to source"),
+    "classes": (plugin(maskhooks_adapters=[ProbeAdapter]), "It must return a list of Adapter objects"),
+    "nothing": (plugin(maskhooks_tasks=None), "It must return a list of Task objects"),
+    "clash": (plugin(maskhooks_gates={"good": Bernoulli}), "offers the gate 'good', but that name is taken"),
 }
 
 
@@ -301,7 +301,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         (
             plugin(maskhooks_gates={"good": Bernoulli}),
             NameTakenError,
-            "the gate 'good', and that name is taken",
+            "the gate 'good', but that name is taken",
         ),
         (
             plugin(maskhooks_gatez={}),
@@ -348,7 +348,7 @@ def test_a_name_in_use(registry: Registry) -> None:
 def test_one_object_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = loaded(monkeypatch)
     registry.register(GOOD, name="one")
-    with pytest.raises(NameTakenError, match="plugin 'two' is registered already, as 'one'"):
+    with pytest.raises(NameTakenError, match="plugin 'two' is already registered, as 'one'"):
         registry.register(GOOD, name="two")
 
 

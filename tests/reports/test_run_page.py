@@ -109,7 +109,7 @@ def test_a_run_and_its_explanation(trained: tuple[Path, Explanation], tmp_path: 
     page = Page(text)
     for told in (
         "Sequential",
-        "all 8 steps were made",
+        "all 8 steps were done",
         "24 examples; the first 5 are below",
         "5 nats on average, met by all masks",
         "diffmask",

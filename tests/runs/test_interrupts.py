@@ -72,7 +72,7 @@ class TestSignals:
         batch = next(iter(held))
         assert maskhooks.load(tmp_path, made.hooked).explain(batch) == made.explain(batch)
         made.fit(batches, held, resume=True, **fit)
-        assert made.result.stop_reason == "all 24 steps were made"
+        assert made.result.stop_reason == "all 24 steps were done"
 
         train(tmp_path / "whole")
         whole, again = results(tmp_path / "whole"), results(tmp_path)
@@ -168,7 +168,7 @@ class TestFullDisk:
         with elsewhere(limited) as process:
             process.join(200)
         assert process.exitcode == 7
-        with pytest.warns(ResumeWarning, match="nothing to go on from"):
+        with pytest.warns(ResumeWarning, match="holds nothing to resume"):
             train(tmp_path / "run", fit={"resume": True})
         train(tmp_path / "whole")
         assert results(tmp_path / "run") == results(tmp_path / "whole")

@@ -82,7 +82,7 @@ class TestBadInput:
             explainer.fit([])
         with pytest.raises(EmptyLoaderError, match="validation loader yields no batch"):
             explainer.fit(batches(), [])
-        with pytest.raises(EmptyLoaderError, match="read just once"):
+        with pytest.raises(EmptyLoaderError, match="read only once"):
             explainer.fit(b for b in batches())
 
     def test_outputs_without_a_distribution(self):

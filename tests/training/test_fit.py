@@ -83,7 +83,7 @@ class TestFit:
         checks = list(csv.DictReader((tmp_path / "validation.csv").read_text().splitlines()))
         assert {row["site"] for row in checks} == set(SITES[1:3])
         assert explainer.within_margin is True
-        assert explainer.result.stop_reason == "all 60 steps were made"
+        assert explainer.result.stop_reason == "all 60 steps were done"
 
     def test_epochs(self, hooked):
         explainer = DiffMask(hooked, SITES[1], recipe=QUICK)

@@ -170,7 +170,7 @@ def test_a_finished_run_is_returned(tmp_path: Path, whole: dict[str, bytes], mon
 
 
 def test_nothing_to_go_on_from(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    with pytest.warns(ResumeWarning, match="nothing to go on from"):
+    with pytest.warns(ResumeWarning, match="holds nothing to resume"):
         train(tmp_path, fit=RESUME)
     assert results(tmp_path) == whole
 
