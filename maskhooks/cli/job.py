@@ -129,6 +129,7 @@ class Job:
                 )
             return load(self.run, hooked)
         kind = registry.part(EXPLAINERS, name)
+        schema_of(kind).check_names(self.settings, name)
         missing = [
             one.name for one in schema_of(kind).values() if one.default is REQUIRED and one.name not in self.settings
         ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskhooks.atomic_write import atomic_open
-from maskhooks.errors import CorruptFileError
+from maskhooks.errors import CorruptFileError, FormatError
 from maskhooks.explanations.scores import FIXED, Column, Columns
 from maskhooks.settings.format import FORMAT, check_format
 
@@ -225,6 +225,8 @@ def _opened(path: Path) -> Iterator[None]:
         with path.open("rb") as file:
             head = file.read(4)
         yield
+    except FormatError:
+        raise
     except OSError as error:
         raise _corrupt(path, f"it cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a broken file can raise anything; we keep the error as the cause

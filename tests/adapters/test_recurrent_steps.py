@@ -174,7 +174,10 @@ def test_autocast_decides_as_in_the_fused_call(kind: str, given: torch.dtype) ->
     hooked = maskhooks.wrap(module, adapter=RecurrentAdapter)
     for grad in (False, True):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
-            usual = module(x)
+            try:
+                usual = module(x)
+            except RuntimeError as error:  # without a tap either
+                pytest.skip(f"this processor has no such kernel: {error}")
             with hooked.tap(replace=dict.fromkeys(map(str, hooked.sites), open_gates)):
                 gated = module(x)
         for one, other in zip(flat(gated), flat(usual), strict=True):
