@@ -113,7 +113,7 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
         ("erasre",): "neither the folder of a run nor the name of an explainer",
         ("erasre", "--units", "words"): "Did you mean 'erasure'?",
         ("erasure", "--set", "position=3"): "erasure has no setting 'position'.",
-        ("erasure", "--set", "max_set=3"): "Did you mean 'max_sets'",
+        ("erasure", "--set", "max_set=3"): "or 'max_sets'",
         ("random", "--set", "hooked=3"): "random has no setting 'hooked'",
         ("random", "--set", "sites=nowhere:output"): "no site",
     }.items():
