@@ -95,10 +95,12 @@ def public() -> dict[str, str]:
                 own = inspect.isclass(thing) or inspect.isfunction(thing)
                 found[path_of(thing) if own else f"{home}.{name}"] = where
     for kind in declared.values():
-        found[path_of(kind.type)] = "a kind of part"
+        if kind.type.__module__.startswith("maskhooks"):  # an optimizer is one of torch
+            found[path_of(kind.type)] = "a kind of part"
         parts = registry.listed(kind) if kind.listed else registry.parts(kind).values()
         for part in (getattr(part, "__self__", part) for part in parts):  # of a classmethod that makes one, its class
-            found[path_of(part if inspect.isclass(part) else type(part))] = f"a {kind.name}"
+            named = inspect.isclass(part) or inspect.isfunction(part)
+            found[path_of(part if named else type(part))] = f"a {kind.name}"
     return found
 
 

@@ -140,4 +140,5 @@ def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:
 
 
 BASELINES = declare("baseline", Baseline)
+#: How an explainer takes a baseline: its name, a mapping of its name and settings, or a `Baseline`.
 BaselineSetting = Annotated[str | Mapping[str, Any] | Baseline, BASELINES]

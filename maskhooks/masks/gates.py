@@ -147,4 +147,5 @@ def _device(logits: Float[Tensor, "..."], generator: Generator | None) -> torch.
 
 
 GATES = declare("gate", Gate)
+#: How an explainer takes a gate: its name, a mapping of its name and settings, or a `Gate`.
 GateSetting = Annotated[str | Mapping[str, Any] | Gate, GATES]

@@ -52,6 +52,7 @@ class Divergence(Protocol):
 
 
 DIVERGENCES = declare("divergence", Divergence, made=True)
+#: How an explainer takes a divergence: its name or the function.
 DivergenceSetting = Annotated[str | Divergence, DIVERGENCES]
 
 

@@ -32,6 +32,7 @@ class Kind(Generic[T]):
 
     @property
     def plural(self) -> str:
+        """The plural, as the hook's name has it."""
         return f"{self.name[:-1]}ies" if self.name.endswith("y") else f"{self.name}s"
 
     @property

@@ -12,14 +12,23 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+#: A whole number from 1.
 Count = Annotated[int, Ge(1)]
+#: A whole number from 0.
 Natural = Annotated[int, Ge(0)]
+#: A random seed: a whole number from 0.
 Seed = Annotated[int, Ge(0), Lt(2**63)]
+#: A number above 0.
 Positive = Annotated[float, Gt(0)]
+#: A number from 0.
 NonNegative = Annotated[float, Ge(0)]
+#: A number from 0 to 1.
 Fraction = Annotated[float, Ge(0), Le(1)]
+#: A number from 0 and below 1, such as the decay of a moving average.
 Decay = Annotated[float, Ge(0), Lt(1)]
+#: A string that is not empty.
 Text = Annotated[str, MinLen(1)]
+#: A path, as a string or a Path.
 Folder = Text | Path
 
 

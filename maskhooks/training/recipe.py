@@ -158,4 +158,5 @@ class Recipe:
 
 
 RECIPES = declare("recipe", Recipe, made=True)
+#: How an explainer takes a recipe: its name, a mapping of its name and settings, or a `Recipe`.
 RecipeSetting = Annotated[str | Mapping[str, Any] | Recipe, RECIPES]
