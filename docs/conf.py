@@ -19,6 +19,7 @@ from typing import Any
 
 import latex2mathml.converter
 from docutils import nodes
+from nbclient import NotebookClient
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -54,6 +55,14 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 myst_update_mathjax = False
 html_math_renderer = "mathml"
+
+
+def _patient(client: NotebookClient, *args: Any, **settings: Any) -> None:
+    """Gives a kernel five minutes to start, which a busy machine needs; MyST-NB has no setting for it."""
+    _make(client, *args, **{"startup_timeout": 300, **settings})
+
+
+_make, NotebookClient.__init__ = NotebookClient.__init__, _patient
 
 
 def _library() -> str:
