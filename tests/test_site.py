@@ -21,7 +21,6 @@ import pytest
 
 import maskhooks
 from maskhooks import errors
-from maskhooks.plugins.kind import declared
 from maskhooks.plugins.registry import registry
 from tests.test_docs import PAGES, ROOT, blocks, name_of
 
@@ -94,7 +93,7 @@ def public() -> dict[str, str]:
             else:
                 own = inspect.isclass(thing) or inspect.isfunction(thing)
                 found[path_of(thing) if own else f"{home}.{name}"] = where
-    for kind in declared.values():
+    for kind in registry.kinds():
         if kind.type.__module__.startswith("maskhooks"):  # an optimizer is one of torch
             found[path_of(kind.type)] = "a kind of part"
         parts = registry.listed(kind) if kind.listed else registry.parts(kind).values()

@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from maskhooks.plugins.kind import Kind, declared
+from maskhooks.plugins.kind import Kind
 from maskhooks.plugins.registry import registry
 from maskhooks.settings.schema import REQUIRED, Schema, schema_of, summary
 
@@ -19,7 +19,7 @@ class Settings(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        kind = next(kind for kind in declared.values() if kind.name == self.arguments[0])
+        kind = next(kind for kind in registry.kinds() if kind.name == self.arguments[0])
         found: list[nodes.Node] = []
         for name, part in sorted(registry.parts(kind).items()):
             section = nodes.section(ids=[f"{kind.name}-{name}"], names=[f"{kind.name}-{name}"])

@@ -6,7 +6,6 @@ import warnings
 
 from maskhooks.cli.console import say, say_table
 from maskhooks.errors import PluginWarning
-from maskhooks.plugins.kind import declared
 from maskhooks.plugins.registry import OURS, registry
 
 
@@ -19,7 +18,7 @@ def plugins() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the second table lists them
         registry.load()
-    kinds = [kind.name for kind in declared.values()]
+    kinds = [kind.name for kind in registry.kinds()]
     parts = [
         {"kind": offer.kind, "name": offer.name, "package": report.package, "what it does": offer.line}
         for report in registry.reports

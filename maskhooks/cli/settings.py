@@ -8,7 +8,7 @@ import typer
 
 from maskhooks.cli.console import say, say_table
 from maskhooks.errors import UnknownNameError, close_matches
-from maskhooks.plugins.kind import Kind, declared
+from maskhooks.plugins.kind import Kind
 from maskhooks.plugins.registry import registry
 from maskhooks.settings.schema import REQUIRED, Schema, schema_of, summary
 
@@ -34,9 +34,9 @@ def settings(
     - `maskhooks settings language`
     - `maskhooks settings hard-concrete`
     """
-    found = [(kind, registry.parts(kind)[name]) for kind in declared.values() if not kind.listed and _has(kind, name)]
+    found = [(kind, registry.parts(kind)[name]) for kind in registry.kinds() if not kind.listed and _has(kind, name)]
     if not found:
-        known = [other for kind in declared.values() if not kind.listed for other in registry.parts(kind)]
+        known = [other for kind in registry.kinds() if not kind.listed for other in registry.parts(kind)]
         raise UnknownNameError(
             f"no part is named {name!r}. `maskhooks plugins` lists them.", near=close_matches(name, known)
         )

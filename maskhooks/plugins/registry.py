@@ -126,6 +126,12 @@ class Registry:
         self.manager.unregister(name=name)
         self.reports = [report for report in self.reports if report.name != name]
 
+    def kinds(self) -> list[Kind[Any]]:
+        """Return every kind of part, in the order of the hooks."""
+        self.load()  # a plugin may declare kinds
+        order = list(vars(hookspecs))
+        return sorted(declared.values(), key=lambda kind: order.index(kind.hook) if kind.hook in order else len(order))
+
     def listed(self, kind: Kind[T]) -> list[T]:
         """Return all parts of a kind that plugins offer in lists, such as adapters."""
         return [part for parts in self._offers(kind) for part in parts]

@@ -41,9 +41,8 @@ def test_types_of_edges_that_say_nothing_or_that_a_batch_has_none_of(amortized: 
     hooked = maskhooks.wrap(unchanged(Typed()), example=full)
     masks = maskhooks.GraphMask(hooked, amortized=amortized, recipe=maskhooks.Recipe(steps=3))
     if amortized:
-        with pytest.warns(
-            UnfiredSiteWarning, match=r"does not depend on conv.convs.<user___rates___film>.message:output, so"
-        ):
+        unused = r"does not depend on conv.convs.<user___rates___film>.message:output, so"
+        with pytest.warns(UnfiredSiteWarning, match=unused):
             masks.fit([empty, full], [empty], progress=False)
     for data, wanted in ((full, {1: 3, 2: 2}), (empty, {1: 3})):
         rows = masks.explain(data)

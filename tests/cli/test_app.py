@@ -16,7 +16,6 @@ from typer.testing import CliRunner, Result
 
 from maskhooks.cli.console import reporting, say_table
 from maskhooks.errors import MarginWarning, SettingError
-from maskhooks.plugins.kind import declared
 from maskhooks.plugins.registry import PluginReport, registry
 
 Run = Callable[..., Result]
@@ -130,7 +129,7 @@ def test_plugins(run: Run) -> None:
     result = run("plugins")
     assert result.exit_code == 0
     package = rf"maskhooks {re.escape(version('maskhooks'))}"
-    parts = {(kind.name, name) for kind in declared.values() if not kind.listed for name in registry.parts(kind)}
+    parts = {(kind.name, name) for kind in registry.kinds() if not kind.listed for name in registry.parts(kind)}
     for kind, name in parts:
         assert re.search(rf"^ *{kind} +{re.escape(name)} +{package} +\w", result.stdout, re.MULTILINE), (kind, name)
     assert "failed" not in result.stdout

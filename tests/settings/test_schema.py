@@ -18,7 +18,6 @@ from maskhooks import Hooked, Recipe
 from maskhooks.errors import SettingError, UnknownNameError, UnknownSiteError
 from maskhooks.explainers.base import EXPLAINERS, Explainer
 from maskhooks.masks.gates import HardConcrete
-from maskhooks.plugins.kind import declared
 from maskhooks.plugins.registry import registry
 from maskhooks.settings.schema import REQUIRED, checked, schema_of
 from maskhooks.settings.types import Count, Decay, Folder, Positive, Seed
@@ -281,7 +280,7 @@ def test_an_annotation_that_cannot_be_resolved_leaves_the_others_checked() -> No
 
 
 def test_every_part_of_ours_has_annotations_that_can_be_resolved() -> None:
-    for kind in declared.values():
+    for kind in registry.kinds():
         for name, part in ({} if kind.listed or kind.made else registry.parts(kind)).items():
             for setting in schema_of(part).values():
                 assert setting.annotation is not Any or (name, setting.name) == ("pyg", "algorithm"), (
