@@ -258,7 +258,7 @@ def test_a_full_disk_names_the_file(whole: dict[str, bytes], run: Run, tmp_path:
     ("words", "message"),
     [
         (["--shard", "2/2"], "--shard 2/2 is not a shard. Give its index and the number of shards, from 0/4 to 3/4."),
-        (["--shard", "one"], "--shard one is none"),
+        (["--shard", "one"], "--shard one is not a shard"),
         (["--shard", "0/2", "--devices", "2"], "--shard and --devices exclude each other"),
         (["--shard", "0/2", "--overwrite"], "--shard and --overwrite exclude each other"),
         (["--devices", "0"], "--devices must be a number from 1"),
