@@ -107,7 +107,7 @@ class TestFit:
 
     def test_no_checkpoint_within_the_margin(self, hooked):
         recipe = dataclasses.replace(QUICK, learning_rate=0.0, baseline_learning_rate=0.0)
-        with pytest.warns(MarginWarning, match=r"layers\.1:output.*nearest"):
+        with pytest.warns(MarginWarning, match=r"layers\.1:output.*closest"):
             explainer = fitted(hooked, margin=1e-9, recipe=recipe)
         assert explainer.within_margin is False
 
