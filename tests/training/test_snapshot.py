@@ -223,7 +223,7 @@ def test_an_order_of_unknown_origin_is_refused(tmp_path: Path) -> None:
     fit = {"steps": 5, "run_dir": tmp_path, "progress": False, "accelerator": "cpu", "save_every": 0.0}
     runs.explainer().fit(batches, **fit)
     (tmp_path / "state" / "step-000000005.safetensors").unlink()
-    with pytest.raises(ResumeError, match="another batch 3 in epoch 0"):
+    with pytest.raises(ResumeError, match="batch 3 of epoch 0 differs"):
         runs.explainer().fit(batches, resume=True, **fit)
 
 
