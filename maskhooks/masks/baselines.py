@@ -77,6 +77,9 @@ class Learned(Baseline):
     The parameter is an offset from that start, in standard deviations of each feature, so one learning rate suits
     sites of any scale. A feature that never varies stays fixed. The mean is a stable start: a random vector may act
     like a value that the model reacts to.
+
+    Args:
+        init: the vector to start from, over the feature axes; None for the mean over valid positions.
     """
 
     offset: nn.Parameter

@@ -60,6 +60,11 @@ class HardConcrete(Gate):
     With `rounded`, z is 1 if it would be above 0.5 and 0 otherwise, with the gradient of the unrounded z
     (Schlichtkrull et al. 2021). An open gate then adds no noise, and P(z != 0) is P(z = 1).
 
+    Args:
+        temperature: how soft samples are; at a lower temperature they are closer to 0 and 1.
+        low, high: the interval that the variable is stretched to before it is clipped to [0, 1].
+        rounded: whether samples are rounded to 0 or 1, with the gradient of the unrounded sample.
+
     Raises:
         SettingError: `temperature` is not positive, or not low < 0 < 1 <= high.
     """

@@ -150,7 +150,8 @@ class SummedMLP(Probe):
     Args:
         hidden: units of the hidden layer; by default the number of features of the last value read, at least 32.
         init_logit: b at the start; the authors use 3.
-        min_logit, max_logit: the logits' range, low and high above.
+        min_logit: the lowest logit.
+        max_logit: the highest logit.
     """
 
     picks = True
@@ -205,6 +206,9 @@ class PaperMLP(Probe):
 
     The hidden layer has a quarter of the last value's features, at least 32. Values are not standardised. The head
     saturates open: near a logit of 15 almost no gradient flows back.
+
+    Args:
+        hidden: units of the hidden layer; by default a quarter of the last value's features, at least 32.
     """
 
     def __init__(self, *, hidden: Count | None = None) -> None:
@@ -236,7 +240,8 @@ class PerExampleLogits(Probe):
     Args:
         init_logit: mean of the initial logits.
         init_std: standard deviation of the initial logits.
-        min_logit, max_logit: the logits' range.
+        min_logit: the lowest logit.
+        max_logit: the highest logit.
     """
 
     logits: nn.Parameter

@@ -213,9 +213,15 @@ def _words(annotation: Any) -> str:
         if issubclass(origin, Mapping):
             return "a mapping"
         if origin in (list, tuple) or origin.__module__ == "collections.abc":
-            return "a function" if origin is typing.get_origin(Callable[..., Any]) else f"a {origin.__name__.lower()}"
-        return f"{'an' if origin.__name__[0] in 'AEIOU' else 'a'} {origin.__name__}"
+            return "a function" if origin is typing.get_origin(Callable[..., Any]) else _a(origin.__name__.lower())
+        if "Tensor" in origin.__name__:
+            return "a Tensor"
+        return _a(origin.__name__)
     return str(annotation).replace("typing.", "")
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
 
 
 def _range(limit: Any) -> str:
