@@ -447,7 +447,7 @@ def test_the_shared_mask_is_the_smallest_set_for_all_data(narrow: Hooked) -> Non
         state = first.double()(x)
         odds = [10 * second.double()(part.tanh()).tanh().mean(-1) for part in (state, state * torch.tensor(kept))]
         p, q = (torch.sigmoid(one) for one in odds)
-        return float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean())
+        return float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean().detach())
 
     within = [kept for kept in itertools.product([False, True], repeat=4) if divergence(kept) <= margin]
     smallest = min(within, key=sum)
