@@ -27,6 +27,7 @@ from maskhooks.errors import (
     UnknownNameError,
 )
 from maskhooks.explainers.base import EXPLAINERS
+from maskhooks.explainers.stored_settings import check_given
 from maskhooks.model.fingerprint import differences, fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.wrapping import wrap
@@ -185,12 +186,13 @@ def _restored(
     own: dict[str, Any],
 ) -> Saveable:
     """Return the explainer with the saved settings, which are checked like a user's."""
+    check_given(settings, own)
     try:
         return restored(hooked, settings, **own)
     except UnknownNameError as error:
         raise _not_here(folder, error) from error
     except SettingError as error:
-        if "Pass it again" in str(error) or own:
+        if own:  # what is given can be wrong too
             raise
         raise CorruptFileError(
             f"{folder / SETTINGS} has a setting that cannot be used. {error} Save the explainer again.",

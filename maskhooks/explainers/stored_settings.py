@@ -49,9 +49,20 @@ def restored(kind: type[Any], settings: Mapping[str, Any], given: Mapping[str, A
         SettingError: an object that could not be stored is not given, or a value is wrong.
         UnknownNameError: a part is not registered here.
     """
+    check_given(settings, given)
     schema = schema_of(kind)
     schema.check_names(settings)
     return {name: given[name] if name in given else _decoded(schema[name], value) for name, value in settings.items()}
+
+
+def check_given(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise SettingError for an object that could not be stored and is not given again."""
+    for name, value in settings.items():
+        if name not in given and isinstance(value, Mapping) and set(value) == {_OBJECT}:
+            raise SettingError(
+                f"the {name} was an object that cannot be saved ({value[_OBJECT]}). Pass it again: "
+                f"maskhooks.load(folder, model, {name}=...)"
+            )
 
 
 def _encoded(setting: Setting, value: Any) -> Any:
@@ -75,11 +86,6 @@ def _encoded(setting: Setting, value: Any) -> Any:
 
 
 def _decoded(setting: Setting, value: Any) -> Any:
-    if isinstance(value, Mapping) and set(value) == {_OBJECT}:
-        raise SettingError(
-            f"the {setting.name} was an object that cannot be saved ({value[_OBJECT]}). Pass it again: "
-            f"maskhooks.load(folder, model, {setting.name}=...)"
-        )
     if SITES in setting.checks and isinstance(value, list):
         return [Site.from_dict(site) for site in value]
     kind = _kind(setting)

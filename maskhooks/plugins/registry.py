@@ -178,7 +178,7 @@ class Registry:
 
     def _spelt(self, kind: Kind[Any], mapping: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the name in a mapping, and its other entries as checked settings."""
-        name, *_ = mapping.get("name", ""), mapping
+        name = mapping.get("name")
         if not isinstance(name, str) or not name:
             raise SettingError(f"a {kind.name} is given as {{'name': ..., **settings}}, got {dict(mapping)!r}")
         own = {key: value for key, value in mapping.items() if key != "name"}

@@ -74,7 +74,7 @@ class Setting:
             SettingError: the value is of the wrong type or out of range.
         """
         value = value.item() if isinstance(value, np.generic) else value
-        if not _nonsense(self.annotation) and not self._accepts(value):
+        if not _unchecked(self.annotation) and not self._accepts(value):
             raise SettingError(f"{owner}: {self.name} must be {self.words}, got {_shown(value)}.")
         return float(value) if type(value) is int and _floats(self.annotation) else value
 
@@ -263,7 +263,7 @@ def _floats(annotation: Any) -> bool:
     return float in bases and int not in bases
 
 
-def _nonsense(annotation: Any) -> bool:
+def _unchecked(annotation: Any) -> bool:
     """Whether a type cannot be checked: Any, or an iterable, which a check would exhaust."""
     return any(
         part is Any or isinstance(part, (str, TypeVar)) or getattr(get_origin(part), "__name__", "") == "Iterable"
