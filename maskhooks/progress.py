@@ -1,79 +1,162 @@
-"""Progress bars on stderr."""
+"""Progress on stderr: a bar on a terminal and in a notebook, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import timedelta
+from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
 
+_FIRST = 5.0  # seconds until the first line
+_UNITS = {"y": 365 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
 
-def bar(name: str, total: int | None) -> tuple[Progress, TaskID]:
-    """Return an unstarted bar with count, elapsed and remaining time, and a description that may change."""
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*columns, console=Console(stderr=True))
-    return progress, progress.add_task("", total=total)
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, in at most two units: `45 s`, `9 min`, `1 h 20 min`."""
+    for (unit, length), (lower, step) in itertools.pairwise(_UNITS.items()):
+        count, rest = divmod(round(seconds / step) * step, length)
+        if count:
+            return f"{count:,} {unit}" + (f" {rest // step} {lower}" if rest else "")
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+class Bar:
+    """Progress of some work on stderr, from when it is made to the end of its `with`.
+
+    On a terminal and in a notebook it is a bar. Elsewhere, as in a file, a pipe or CI, it is plain lines: the first
+    after 5 seconds, then one every 10 seconds in the first minute, every 30 seconds in the first ten minutes, and
+    every minute from then on. Work that got a line also ends with one; shorter work prints nothing. Lines are written
+    by updates, so where updates are rare, lines are too.
+
+    The remaining time follows from the recent speed, since about half of the elapsed time.
+
+    Args:
+        name: what is being done.
+        total: the count when all is done; None if unknown.
+        done: the count done earlier, which the speed leaves out.
+        speed: whether to show the speed, as is always done without a total.
+        shown: whether to show anything.
+    """
+
+    def __init__(self, name: str, total: int | None, done: int = 0, *, speed: bool = False, shown: bool = True) -> None:
+        self.name, self.total, self.done, self.speed, self.shown = name, total, done, speed, shown
+        self._text, self._before = "", done
+        console = Console(stderr=True)
+        # With FORCE_COLOR rich takes every file for a terminal, and would write control codes to it.
+        self._lines = not (console.is_jupyter or (console.is_interactive and console.file.isatty()))
+        self._bar = Progress(
+            TextColumn("{task.fields[name]}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
+            console=console,
+            disable=self._lines or not shown,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, name=name, left=_clock(None))
+        self._begin = time.monotonic()
+        self._due, self._printed = self._begin + _FIRST, False
+        self._marks = deque([(self._begin, done)])  # times when the count grew: one at about half time, and later ones
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._printed:
+            spent = time.monotonic() - self._begin
+            self._print(self._count(), duration(spent), *self._per_second((self.done - self._before) / spent))
+
+    def advance(self, count: int = 1) -> None:
+        """Add to the count."""
+        self.update(self.done + count)
+
+    def update(self, done: int | None = None, text: str | None = None, left: float | None = None) -> None:
+        """Show new values.
+
+        Args:
+            done: the count; None leaves it.
+            text: a description of the current state; None leaves it.
+            left: the remaining time in seconds; None estimates it by the recent speed.
+        """
+        self.done, self._text = self.done if done is None else done, self._text if text is None else text
+        if not self.shown:
+            return
+        now = time.monotonic()
+        rate = self._rate(now)
+        if left is None and rate and self.total is not None:
+            left = max(0.0, (self.total - self.done) / rate)
+        details = [*self._per_second(rate), *([self._text] if self._text else [])]
+        if not self._lines:
+            self._bar.update(self._task, completed=self.done, description=", ".join(details), left=_clock(left))
+        elif now >= self._due and self.done != self.total:
+            spent = now - self._begin
+            percent = f" ({100 * self.done // self.total} %)" if self.total else ""
+            about = [] if left is None else [f"about {_rounded(left)} left"]
+            self._print(self._count() + percent, f"{duration(spent)} elapsed", *about, *details)
+            self._due, self._printed = now + (10 if spent < 60 else 30 if spent < 600 else 60), True
+
+    def _rate(self, now: float) -> float:
+        """Return the count per second since about half of the elapsed time, or since the latest growth before."""
+        marks, spent = self._marks, now - self._begin
+        if self.done > marks[-1][1] and spent > 1.1 * (marks[-1][0] - self._begin):
+            marks.append((now, self.done))
+        while len(marks) > 1 and marks[1][0] - self._begin <= spent / 2 and marks[1][1] < self.done:
+            marks.popleft()
+        since, there = marks[0]
+        return (self.done - there) / (now - since) if now > since else 0.0
+
+    def _per_second(self, rate: float) -> list[str]:
+        shown = rate and (self.speed or self.total is None)
+        return [f"{rate:,.0f} per second" if rate >= 10 else f"{rate:.2g} per second"] if shown else []
+
+    def _count(self) -> str:
+        return f"{self.name}: {self.done:,}" + ("" if self.total is None else f" of {self.total:,}")
+
+    def _print(self, *parts: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end the work
+            self._bar.console.file.write(", ".join(parts) + "\n")  # at once, so that no other output comes between
+            self._bar.console.file.flush()
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None, shown: bool = True) -> Iterator[T]:
-    """Yield the items with a progress bar; give `total` if they have no length."""
-    if not shown:
-        yield from items
-        return
-    progress, task = bar(name, len(items) if isinstance(items, Sized) else total)
-    with progress:
+    """Yield the items and show progress; give `total` if they have no length."""
+    with Bar(name, len(items) if isinstance(items, Sized) else total, shown=shown) as bar:
         for item in items:
             yield item
-            progress.advance(task)
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} per second")
+            bar.advance()
 
 
 @contextlib.contextmanager
 def counter(name: str, total: int | None, done: int = 0, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar with a count, a speed and the remaining time; yield the function that advances it.
+    """Show progress with a speed; yield the function that adds to the count.
 
     Args:
         total: None if unknown.
         done: the count done earlier, which the speed leaves out.
     """
-    if not shown:
-        yield lambda count: None
-        return
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Speed(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=300) as progress:
-        task = progress.add_task("", total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
+    with Bar(name, total, done, speed=True, shown=shown) as bar:
+        yield bar.advance
+
+
+def _clock(seconds: float | None) -> str:
+    return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _rounded(seconds: float) -> str:
+    """Return an estimated duration without digits that nobody can know."""
+    step = 60.0 if seconds >= 120 else 5.0
+    return duration(step * max(1, round(seconds / step)))

@@ -33,6 +33,12 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def early_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress gets its first line at once."""
+    monkeypatch.setattr("maskhooks.progress._FIRST", 0.0)
+
+
 def bits(tensor: Tensor) -> Tensor:
     """A tensor's bits as integers: NaN equals itself, -0.0 differs from 0.0."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -20,7 +20,7 @@ from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.random import Random
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.progress import bar
+from maskhooks.progress import Bar
 from maskhooks.toy_tasks import digits as task
 from maskhooks.toy_tasks.digits import Digits, DigitsModel
 
@@ -96,10 +96,9 @@ def _learned(kls: Mapping[str, float]) -> str:
 
 
 def _trained(train: Digits, seed: int) -> DigitsModel:
-    progress, line = bar("training the network", _EPOCHS)
-    with progress:
+    with Bar("training the network", _EPOCHS) as bar:
         for epoch, trained in task.train_model(train, seed=seed, epochs=_EPOCHS):
-            progress.update(line, completed=epoch + 1)
+            bar.update(epoch + 1)
             model = trained
     return model
 

@@ -105,7 +105,7 @@ class Explainer(ABC):
 
     @checked
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
-        """Explain all batches, numbering examples consecutively, with a progress bar on stderr.
+        """Explain all batches, numbering examples consecutively, with progress on stderr.
 
         Raises:
             EmptyLoaderError: the loader yields no batch.
@@ -152,10 +152,10 @@ class Explainer(ABC):
                 share a batch, which saves padding; rows stay in the order of the data.
             batches: number of batches in a file.
             shard: `(i, n)` writes only every n-th file from the i-th on, so n processes can share the work.
-            total: total number of examples, for the progress bar.
+            total: total number of examples, for the progress.
             metadata: what else must be the same in a resumed call, such as the name of the data; JSON-serialisable.
             overwrite: whether to start again if the folder holds other rows.
-            progress: whether to show a bar on stderr, or a function to call with each number of examples explained.
+            progress: whether to show progress on stderr, or a function to call with each number of examples explained.
 
         Raises:
             ResumeError: the folder was started with another explainer, model, data or batches.

@@ -23,7 +23,7 @@ from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, parameters
 from maskhooks.passes.clean import Clean, with_dependencies
-from maskhooks.progress import bar
+from maskhooks.progress import Bar
 from maskhooks.search.batched import RowQuestion
 from maskhooks.search.exact import Search, SearchResult, Strategy, estimate_time
 from maskhooks.search.flat import Flat
@@ -114,7 +114,7 @@ class Erasure(SmallestSets):
             batch: a batch, as the loaders yield it.
             state: a file for the state of the search, written every half minute, at the end, and when a limit or
                 Ctrl-C stops the search. The same call later resumes from it.
-            progress: whether to show a bar on stderr.
+            progress: whether to show progress on stderr.
 
         Raises:
             SearchLimitError: an example has more than `max_positions`; the message says how long it would take.
@@ -236,15 +236,10 @@ def _of(question: Question) -> str:
 
 @contextlib.contextmanager
 def _shown(total: int, shown: bool) -> Iterator[Any]:
-    """Show a bar that counts examples and says how far the search is."""
-    progress, task = bar("searching", total)
-    if not shown:
-        yield lambda search, done: None
-        return
+    """Count examples on stderr and say how far the search is."""
+    with Bar("searching", total, shown=shown) as bar:
 
-    def advance(search: Search, done: int) -> None:
-        text = f"sets of {search.size} of {search.positions}, {search.tried:,} tried"
-        progress.update(task, advance=done, description=text)
+        def advance(search: Search, done: int) -> None:
+            bar.update(bar.done + done, f"sets of {search.size} of {search.positions}, {search.tried:,} tried")
 
-    with progress:
         yield advance

@@ -161,7 +161,7 @@ class Learned(Explainer):
             steps: total training steps; by default each masking gets `recipe.steps`.
             epochs: instead of steps, the number of passes over `train`.
             run_dir: folder for the CSV logs, the state of the run, and the fitted explainer.
-            progress: whether to show a bar on stderr.
+            progress: whether to show progress on stderr.
             cache: "memory", a folder, or a `CleanCache`, to keep clean passes across epochs: a step then costs only its
                 masked half. Later epochs repeat the batches of the first, in another order.
             resume: whether to resume from the state in `run_dir`, to the result of an uninterrupted run. A finished run

@@ -28,7 +28,7 @@ class Run:
         resume: whether to resume from the state in the folder.
         save_every: seconds between two saved states; the state is also saved after each validation.
         metadata: what a resumed run must have in common with the saved one, JSON-serialisable.
-        progress: whether to show a progress bar on stderr.
+        progress: whether to show progress on stderr.
         cache: keeps clean passes across epochs; later epochs repeat the batches of the first.
         board: where TensorBoard logs are written.
     """

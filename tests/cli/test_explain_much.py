@@ -152,11 +152,12 @@ def test_ctrl_c_says_how_to_go_on(
     assert "over 400 examples" in again.stdout
 
 
+@pytest.mark.usefixtures("early_progress")
 def test_two_processes_write_what_one_writes(whole: dict[str, bytes], run: Run, tmp_path: Path) -> None:
     result = run(*command("out", "--devices", "2"))
     assert result.exit_code == 0, result.stderr
     assert "over 1000 examples" in result.stdout
-    assert "1000/1000" in result.stderr
+    assert "explaining: 1,000 of 1,000, " in result.stderr
     assert rows(tmp_path / "out") == whole
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -188,9 +189,10 @@ def test_a_file_that_is_no_state(hooked: maskhooks.Hooked, tmp_path: Any) -> Non
         Erasure(hooked, "embed:output").search(BATCH, state=tmp_path / "state", progress=False)
 
 
-def test_a_bar_tells_where_the_search_is(hooked: maskhooks.Hooked, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("early_progress")
+def test_progress_tells_where_the_search_is(hooked: maskhooks.Hooked, capsys: pytest.CaptureFixture[str]) -> None:
     Erasure(hooked, "embed:output").search(BATCH)
-    assert "searching" in capsys.readouterr().err
+    assert re.search(r"^searching: 0 of \d+ .*, sets of 0 of \d+, \d+ tried$", capsys.readouterr().err, re.M)
 
 
 @pytest.mark.usefixtures("unchecked")

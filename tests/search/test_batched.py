@@ -295,7 +295,8 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     assert [(one.solutions, one.tried) for one in found] == [(one.solutions, one.tried) for one in wanted]
 
 
-def test_limits_and_bars(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("early_progress")
+def test_limits_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     hooked = wrapped()
     with pytest.raises(SearchLimitError, match=r"example 1 at row:output has 4 positions, .* all 16 sets take"):
         Erasure(hooked, "row:output", max_positions=3).search(batch(), progress=False)
