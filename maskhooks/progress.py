@@ -21,11 +21,11 @@ _UNITS = {"y": 365 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as text, in at most two units: `45 s`, `9 min`, `1 h 20 min`."""
+    """Return a duration as text, in at most two units: `45 s`, `9 min`, `1 h 20 min`, `317 y`."""
     for (unit, length), (lower, step) in itertools.pairwise(_UNITS.items()):
         count, rest = divmod(round(seconds / step) * step, length)
         if count:
-            return f"{count:,} {unit}" + (f" {rest // step} {lower}" if rest else "")
+            return f"{count:,} {unit}" + (f" {rest // step} {lower}" if rest and unit != "y" else "")
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from maskhooks.progress import duration
 from maskhooks.search.scheduler import SearchSteps
 from maskhooks.search.subsets import total, unrank
 from maskhooks.search.tree import Block, Untried
@@ -191,14 +192,6 @@ def _limit(tried: int, max_sets: int | None, elapsed: float, time_limit: float |
     if max_sets is not None and tried >= max_sets:
         return "max_sets"
     return "time_limit" if time_limit is not None and elapsed >= time_limit else None
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, such as `3 hours`."""
-    for unit, length in (("years", 31557600.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
 def speed(strategy: Strategy, positions: int, check: Callable[[Tensor], Tensor], seconds: float = 0.5) -> float:
