@@ -153,6 +153,22 @@ def predictions(outputs: Outputs) -> list[str] | None:
     return None if classes is None else [str(index) for index in classes[0].tolist()]
 
 
+def sampled_log_prob(outputs: Outputs) -> Float[Tensor, " batch"]:
+    """Return log p(y) per example, in nats, of outcomes y drawn from the outputs themselves with torch's global RNG.
+
+    The mean square of its gradient is the Fisher information, the curvature of `kl`: heads are summed, and the sum over
+    n positions is divided by sqrt(n), because their divergences are averaged.
+    """
+    if isinstance(outputs, Mapping):
+        return torch.stack([sampled_log_prob(part) for part in outputs.values()]).sum(0)
+    distribution = outputs.distribution if isinstance(outputs, Positions) else outputs
+    found = distribution.log_prob(distribution.sample())
+    if isinstance(outputs, Positions):
+        found = found.flatten(2).sum(2) if found.dim() > 2 else found
+        return torch.where(outputs.chosen, found, 0).sum(-1) / outputs.chosen.sum(-1).sqrt()
+    return _per_example(found)
+
+
 def count(outputs: Outputs) -> int:
     """Return the number of examples."""
     if isinstance(outputs, Mapping):

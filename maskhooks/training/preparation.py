@@ -30,6 +30,7 @@ from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.problem import BASELINE, Problem
+from maskhooks.training.warm_start import warm_start
 
 _OPEN = 5.0  # the logit of a nearly open gate; its negative, of a nearly closed one
 
@@ -48,9 +49,14 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
         ranks.device,
         replay,
     )
-    for objective, divergence in zip(problem.objectives, closed, strict=True):
+    means = [divergence.mean() for divergence in closed]
+    for objective, mean in zip(problem.objectives, means, strict=True):
         objective.to(ranks.device)
-        objective.start(divergence.mean())
+        objective.start(mean)
+    if problem.recipe.warm_start_batches:
+        warm_start(problem, train, [mean.item() for mean in means], ranks, progress)
+        for objective, mean in zip(problem.objectives, means, strict=True):
+            objective.start(mean)
 
 
 def gather_and_fit_baselines(

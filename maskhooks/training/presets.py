@@ -12,7 +12,9 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=1000,
+            steps=800,
+            batch_size=8,
+            warm_start_batches=240,
             objective="ratio",
             min_logit=-3.0,
             l0_price=0.05,

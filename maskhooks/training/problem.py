@@ -15,7 +15,7 @@ from maskhooks.training.objectives import Objective
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.recipe import Recipe
 
-SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL = range(6)  # purposes of random numbers
+SAMPLE, CHOOSE, VALIDATE, EPOCH, BASELINE, MODEL, WARM = range(7)  # purposes of random numbers
 
 
 @dataclass

@@ -34,6 +34,7 @@ class Recipe:
         name: the recipe's name, which is saved with a run.
         description: what the recipe is for, in one line.
         steps: training steps per masking.
+        batch_size: examples in a training batch, where maskhooks makes the batches, as on the command line.
         maskings_per_step: maskings trained in a step, all from one clean pass. More than one pays off where masked
             passes are short, as those from high layers are, and clean passes are not cached.
         learning_rate: learning rate of the probes.
@@ -52,6 +53,8 @@ class Recipe:
             masks, before it is frozen; 0 trains it together with the gates.
         min_logit: the lowest logit of a probe. At -7 a closed gate stays closed and gets no gradient; at -3 one sample
             in sixteen is open, so a gate that closed too early can open again.
+        warm_start_batches: batches from which probes first learn an estimate of each gate's divergence, which takes one
+            backward pass for all sites together; 0 for none. See `training.warm_start`.
         l0_price: with the "ratio" objective, the lowest price of an open position, as a fraction of positions per
             margin. Positions that save less than this are kept.
         flip_penalty: weight of lost predictions in the loss, added to the divergence; see `Penalty`.
@@ -62,6 +65,8 @@ class Recipe:
         warmup_steps: steps over which learning rates rise linearly.
         decay_fraction: the last fraction of the steps, over which learning rates fall linearly to zero.
         validations: how often checkpoints are compared on validation data.
+        least_gain: a masking that is within the margin and whose fraction kept fell by less since the last validation
+            rests until learning rates fall, and its steps go to the others; 0 for no rests.
         patience: validations without a better checkpoint after which training stops; None never stops early.
         statistics_batches: batches from which means and standard deviations are computed.
         replay: whether masked passes start at the masked site; False runs the whole model.
@@ -78,6 +83,7 @@ class Recipe:
     name: Text = "stable"
     description: str = ""
     steps: Count = 700
+    batch_size: Count = 32
     maskings_per_step: Count = 1
     learning_rate: NonNegative = 1e-2
     logit_learning_rate: NonNegative = 0.03
@@ -89,6 +95,7 @@ class Recipe:
     baseline_learning_rate: NonNegative = 1e-3
     baseline_steps: Natural = 300
     min_logit: float = -7.0
+    warm_start_batches: Natural = 0
     l0_price: NonNegative = 0.0
     flip_penalty: NonNegative = 0.0
     balance: bool = False
@@ -96,6 +103,7 @@ class Recipe:
     warmup_steps: Natural = 50
     decay_fraction: Fraction = 0.3
     validations: Count = 10
+    least_gain: Fraction = 0.0
     patience: Count | None = None
     statistics_batches: Count = 64
     replay: bool = True
@@ -150,10 +158,15 @@ class Recipe:
         ]
         return registry.make(OPTIMIZERS, self.optimizer, {"params": groups})
 
-    def rate(self, step: int, steps: int) -> float:
-        """Return the factor on learning rates at a step: linear warm-up, constant, linear decay."""
+    def rate(self, step: int, progress: float) -> float:
+        """Return the factor on learning rates: linear warm-up, constant, linear decay.
+
+        Args:
+            step: the steps done.
+            progress: how far the run is, from 0 to 1.
+        """
         rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        fall = min(1.0, (steps - step) / (self.decay_fraction * steps)) if self.decay_fraction else 1.0
+        fall = min(1.0, (1 - progress) / self.decay_fraction) if self.decay_fraction else 1.0
         return rise * fall
 
 

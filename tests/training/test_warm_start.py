@@ -1,0 +1,126 @@
+"""The warm start: what closing each gate costs, to second order, and probes that learn it before any masked pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Categorical, Normal
+
+import maskhooks
+from maskhooks import DiffMask
+from maskhooks.model.outputs import Positions, kl, sampled_log_prob
+from maskhooks.passes.clean import clean_pass
+from maskhooks.passes.masked import onward_pass
+from maskhooks.training.warm_start import gate_effects
+from tests.training.tagger_fits import QUICK, SITES, batches, wrapped
+
+
+class Bag(nn.Module):
+    """Classes from the sum of the first feature of all tokens; tokens differ in how large it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.identity = nn.Identity()
+
+    def forward(self, x):
+        first = self.identity(x)[..., 0].sum(1)
+        return torch.stack([first, -first], -1)
+
+
+def bag(count=12, size=16):
+    """Batches in which the second feature says which tokens have a large first one."""
+    torch.manual_seed(0)
+    large = torch.rand(count, size, 6) < 0.3
+    first = torch.where(large, 1.5, 0.05) * torch.where(torch.rand(count, size, 1) < 0.5, 1.0, -1.0)
+    return list(torch.stack([first, torch.where(large, 1.0, -1.0)], -1))
+
+
+def hooked_bag():
+    sites = {"identity:output": "batch token hidden -> batch token"}
+    return maskhooks.wrap(Bag(), sites=sites, output=lambda logits: Categorical(logits=logits))
+
+
+class TestEffects:
+    def test_they_are_the_divergence_of_closing_one_gate_a_little(self):
+        hooked = wrapped()
+        explainer = DiffMask(hooked, SITES[1:3], baseline="mean", recipe=QUICK)
+        explainer.fit(batches(), steps=1, progress=False, accelerator="cpu")
+        clean = clean_pass(hooked, batches()[0], explainer.reads, explainer.sites)
+        for masking in explainer.maskings:
+            valid, value = clean.places[masking.site].valid, clean.values[masking.site]
+            small = 0.02  # 1 - z: the second order is then nearly all there is
+            expected = torch.zeros(valid.shape)
+            for place in range(valid.shape[1]):
+                gates = torch.ones(valid.shape)
+                gates[:, place] = 1 - small
+                masked = masking.replacement(masking.mask(value, clean.places[masking.site], gates))
+                with torch.no_grad():
+                    expected[:, place] = kl(clean.outputs, onward_pass(clean, {masking.site: masked})) / small**2
+            torch.manual_seed(1)
+            draws = [gate_effects(clean, explainer.maskings)[masking.site] for _ in range(600)]
+            found = torch.stack(draws).mean(0)
+            assert (found[~valid] == 0).all()
+            far = (found - expected)[valid].abs().sum() / expected[valid].sum()
+            assert far < 0.15
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda x: Categorical(logits=x),
+            lambda x: {"one": Categorical(logits=x), "two": Normal(x.sum(-1), 1.0)},
+            lambda x: Positions(Bernoulli(logits=x), torch.tensor([[True, True, False], [True, False, False]])),
+        ],
+    )
+    def test_the_mean_square_gradient_of_a_sample_is_the_curvature_of_the_divergence(self, make):
+        torch.manual_seed(0)
+        x, direction = torch.randn(2, 3), torch.randn(2, 3)
+        small = torch.zeros(2, requires_grad=True)
+        squares = []
+        for _ in range(4000):
+            (slope,) = torch.autograd.grad(sampled_log_prob(make(x + small[:, None] * direction)).sum(), small)
+            squares.append(slope**2)
+        expected = 2 * kl(make(x), make(x + 0.01 * direction)) / 0.01**2
+        assert torch.allclose(torch.stack(squares).mean(0), expected, rtol=0.12)
+
+
+class TestWarmStart:
+    def fit(self, warm, steps=1):
+        recipe = dataclasses.replace(
+            maskhooks.Recipe.named("language"), warm_start_batches=warm, warmup_steps=2, learning_rate=1e-2
+        )
+        explainer = DiffMask(hooked_bag(), "identity:output", baseline="zero", margin=0.05, recipe=recipe)
+        return explainer.fit(bag(), steps=steps, progress=False, accelerator="cpu")
+
+    def test_probes_know_what_matters_before_the_first_masked_pass(self):
+        batch = bag()[0]
+        large = (batch[..., 1] > 0).flatten()
+        cold, warm = (torch.tensor(self.fit(n).explain(batch)["score"].tolist()) for n in (0, 12))
+        assert cold[large].mean() - cold[~large].mean() < 0.1
+        assert warm[large].mean() - warm[~large].mean() > 0.2
+
+    def test_fewer_batches_than_asked_for(self):
+        assert self.fit(500).fitted
+
+    def test_the_same_seed_gives_the_same_start(self):
+        found = [self.fit(12, steps=3).explain(bag()[0])["score"].tolist() for _ in range(2)]
+        assert found[0] == found[1]
+
+    def test_the_model_comes_back(self):
+        hooked = wrapped()
+        hooked.model.train()
+        before = [weight.clone() for weight in hooked.model.parameters()]
+        state = torch.get_rng_state()
+        recipe = dataclasses.replace(QUICK, warm_start_batches=2)
+        DiffMask(hooked, SITES[1], recipe=recipe).fit(batches(), steps=2, progress=False, accelerator="cpu")
+        assert hooked.model.training
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(weight.grad is None and weight.requires_grad for weight in hooked.model.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(before, hooked.model.parameters(), strict=True))
+
+    def test_masks_that_share_votes(self):
+        recipe = dataclasses.replace(QUICK, warm_start_batches=3, baseline_steps=0)
+        explainer = DiffMask(wrapped(), SITES[0], conditioned_on=SITES[1:], margin=5.0, recipe=recipe)
+        assert explainer.fit(batches(), steps=6, progress=False, accelerator="cpu").fitted
