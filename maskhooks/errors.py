@@ -39,6 +39,7 @@
     ├── MarginWarning
     ├── FingerprintWarning
     ├── ResumeWarning
+    ├── CacheWarning
     ├── SearchLimitWarning
     └── PluginWarning
 
@@ -262,6 +263,10 @@ class FingerprintWarning(MaskhooksWarning):
 
 class ResumeWarning(MaskhooksWarning):
     """A run resumes from an earlier state than requested, or from the start."""
+
+
+class CacheWarning(MaskhooksWarning):
+    """Not all clean passes can be stored, so some are computed in each step."""
 
 
 class SearchLimitWarning(MaskhooksWarning):

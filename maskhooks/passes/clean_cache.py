@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.errors import CacheWarning, CorruptFileError, SettingError
 from maskhooks.hooks.replay import Recording
 from maskhooks.hooks.tap import Values
 from maskhooks.model.hooked import Hooked
@@ -25,6 +28,7 @@ from maskhooks.sites.nested import Path as Steps
 from maskhooks.sites.site import Site
 
 _ORDER = 300
+_AUTO = 0.5  # the part of free memory that an automatic cache may take
 
 
 class Numbered(NamedTuple):
@@ -44,31 +48,52 @@ class CleanCache:
         folder: where tensors are kept, one file per batch; None keeps them in memory.
         dtype: `torch.bfloat16` halves the size; values are then rounded to eight bits of mantissa, outputs are not.
             None keeps them exact.
+        limit: the most bytes to keep. Batches beyond it are computed anew each time, with a CacheWarning. None keeps
+            all batches.
 
     Raises:
-        SettingError: the loader has no length, or the clean passes would not fit.
+        SettingError: the loader has no length; or there is no limit, and the clean passes would not fit.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, dtype: torch.dtype | None = None) -> None:
+    automatic = False  # whether nobody asked for it
+
+    def __init__(
+        self, folder: str | Path | None = None, *, dtype: torch.dtype | None = None, limit: int | None = None
+    ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise SettingError(f"a cache needs a floating-point dtype such as torch.bfloat16, got {dtype}")
         self.folder = None if folder is None else Path(folder)
-        self.dtype = dtype
+        self.dtype, self.limit = dtype, limit
+        self.size = 0  # bytes kept
+        self.full = False
         self._kept: dict[int, _Kept] = {}
         self._expected = 1
 
     @classmethod
     def named(cls, place: CleanCache | str | Path, dtype: torch.dtype | None = None) -> CleanCache:
-        """Return the cache for what a user writes: "memory", a folder, or a `CleanCache`."""
+        """Return the cache for what a user writes: "auto", "memory", a folder, or a `CleanCache`."""
         if isinstance(place, CleanCache):
             return place
+        if place == "auto":
+            free = free_memory()
+            found = cls(dtype=dtype, limit=None if math.isinf(free) else int(_AUTO * free))
+            found.automatic = True
+            return found
         return cls(None if place == "memory" else place, dtype=dtype)
 
-    def for_rank(self, rank: int, world_size: int) -> CleanCache:
-        """Return the cache of one of several processes; each keeps its own files."""
-        if world_size == 1 or self.folder is None:
+    def for_rank(self, rank: int, world_size: int) -> CleanCache | None:
+        """Return the cache of one of several processes; each keeps its own files. None for an automatic cache.
+
+        With a cache, later epochs repeat batches, so several processes are no longer the same as one with larger
+        batches; only who asks for a cache gets that.
+        """
+        if world_size == 1:
             return self
-        return CleanCache(self.folder / f"process-{rank}", dtype=self.dtype)
+        if self.automatic:
+            return None
+        folder = None if self.folder is None else self.folder / f"process-{rank}"
+        limit = None if self.limit is None else self.limit // world_size
+        return CleanCache(folder, dtype=self.dtype, limit=limit)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -77,6 +102,10 @@ class CleanCache:
         """Clear the cache, and expect this many batches."""
         self.clear()
         self._expected = batches
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a batch is kept, or will be when it is first computed."""
+        return number in self._kept or not self.full
 
     def clean(
         self,
@@ -94,7 +123,14 @@ class CleanCache:
             onward: the sites that masked passes resume from now.
         """
         if item.number not in self._kept:
-            self._kept[item.number] = self._keep(item.number, compute())
+            clean = compute()
+            kept = self._keep(item.number, clean)
+            if self.limit is not None and self.size + kept.shelf.size > self.limit:
+                kept.shelf.clear()
+                self._fill()
+                return clean
+            self._kept[item.number] = kept
+            self.size += kept.shelf.size
             self._check_room()
         kept = self._kept[item.number]
         shelf = kept.shelf.open()
@@ -108,10 +144,22 @@ class CleanCache:
         for kept in self._kept.values():
             kept.shelf.clear()
         self._kept.clear()
+        self.size, self.full = 0, False
+
+    def _fill(self) -> None:
+        """Note that no more batches fit, and say so."""
+        self.full = True
+        warnings.warn(
+            f"the clean passes of {len(self._kept)} of {self._expected} batches are stored, "
+            f"{self.size / 2**30:.2f} GB; no more fit into the limit. Those of the other batches are computed in each "
+            "step, which takes longer. Store them in a folder, cache='FOLDER', or train on fewer batches.",
+            CacheWarning,
+            stacklevel=2,
+        )
 
     def _check_room(self) -> None:
         """Check, after the first batch, that all batches fit."""
-        if len(self._kept) > 1:
+        if len(self._kept) > 1 or self.limit is not None:
             return
         size = self._expected * sum(kept.shelf.size for kept in self._kept.values())
         free, where = _free(self.folder)
@@ -258,7 +306,20 @@ class _FileShelf(_Shelf):
 def _free(folder: Path | None) -> tuple[float, str]:
     if folder is not None:
         return float(shutil.disk_usage(folder).free), f"in {folder}"
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), "in memory"
-    except (ValueError, OSError, AttributeError):  # not every system says
-        return float("inf"), "in memory"
+    return free_memory(), "in memory"
+
+
+def free_memory() -> float:
+    """Return how many bytes of memory this process may still take, as the machine or its container allows."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024.0 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            found.append(float(limit) - float(used))
+    if not found:
+        with contextlib.suppress(ValueError, OSError, AttributeError):
+            found.append(float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return max(0.0, min(found, default=math.inf))  # not every system says
