@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -84,14 +85,18 @@ class Bar:
         """Add to the count."""
         self.update(self.done + count)
 
-    def update(self, done: int | None = None, text: str | None = None, left: float | None = None) -> None:
+    def update(
+        self, done: int | None = None, text: str | None = None, left: float | None = None, total: int | None = None
+    ) -> None:
         """Show new values.
 
         Args:
             done: the count; None leaves it.
             text: a description of the current state; None leaves it.
             left: the remaining time in seconds; None estimates it by the recent speed.
+            total: a new estimate of the count when all is done; None leaves it.
         """
+        self.total = self.total if total is None else total
         self.done, self._text = self.done if done is None else done, self._text if text is None else text
         if not self.shown:
             return
@@ -101,7 +106,9 @@ class Bar:
             left = max(0.0, (self.total - self.done) / rate)
         details = [*self._per_second(rate), *([self._text] if self._text else [])]
         if not self._lines:
-            self._bar.update(self._task, completed=self.done, description=", ".join(details), left=_clock(left))
+            self._bar.update(
+                self._task, total=self.total, completed=self.done, description=", ".join(details), left=_clock(left)
+            )
         elif now >= self._due and self.done != self.total:
             spent = now - self._begin
             percent = f" ({100 * self.done // self.total} %)" if self.total else ""
@@ -130,6 +137,12 @@ class Bar:
         with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end the work
             self._bar.console.file.write(", ".join(parts) + "\n")  # at once, so that no other output comes between
             self._bar.console.file.flush()
+
+
+def say(text: str) -> None:
+    """Print a paragraph on stderr."""
+    with contextlib.suppress(OSError):  # as with a bar
+        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None, shown: bool = True) -> Iterator[T]:

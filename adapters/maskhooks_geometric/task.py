@@ -47,6 +47,7 @@ class GraphTask(Task):
     """
 
     name = "graph"
+    recipe = "graph"
     options = (*Task.options, "level", "index", "pairs")
     _level: str | None = None
     _index: Callable[[Any], Tensor] | None = None

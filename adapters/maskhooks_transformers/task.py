@@ -48,6 +48,7 @@ class TransformersTask(Task):
     """
 
     name = "transformers"
+    recipe = "language"
     options = (*Task.options, "tokenizer", "positions")
 
     def __init__(self) -> None:

@@ -52,7 +52,7 @@ class DiffMask(Learned):
         baseline: BaselineSetting | None = None,
         divergence: DivergenceSetting = "kl",
         amortized: bool = True,
-        recipe: RecipeSetting = "stable",
+        recipe: RecipeSetting | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__(hooked, sites, margin, gate, baseline, divergence, amortized, recipe, seed)

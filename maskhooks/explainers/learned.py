@@ -37,6 +37,7 @@ from maskhooks.plugins.registry import registry
 from maskhooks.progress import track
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import generator, preserved_rng, seeded
+from maskhooks.settings.duration import Budget, Duration
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
@@ -63,7 +64,8 @@ class Learned(Explainer):
         divergence: distance between original and masked outputs, in nats per example.
         amortized: True trains probes in `fit`, which compute masks for any batch; False optimises per-example logits
             for each batch in `explain`.
-        recipe: how masks are trained.
+        recipe: how masks are trained. Default: the recipe of the model's task, such as "language" for models of
+            text; "stable" for per-example logits.
         seed: the random seed.
 
     Attributes:
@@ -91,11 +93,12 @@ class Learned(Explainer):
         baseline: BaselineSetting | None,
         divergence: DivergenceSetting,
         amortized: bool,
-        recipe: RecipeSetting,
+        recipe: RecipeSetting | None,
         seed: Seed,
     ) -> None:
         super().__init__(hooked, seed=seed)
-        self.recipe = registry.make(RECIPES, recipe)
+        self.recipe_chosen = recipe is None
+        self.recipe = registry.make(RECIPES, recipe or (hooked.task.recipe if amortized else "stable"))
         self.margin, self.amortized = margin, amortized
         self.divergence = registry.make(DIVERGENCES, divergence)
         self.gate = registry.make(GATES, gate)
@@ -141,9 +144,10 @@ class Learned(Explainer):
         *,
         steps: Count | None = None,
         epochs: Count | None = None,
+        budget: Duration | None = None,
         run_dir: Folder | None = None,
         progress: bool = True,
-        cache: CleanCache | Folder | None = None,
+        cache: CleanCache | Folder | None = "auto",
         resume: bool = False,
         save_every: NonNegative = 60.0,
         tensorboard: bool | Folder = False,
@@ -160,10 +164,13 @@ class Learned(Explainer):
             validation: batches on which the sparsest state within the margin is chosen; without them the last is kept.
             steps: total training steps; by default each masking gets `recipe.steps`.
             epochs: instead of steps, the number of passes over `train`.
+            budget: instead of steps, the time that the fit may take, such as "10m" or a number of seconds. Learning
+                rates and checks follow the clock, so the number of steps depends on the machine.
             run_dir: folder for the CSV logs, the state of the run, and the fitted explainer.
-            progress: whether to show progress on stderr.
-            cache: "memory", a folder, or a `CleanCache`, to keep clean passes across epochs: a step then costs only its
-                masked half. Later epochs repeat the batches of the first, in another order.
+            progress: whether to show the plan, its time and progress on stderr.
+            cache: where clean passes are stored for later epochs, so that a step costs only its masked half: "auto",
+                "memory", a folder, a `CleanCache`, or None to store none. "auto" stores them in memory, as many as fit
+                into half of what is free, and none with several processes. Later epochs repeat the batches of the first, in another order.
             resume: whether to resume from the state in `run_dir`, to the result of an uninterrupted run. A finished run
                 is returned as it is; if there is no state, training starts.
             save_every: seconds between two saved states; the state is also saved at each validation.
@@ -175,6 +182,7 @@ class Learned(Explainer):
             strategy: how several devices share the work, such as "ddp".
 
         Raises:
+            SettingError: a budget beside steps or epochs, or one too short for a step of each mask.
             EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
                 BatchError: see docs/reference/errors.
             KeyboardInterrupt: Ctrl-C, after the current step; the explainer can be used. SystemExit for SIGTERM.
@@ -188,8 +196,10 @@ class Learned(Explainer):
         from maskhooks.training.fit import check_loaders, fit_baselines_only
         from maskhooks.training.fit import fit as train_run
 
-        if steps is not None and epochs is not None:
-            raise SettingError(f"{type(self).__name__}.fit: give steps or epochs, not both")
+        lengths = {"steps": steps, "epochs": epochs, "budget": budget}
+        given = [name for name, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            raise SettingError(f"{type(self).__name__}.fit: give {' or '.join(given)}, not both")
         if epochs is not None and not isinstance(train, Sized):
             raise SettingError("epochs needs a loader with a length; give steps instead")
         if resume and run_dir is None:
@@ -207,12 +217,13 @@ class Learned(Explainer):
             validation,
             steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.groups) // self.recipe.maskings_per_step)),
             epochs=epochs or 0,
+            budget=None if budget is None else Budget.of(budget),
             folder=folder,
             resume=resume,
             save_every=save_every,
             metadata={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
-            cache=None if cache is None else CleanCache.named(cache),
+            cache=_cache(cache, train),
             board=Board.open(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
         )
 
@@ -381,3 +392,10 @@ class Learned(Explainer):
             self.recipe.make_penalty(),
             fit_first=self.maskings if self._baselines_first else (),
         )
+
+
+def _cache(cache: CleanCache | Folder | None, train: Iterable[Any]) -> CleanCache | None:
+    """Return the clean cache for what a user writes; without a length of the loader, "auto" is none."""
+    if cache is None or (cache == "auto" and not isinstance(train, Sized)):
+        return None
+    return CleanCache.named(cache)

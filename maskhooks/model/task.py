@@ -53,6 +53,7 @@ class Task:
     """
 
     name = "function"
+    recipe = "stable"  # the recipe that masks of its models are trained with by default
     # What `with_options` accepts; a subclass adds its own.
     options: tuple[str, ...] = (
         "call",

@@ -47,9 +47,10 @@ def fit(run: Run, **devices: Any) -> FitResult:
             fabric.launch()
             result = run_here(fabric, run)
     if result.over_margin:
+        longer = "Train for more steps" if run.budget is None else "Give a longer budget"
         warnings.warn(
             f"no checkpoint kept the mean divergence within the margin of {problem.margin} nats for "
-            f"{'; '.join(result.over_margin)}. The closest was chosen. Train for more steps, or allow a larger margin.",
+            f"{'; '.join(result.over_margin)}. The closest was chosen. {longer}, or allow a larger margin.",
             MarginWarning,
             stacklevel=3,
         )

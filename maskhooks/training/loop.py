@@ -7,7 +7,8 @@ maskhooks, not Lightning, places it on the device.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from maskhooks.seeds import generator, seeded
 from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.objectives import Objective
+from maskhooks.training.pace import Pace, Timing, interpolated
 from maskhooks.training.problem import CHOOSE, MODEL, SAMPLE, VALIDATE, Problem
 from maskhooks.training.run import FitResult
 
@@ -43,7 +45,7 @@ class Loop:
         fabric: Lightning's Fabric, launched.
         ranks: this process among the others.
         log: where rows go, besides `result`.
-        total: the total number of steps.
+        pace: how far the run is.
         validation: batches on which checkpoints are compared, in the same order each time.
         cache: keeps clean passes across epochs.
     """
@@ -55,13 +57,12 @@ class Loop:
         ranks: Ranks,
         log: RunLog,
         *,
-        total: int,
+        pace: Pace,
         validation: Epochs | None = None,
         cache: CleanCache | None = None,
     ) -> None:
         self.problem, self.fabric, self.ranks, self.log = problem, fabric, ranks, log
-        self.total, self.validation, self.cache = total, validation, cache
-        self.interval = max(1, total // problem.recipe.validations)
+        self.pace, self.validation, self.cache = pace, validation, cache
         self.replay = Replay(problem.hooked.model) if problem.recipe.replay else None
         self.evaluation = Evaluation(
             problem.hooked,
@@ -70,13 +71,13 @@ class Loop:
             self._drawn,
             replay=self.replay,
             ranks=ranks,
-            # several draws cost at most as much as the steps between two validations
-            passes=self.interval * problem.recipe.maskings_per_step,
         )
         self.checkpoints = [Checkpoint(group, problem.margin) for group in by_shared_modules(problem.groups)]
         self.result = FitResult()
         self.done = self.epoch = self.index = 0  # steps done; epoch and index of the next batch
+        self.progress = 0.0  # how far the run is, from 0 to 1
         self.stale = 0  # validations in a row without a better checkpoint
+        self.resting = pace.resting  # groups that no longer gain, until learning rates fall
         self.batch: Any = None  # the latest batch
 
     def start(self) -> None:
@@ -101,53 +102,98 @@ class Loop:
             torch.manual_seed(seeded(self.problem.seed, MODEL, self.done))
             self._step(move(batch, self.ranks.device), optimizer)
             self.done, self.index = self.done + 1, self.index + 1
-            if self.validation is not None and (self.done % self.interval == 0 or self.done == self.total):
+            self._advance()
+            if self.resting and self.progress >= 1 - self.problem.recipe.decay_fraction:
+                self.resting.clear()
+            if self.validation is not None and self.pace.due(self.progress):
                 self._validate(self.validation)
-            if self.done >= self.total and not self.result.stop_reason:
-                self.result.stop_reason = f"all {self.total} steps were done"
+            if self.progress >= 1 and not self.result.stop_reason:
+                self.result.stop_reason = self.pace.end(self.done)
             yield
             if self.result.stop_reason:
                 return
 
+    def rehearse(self, train: Epochs) -> None:
+        """Time a clean pass, and a step of the first and of the last group, without learning anything from them."""
+        batch = move(next(train.batches_from())[2], self.ranks.device)
+        groups, timings = self.problem.groups, []
+        for number in (0, len(groups) - 1):
+            self.optimizer.zero_grad()
+            with self.fabric.autocast():
+                clean = None if batch is None else self._compute(batch, groups)
+            timings.append(Timing())
+            with timings[-1].timed():
+                self._backward(clean, number, seeded(self.problem.seed, SAMPLE))
+        self.optimizer.zero_grad()
+        self.pace.steps = interpolated(timings[0].mean, timings[1].mean, len(groups))
+        if self.validation is not None and isinstance(self.validation.batches, Sized):
+            masked = sum(one.mean for one in self.pace.steps) / 2  # a pass without its backward half
+            self.pace.check.mean = len(self.validation.batches) * (self.pace.clean.mean + masked)
+
+    def _advance(self) -> None:
+        """Note how far the run is; with a budget, all ranks go by the first one's clock."""
+        progress = self.pace.progress(self.done)
+        self.progress = progress if self.pace.budget is None else self.ranks.broadcast(progress)
+
     def _step(self, batch: Any, optimizer: Any) -> None:
         problem, step = self.problem, self.done
-        order = torch.randperm(self._joined(), generator=generator(problem.seed, CHOOSE, step))
-        chosen = order[: problem.recipe.maskings_per_step].tolist()
+        order = torch.randperm(self._joined(), generator=generator(problem.seed, CHOOSE, step)).tolist()
+        active = [number for number in order if number not in self.resting] or order
+        chosen = active[: problem.recipe.maskings_per_step]
         with self.fabric.autocast():
             clean = None if batch is None else self._clean(batch, [problem.groups[number] for number in chosen])
+        begun = time.monotonic()
         self.optimizer.zero_grad()
-        steps = []
-        for number in chosen:
-            group, objective = self._staged(problem.groups[number]), problem.objectives[number]
-            with contextlib.ExitStack() as held:
-                with self.fabric.autocast():
-                    pooled = self._masked(clean, group, generator(problem.seed, SAMPLE, step, number), held)
-                    loss = objective(pooled.samples, pooled.divergence, pooled.penalty)
-                if loss.requires_grad:
-                    self.fabric.backward(loss)
-            self._check_loss(loss, group)
-            steps.append((group, objective, pooled))
+        steps = [self._backward(clean, number, step) for number in chosen]
         weights = _unique([w for group, *_ in steps for module in group.modules for w in module.parameters()])
         self.ranks.add_gradients(weights)
         self._check_gradients(weights, [group for group, *_ in steps])
         for settings, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            settings["lr"] = rate * problem.recipe.rate(step, self.total)
+            settings["lr"] = rate * problem.recipe.rate(step, self.progress)
         optimizer.step()
         for group, objective, pooled in steps:
             self._note(group, objective, pooled)
             objective.ascend(pooled.divergence.detach())
+        for number in chosen:
+            self.pace.steps[number].add((time.monotonic() - begun) / len(chosen))
+
+    def _backward(self, clean: Clean | None, number: int, step: int) -> tuple[MaskingGroup, Objective, Pooled]:
+        """Add the gradients of a group's loss."""
+        group, objective = self._staged(self.problem.groups[number]), self.problem.objectives[number]
+        with contextlib.ExitStack() as held:
+            with self.fabric.autocast():
+                pooled = self._masked(clean, group, generator(self.problem.seed, SAMPLE, step, number), held)
+                loss = objective(pooled.samples, pooled.divergence, pooled.penalty)
+            if loss.requires_grad:
+                self.fabric.backward(loss)
+        self._check_loss(loss, group)
+        return group, objective, pooled
+
+    def _rest(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Let groups rest that gained too little since the last validation, until learning rates fall.
+
+        Args:
+            rows: a row per group of this validation.
+        """
+        recipe, before = self.problem.recipe, self.result.validation[-len(rows) :]
+        falling = self.progress >= 1 - recipe.decay_fraction
+        if before and recipe.least_gain and len(self.checkpoints) == len(rows) and not falling:
+            for number, (last, row) in enumerate(zip(before, rows, strict=True)):
+                within = max(last["divergence"], row["divergence"]) <= self.problem.margin
+                if within and last["expected_l0"] - row["expected_l0"] < recipe.least_gain:
+                    self.resting.add(number)
 
     def _joined(self) -> int:
         """Return how many groups take part in this step; groups that share modules join one after another."""
-        count, over = len(self.problem.groups), self.problem.recipe.layer_warmup * self.total
-        if len(self.checkpoints) == count or self.done >= over:
+        count, over = len(self.problem.groups), self.problem.recipe.layer_warmup
+        if len(self.checkpoints) == count or self.progress >= over:
             return count
-        return min(count, 1 + int(count * self.done / over))
+        return min(count, 1 + int(count * self.progress / over))
 
     def _staged(self, group: MaskingGroup) -> MaskingGroup:
         """Return the part of a group that takes part in this step."""
-        over = self.problem.recipe.layer_warmup * self.total
-        return group.last_depths(self.done / over) if self.done < over else group
+        over = self.problem.recipe.layer_warmup
+        return group.last_depths(self.progress / over) if self.progress < over else group
 
     def _masked(
         self, clean: Clean | None, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack
@@ -180,15 +226,18 @@ class Loop:
 
     def _clean(self, batch: Any, chosen: Sequence[MaskingGroup]) -> Clean:
         """Run a clean pass, which reads what the groups need and records what their masked passes skip."""
-        hooked, every = self.problem.hooked, self.problem.groups
         if self.cache is None:
-            return clean_pass(hooked, batch, reads_of(chosen), sites_of(chosen), self.replay)
+            return self._compute(batch, chosen)
         assert isinstance(batch, Numbered)
+        if batch.number not in self.cache:
+            return self._compute(batch.batch, chosen)
+        reads, sites = reads_of(chosen), sites_of(chosen)
+        every = self.problem.groups
+        return self.cache.clean(self.problem.hooked, batch, lambda: self._compute(batch.batch, every), reads, sites)
 
-        def compute() -> Clean:
-            return clean_pass(hooked, batch.batch, reads_of(every), sites_of(every), self.replay)
-
-        return self.cache.clean(hooked, batch, compute, reads_of(chosen), sites_of(chosen))
+    def _compute(self, batch: Any, groups: Sequence[MaskingGroup]) -> Clean:
+        with self.pace.clean.timed():
+            return clean_pass(self.problem.hooked, batch, reads_of(groups), sites_of(groups), self.replay)
 
     def _check_loss(self, loss: Float[Tensor, ""], group: MaskingGroup) -> None:
         if not torch.isfinite(loss):
@@ -226,20 +275,24 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self, batches: Epochs) -> None:
-        groups = self.problem.groups
-        with self.fabric.autocast():
+        groups, recipe = self.problem.groups, self.problem.recipe
+        # several draws cost at most as much as the steps between two validations
+        interval = max(1, self.pace.planned(self.done) // recipe.validations)
+        self.evaluation.passes = interval * recipe.maskings_per_step
+        with self.pace.check.timed(), self.fabric.autocast():
             found = self.evaluation.rows(
                 (number, move(batch, self.ranks.device)) for number, batch in batches.first_epoch()
             )
+        self.pace.note_check(self.progress)
+        self._rest(found)
         rows = {id(group): {"step": self.done, **row} for group, row in zip(groups, found, strict=True)}
         for row in rows.values():
             self.result.validation.append(row)
             self.log.write("validation", row)
         better = [c.compare(self.done, [rows[id(group)] for group in c.groups]) for c in self.checkpoints]
         self.stale = 0 if any(better) else self.stale + 1
-        patience = self.problem.recipe.patience
-        if patience is not None and self.stale >= patience:
-            self.result.stop_reason = f"no better checkpoint in {patience} validations"
+        if recipe.patience is not None and self.stale >= recipe.patience:
+            self.result.stop_reason = f"no better checkpoint in {recipe.patience} validations"
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:
         """Return the generator of the gate samples for a validation batch, the same for all checkpoints."""

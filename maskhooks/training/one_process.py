@@ -12,14 +12,16 @@ from lightning.fabric import Fabric
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.devices import ranks_of
 from maskhooks.distributed.placement import on_device
-from maskhooks.errors import NonFiniteError, ResumeWarning, StorageError
+from maskhooks.errors import NonFiniteError, ResumeWarning, SettingError, StorageError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.passes.clean_cache import Stored
+from maskhooks.progress import say
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
 from maskhooks.seeds import preserved_rng, seeded
 from maskhooks.training.loop import Loop
+from maskhooks.training.pace import Pace, Timing
 from maskhooks.training.preparation import prepare
 from maskhooks.training.problem import EPOCH, VALIDATE
 from maskhooks.training.run import FitResult, Run
@@ -46,8 +48,11 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
         if run.validation is not None:
             validation = Epochs(run.validation, seeded(problem.seed, VALIDATE), ranks.rank, ranks.world_size)
             stack.enter_context(validation.seeded())
-        total = run.steps or run.epochs * (train.rounds or 0)
-        loop = Loop(problem, fabric, ranks, log, total=total, validation=validation, cache=cache)
+        total = 0 if run.budget is not None else run.steps or run.epochs * (train.rounds or 0)
+        stored = 0 if cache is None else train.rounds or 0
+        timings = [Timing() for _ in problem.groups]
+        pace = Pace(total, run.budget, problem.recipe.validations if validation is not None else 0, stored, timings)
+        loop = Loop(problem, fabric, ranks, log, pace=pace, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
         loop.result.error = _go(loop, run, train, snapshots)
@@ -69,10 +74,7 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
             )
         snapshots.drop()
     if not loop.ranks.broadcast(tree is not None):
-        fresh = Epochs(
-            run.train, train.seed, train.rank, train.world_size
-        )  # `train` counts epochs from its first batch on
-        prepare(loop.problem, fresh, loop.replay, loop.ranks, run.progress and loop.ranks.is_first)
+        prepare(loop.problem, _fresh(run, train), loop.replay, loop.ranks, run.progress and loop.ranks.is_first)
         loop.start()
     if loop.ranks.world_size > 1:
         own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.is_first else b""
@@ -88,11 +90,13 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
 
 def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, Any] | None:
     """Run the loop to its end; return what ended it early, in the form of `FitResult.error`."""
-    shown = StepBar(loop, shown=run.progress and loop.ranks.is_first)
+    shown = run.progress and loop.ranks.is_first
     try:
-        with Interrupts() as interrupts, shown:
+        if (run.progress or run.budget is not None) and not loop.result.stop_reason:
+            _plan(loop, run, train, shown)
+        with Interrupts() as interrupts, StepBar(loop, shown=shown) as bar:
             for _ in loop.run(train):
-                shown.update()
+                bar.update()
                 if number := loop.ranks.largest(interrupts.asked):
                     return _interrupted(loop, run, snapshots, number)
                 snapshots.save_if_due(loop)
@@ -108,9 +112,24 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
     return None
 
 
+def _plan(loop: Loop, run: Run, train: Epochs, shown: bool) -> None:
+    """Time two steps, and say how long the rest will take."""
+    loop.rehearse(_fresh(run, train))
+    if wrong := loop.ranks.broadcast(loop.pace.begin()):
+        raise SettingError(wrong)
+    if shown:
+        say(loop.pace.plan(len(loop.problem.groups), loop.problem.recipe.name, loop.done))
+
+
+def _fresh(run: Run, train: Epochs) -> Epochs:
+    """Return the same batches for reading ahead: `train` counts epochs from its first batch on."""
+    return Epochs(run.train, train.seed, train.rank, train.world_size)
+
+
 def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dict[str, Any]:
     snapshots.save(loop)
-    where = f"at step {loop.done} of {loop.total}"
+    total = "" if loop.pace.budget is not None else f" of {loop.pace.total}"
+    where = f"at step {loop.done}{total}"
     loop.result.stop_reason = loop.result.stop_reason or f"interrupted at step {loop.done}"
     go_on = "" if run.folder is None else f" It is saved in {run.folder}; resume continues from here."
     return {"signal": number, "message": f"training was interrupted {where}; the explainer can be used.{go_on}"}
@@ -120,5 +139,7 @@ def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     """Return what a resumed run must have in common with the saved one."""
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
     sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
-    ours = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
+    ours: dict[str, Any] = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
+    if run.budget is not None:
+        ours["budget"] = run.budget.seconds
     return {**run.metadata, **sizes, **ours, "precision": fabric.strategy.precision.precision}

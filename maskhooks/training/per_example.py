@@ -145,7 +145,7 @@ def _descend(
             with torch.enable_grad(), contextlib.ExitStack() as held:
                 samples, divergence, penalty = estimate(problem, clean, group, source, held)
                 objective(samples, divergence, penalty).backward()
-            optimizer.param_groups[0]["lr"] = recipe.logit_learning_rate * recipe.rate(step, recipe.steps)
+            optimizer.param_groups[0]["lr"] = recipe.logit_learning_rate * recipe.rate(step, step / recipe.steps)
             optimizer.step()
             objective.ascend(divergence)
     finally:

@@ -11,6 +11,7 @@ from maskhooks import errors
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.runs.interrupts import as_exception
 from maskhooks.runs.tensorboard import Board
+from maskhooks.settings.duration import Budget
 from maskhooks.training.problem import Problem
 
 
@@ -24,6 +25,7 @@ class Run:
         validation: batches on which checkpoints are compared; without them the last state is kept.
         steps: total number of training steps.
         epochs: instead of steps, the number of passes over `train`.
+        budget: instead of steps, the time that the run may take.
         folder: where `log.csv`, `validation.csv` and the run's state are written during the run.
         resume: whether to resume from the state in the folder.
         save_every: seconds between two saved states; the state is also saved after each validation.
@@ -38,6 +40,7 @@ class Run:
     validation: Iterable[Any] | None = None
     steps: int = 0
     epochs: int = 0
+    budget: Budget | None = None
     folder: Path | None = None
     resume: bool = False
     save_every: float = 60.0

@@ -89,6 +89,9 @@ def snapshot(loop: Loop) -> dict[str, Any]:
         "epoch": loop.epoch,
         "index": loop.index,
         "stale": loop.stale,
+        "progress": loop.progress,
+        "pace": loop.pace.state(),
+        "resting": sorted(loop.resting),
         "stop_reason": loop.result.stop_reason,
         "batch": digest(loop.batch),
         **parts_of(loop.problem),
@@ -105,6 +108,9 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
     """Restore a loop from what `snapshot` returned; its parts need not be started."""
     loop.done, loop.epoch, loop.index = tree["done"], tree["epoch"], tree["index"]
     loop.stale, loop.result.stop_reason = tree["stale"], tree["stop_reason"]
+    loop.progress = tree["progress"]
+    loop.pace.resume(tree["pace"])
+    loop.resting.update(tree["resting"])
     put_parts(loop.problem, tree, loop.ranks.device)
     loop.problem.penalty.load_state_dict(tree["penalty"])
     loop.evaluation.draws = tree.get("draws")

@@ -15,7 +15,7 @@ class StepBar:
 
     def __init__(self, loop: Loop, *, shown: bool = True) -> None:
         self.loop = loop
-        self.bar = Bar("training", loop.total, loop.done, shown=shown)
+        self.bar = Bar("training", loop.pace.planned(loop.done), loop.done, shown=shown)
 
     def __enter__(self) -> StepBar:
         self.bar.__enter__()
@@ -32,4 +32,6 @@ class StepBar:
             return
         latest = self.loop.result.log[-_LATEST:]
         divergence, kept = (sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0"))
-        self.bar.update(self.loop.done, f"divergence {divergence:.3f} kept {kept:.2f}")
+        done, pace = self.loop.done, self.loop.pace
+        text = f"divergence {divergence:.3f} kept {kept:.2f}"
+        self.bar.update(done, text, pace.left(done), max(done, pace.planned(done)))

@@ -1,0 +1,171 @@
+"""Pace: how far a training run is, by its steps or by its budget of time, and how long the rest will take."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from maskhooks.progress import duration
+from maskhooks.settings.duration import Budget
+
+_LATEST = 0.1  # weight of the latest measurement
+
+
+@dataclass
+class Timing:
+    """A running mean of how long something takes, in seconds."""
+
+    mean: float = 0.0
+    count: int = 0
+
+    def add(self, seconds: float) -> None:
+        """Add a measurement."""
+        self.count += 1
+        self.mean += (seconds - self.mean) * max(1 / self.count, _LATEST)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time what is inside the `with` block."""
+        begun = time.monotonic()
+        yield
+        self.add(time.monotonic() - begun)
+
+
+@dataclass
+class Pace:
+    """How far a run is, from 0 to 1, and an estimate of the rest from steps that were timed.
+
+    Args:
+        total: the number of steps; 0 with a budget.
+        budget: the time that the run may take; None with a number of steps.
+        checks: how often checkpoints are compared.
+        stored: batches whose clean pass is computed once and stored; 0 if each step computes its own.
+
+    Attributes:
+        steps: for each group, how long its masked half of a step takes.
+        clean: how long a clean pass takes.
+        check: how long it takes to compare checkpoints.
+        checked: how many comparisons are done.
+        resting: the groups that are not trained now.
+    """
+
+    total: int
+    budget: Budget | None
+    checks: int
+    stored: int
+    steps: list[Timing]
+    clean: Timing = field(default_factory=Timing)
+    check: Timing = field(default_factory=Timing)
+    checked: int = 0
+    resting: set[int] = field(default_factory=set)
+    _begun: float = field(default_factory=time.monotonic)
+    _first_step: float = 0.0  # seconds elapsed before the first step
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget.begun is not None:
+            self._begun = self.budget.begun
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, also those before it was resumed."""
+        return time.monotonic() - self._begun
+
+    @property
+    def step_seconds(self) -> float:
+        """The mean over groups of a step, without its clean pass if that is stored."""
+        trained = [one.mean for number, one in enumerate(self.steps) if number not in self.resting]
+        mean = sum(trained) / max(1, len(trained))
+        return mean if self.stored else mean + self.clean.mean
+
+    def state(self) -> dict[str, float]:
+        """Return what a resumed run needs."""
+        times = {} if self.budget is None else {"elapsed": self.elapsed, "first_step": self._first_step}
+        return {"checked": self.checked, **times}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Go on where a saved run was."""
+        self.checked = int(state["checked"])
+        if self.budget is not None:
+            self._begun, self._first_step = time.monotonic() - state["elapsed"], state["first_step"]
+
+    def begin(self) -> str:
+        """Note that the first step is next; return what is wrong if there is no time for a step of each group."""
+        self._first_step = self._first_step or self.elapsed
+        if self.budget is None:
+            return ""
+        least = self._first_step + self._stored_seconds(len(self.steps)) + self._after
+        least += len(self.steps) * self.step_seconds
+        if least <= self.budget.seconds:
+            return ""
+        return (
+            f"a budget of {duration(self.budget.seconds)} is too short: the preparation took "
+            f"{duration(self._first_step)}, and one step for each of {len(self.steps)} masks, with checks, would "
+            f"end after {duration(least)}. Give at least twice that, fewer sites, or smaller batches."
+        )
+
+    def progress(self, done: int) -> float:
+        """Return how far the run is after this many steps, from 0 to 1."""
+        if self.budget is None:
+            return done / self.total
+        room = self.budget.seconds - self._after - self._first_step
+        return min(1.0, (self.elapsed - self._first_step) / room) if room > 0 else 1.0
+
+    def planned(self, done: int) -> int:
+        """Return the number of steps in all, with a budget as estimated after this many steps."""
+        if self.budget is None:
+            return self.total
+        room = self.budget.seconds - self._after - self.elapsed - self._checks_left * self.check.mean
+        room -= self._stored_seconds(self.stored - done)
+        return done + max(0, int(room / self.step_seconds)) if self.step_seconds else done
+
+    def left(self, done: int) -> float:
+        """Return the seconds that the rest will take."""
+        if self.budget is not None:
+            return max(0.0, self.budget.seconds - self.elapsed)
+        steps = (self.total - done) * self.step_seconds + self._stored_seconds(self.stored - done)
+        return steps + self._checks_left * self.check.mean
+
+    def due(self, progress: float) -> bool:
+        """Whether it is time to compare checkpoints."""
+        return int(progress * self.checks + 1e-9) > self.checked
+
+    def note_check(self, progress: float) -> None:
+        """Note that checkpoints were compared at this progress."""
+        self.checked = int(progress * self.checks + 1e-9)
+
+    def end(self, done: int) -> str:
+        """Return why the run ends after this many steps."""
+        if self.budget is None:
+            return f"all {self.total} steps were done"
+        return f"the budget of {duration(self.budget.seconds)} was spent, after {done} steps"
+
+    def plan(self, masks: int, recipe: str, done: int = 0) -> str:
+        """Return a sentence on what the run will do and how long it will take."""
+        what = f"{masks} mask{'s' * (masks > 1)} with the recipe {recipe}"
+        step = f"{duration(self.step_seconds)} a step, measured on two"
+        if self.budget is not None:
+            spent = f", of which {duration(self.elapsed)} are spent" if self.elapsed >= 1 else ""
+            budget = duration(self.budget.seconds)
+            return f"Training {what} within {budget}{spent}: about {self.planned(done):,} steps, {step}."
+        way_out = "To end sooner, give a budget such as 5m, fewer sites, or fewer examples."
+        steps = f"{self.total - done:,}{' more' if done else ''} steps"
+        return f"Training {what} in {steps} takes about {duration(self.left(done))}, {step}. {way_out}"
+
+    @property
+    def _after(self) -> float:
+        """Seconds to keep for what follows the last step: the last comparison, and what the caller does."""
+        return self.check.mean * (1 + (0 if self.budget is None else self.budget.checks_after))
+
+    @property
+    def _checks_left(self) -> int:
+        return max(0, self.checks - self.checked)
+
+    def _stored_seconds(self, batches: int) -> float:
+        return max(0, batches) * self.clean.mean if self.stored else 0.0
+
+
+def interpolated(first: float, last: float, count: int) -> list[Timing]:
+    """Return a timing for each of several groups, between those of the first and the last one."""
+    return [Timing(first + (last - first) * number / max(1, count - 1), 1) for number in range(count)]
