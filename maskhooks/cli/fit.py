@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +17,6 @@ from maskhooks.cli.console import say, say_table, tell
 from maskhooks.cli.folder import make_folder
 from maskhooks.cli.material import Material
 from maskhooks.cli.options import (
-    BatchSize,
     Data,
     Device,
     LabelColumn,
@@ -39,8 +40,11 @@ from maskhooks.model.task import device_of
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.runs.run_state import has_state, state_folder
+from maskhooks.settings.duration import Budget, seconds
+from maskhooks.settings.schema import schema_of
 
 _MASKS = "Masks"
+_CHECKS_AFTER = 2.0  # the last table samples and rounds the gates: twice the passes of a validation
 
 
 def _help(name: str) -> str:
@@ -64,7 +68,15 @@ def fit(
     text_column: TextColumn = "text",
     second_column: SecondColumn = None,
     label_column: LabelColumn = None,
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples in a training batch; by default the recipe's.",
+            show_default=False,
+            rich_help_panel="Data",
+        ),
+    ] = None,
     max_length: MaxLength = 128,
     units: Units = None,
     explainer: Annotated[
@@ -102,6 +114,14 @@ def fit(
         int | None,
         typer.Option(min=1, help="Total training steps; by default the recipe's steps for each mask."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of steps, the time that this command may take, such as 10m or 1h30m.",
+            metavar="DURATION",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = None,
     seed: Seed = 0,
     tensorboard: Annotated[
@@ -115,14 +135,14 @@ def fit(
         ),
     ] = None,
     cache: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="Cache the clean passes of the first epoch for later epochs, in memory or in a folder: steps are "
-            "faster.",
-            metavar="memory|FOLDER",
+            help="Where the clean passes of the first epoch are stored for later epochs, so that steps are faster: in "
+            "memory, in a folder, or nowhere. By default in memory, as many as fit into half of what is free.",
+            metavar="memory|FOLDER|none",
             show_default=False,
         ),
-    ] = None,
+    ] = "auto",
     cache_dtype: Annotated[
         str | None,
         typer.Option(help="bfloat16 halves the size of --cache; by default values are kept exactly."),
@@ -145,40 +165,54 @@ def fit(
     Examples:
 
     - `maskhooks fit bert-base-uncased-sst5 --data train.txt --validation dev.txt --out run`
+    - `maskhooks fit my_folder/my_model --data train.txt --out run --budget 10m`
     - `maskhooks fit my_folder/my_model --data qa.jsonl --text-column question --second-column context
     --sites input --margin 0.5 --out run`
     - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run`
     - `maskhooks fit my_package.graphs:make --explainer graphmask --out run`
     - `maskhooks fit my_package.networks:make --sites "*layer*:output" --out run --resume`
     """
+    begun = time.monotonic()
+    limit_of_time = None if budget is None else _budget(budget, begun)
     _check_free(out, resume, overwrite)
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
-    material = Material.of(model, device, max_length, units=units, columns=columns, batch_size=batch_size, seed=seed)
+    material = Material.of(model, device, max_length, units=units, columns=columns, seed=seed)
     options = {"sites": _one_or_more(sites), "conditioned_on": _one_or_more(conditioned_on), "margin": margin}
     options |= {"gate": gate, "baseline": baseline, "recipe": recipe}
     given = {key: value for key, value in options.items() if value is not None}
     masks = _kind(explainer)(material.hooked, **{**given, "seed": seed, **parsed(settings)})
+    material = dataclasses.replace(material, batch_size=batch_size or masks.recipe.batch_size)
     train, held = material.for_training(data, validation, limit)
     count = len(masks.groups)
-    say(f"Training {count} mask{'s' * (count > 1)} of {model}, within {masks.margin:g} nats of its predictions.")
+    say(
+        f"Training {count} mask{'s' * (count > 1)} of {model}, within {masks.margin:g} nats of its predictions, with "
+        f"the recipe {masks.recipe.name}{'' if recipe else f' for {material.hooked.task.name}'}."
+    )
     where = device_of(material.hooked.model)
     with _stoppable(masks, out):
         masks.fit(
             train,
             held,
             steps=steps,
+            budget=limit_of_time,
             run_dir=out,
             tensorboard=tensorboard,
             resume=resume,
             accelerator=where.type,
             devices=1 if where.index is None else [where.index],
             precision=precision,
-            cache=None if cache is None else CleanCache.named(cache, _dtype(cache_dtype)),
+            cache=None if cache == "none" else CleanCache.named(cache, _dtype(cache_dtype)),
         )
-    _tell(masks, held if held is not None else train, trained_only=held is None)
+    _tell(masks, held if held is not None else train, trained_only=held is None, budget=budget is not None)
     say(f"Saved to {out}. Next, see what the masks keep:")
     say(f"  {_next(out, model, validation or data, columns, max_length)}", "cyan", wrap=False)
+
+
+def _budget(text: str, begun: float) -> Budget:
+    """Return the budget of the whole command, with what comes before and after the fit."""
+    schema_of(Learned.fit)["budget"].check(text, "maskhooks fit")
+    return Budget(seconds(text), begun, _CHECKS_AFTER)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -215,7 +249,7 @@ def _stoppable(explainer: Learned, out: Path) -> Iterator[None]:
         raise typer.Exit(int(stop.code or 0) if isinstance(stop, SystemExit) else 130) from stop
 
 
-def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> None:
+def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool, budget: bool) -> None:
     where = "the training batches" if trained_only else "validation data"
     rows = explainer.evaluate(batches)
     say_table([_cells(row) for row in rows], f"What the masks do on {where}")
@@ -247,7 +281,7 @@ def _tell(explainer: Learned, batches: Iterable[Any], *, trained_only: bool) -> 
     else:
         say(
             f"Not all masks keep the mean divergence within the margin of {explainer.margin:g} nats. Train "
-            "for more --steps, or allow a larger --margin.",
+            f"for {'a longer --budget' if budget else 'more --steps'}, or allow a larger --margin.",
             "yellow",
         )
 

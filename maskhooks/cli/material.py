@@ -18,7 +18,8 @@ from maskhooks.plugins.registry import registry
 from maskhooks.seeds import generator
 
 _SAMPLE, _SHUFFLE = 200, 201
-_HELD_OUT = 0.1
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 500
+_VALIDATED = 32  # examples in a batch that serves to validate
 # The two sentences have different lengths, so the batch has padding.
 _SAMPLES = (
     Record("The film is slow, but the last scene makes up for all of it."),
@@ -102,6 +103,8 @@ class Material:
     ) -> tuple[Iterable[Any], Iterable[Any] | None]:
         """Return training batches, shuffled by the seed, and validation batches: by default a tenth of the data.
 
+        Examples of a batch have similar lengths, so that there is little padding.
+
         Args:
             limit: maximum number of records drawn for each of the two.
         """
@@ -111,11 +114,11 @@ class Material:
         if validation is not None:
             held = self._draw(list(self._stream(validation)), limit)
         else:
-            cut = max(1, round(len(train) * _HELD_OUT))
+            cut = min(_MOST_HELD_OUT, max(1, round(len(train) * _HELD_OUT)))
             held, train = train[:cut], train[cut:]
             if not train:
                 raise SettingError(f"{data} has only one example, so none can be held out. Give more, or --validation.")
-        return self._loader(train, shuffle=True), self._loader(held)
+        return self._loader(train, self.batch_size, shuffle=True), self._loader(held, max(_VALIDATED, self.batch_size))
 
     def for_explaining(self, data: str | None, limit: int | None) -> Portioned:
         """Return the data for `explain_to`: records in order, up to a limit, or the factory's own batches."""
@@ -156,10 +159,12 @@ class Material:
         order = torch.randperm(len(records), generator=generator(self.seed, _SAMPLE))
         return [records[index] for index in order[:limit].tolist()]
 
-    def _loader(self, records: Sequence[Record], *, shuffle: bool = False) -> Iterable[Any]:
+    def _loader(self, records: Sequence[Record], size: int, *, shuffle: bool = False) -> Iterable[Any]:
+        """Return batches of records of similar length."""
+        by_length = sorted(records, key=_length)
         return DataLoader(
-            records,  # type: ignore[arg-type] # a list serves as a map-style dataset
-            batch_size=self.batch_size,
+            [by_length[start : start + size] for start in range(0, len(by_length), size)],  # type: ignore[arg-type] # a list serves as a map-style dataset
+            batch_size=None,
             shuffle=shuffle,
             collate_fn=self.opened.batch,
             generator=generator(self.seed, _SHUFFLE),
