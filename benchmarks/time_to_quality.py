@@ -1,17 +1,19 @@
 """Compute until 60 % of hidden states are masked at a mean divergence of .1 nats, against the authors' recipe.
 
 The small BERT of `$MASKHOOKS_DATA/models/minilm-sst5` on sentences of `$MASKHOOKS_DATA/data/sst` (default ../shared),
-all hidden states. Compute is process time in units U, one bare forward pass of a batch without gradients, measured
-alternately with training; everything runs in bfloat16 autocast. Means are over sites, on held-out sentences, with
-sampled gates; measuring them does not count.
+all hidden states. Compute is process time in units U, one bare forward pass of a batch of 32 without gradients,
+measured alternately with training. Means are over sites, on held-out sentences, with sampled gates; measuring them does
+not count. All else that a fit does counts: reading statistics, the warm start, storing clean passes.
 
 The other side is a plain loop of the authors' recipe: for every batch two passes with separate samples, one for probes
 and baselines (Lookahead over centered RMSprop, 3e-4 and 1e-3, with warm-up), one for the multipliers (RMSprop, .3),
 each with a full clean forward pass, a full masked one and a backward pass; log P(z != 0) as sparsity; the tanh x 10
-probe; layers sampled, well-masked ones less often. It stops at a multiple of our compute; `speedup` is then a lower
-bound.
+probe; layers sampled, well-masked ones less often. It takes hours to reach the target, so its curve is kept beside
+docs/results/time_to_quality.md, by steps; each run repeats its beginning, measures what a step costs, and checks the
+curve (`authors_off`, the largest relative difference). `--record` runs it to its end with stored clean passes, which
+change no number, and prints the curve.
 
-    python benchmarks/time_to_quality.py [--quick]
+    python benchmarks/time_to_quality.py [--quick] [--record]
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ import maskhooks
 from maskhooks import DiffMask, Hooked, Recipe
 from maskhooks.data import sst
 from maskhooks.errors import MaskhooksWarning
+from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
 from maskhooks.masks.gates import HardConcrete
 from maskhooks.masks.group import MaskingGroup, sites_of
@@ -46,15 +49,21 @@ from maskhooks.masks.masking import Masking
 from maskhooks.masks.probes import PaperMLP
 from maskhooks.masks.votes import Vote
 from maskhooks.model.outputs import agreement, kl
-from maskhooks.passes.clean import clean_pass
-from maskhooks.passes.clean_cache import CleanCache
+from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.passes.clean_cache import CleanCache, Numbered
 from maskhooks.passes.masked import masked_pass
+from maskhooks.progress import track
 from maskhooks.seeds import generator
 from maskhooks.training.evaluation import Measure
 from maskhooks.training.optimizers import Lookahead
 from maskhooks.training.preparation import gather
 
 MASKED, DIVERGENCE = 0.6, 0.1
+STEPS, EVERY = 300, 150  # our steps per site, and the authors' steps between two measurements
+CURVE = Path(__file__).parents[1] / "docs" / "results" / "time_to_quality_authors.json"
+
+Batch = dict[str, Tensor]
+Row = tuple[float, float, float]  # compute or steps, fraction masked, nats
 
 
 class Clock:
@@ -99,31 +108,27 @@ class Timed(dict[str, Tensor]):
         return self
 
 
-def batches(path: Path, tokenizer: Any, count: int, size: int) -> list[dict[str, Tensor]]:
-    sentences = [sentence.text for sentence in sst.read(path)]
-    order = torch.randperm(len(sentences), generator=generator(0)).tolist()[: count * size]
-    order.sort(key=lambda index: len(sentences[index]))
-    made = [
-        dict(tokenizer([sentences[i] for i in order[k : k + size]], padding=True, return_tensors="pt"))
-        for k in range(0, len(order), size)
-    ]
+def batches(sentences: Sequence[str], tokenizer: Any, size: int) -> list[Batch]:
+    """Batches of sentences of similar length, in random order."""
+    order = sorted(sentences, key=len)
+    made = [dict(tokenizer(order[k : k + size], padding=True, return_tensors="pt")) for k in range(0, len(order), size)]
     return [made[i] for i in torch.randperm(len(made), generator=generator(1)).tolist()]
 
 
 @torch.no_grad()
-def quality(hooked: Hooked, groups: Sequence[MaskingGroup], held: Sequence[dict[str, Tensor]]) -> tuple[float, float]:
+def quality(hooked: Hooked, groups: Sequence[MaskingGroup], held: Sequence[Clean]) -> tuple[float, float]:
     """The masked fraction and the divergence, means over sites."""
     measures = [Measure(group) for group in groups]
-    for number, batch in enumerate(held):
-        clean = clean_pass(hooked, batch, sites_of(groups))
+    for number, clean in enumerate(held):
         for index, measure in enumerate(measures):
             measure.add(clean, kl, generator(2, number, index))
     rows = [measure.row() for measure in measures]
     return 1 - statistics.mean(r["expected_l0"] for r in rows), statistics.mean(r["divergence"] for r in rows)
 
 
-def ours(hooked: Hooked, train: list[dict[str, Tensor]], held: list[dict[str, Tensor]], clock: Clock, seed: int,
-         steps: int) -> list[tuple[float, float, float]]:  # fmt: skip
+def ours(
+    hooked: Hooked, train: list[Batch], held: list[Batch], clock: Clock, seed: int, steps: int, checks: int
+) -> list[Row]:
     """The compute, masked fraction and divergence along a run of DiffMask."""
     marks: list[float] = []
 
@@ -131,19 +136,12 @@ def ours(hooked: Hooked, train: list[dict[str, Tensor]], held: list[dict[str, Te
         clock.stop()
         marks.append(clock.compute)
 
-    checks = 12
     clock.go()
-    explainer = DiffMask(
-        hooked,
-        "hidden",
-        recipe=dataclasses.replace(Recipe.named("language"), steps=steps, validations=checks),
-        seed=seed,
-    )
+    recipe = dataclasses.replace(Recipe.named("language"), steps=steps, validations=checks)
+    explainer = DiffMask(hooked, "hidden", recipe=recipe, seed=seed)
     explainer.fit(
         [Timed(batch, clock.go) for batch in train],
         [Timed(batch, measured) for batch in held],
-        cache=CleanCache(dtype=torch.bfloat16),
-        precision="bf16-mixed",
         accelerator="cpu",
         progress=False,
     )
@@ -166,15 +164,19 @@ class Authors:
 
     Args:
         masked: the vector of the mask token, the first site's initial baseline.
+        cache: stores clean passes; None computes them anew each time, as the authors do.
     """
 
-    def __init__(self, hooked: Hooked, train: list[dict[str, Tensor]], masked: Tensor, seed: int) -> None:
-        self.hooked, self.train, self.seed = hooked, train, seed
+    def __init__(
+        self, hooked: Hooked, train: list[Batch], masked: Tensor, seed: int, cache: CleanCache | None = None
+    ) -> None:
+        self.hooked, self.train, self.seed, self.cache = hooked, train, seed, cache
         sites = hooked.sites.tagged("hidden")
         self.maskings = [
             Masking(site, site.depth or 0, [Vote((site,), PaperMLP())], HardConcrete(), Learned()) for site in sites
         ]
         self.groups = [MaskingGroup([masking]) for masking in self.maskings]
+        self.replay = Replay(hooked.model)
         gather(hooked, self.maskings, train[:1], torch.device("cpu"))
         for masking in self.maskings:
             assert isinstance(masking.baseline, Learned)
@@ -197,7 +199,7 @@ class Authors:
             source = generator(self.seed, number, turn)
             chosen = self._choose(source)
             group, multiplier = self.groups[chosen], self.multipliers[chosen]
-            clean = clean_pass(self.hooked, batch, sites_of(self.groups))
+            clean = self._clean(number % len(self.train), batch, group)
             samples, outputs = masked_pass(clean, group, source)
             divergence = kl(clean.outputs, outputs).mean()
             loss = multiplier * (divergence - DIVERGENCE) + samples.per_example(samples.log_open).mean()
@@ -219,95 +221,153 @@ class Authors:
             running["kept"] = 0.9 * running["kept"] + 0.1 * samples.expected_l0.mean().item()
             running["steps"] += 1
 
+    def _clean(self, number: int, batch: Batch, group: MaskingGroup) -> Clean:
+        every = sites_of(self.groups)
+        if self.cache is None:
+            return clean_pass(self.hooked, batch, every)
+
+        def compute() -> Clean:
+            return clean_pass(self.hooked, batch, every, every, self.replay)
+
+        return self.cache.clean(self.hooked, Numbered(number, batch), compute, group.sites, group.sites)
+
     def _choose(self, source: torch.Generator) -> int:
         done = [r["agreement"] > 0.75 and r["kept"] < 0.1 and r["steps"] > 100 for r in self.running]
         return int(torch.multinomial(torch.tensor([0.1 if one else 1.0 for one in done]), 1, generator=source))
 
 
-def reached(rows: Sequence[tuple[float, float, float]]) -> float | None:
+def reached(rows: Sequence[Row]) -> float | None:
     """The compute of the first row that reaches the target."""
-    return next(
-        (compute for compute, masked, divergence in rows if masked >= MASKED and divergence <= DIVERGENCE), None
-    )
+    return next((row[0] for row in rows if row[1] >= MASKED and row[2] <= DIVERGENCE), None)
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def begun(made: Material, clock: Clock, limit: float, every: int, seed: int) -> tuple[list[Row], float]:
+    """The beginning of the authors' curve, by steps, and what a step costs in U."""
+    curve: list[Row] = []
+    torch.manual_seed(seed)
+    clock.go()
+    authors = Authors(made.hooked, made.train, made.masked, seed)
+    clock.stop()
+    before, number = clock.compute, 0
+    while clock.compute < limit:
+        for _ in track(range(every), f"the authors' steps from {number}"):
+            clock.go()
+            authors.step(number)
+            number += 1
+        clock.stop()
+        curve.append((number, *quality(made.hooked, authors.groups, made.held)))
+        say("authors: {:.0f} steps, masked {:.3f}, divergence {:.3f}".format(*curve[-1]))
+    return curve, (clock.compute - before) / number
+
+
+def recorded(made: Material, every: int, most: int, seed: int) -> list[Row]:
+    """The authors' curve, by steps, to the target."""
+    curve: list[Row] = []
+    torch.manual_seed(seed)
+    authors = Authors(made.hooked, made.train, made.masked, seed, CleanCache())
+    for number in track(range(most), "the authors' steps"):
+        authors.step(number)
+        if (number + 1) % every == 0:
+            curve.append((number + 1, *quality(made.hooked, authors.groups, made.held)))
+            say("authors: {:.0f} steps, masked {:.3f}, divergence {:.3f}".format(*curve[-1]))
+            if reached(curve):
+                break
+    return curve
+
+
+@dataclasses.dataclass
+class Material:
+    """The model, and batches of 32 sentences; those held out with their clean passes.
+
+    Attributes:
+        masked: the vector of the mask token.
+    """
+
+    hooked: Hooked
+    masked: Tensor
+    train: list[Batch]
+    small: list[Batch]
+    checks: list[Batch]
+    held: list[Clean]
+    bare: Callable[[], object]
+
+    @classmethod
+    def load(cls, home: Path, quick: bool) -> Material:
+        path = home / "models" / "minilm-sst5"
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        count = 24 if quick else 256
+        sentences = [sentence.text for sentence in sst.read(home / "data" / "sst" / "train.txt")]
+        order = torch.randperm(len(sentences), generator=generator(0)).tolist()[: count * 32]
+        chosen = [sentences[index] for index in order]
+        cut = len(chosen) // 12
+        held, train = batches(chosen[:cut], tokenizer, 32), batches(chosen[cut:], tokenizer, 32)
+        hooked = maskhooks.wrap(model)
+        sites, replay = hooked.sites.tagged("hidden"), Replay(model)
+        middle = sorted(train, key=lambda batch: batch["input_ids"].shape[1])[len(train) // 2]
+
+        def bare() -> None:
+            with torch.no_grad():
+                model(**middle)
+
+        return cls(
+            hooked,
+            model.get_input_embeddings().weight[tokenizer.mask_token_id],
+            train,
+            batches(chosen[cut:], tokenizer, Recipe.named("language").batch_size),
+            held,
+            [clean_pass(hooked, batch, sites, sites, replay) for batch in held],
+            bare,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small batches and few steps, under a minute")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300, help="our training steps per site")
-    parser.add_argument(
-        "--times", type=float, default=4.0, help="the authors' recipe stops at this multiple of our compute"
-    )
+    parser.add_argument("--quick", action="store_true", help="few sentences and steps, under a minute")
+    parser.add_argument("--record", action="store_true", help="run the authors' recipe to the target; takes hours")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS, help="our training steps per site")
+    parser.add_argument("--checks", type=int, default=8, help="how often our masks are measured")
+    parser.add_argument("--beginning", type=float, default=2000, help="U of the authors' recipe that a run repeats")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", MaskhooksWarning)
     transformers.logging.set_verbosity_error()
-    home = Path(os.environ.get("MASKHOOKS_DATA", "../shared"))
-    path = home / "models" / "minilm-sst5"
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    size, count, steps = (8, 24, 4) if given.quick else (32, 256, given.steps)
-    made = batches(home / "data" / "sst" / "train.txt", tokenizer, count, size)
-    held, train = made[: count // 12], made[count // 12 :]
-    hooked = maskhooks.wrap(model)
-    middle = sorted(train, key=lambda batch: batch["input_ids"].shape[1])[len(train) // 2]
-
-    def bare() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            model(**middle)
-
-    runs: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
-        clock = Clock(bare)
-        mine = ours(hooked, train, held, clock, seed, steps)
-        for row in mine:
-            say("ours: {:.0f} U, masked {:.3f}, divergence {:.3f}".format(*row))
-        limit = given.times * (reached(mine) or mine[-1][0])
-        clock, theirs, number = Clock(bare), [], 0
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.manual_seed(seed)
-            clock.go()
-            authors = Authors(hooked, train, model.get_input_embeddings().weight[tokenizer.mask_token_id], seed)
-            while clock.compute < limit and reached(theirs) is None:
-                for _ in range(2 if given.quick else 100):
-                    clock.go()
-                    authors.step(number)
-                    number += 1
-                clock.stop()
-                theirs.append((clock.compute, *quality(hooked, authors.groups, held)))
-                say("authors: {:.0f} U, masked {:.3f}, divergence {:.3f}".format(*theirs[-1]))
-        own, other = reached(mine), reached(theirs)
-        runs.append(
-            {
-                "seed": seed,
-                "ours": own,
-                "authors": other,
-                "speedup": (other or theirs[-1][0]) / own if own else None,
-                "at_least": other is None,
-                "our_curve": mine,
-                "authors_curve": theirs,
-            }
-        )
-    speedups = [run["speedup"] for run in runs if run["speedup"]]
-    print(
-        json.dumps(
-            {
-                "benchmark": "time_to_quality",
-                "quick": given.quick,
-                "torch": torch.__version__,
-                "speedup": statistics.median(speedups) if speedups else None,
-                "at_least": any(run["at_least"] for run in runs),
-                "runs": runs,
-            }
-        )
-    )
+    made = Material.load(Path(os.environ.get("MASKHOOKS_DATA", "../shared")), given.quick)
+    result: dict[str, Any] = {"benchmark": "time_to_quality", "quick": given.quick, "torch": torch.__version__}
+    if given.record:
+        curve = recorded(made, 4 if given.quick else EVERY, 12 if given.quick else 6000, 0)
+        print(json.dumps({**result, "steps_masked_nats": curve}))
+        return
+    every, limit, steps = (4, 30.0, 4) if given.quick else (EVERY, given.beginning, given.steps)
+    known = [tuple(row) for row in json.loads(CURVE.read_text())["steps_masked_nats"]]
+    beginning, cost = begun(made, Clock(made.bare), limit, every, 0)
+    other = reached([(step * cost, masked, far) for step, masked, far in known])
+    assert other is not None, "the curve that is kept does not reach the target"
+    pairs = zip(known, beginning, strict=False)
+    off = [] if given.quick else [abs(mine / row - 1) for old, new in pairs for row, mine in zip(old, new, strict=True)]
+    runs = []
+    for seed in range(1 if given.quick else given.seeds):
+        clock = Clock(made.bare)
+        curve = ours(made.hooked, made.small, made.checks, clock, seed, steps, given.checks)
+        for row in curve:
+            say("ours, seed {}: {:.0f} U, masked {:.3f}, divergence {:.3f}".format(seed, *row))
+        own = reached(curve)
+        runs.append({"seed": seed, "ours": own, "speedup": other / own if own else None, "curve": curve})
+    speedups = [run["speedup"] or 0.0 for run in runs]
+    result |= {
+        "speedup": statistics.median(speedups),
+        "speedup_min": min(speedups),
+        "authors": other,
+        "authors_step": cost,
+        "authors_off": max(off, default=None),
+        "runs": runs,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
