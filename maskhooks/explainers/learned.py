@@ -170,7 +170,8 @@ class Learned(Explainer):
             progress: whether to show the plan, its time and progress on stderr.
             cache: where clean passes are stored for later epochs, so that a step costs only its masked half: "auto",
                 "memory", a folder, a `CleanCache`, or None to store none. "auto" stores them in memory, as many as fit
-                into half of what is free, and none with several processes. Later epochs repeat the batches of the first, in another order.
+                into half of what is free; with several processes it stores none. Later epochs repeat the batches of the
+                first, in another order.
             resume: whether to resume from the state in `run_dir`, to the result of an uninterrupted run. A finished run
                 is returned as it is; if there is no state, training starts.
             save_every: seconds between two saved states; the state is also saved at each validation.

@@ -74,20 +74,19 @@ class TestBudget:
     def test_a_run_resumes_with_the_time_that_is_left(self, hooked, tmp_path):
         whole = fit(hooked, "20s").result
 
-        class Stop(Exception):
-            pass
+        seen = itertools.count()
 
-        def stopping(calls=itertools.count()):
+        def stopping():
             for batch in batches():
-                if next(calls) > 60:
-                    raise Stop
+                if next(seen) > 60:
+                    raise RuntimeError("on demand")
                 yield batch
 
         class Loader:
             def __iter__(self):
                 return stopping()
 
-        with pytest.raises(Stop):
+        with pytest.raises(RuntimeError, match="on demand"):
             DiffMask(hooked, SITES[1:3], margin=5.0, recipe=QUICK).fit(
                 Loader(), batches(1), budget="20s", run_dir=tmp_path, save_every=0.0, progress=False, accelerator="cpu"
             )
