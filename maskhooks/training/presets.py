@@ -12,10 +12,11 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=800,
+            steps=700,
             batch_size=8,
             warm_start_batches=240,
-            objective="ratio",
+            least_gain=0.005,
+            objective={"name": "ratio", "rate": 0.01, "ema_decay": 0.95},
             min_logit=-3.0,
             l0_price=0.05,
             flip_penalty=1.0,
