@@ -60,7 +60,7 @@ class Pace:
     check: Timing = field(default_factory=Timing)
     checked: int = 0
     resting: set[int] = field(default_factory=set)
-    _begun: float = field(default_factory=time.monotonic)
+    _begun: float = field(default_factory=lambda: time.monotonic())
     _first_step: float = 0.0  # seconds elapsed before the first step
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from maskhooks.training import pace
 from maskhooks.training.loop import Loop
 from tests.training.tagger_fits import QUICK, SITES, batches, fitted
 
-TICK = 0.01  # seconds between two looks at the clock
+TICK = 0.04  # seconds between two looks at the clock
 
 
 @pytest.fixture(autouse=True)
