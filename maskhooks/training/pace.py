@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from maskhooks.progress import duration
 from maskhooks.settings.duration import Budget
@@ -79,14 +80,14 @@ class Pace:
         mean = sum(trained) / max(1, len(trained))
         return mean if self.stored else mean + self.clean.mean
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         times = {} if self.budget is None else {"elapsed": self.elapsed, "first_step": self._first_step}
         return {"checked": self.checked, **times}
 
-    def resume(self, state: Mapping[str, float]) -> None:
+    def resume(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved run was."""
-        self.checked = int(state["checked"])
+        self.checked = state["checked"]
         if self.budget is not None:
             self._begun, self._first_step = time.monotonic() - state["elapsed"], state["first_step"]
 

@@ -39,16 +39,16 @@ class TestBudget:
         assert result.validation[-1]["step"] == steps
 
     def test_twice_the_time_is_about_twice_the_steps(self, hooked):
-        once, twice = (len(fit(hooked, budget).result.log) for budget in (20, 40))
+        once, twice = (len(fit(hooked, budget).result.log) for budget in (20.0, 40.0))
         assert 1.7 < twice / once < 2.3
 
     def test_time_for_what_follows_is_kept(self, hooked):
-        whole, less = (len(fit(hooked, Budget(20.0, checks_after=n)).result.log) for n in (0, 40))
+        whole, less = (len(fit(hooked, Budget(20.0, checks_after=n)).result.log) for n in (0.0, 40.0))
         assert less < 0.9 * whole
 
     def test_time_spent_before_counts(self, hooked):
         begun = pace.time.monotonic() - 10
-        assert len(fit(hooked, Budget(20.0, begun)).result.log) < 0.7 * len(fit(hooked, 20).result.log)
+        assert len(fit(hooked, Budget(20.0, begun)).result.log) < 0.7 * len(fit(hooked, 20.0).result.log)
 
     def test_too_short(self, hooked):
         with pytest.raises(SettingError, match=r"budget of 0\.1 s is too short: the preparation took .* Give at least"):
