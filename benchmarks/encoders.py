@@ -214,6 +214,7 @@ TASKS: Mapping[str, Task] = {
         labels=("World", "Sports", "Business", "Sci/Tech"),
         read=_ag_news,
         columns=Columns(label="label"),
+        # After 30 batches, on 500 other training texts: .858; with a rate of 1e-4 .788, and from minilm-sst5 .748.
         settings=Settings("minilm-squad", rate=2e-4, epochs=1, max_length=64),
     ),
     "mnli": Task(
@@ -221,6 +222,7 @@ TASKS: Mapping[str, Task] = {
         labels=("entailment", "neutral", "contradiction"),
         read=_mnli,
         columns=Columns(second="text_pair", label="label"),
+        # With --tune .624, and from minilm-sst5 .511: the questions were pairs already.
         settings=Settings("minilm-squad", rate=2e-4, epochs=1),
     ),
 }
