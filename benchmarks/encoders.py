@@ -45,7 +45,6 @@ HELD_OUT = 0.2  # of the pairs of MNLI, whose training set is not at hand
 TUNED = 0.1  # of the training examples, for --tune
 QUICK = 64  # training examples with --quick; twice as many are held out
 MEASURED = 64  # examples per batch when nothing is trained
-EVERY = 20.0  # seconds between lines of progress
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ def train(model: Any, examples: Examples, settings: Settings, name: str) -> None
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=settings.decay, fused=True)
     planned: Any = transformers.get_linear_schedule_with_warmup
     schedule = planned(optimizer, len(batches) // 10, len(batches))
-    for numbers in _shown(batches, f"{name}: training"):
+    for numbers in track(batches, f"training {name}"):
         loss = model(**examples.batch(numbers)).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -316,7 +315,7 @@ def measure(model: Any, examples: Examples, name: str) -> dict[str, float]:
     """Accuracy and macro F1, as fractions."""
     model.eval()
     counts = torch.zeros(model.config.num_labels, model.config.num_labels)  # of labels by predictions
-    for numbers in _shown(examples.batches(MEASURED), f"{name}: measuring"):
+    for numbers in track(examples.batches(MEASURED), f"measuring {name}"):
         batch = examples.batch(numbers)
         predicted = model(**batch).logits.argmax(-1)
         counts.index_put_((batch["labels"], predicted), torch.ones(len(numbers)), accumulate=True)
@@ -377,19 +376,6 @@ def tune(name: str, settings: Settings, home: Path) -> dict[str, float]:
     train(model, Examples(rows[cut:], tokenizer, settings.max_length), settings, name)
     seconds = time.perf_counter() - begin
     return {**measure(model, Examples(rows[:cut], tokenizer, 128), name), "seconds": seconds}
-
-
-def _shown(items: Sequence[list[int]], name: str) -> Iterator[list[int]]:
-    """The items with a bar on a terminal, and otherwise with a line now and then."""
-    bar = sys.stderr.isatty()
-    begin = last = time.perf_counter()
-    for number, item in enumerate(track(items, name, shown=bar)):
-        now = time.perf_counter()
-        if not bar and number and now - last > EVERY:
-            last = now
-            left = (now - begin) / number * (len(items) - number)
-            say(f"{name}, {number} of {len(items)} batches, about {left:.0f} s left")
-        yield item
 
 
 @contextlib.contextmanager
