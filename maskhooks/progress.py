@@ -112,7 +112,7 @@ class Bar:
         elif now >= self._due and self.done != self.total:
             spent = now - self._begin
             percent = f" ({100 * self.done // self.total} %)" if self.total else ""
-            about = [] if left is None else [f"about {_rounded(left)} left"]
+            about = [] if left is None else [f"about {rough(left)} left"]
             self._print(self._count() + percent, f"{duration(spent)} elapsed", *about, *details)
             self._due, self._printed = now + (10 if spent < 60 else 30 if spent < 600 else 60), True
 
@@ -169,7 +169,7 @@ def _clock(seconds: float | None) -> str:
     return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-def _rounded(seconds: float) -> str:
-    """Return an estimated duration without digits that nobody can know."""
+def rough(seconds: float) -> str:
+    """Return an estimated duration as text, without digits that nobody can know."""
     step = 60.0 if seconds >= 120 else 5.0
     return duration(step * max(1, round(seconds / step)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskhooks.progress import duration
+from maskhooks.progress import duration, rough
 from maskhooks.settings.duration import Budget
 
 _LATEST = 0.1  # weight of the latest measurement
@@ -152,7 +152,7 @@ class Pace:
             return f"Training {what} within {budget}{spent}: about {self.planned(done):,} steps, {step}."
         way_out = "To end sooner, give a budget such as 5m, fewer sites, or fewer examples."
         steps = f"{self.total - done:,}{' more' if done else ''} steps"
-        return f"Training {what} in {steps} takes about {duration(self.left(done))}, {step}. {way_out}"
+        return f"Training {what} in {steps} takes about {rough(self.left(done))}, {step}. {way_out}"
 
     @property
     def _after(self) -> float:

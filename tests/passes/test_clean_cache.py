@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.distributions import Categorical
 
 import maskhooks
 from maskhooks import DiffMask
-from maskhooks.errors import CorruptFileError, SettingError
+from maskhooks.errors import CacheWarning, CorruptFileError, SettingError
 from maskhooks.passes import clean_cache as cache
 from maskhooks.passes.clean import clean_pass
 from maskhooks.passes.clean_cache import CleanCache, Numbered, Stored
@@ -57,7 +58,7 @@ def test_masked_passes_are_those_of_the_clean_pass_bit_for_bit(make, batch, plac
 
 def test_a_fit_with_a_store_is_the_fit_without_while_batches_are_the_same(place):
     one = batches(1)
-    plain = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False)
+    plain = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False, cache=None)
     hooked = wrapped()
     kept = DiffMask(hooked, "layers.1:output", recipe=QUICK).fit(one, one, steps=12, progress=False, cache=place)
     assert plain.result.log == [
@@ -76,7 +77,7 @@ def test_the_model_runs_once_for_each_batch_and_nothing_is_left(tmp_path):
     DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False, cache=folder)
     with_store = len(runs)
     runs.clear()
-    DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False)
+    DiffMask(hooked, "layers.2:output", recipe=recipe).fit(batches(3), steps=12, progress=False, cache=None)
     handle.remove()
     assert with_store == len(runs) - 9  # three clean passes instead of twelve
     assert list(folder.iterdir()) == []
@@ -114,6 +115,55 @@ def test_what_does_not_fit_is_said_after_the_first_batch(monkeypatch):
     monkeypatch.setattr(cache, "_free", lambda folder: (1000.0, "in memory"))
     with pytest.raises(SettingError, match=r"clean passes of 3 batches would take .*bfloat16"):
         DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(batches(), steps=9, progress=False, cache="memory")
+
+
+def test_beyond_the_limit_clean_passes_are_computed_anew_and_masks_are_the_same():
+    some = batches(4)
+    whole = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some, some, steps=12, progress=False)
+    cache = CleanCache(limit=int(2.5 * whole_size(some[:1])))
+    less = DiffMask(wrapped(), "layers.1:output", recipe=QUICK)
+    with pytest.warns(CacheWarning, match=r"of 2 of 4 batches are stored.*cache='FOLDER'"):
+        less.fit(some, some, steps=12, progress=False, cache=cache)
+    assert less.result.log == whole.result.log
+    assert less.explain(some[0])["score"].tolist() == whole.explain(some[0])["score"].tolist()
+
+
+def whole_size(some):
+    """The bytes that all batches take."""
+    sizes = []
+
+    class Seen(CleanCache):
+        def clear(self):
+            sizes.append(self.size)
+            super().clear()
+
+    DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some, steps=len(some), progress=False, cache=Seen())
+    return max(sizes)
+
+
+def test_by_default_as_many_are_stored_as_fit_into_half_of_what_is_free(monkeypatch):
+    some = batches(4)
+    monkeypatch.setattr(cache, "free_memory", lambda: 2 * 2.5 * whole)
+    whole = float(whole_size(some[:1]))
+    with pytest.warns(CacheWarning, match="of 2 of 4 batches are stored"):
+        DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some, steps=8, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CacheWarning)
+        DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some[:2], steps=8, progress=False)
+        DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some, steps=8, progress=False, cache=None)
+
+
+def test_a_loader_without_a_length_stores_none_by_default():
+    class Endless:
+        def __iter__(self):
+            return iter(batches(2))
+
+    explainer = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(Endless(), steps=5, progress=False)
+    assert len(explainer.result.log) == 5
+
+
+def test_free_memory_is_what_the_machine_has():
+    assert 2**20 < cache.free_memory() < 2**50
 
 
 def test_a_loader_without_a_length_is_refused():
