@@ -108,6 +108,17 @@ def modules_of(maskings: Iterable[Masking]) -> list[nn.Module]:
     return list({id(module): module for masking in maskings for module in masking.modules}.values())
 
 
+def by_shared_modules(groups: Sequence[MaskingGroup]) -> list[list[MaskingGroup]]:
+    """Return lists of groups that share modules, such as votes."""
+    found: list[list[MaskingGroup]] = []
+    for group in groups:
+        mine = {id(module) for module in group.modules}
+        joined = [one for one in found if any(id(module) in mine for other in one for module in other.modules)]
+        found = [one for one in found if one not in joined]
+        found.append([*(other for one in joined for other in one), group])
+    return found
+
+
 def reads_of(groups: Iterable[MaskingGroup]) -> list[Site]:
     """Return the sites that masked passes of these groups read, each once."""
     return _each_once([group.reads for group in groups])

@@ -58,14 +58,3 @@ class Checkpoint:
 
     def _modules(self) -> list[nn.Module]:
         return modules_of(masking for group in self.groups for masking in group.maskings)
-
-
-def by_shared_modules(groups: Sequence[MaskingGroup]) -> list[list[MaskingGroup]]:
-    """Return lists of groups that share modules; the best state of each list is chosen separately."""
-    found: list[list[MaskingGroup]] = []
-    for group in groups:
-        mine = {id(module) for module in group.modules}
-        joined = [one for one in found if any(id(module) in mine for other in one for module in other.modules)]
-        found = [one for one in found if one not in joined]
-        found.append([*(other for one in joined for other in one), group])
-    return found

@@ -20,7 +20,7 @@ from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import Pooled, Ranks, Shard
 from maskhooks.errors import NonFiniteError
 from maskhooks.hooks.replay import Replay
-from maskhooks.masks.group import MaskingGroup, reads_of, sites_of
+from maskhooks.masks.group import MaskingGroup, by_shared_modules, reads_of, sites_of
 from maskhooks.masks.masking import Masking
 from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
@@ -29,7 +29,7 @@ from maskhooks.passes.clean_cache import CleanCache, Numbered
 from maskhooks.passes.masked import masked_pass
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
-from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
+from maskhooks.training.checkpoint import Checkpoint
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.objectives import Objective
 from maskhooks.training.pace import Pace, Timing, interpolated

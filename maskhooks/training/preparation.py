@@ -16,7 +16,7 @@ from maskhooks.distributed.ranks import Ranks, Shard
 from maskhooks.errors import PatternError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Learned
-from maskhooks.masks.group import MaskingGroup, sites_of
+from maskhooks.masks.group import MaskingGroup, by_shared_modules, sites_of
 from maskhooks.masks.masking import Masking, draw
 from maskhooks.masks.samples import Masked
 from maskhooks.masks.votes import value_at
@@ -53,7 +53,8 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
     for objective, mean in zip(problem.objectives, means, strict=True):
         objective.to(ranks.device)
         objective.start(mean)
-    if problem.recipe.warm_start_batches:
+    apart = len(by_shared_modules(problem.groups)) == len(problem.groups)
+    if problem.recipe.warm_start_batches and apart:  # a product of votes has to close one after another
         warm_start(problem, train, [mean.item() for mean in means], ranks, progress)
         for objective, mean in zip(problem.objectives, means, strict=True):
             objective.start(mean)

@@ -54,7 +54,7 @@ class Recipe:
         min_logit: the lowest logit of a probe. At -7 a closed gate stays closed and gets no gradient; at -3 one sample
             in sixteen is open, so a gate that closed too early can open again.
         warm_start_batches: batches from which probes first learn an estimate of each gate's divergence, which takes one
-            backward pass for all sites together; 0 for none. See `training.warm_start`.
+            backward pass for all sites together; 0 for none. Masks that share votes start cold.
         l0_price: with the "ratio" objective, the lowest price of an open position, as a fraction of positions per
             margin. Positions that save less than this are kept.
         flip_penalty: weight of lost predictions in the loss, added to the divergence; see `Penalty`.

@@ -43,8 +43,8 @@ class TestBudget:
         assert 1.7 < twice / once < 2.3
 
     def test_time_for_what_follows_is_kept(self, hooked):
-        whole, less = (len(fit(hooked, Budget(20.0, checks_after=n)).result.log) for n in (0.0, 40.0))
-        assert less < 0.9 * whole
+        whole, less = (len(fit(hooked, Budget(20.0, checks_after=n)).result.log) for n in (0.0, 200.0))
+        assert less < 0.8 * whole
 
     def test_time_spent_before_counts(self, hooked):
         begun = pace.time.monotonic() - 10
@@ -74,23 +74,25 @@ class TestBudget:
     def test_a_run_resumes_with_the_time_that_is_left(self, hooked, tmp_path):
         whole = fit(hooked, "20s").result
 
-        seen = itertools.count()
-
-        def stopping():
-            for batch in batches():
-                if next(seen) > 60:
-                    raise RuntimeError("on demand")
-                yield batch
-
         class Loader:
+            def __init__(self, most):
+                self.left = most
+
             def __iter__(self):
-                return stopping()
+                for batch in batches():
+                    if not self.left:
+                        raise RuntimeError("on demand")
+                    self.left -= 1
+                    yield batch
+
+        def run(most, **more):
+            explainer = DiffMask(hooked, SITES[1:3], margin=5.0, recipe=QUICK)
+            given = {"budget": "20s", "run_dir": tmp_path, "save_every": 0.0, "progress": False, "accelerator": "cpu"}
+            return explainer.fit(Loader(most), batches(1), **given, **more).result
 
         with pytest.raises(RuntimeError, match="on demand"):
-            DiffMask(hooked, SITES[1:3], margin=5.0, recipe=QUICK).fit(
-                Loader(), batches(1), budget="20s", run_dir=tmp_path, save_every=0.0, progress=False, accelerator="cpu"
-            )
-        rest = fit(hooked, "20s", run_dir=tmp_path, resume=True, save_every=0.0, cache=None).result
+            run(60)
+        rest = run(100_000, resume=True)
         assert rest.log[0]["step"] == 0
         assert "budget of 20 s" in rest.stop_reason
         assert 0.4 < len(rest.log) / len(whole.log) < 1.6

@@ -15,7 +15,8 @@ from maskhooks import DiffMask, Recipe
 from maskhooks.checks.doctor import doctor
 from maskhooks.errors import MarginWarning, SettingError
 from maskhooks.masks.baselines import Token
-from maskhooks.training.checkpoint import Checkpoint, by_shared_modules
+from maskhooks.masks.group import by_shared_modules
+from maskhooks.training.checkpoint import Checkpoint
 from tests.conftest import fingerprint as state
 from tests.masks.test_masking import TOKENS
 from tests.training.tagger_fits import QUICK, SITES, batches, fitted, wrapped
