@@ -12,7 +12,7 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=700,
+            steps=500,
             batch_size=8,
             warm_start_batches=240,
             least_gain=0.005,
@@ -22,7 +22,7 @@ def presets() -> dict[str, Recipe]:
             flip_penalty=1.0,
             balance=True,
             layer_warmup=0.6,
-            learning_rate=5e-3,
+            learning_rate=2e-3,
             baseline_learning_rate=0.005,
             baseline_steps=0,
             validations=5,
