@@ -59,7 +59,7 @@ from maskhooks.training.optimizers import Lookahead
 from maskhooks.training.preparation import gather
 
 MASKED, DIVERGENCE = 0.6, 0.1
-STEPS, EVERY = 300, 150  # our steps per site, and the authors' steps between two measurements
+STEPS, EVERY = 120, 150  # our steps per site, and the authors' steps between two measurements
 CURVE = Path(__file__).parents[1] / "docs" / "results" / "time_to_quality_authors.json"
 
 Batch = dict[str, Tensor]
