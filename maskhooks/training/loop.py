@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -137,9 +137,7 @@ class Loop:
 
     def _step(self, batch: Any, optimizer: Any) -> None:
         problem, step = self.problem, self.done
-        order = torch.randperm(self._joined(), generator=generator(problem.seed, CHOOSE, step)).tolist()
-        active = [number for number in order if number not in self.resting] or order
-        chosen = active[: problem.recipe.maskings_per_step]
+        chosen = self._choose(step)
         with self.fabric.autocast():
             clean = None if batch is None else self._clean(batch, [problem.groups[number] for number in chosen])
         begun = time.monotonic()
@@ -156,6 +154,15 @@ class Loop:
             objective.ascend(pooled.divergence.detach())
         for number in chosen:
             self.pace.steps[number].add((time.monotonic() - begun) / len(chosen))
+
+    def _choose(self, step: int) -> list[int]:
+        """Draw the groups of a step, by weight; groups that rest are drawn only if all do."""
+        source, count = generator(self.problem.seed, CHOOSE, step), self.problem.recipe.maskings_per_step
+        weights = torch.tensor(self.pace.weights[: self._joined()])
+        alike = bool((weights == weights[0]).all())
+        drawn = torch.randperm(len(weights), generator=source) if alike else _by_weight(weights, source)
+        order = drawn.tolist()
+        return ([number for number in order if number not in self.resting] or order)[:count]
 
     def _backward(self, clean: Clean | None, number: int, step: int) -> tuple[MaskingGroup, Objective, Pooled]:
         """Add the gradients of a group's loss."""
@@ -307,6 +314,18 @@ class Loop:
             self.result.over_margin = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
             self.result.within_margin = not self.result.over_margin
         return self.result
+
+
+def _by_weight(weights: Float[Tensor, " group"], source: torch.Generator) -> Int[Tensor, " group"]:
+    """Return all indices in random order, those of larger weights sooner."""
+    return torch.multinomial(weights, len(weights), generator=source)
+
+
+def weights_of(problem: Problem) -> list[float]:
+    """Return how often each group is drawn, relative to the others; see `Recipe.late_bias`."""
+    own = [group.sites[0].depth or 0 for group in problem.groups]
+    depths = sorted(set(own))
+    return [(1 - depths.index(depth) / len(depths)) ** -problem.recipe.late_bias for depth in own]
 
 
 def _unique(parameters: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -20,8 +20,8 @@ from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
 from maskhooks.seeds import preserved_rng, seeded
-from maskhooks.training.loop import Loop
-from maskhooks.training.pace import Pace, Timing
+from maskhooks.training.loop import Loop, weights_of
+from maskhooks.training.pace import Pace
 from maskhooks.training.preparation import prepare
 from maskhooks.training.problem import EPOCH, VALIDATE
 from maskhooks.training.run import FitResult, Run
@@ -50,8 +50,8 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
             stack.enter_context(validation.seeded())
         total = 0 if run.budget is not None else run.steps or run.epochs * (train.rounds or 0)
         stored = 0 if cache is None else train.rounds or 0
-        timings = [Timing() for _ in problem.groups]
-        pace = Pace(total, run.budget, problem.recipe.validations if validation is not None else 0, stored, timings)
+        checks = problem.recipe.validations if validation is not None else 0
+        pace = Pace(total, run.budget, checks, weights_of(problem), stored)
         loop = Loop(problem, fabric, ranks, log, pace=pace, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class Pace:
         total: the number of steps; 0 with a budget.
         budget: the time that the run may take; None with a number of steps.
         checks: how often checkpoints are compared.
+        weights: for each group, how often it is drawn, relative to the others.
         stored: batches whose clean pass is computed once and stored; 0 if each step computes its own.
 
     Attributes:
@@ -55,8 +56,9 @@ class Pace:
     total: int
     budget: Budget | None
     checks: int
+    weights: Sequence[float]
     stored: int
-    steps: list[Timing]
+    steps: list[Timing] = field(init=False)
     clean: Timing = field(default_factory=Timing)
     check: Timing = field(default_factory=Timing)
     checked: int = 0
@@ -65,6 +67,7 @@ class Pace:
     _first_step: float = 0.0  # seconds elapsed before the first step
 
     def __post_init__(self) -> None:
+        self.steps = [Timing() for _ in self.weights]
         if self.budget is not None and self.budget.begun is not None:
             self._begun = self.budget.begun
 
@@ -75,9 +78,10 @@ class Pace:
 
     @property
     def step_seconds(self) -> float:
-        """The mean over groups of a step, without its clean pass if that is stored."""
-        trained = [one.mean for number, one in enumerate(self.steps) if number not in self.resting]
-        mean = sum(trained) / max(1, len(trained))
+        """The mean time of a step, without its clean pass if that is stored."""
+        trained = [number for number in range(len(self.steps)) if number not in self.resting] or range(len(self.steps))
+        total = sum(self.weights[number] for number in trained)
+        mean = sum(self.weights[number] * self.steps[number].mean for number in trained) / total
         return mean if self.stored else mean + self.clean.mean
 
     def state(self) -> dict[str, Any]:

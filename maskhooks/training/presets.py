@@ -14,6 +14,7 @@ def presets() -> dict[str, Recipe]:
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
             steps=800,
             batch_size=8,
+            late_bias=0.5,
             warm_start_batches=240,
             least_gain=0.005,
             objective={"name": "ratio", "rate": 0.02, "ema_decay": 0.95},

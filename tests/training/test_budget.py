@@ -143,3 +143,21 @@ class TestRests:
         assert {row["site"] for row in explainer.result.log[10:69]} == {SITES[2]}
         assert {row["site"] for row in explainer.result.log[70:]} == set(SITES[1:3])
         assert torch.isfinite(torch.tensor(explainer.explain(batches(1)[0])["score"].tolist())).all()
+
+
+class TestDraws:
+    def test_late_sites_are_drawn_more_often(self, hooked):
+        recipe = dataclasses.replace(QUICK, late_bias=1.0)
+        for site in hooked.sites:
+            assert site.depth is not None
+        explainer = DiffMask(hooked, SITES, margin=5.0, recipe=recipe)
+        explainer.fit(batches(), steps=200, progress=False, accelerator="cpu")
+        counts = [sum(row["site"] == site for row in explainer.result.log) for site in SITES]
+        assert counts == sorted(counts)
+        assert 2 < counts[-1] / counts[0] < 8  # four depths: 4 at a weight of 1 / r
+
+    def test_all_alike_by_default(self, hooked):
+        explainer = DiffMask(hooked, SITES, margin=5.0, recipe=QUICK)
+        explainer.fit(batches(), steps=200, progress=False, accelerator="cpu")
+        counts = [sum(row["site"] == site for row in explainer.result.log) for site in SITES]
+        assert min(counts) > 30
