@@ -143,8 +143,8 @@ def whole_size(some):
 
 def test_by_default_as_many_are_stored_as_fit_into_half_of_what_is_free(monkeypatch):
     some = batches(4)
-    monkeypatch.setattr(cache, "free_memory", lambda: 2 * 2.5 * whole)
     whole = float(whole_size(some[:1]))
+    monkeypatch.setattr(cache, "free_memory", lambda: 2 * 2.5 * whole)
     with pytest.warns(CacheWarning, match="of 2 of 4 batches are stored"):
         DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some, steps=8, progress=False)
     with warnings.catch_warnings():
