@@ -7,10 +7,10 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -145,9 +145,18 @@ def say(text: str) -> None:
         Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
+def length(items: Iterable[Any]) -> int | None:
+    """Return the number of items; None if they have none, as a DataLoader over an IterableDataset."""
+    try:
+        return len(items)  # type: ignore[arg-type] # what has no length raises
+    except TypeError:
+        return None
+
+
 def track(items: Iterable[T], name: str, *, total: int | None = None, shown: bool = True) -> Iterator[T]:
     """Yield the items and show progress; give `total` if they have no length."""
-    with Bar(name, len(items) if isinstance(items, Sized) else total, shown=shown) as bar:
+    known = length(items)
+    with Bar(name, total if known is None else known, shown=shown) as bar:
         for item in items:
             yield item
             bar.advance()

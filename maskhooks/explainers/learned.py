@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
-from maskhooks.progress import track
+from maskhooks.progress import length, track
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import generator, preserved_rng, seeded
 from maskhooks.settings.duration import Budget, Duration
@@ -201,7 +201,7 @@ class Learned(Explainer):
         given = [name for name, value in lengths.items() if value is not None]
         if len(given) > 1:
             raise SettingError(f"{type(self).__name__}.fit: give {' or '.join(given)}, not both")
-        if epochs is not None and not isinstance(train, Sized):
+        if epochs is not None and length(train) is None:
             raise SettingError("epochs needs a loader with a length; give steps instead")
         if resume and run_dir is None:
             raise SettingError("resume needs the folder of the run. Give it as run_dir.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.clean_cache import CleanCache, Numbered
 from maskhooks.passes.masked import masked_pass
+from maskhooks.progress import length
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.training.checkpoint import Checkpoint
@@ -126,9 +127,10 @@ class Loop:
                 self._backward(clean, number, seeded(self.problem.seed, SAMPLE))
         self.optimizer.zero_grad()
         self.pace.steps = interpolated(timings[0].mean, timings[1].mean, len(groups))
-        if self.validation is not None and isinstance(self.validation.batches, Sized):
+        checked = None if self.validation is None else length(self.validation.batches)
+        if checked is not None:
             masked = sum(one.mean for one in self.pace.steps) / 2  # a pass without its backward half
-            self.pace.check.mean = len(self.validation.batches) * (self.pace.clean.mean + masked)
+            self.pace.check.mean = checked * (self.pace.clean.mean + masked)
 
     def _advance(self) -> None:
         """Note how far the run is; with a budget, all ranks go by the first one's clock."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -15,7 +15,7 @@ from maskhooks.distributed.placement import on_device
 from maskhooks.errors import NonFiniteError, ResumeWarning, SettingError, StorageError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.passes.clean_cache import Stored
-from maskhooks.progress import say
+from maskhooks.progress import length, say
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
@@ -138,7 +138,7 @@ def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dic
 def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     """Return what a resumed run must have in common with the saved one."""
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
-    sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
+    sizes = {name: length(loader) for name, loader in loaders.items() if loader is not None}
     ours: dict[str, Any] = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
     if run.budget is not None:
         ours["budget"] = run.budget.seconds

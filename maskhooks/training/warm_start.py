@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from maskhooks.model.outputs import sampled_log_prob
 from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.progress import track
+from maskhooks.progress import length, track
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.training.problem import WARM, Problem
@@ -41,9 +41,8 @@ def warm_start(problem: Problem, train: Epochs, closed: Sequence[float], ranks: 
     recipe, hooked = problem.recipe, problem.hooked
     starts = [_Start(problem, number, far) for number, far in enumerate(closed)]
     batches = itertools.islice(train.batches, recipe.warm_start_batches)
-    total = recipe.warm_start_batches
-    if isinstance(train.batches, Sized):
-        total = min(total, len(train.batches))
+    known = length(train.batches)
+    total = recipe.warm_start_batches if known is None else min(known, recipe.warm_start_batches)
     for number, batch in enumerate(track(batches, "reading gradients", total=total, shown=progress)):
         torch.manual_seed(seeded(problem.seed, WARM, number))
         clean = clean_pass(hooked, move(batch, ranks.device), reads_of(problem.groups), sites_of(problem.groups))
