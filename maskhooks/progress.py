@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -134,15 +133,21 @@ class Bar:
         return f"{self.name}: {self.done:,}" + ("" if self.total is None else f" of {self.total:,}")
 
     def _print(self, *parts: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end the work
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed file does not end the work
             self._bar.console.file.write(", ".join(parts) + "\n")  # at once, so that no other output comes between
             self._bar.console.file.flush()
 
 
+class _Lasting(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on: rich would end the program."""
+
+
 def say(text: str) -> None:
     """Print a paragraph on stderr."""
-    with contextlib.suppress(OSError):  # as with a bar
-        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
+    with contextlib.suppress(OSError, ValueError):  # as with a bar
+        console = _Lasting(stderr=True, highlight=False)
+        console.print(text, markup=False, soft_wrap=not console.file.isatty())
 
 
 def length(items: Iterable[Any]) -> int | None:
