@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 from collections.abc import Sequence
 
@@ -66,9 +68,8 @@ def gate_effects(clean: Clean, maskings: Sequence[Masking]) -> Effects:
         gates[site] = torch.ones(masking.pattern.mask_shape(value), device=value.device, requires_grad=True)
         with torch.enable_grad():
             replaced[site] = masking.replacement(masking.mask(value, clean.places[site], gates[site]))
-    with torch.enable_grad():
-        log_prob = sampled_log_prob(onward_pass(clean, replaced))
-    log_prob.sum().backward()
+    with torch.enable_grad(), contextlib.ExitStack() as held:
+        sampled_log_prob(onward_pass(clean, replaced, held)).sum().backward()
     return {
         site: torch.zeros_like(gate) if gate.grad is None else (gate.grad**2 / 2).detach()
         for site, gate in gates.items()
