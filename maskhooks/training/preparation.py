@@ -56,8 +56,6 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
     apart = len(by_shared_modules(problem.groups)) == len(problem.groups)
     if problem.recipe.warm_start_batches and apart:  # a product of votes has to close one after another
         warm_start(problem, train, [mean.item() for mean in means], ranks, progress)
-        for objective, mean in zip(problem.objectives, means, strict=True):
-            objective.start(mean)
 
 
 def gather_and_fit_baselines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,10 +39,11 @@ def warm_start(problem: Problem, train: Epochs, closed: Sequence[float], ranks: 
     (1 - P(z_i != 0)) times this cost, scaled so that it is exact, on average, for the fully masked model.
 
     Args:
-        closed: for each group, the divergence of the fully masked model, in nats.
+        closed: for each group, the divergence of the fully masked model, in nats; a group whose divergence is not
+            finite starts cold.
     """
     recipe, hooked = problem.recipe, problem.hooked
-    starts = [_Start(problem, number, far) for number, far in enumerate(closed)]
+    starts = [_Start(problem, number, far) for number, far in enumerate(closed) if math.isfinite(far)]
     batches = itertools.islice(train.batches, recipe.warm_start_batches)
     known = length(train.batches)
     total = recipe.warm_start_batches if known is None else min(known, recipe.warm_start_batches)
@@ -81,7 +83,8 @@ class _Start:
 
     def __init__(self, problem: Problem, number: int, closed: float) -> None:
         self.recipe, self.seed, self.number, self.closed = problem.recipe, problem.seed, number, closed
-        self.group, self.objective = problem.groups[number], problem.objectives[number]
+        self.group = problem.groups[number]
+        self.objective = copy.deepcopy(problem.objectives[number])  # the run's own one starts anew
         probes = {id(w): w for one in self.group.maskings for vote in one.votes for w in vote.probe.parameters()}
         self.optimizer = self.recipe.make_optimizer(list(probes.values()), [])
         self.rate = self.optimizer.param_groups[0]["lr"]
@@ -96,6 +99,8 @@ class _Start:
             costs = [effects[site] for site in self.group.sites]
             cost = costs[0] if len(costs) == 1 else torch.cat([one.flatten() for one in costs])
             whole = samples.total(cost)
+            if not bool(torch.isfinite(whole).all()):  # a gradient of the model overflows here
+                return
             self.total, self.examples = self.total + whole.sum().item(), self.examples + len(whole)
             if not self.total:
                 return

@@ -129,6 +129,33 @@ class TestWarmStart:
         assert cold[large].mean() - cold[~large].mean() < 0.1
         assert warm[large].mean() - warm[~large].mean() > 0.2
 
+    def test_outputs_that_cannot_be_drawn(self):
+        class Point(Distribution):
+            arg_constraints = {}  # noqa: RUF012 # as torch names it
+
+        hooked = hooked_bag(output=lambda logits: Point(logits.shape[:1], validate_args=False))
+        explainer = DiffMask(hooked, "identity:output", recipe=WARM, divergence=lambda a, b: torch.zeros(16))
+        with pytest.raises(UnknownDistributionError, match=r"Point has no `sample` or no `log_prob`.*start cold"):
+            explainer.fit(bag(), steps=1, progress=False, accelerator="cpu")
+
+    @pytest.mark.parametrize("far", [torch.inf, torch.nan])
+    def test_an_infinite_divergence_starts_cold(self, far):
+        hooked = hooked_bag()
+        maskings = DiffMask(hooked, "identity:output", baseline="zero", recipe=WARM)
+        problem = maskings._problem()
+        gather(hooked, problem.maskings, bag()[:1], torch.device("cpu"))
+        before = [weight.clone() for part in maskings.parts for weight in part.parameters()]
+        warm_start(problem, Epochs(bag(), 0), [far], Ranks(), progress=False)
+        after = [weight for part in maskings.parts for weight in part.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_objectives_start_once(self, monkeypatch):
+        found, original = [], RatioLagrangian.start
+        monkeypatch.setattr(RatioLagrangian, "start", lambda *given: found.append(given[1]) or original(*given))
+        (row,) = self.fit(12).result.log
+        (closed,) = found
+        assert row["multiplier"] == pytest.approx(max(0.05, 0.5 * 0.85 * 0.05 / closed.item()))
+
     def test_fewer_batches_than_asked_for(self):
         assert self.fit(500).fitted
 
