@@ -286,7 +286,8 @@ class Loop:
     def _validate(self, batches: Epochs) -> None:
         groups, recipe = self.problem.groups, self.problem.recipe
         # several draws cost at most as much as the steps between two validations
-        interval = max(1, self.pace.planned(self.done) // recipe.validations)
+        planned = self.ranks.broadcast(self.pace.planned(self.done))  # by the first rank's clock
+        interval = max(1, planned // recipe.validations)
         self.evaluation.passes = interval * recipe.maskings_per_step
         with self.pace.check.timed(), self.fabric.autocast():
             found = self.evaluation.rows(
