@@ -183,7 +183,7 @@ class Learned(Explainer):
             strategy: how several devices share the work, such as "ddp".
 
         Raises:
-            SettingError: a budget beside steps or epochs, or one too short for a step of each mask.
+            SettingError: a budget beside steps or epochs, for per-example logits, or too short for a step of each mask.
             EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
                 BatchError: see docs/reference/errors.
             KeyboardInterrupt: Ctrl-C, after the current step; the explainer can be used. SystemExit for SIGTERM.
@@ -204,6 +204,10 @@ class Learned(Explainer):
         if epochs is not None and length(train) is None:
             raise SettingError("epochs needs a loader with a length; give steps instead")
         if resume and run_dir is None:
+        if budget is not None and not self.amortized:
+            raise SettingError(
+                "a budget limits the training of probes, but per-example logits are optimised in explain. Leave it out."
+            )
             raise SettingError("resume needs the folder of the run. Give it as run_dir.")
         self.sites, self.fitted, self.result = self._asked, False, None
         with preserved_rng(self.hooked.model), Epochs(train, self.seed).seeded():
