@@ -158,8 +158,16 @@ def test_a_loader_without_a_length_stores_none_by_default():
         def __iter__(self):
             return iter(batches(2))
 
-    explainer = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(Endless(), steps=5, progress=False)
-    assert len(explainer.result.log) == 5
+    for kept in ("auto", CleanCache.named("auto", torch.bfloat16)):  # the second, as the command line gives it
+        explainer = DiffMask(wrapped(), "layers.1:output", recipe=QUICK)
+        explainer.fit(Endless(), steps=5, cache=kept, progress=False)
+        assert len(explainer.result.log) == 5
+
+
+@pytest.mark.parametrize("length", [{"steps": 3}, {"epochs": 1}])
+def test_batches_that_come_once_are_not_stored_by_default(length, monkeypatch):
+    monkeypatch.setattr(cache, "free_memory", lambda: 0.0)  # a CacheWarning would be an error
+    DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(batches(3), progress=False, **length)
 
 
 def test_free_memory_is_what_the_machine_has():
