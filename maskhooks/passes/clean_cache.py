@@ -108,6 +108,11 @@ class CleanCache:
         """Whether a batch is kept, or will be when it is first computed."""
         return number in self._kept or not self.full
 
+    @property
+    def missing(self) -> float:
+        """The fraction of the batches that do not fit."""
+        return 1 - len(self) / self._expected if self.full else 0.0
+
     def clean(
         self,
         hooked: Hooked,

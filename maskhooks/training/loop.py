@@ -238,6 +238,7 @@ class Loop:
         if self.cache is None:
             return self._compute(batch, chosen)
         assert isinstance(batch, Numbered)
+        self.pace.computed = self.cache.missing
         if batch.number not in self.cache:
             return self._compute(batch.batch, chosen)
         reads, sites = reads_of(chosen), sites_of(chosen)
