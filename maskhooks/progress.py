@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -134,20 +133,35 @@ class Bar:
         return f"{self.name}: {self.done:,}" + ("" if self.total is None else f" of {self.total:,}")
 
     def _print(self, *parts: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end the work
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed file does not end the work
             self._bar.console.file.write(", ".join(parts) + "\n")  # at once, so that no other output comes between
             self._bar.console.file.flush()
 
 
+class _Lasting(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on: rich would end the program."""
+
+
 def say(text: str) -> None:
     """Print a paragraph on stderr."""
-    with contextlib.suppress(OSError):  # as with a bar
-        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
+    with contextlib.suppress(OSError, ValueError):  # as with a bar
+        console = _Lasting(stderr=True, highlight=False)
+        console.print(text, markup=False, soft_wrap=not console.file.isatty())
+
+
+def length(items: Iterable[Any]) -> int | None:
+    """Return the number of items; None if they have none, as a DataLoader over an IterableDataset."""
+    try:
+        return len(items)  # type: ignore[arg-type] # what has no length raises
+    except TypeError:
+        return None
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None, shown: bool = True) -> Iterator[T]:
     """Yield the items and show progress; give `total` if they have no length."""
-    with Bar(name, len(items) if isinstance(items, Sized) else total, shown=shown) as bar:
+    known = length(items)
+    with Bar(name, total if known is None else known, shown=shown) as bar:
         for item in items:
             yield item
             bar.advance()

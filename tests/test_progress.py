@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from maskhooks.progress import Bar, counter, duration, track
+from maskhooks.progress import Bar, counter, duration, say, track
 
 
 class Clock:
@@ -270,6 +270,19 @@ def test_each_line_is_written_at_once(clock: Clock, monkeypatch: pytest.MonkeyPa
         clock.wait(6)
         bar.advance()
         assert calls == ["training: 1 of 3 (33 %), 6 s elapsed, about 10 s left\n", "flush"]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError("I/O operation on closed file"), None])
+def test_what_cannot_be_said_does_not_end_the_work(
+    error: type[Exception] | Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            assert error is not None
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", None if error is None else Broken())
+    say("Training takes about 5 min.")
 
 
 def test_a_full_disk_does_not_end_the_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Generator
 
 from maskhooks.errors import EmptyLoaderError
+from maskhooks.progress import length
 from maskhooks.seeds import seeded
 
 _NESTED = ("sampler", "batch_sampler", "batches")  # loader attributes that may draw the order
@@ -38,7 +39,8 @@ class Epochs:
     @property
     def rounds(self) -> int | None:
         """The number of steps in an epoch; None if the loader has no length."""
-        return math.ceil(len(self.batches) / self.world_size) if isinstance(self.batches, Sized) else None
+        batches = length(self.batches)
+        return None if batches is None else math.ceil(batches / self.world_size)
 
     @contextlib.contextmanager
     def seeded(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean
 from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
-from maskhooks.progress import track
+from maskhooks.progress import length, track
 from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import generator, preserved_rng, seeded
 from maskhooks.settings.duration import Budget, Duration
@@ -170,8 +170,8 @@ class Learned(Explainer):
             progress: whether to show the plan, its time and progress on stderr.
             cache: where clean passes are stored for later epochs, so that a step costs only its masked half: "auto",
                 "memory", a folder, a `CleanCache`, or None to store none. "auto" stores them in memory, as many as fit
-                into half of what is free; with several processes it stores none. Later epochs repeat the batches of the
-                first, in another order.
+                into half of what is free; with several processes, or no more than one epoch, it stores none. Later
+                epochs repeat the batches of the first, in another order.
             resume: whether to resume from the state in `run_dir`, to the result of an uninterrupted run. A finished run
                 is returned as it is; if there is no state, training starts.
             save_every: seconds between two saved states; the state is also saved at each validation.
@@ -183,13 +183,14 @@ class Learned(Explainer):
             strategy: how several devices share the work, such as "ddp".
 
         Raises:
-            SettingError: a budget beside steps or epochs, or one too short for a step of each mask.
+            SettingError: a budget beside steps or epochs, for per-example logits, or too short for a step of each mask.
             EmptyLoaderError, GradientError, NonFiniteError, ResumeError, StorageError, UnknownDistributionError,
                 BatchError: see docs/reference/errors.
             KeyboardInterrupt: Ctrl-C, after the current step; the explainer can be used. SystemExit for SIGTERM.
 
         Warns:
             BypassedWarning: information bypasses a masked site.
+            CacheWarning: clean passes do not all fit into the memory or limit of the cache.
             MarginWarning: no state kept the divergence within the margin; the closest was kept.
             UnfiredSiteWarning: no output depends on a site, which is left out.
         """
@@ -201,8 +202,12 @@ class Learned(Explainer):
         given = [name for name, value in lengths.items() if value is not None]
         if len(given) > 1:
             raise SettingError(f"{type(self).__name__}.fit: give {' or '.join(given)}, not both")
-        if epochs is not None and not isinstance(train, Sized):
+        if epochs is not None and length(train) is None:
             raise SettingError("epochs needs a loader with a length; give steps instead")
+        if budget is not None and not self.amortized:
+            raise SettingError(
+                "a budget limits the training of probes, but per-example logits are optimised in explain. Leave it out."
+            )
         if resume and run_dir is None:
             raise SettingError("resume needs the folder of the run. Give it as run_dir.")
         self.sites, self.fitted, self.result = self._asked, False, None
@@ -211,12 +216,14 @@ class Learned(Explainer):
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
 
         self.groups = self._make_groups()
+        if steps is None and epochs is None and budget is None:
+            steps = -(-self.recipe.steps * len(self.groups) // self.recipe.maskings_per_step)
         folder = None if run_dir is None else Path(run_dir)
         run = Run(
             self._problem(),
             train,
             validation,
-            steps=steps or (0 if epochs else -(-self.recipe.steps * len(self.groups) // self.recipe.maskings_per_step)),
+            steps=steps or 0,
             epochs=epochs or 0,
             budget=None if budget is None else Budget.of(budget),
             folder=folder,
@@ -224,7 +231,7 @@ class Learned(Explainer):
             save_every=save_every,
             metadata={**self.settings(), "model": fingerprint(self.hooked.model)["digest"]},
             progress=progress,
-            cache=_cache(cache, train),
+            cache=_cache(cache, train, steps, epochs),
             board=Board.open(tensorboard, folder, [(group.label, group.depth) for group in self.groups]),
         )
 
@@ -395,8 +402,14 @@ class Learned(Explainer):
         )
 
 
-def _cache(cache: CleanCache | Folder | None, train: Iterable[Any]) -> CleanCache | None:
-    """Return the clean cache for what a user writes; without a length of the loader, "auto" is none."""
-    if cache is None or (cache == "auto" and not isinstance(train, Sized)):
-        return None
-    return CleanCache.named(cache)
+def _cache(
+    cache: CleanCache | Folder | None, train: Iterable[Any], steps: int | None, epochs: int | None
+) -> CleanCache | None:
+    """Return the clean cache for what a user writes; "auto" is none if no batch is sure to come a second time.
+
+    Args:
+        steps, epochs: the length of the run; both None with a budget.
+    """
+    found, batches = None if cache is None else CleanCache.named(cache), length(train)
+    once = batches is None or epochs == 1 or (steps is not None and steps <= batches)
+    return None if found is not None and found.automatic and once else found

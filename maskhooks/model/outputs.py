@@ -158,11 +158,21 @@ def sampled_log_prob(outputs: Outputs) -> Float[Tensor, " batch"]:
 
     The mean square of its gradient is the Fisher information, the curvature of `kl`: heads are summed, and the sum over
     n positions is divided by sqrt(n), because their divergences are averaged.
+
+    Raises:
+        UnknownDistributionError: no outcomes can be drawn from the outputs, or they have no log-probability.
     """
     if isinstance(outputs, Mapping):
         return torch.stack([sampled_log_prob(part) for part in outputs.values()]).sum(0)
     distribution = outputs.distribution if isinstance(outputs, Positions) else outputs
-    found = distribution.log_prob(distribution.sample())
+    try:
+        found = distribution.log_prob(distribution.sample())
+    except NotImplementedError as error:
+        raise UnknownDistributionError(
+            "a warm start needs log-probabilities of outcomes drawn from the outputs, but "
+            f"{type(distribution).__name__} has no `sample` or no `log_prob`. Define both, or start cold, with "
+            "warm_start_batches=0 in the recipe"
+        ) from error
     if isinstance(outputs, Positions):
         found = found.flatten(2).sum(2) if found.dim() > 2 else found
         return torch.where(outputs.chosen, found, 0).sum(-1) / outputs.chosen.sum(-1).sqrt()

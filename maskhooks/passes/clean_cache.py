@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from maskhooks.hooks.replay import Recording
 from maskhooks.hooks.tap import Values
 from maskhooks.model.hooked import Hooked
 from maskhooks.passes.clean import Clean, with_dependencies
+from maskhooks.progress import length
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites import nested
 from maskhooks.sites.nested import Path as Steps
@@ -107,6 +108,11 @@ class CleanCache:
         """Whether a batch is kept, or will be when it is first computed."""
         return number in self._kept or not self.full
 
+    @property
+    def missing(self) -> float:
+        """The fraction of the batches that do not fit."""
+        return 1 - len(self) / self._expected if self.full else 0.0
+
     def clean(
         self,
         hooked: Hooked,
@@ -189,17 +195,19 @@ class Stored:
     """
 
     def __init__(self, batches: Iterable[Any], seed: int, cache: CleanCache) -> None:
-        if not isinstance(batches, Sized):
+        count = length(batches)
+        if count is None:
             raise SettingError(
                 "a clean cache needs a loader with a length. Use a DataLoader or a list of batches, or no cache"
             )
         self.batches, self.seed = batches, seed
         self.epoch = 0
         self._seen: list[Any] = []
-        cache.begin(len(batches))
+        self._count = count
+        cache.begin(count)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self._count
 
     @property
     def needs_first_epoch(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.clean_cache import CleanCache, Numbered
 from maskhooks.passes.masked import masked_pass
+from maskhooks.progress import length
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.training.checkpoint import Checkpoint
@@ -126,9 +127,10 @@ class Loop:
                 self._backward(clean, number, seeded(self.problem.seed, SAMPLE))
         self.optimizer.zero_grad()
         self.pace.steps = interpolated(timings[0].mean, timings[1].mean, len(groups))
-        if self.validation is not None and isinstance(self.validation.batches, Sized):
+        checked = None if self.validation is None else length(self.validation.batches)
+        if checked is not None:
             masked = sum(one.mean for one in self.pace.steps) / 2  # a pass without its backward half
-            self.pace.check.mean = len(self.validation.batches) * (self.pace.clean.mean + masked)
+            self.pace.check.mean = checked * (self.pace.clean.mean + masked)
 
     def _advance(self) -> None:
         """Note how far the run is; with a budget, all ranks go by the first one's clock."""
@@ -236,6 +238,7 @@ class Loop:
         if self.cache is None:
             return self._compute(batch, chosen)
         assert isinstance(batch, Numbered)
+        self.pace.computed = self.cache.missing
         if batch.number not in self.cache:
             return self._compute(batch.batch, chosen)
         reads, sites = reads_of(chosen), sites_of(chosen)
@@ -284,7 +287,8 @@ class Loop:
     def _validate(self, batches: Epochs) -> None:
         groups, recipe = self.problem.groups, self.problem.recipe
         # several draws cost at most as much as the steps between two validations
-        interval = max(1, self.pace.planned(self.done) // recipe.validations)
+        planned = self.ranks.broadcast(self.pace.planned(self.done))  # by the first rank's clock
+        interval = max(1, planned // recipe.validations)
         self.evaluation.passes = interval * recipe.maskings_per_step
         with self.pace.check.timed(), self.fabric.autocast():
             found = self.evaluation.rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -15,7 +15,7 @@ from maskhooks.distributed.placement import on_device
 from maskhooks.errors import NonFiniteError, ResumeWarning, SettingError, StorageError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.passes.clean_cache import Stored
-from maskhooks.progress import say
+from maskhooks.progress import length, say
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
@@ -51,7 +51,8 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
         total = 0 if run.budget is not None else run.steps or run.epochs * (train.rounds or 0)
         stored = 0 if cache is None else train.rounds or 0
         checks = problem.recipe.validations if validation is not None else 0
-        pace = Pace(total, run.budget, checks, weights_of(problem), stored)
+        together = problem.recipe.maskings_per_step
+        pace = Pace(total, run.budget, checks, weights_of(problem), stored, together)
         loop = Loop(problem, fabric, ranks, log, pace=pace, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)
@@ -138,7 +139,7 @@ def _interrupted(loop: Loop, run: Run, snapshots: Snapshots, number: int) -> dic
 def _about(fabric: Fabric, run: Run, total: int) -> dict[str, Any]:
     """Return what a resumed run must have in common with the saved one."""
     loaders: dict[str, Any] = {"training batches": run.train, "validation batches": run.validation}
-    sizes = {name: len(loader) for name, loader in loaders.items() if isinstance(loader, Sized)}
+    sizes = {name: length(loader) for name, loader in loaders.items() if loader is not None}
     ours: dict[str, Any] = {"steps": total, "processes": fabric.world_size, "cache": run.cache is not None}
     if run.budget is not None:
         ours["budget"] = run.budget.seconds

@@ -44,9 +44,11 @@ class Pace:
         checks: how often checkpoints are compared.
         weights: for each group, how often it is drawn, relative to the others.
         stored: batches whose clean pass is computed once and stored; 0 if each step computes its own.
+        together: how many groups a step trains.
 
     Attributes:
         steps: for each group, how long its masked half of a step takes.
+        computed: the fraction of the stored batches that do not fit, so that each step computes their clean pass.
         clean: how long a clean pass takes.
         check: how long it takes to compare checkpoints.
         checked: how many comparisons are done.
@@ -58,10 +60,12 @@ class Pace:
     checks: int
     weights: Sequence[float]
     stored: int
+    together: int = 1
     steps: list[Timing] = field(init=False)
     clean: Timing = field(default_factory=Timing)
     check: Timing = field(default_factory=Timing)
     checked: int = 0
+    computed: float = 0.0
     resting: set[int] = field(default_factory=set)
     _begun: float = field(default_factory=lambda: time.monotonic())
     _first_step: float = 0.0  # seconds elapsed before the first step
@@ -78,11 +82,12 @@ class Pace:
 
     @property
     def step_seconds(self) -> float:
-        """The mean time of a step, without its clean pass if that is stored."""
+        """The mean time of a step, without the clean passes that are stored."""
         trained = [number for number in range(len(self.steps)) if number not in self.resting] or range(len(self.steps))
         total = sum(self.weights[number] for number in trained)
         mean = sum(self.weights[number] * self.steps[number].mean for number in trained) / total
-        return mean if self.stored else mean + self.clean.mean
+        clean = self.computed if self.stored else 1.0
+        return min(self.together, len(trained)) * mean + clean * self.clean.mean
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
@@ -100,8 +105,8 @@ class Pace:
         self._first_step = self._first_step or self.elapsed
         if self.budget is None:
             return ""
-        least = self._first_step + self._stored_seconds(len(self.steps)) + self._after
-        least += len(self.steps) * self.step_seconds
+        steps = -(-len(self.steps) // self.together)
+        least = self._first_step + self._stored_seconds(steps) + self._after + steps * self.step_seconds
         if least <= self.budget.seconds:
             return ""
         return (
@@ -168,9 +173,9 @@ class Pace:
         return max(0, self.checks - self.checked)
 
     def _stored_seconds(self, batches: int) -> float:
-        return max(0, batches) * self.clean.mean if self.stored else 0.0
+        return max(0, batches) * self.clean.mean if self.stored and not self.computed else 0.0
 
 
 def interpolated(first: float, last: float, count: int) -> list[Timing]:
     """Return a timing for each of several groups, between those of the first and the last one."""
-    return [Timing(first + (last - first) * number / max(1, count - 1), 1) for number in range(count)]
+    return [Timing(last + (first - last) * rest / max(1, count - 1), 1) for rest in reversed(range(count))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from maskhooks.model.outputs import Divergence, count
 from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.progress import track
+from maskhooks.progress import length, track
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.training.penalty import Penalty
@@ -56,8 +56,6 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
     apart = len(by_shared_modules(problem.groups)) == len(problem.groups)
     if problem.recipe.warm_start_batches and apart:  # a product of votes has to close one after another
         warm_start(problem, train, [mean.item() for mean in means], ranks, progress)
-        for objective, mean in zip(problem.objectives, means, strict=True):
-            objective.start(mean)
 
 
 def gather_and_fit_baselines(
@@ -66,8 +64,8 @@ def gather_and_fit_baselines(
     """Gather statistics of values, and fit the baselines that come before the gates."""
     most = problem.recipe.statistics_batches * ranks.world_size
     read = itertools.islice(train.batches, most)
-    known = min(len(train.batches), most) if isinstance(train.batches, Sized) else None
-    shown = track(read, "reading values", total=known, shown=progress)
+    known = length(train.batches)
+    shown = track(read, "reading values", total=None if known is None else min(known, most), shown=progress)
     gather(problem.hooked, problem.maskings, shown, ranks.device, problem.penalty)
     fit_baselines(
         problem.hooked,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
-from collections.abc import Sequence, Sized
+import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,7 +22,7 @@ from maskhooks.model.outputs import sampled_log_prob
 from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.progress import track
+from maskhooks.progress import length, track
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
 from maskhooks.training.problem import WARM, Problem
@@ -36,14 +39,14 @@ def warm_start(problem: Problem, train: Epochs, closed: Sequence[float], ranks: 
     (1 - P(z_i != 0)) times this cost, scaled so that it is exact, on average, for the fully masked model.
 
     Args:
-        closed: for each group, the divergence of the fully masked model, in nats.
+        closed: for each group, the divergence of the fully masked model, in nats; a group whose divergence is not
+            finite starts cold.
     """
     recipe, hooked = problem.recipe, problem.hooked
-    starts = [_Start(problem, number, far) for number, far in enumerate(closed)]
+    starts = [_Start(problem, number, far) for number, far in enumerate(closed) if math.isfinite(far)]
     batches = itertools.islice(train.batches, recipe.warm_start_batches)
-    total = recipe.warm_start_batches
-    if isinstance(train.batches, Sized):
-        total = min(total, len(train.batches))
+    known = length(train.batches)
+    total = recipe.warm_start_batches if known is None else min(known, recipe.warm_start_batches)
     for number, batch in enumerate(track(batches, "reading gradients", total=total, shown=progress)):
         torch.manual_seed(seeded(problem.seed, WARM, number))
         clean = clean_pass(hooked, move(batch, ranks.device), reads_of(problem.groups), sites_of(problem.groups))
@@ -67,9 +70,8 @@ def gate_effects(clean: Clean, maskings: Sequence[Masking]) -> Effects:
         gates[site] = torch.ones(masking.pattern.mask_shape(value), device=value.device, requires_grad=True)
         with torch.enable_grad():
             replaced[site] = masking.replacement(masking.mask(value, clean.places[site], gates[site]))
-    with torch.enable_grad():
-        log_prob = sampled_log_prob(onward_pass(clean, replaced))
-    log_prob.sum().backward()
+    with torch.enable_grad(), contextlib.ExitStack() as held:
+        sampled_log_prob(onward_pass(clean, replaced, held)).sum().backward()
     return {
         site: torch.zeros_like(gate) if gate.grad is None else (gate.grad**2 / 2).detach()
         for site, gate in gates.items()
@@ -81,7 +83,8 @@ class _Start:
 
     def __init__(self, problem: Problem, number: int, closed: float) -> None:
         self.recipe, self.seed, self.number, self.closed = problem.recipe, problem.seed, number, closed
-        self.group, self.objective = problem.groups[number], problem.objectives[number]
+        self.group = problem.groups[number]
+        self.objective = copy.deepcopy(problem.objectives[number])  # the run's own one starts anew
         probes = {id(w): w for one in self.group.maskings for vote in one.votes for w in vote.probe.parameters()}
         self.optimizer = self.recipe.make_optimizer(list(probes.values()), [])
         self.rate = self.optimizer.param_groups[0]["lr"]
@@ -96,6 +99,8 @@ class _Start:
             costs = [effects[site] for site in self.group.sites]
             cost = costs[0] if len(costs) == 1 else torch.cat([one.flatten() for one in costs])
             whole = samples.total(cost)
+            if not bool(torch.isfinite(whole).all()):  # a gradient of the model overflows here
+                return
             self.total, self.examples = self.total + whole.sum().item(), self.examples + len(whole)
             if not self.total:
                 return

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributions import Categorical
 
 from maskhooks import DiffMask
@@ -25,6 +26,7 @@ from maskhooks.errors import BatchError, NonFiniteError, SettingError
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator
+from maskhooks.training.pace import Pace
 from tests import tiny_runs as runs
 from tests.tiny_runs import QUICK, results, train
 
@@ -152,6 +154,15 @@ def test_nan_on_one_of_them_ends_all(tmp_path: Path) -> None:
     assert made.fitted
     assert all(bool(tensor.isfinite().all()) for tensor in weights(made))
     assert len(made.result.log) < 40
+
+
+def test_the_clock_of_the_first_process_decides_how_often_gates_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {0: 40, 1: 400}
+    monkeypatch.setattr(Pace, "planned", lambda pace, done: steps[dist.get_rank()])
+    made = runs.explainer().fit(
+        runs.loader(8, 4), runs.loader(8, 4), steps=10, progress=False, accelerator="cpu", **TWO
+    )
+    assert made.result.validation
 
 
 def test_errors_come_back_by_name() -> None:

@@ -143,8 +143,8 @@ def whole_size(some):
 
 def test_by_default_as_many_are_stored_as_fit_into_half_of_what_is_free(monkeypatch):
     some = batches(4)
-    one = whole_size(some[:1])
-    monkeypatch.setattr(cache, "free_memory", lambda: 2 * 2.5 * one)
+    whole = float(whole_size(some[:1]))
+    monkeypatch.setattr(cache, "free_memory", lambda: 2 * 2.5 * whole)
     with pytest.warns(CacheWarning, match="of 2 of 4 batches are stored"):
         DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(some, steps=8, progress=False)
     with warnings.catch_warnings():
@@ -158,8 +158,16 @@ def test_a_loader_without_a_length_stores_none_by_default():
         def __iter__(self):
             return iter(batches(2))
 
-    explainer = DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(Endless(), steps=5, progress=False)
-    assert len(explainer.result.log) == 5
+    for kept in ("auto", CleanCache.named("auto", torch.bfloat16)):  # the second, as the command line gives it
+        explainer = DiffMask(wrapped(), "layers.1:output", recipe=QUICK)
+        explainer.fit(Endless(), steps=5, cache=kept, progress=False)
+        assert len(explainer.result.log) == 5
+
+
+@pytest.mark.parametrize("length", [{"steps": 3}, {"epochs": 1}])
+def test_batches_that_come_once_are_not_stored_by_default(length, monkeypatch):
+    monkeypatch.setattr(cache, "free_memory", lambda: 0.0)  # a CacheWarning would be an error
+    DiffMask(wrapped(), "layers.1:output", recipe=QUICK).fit(batches(3), progress=False, **length)
 
 
 def test_free_memory_is_what_the_machine_has():

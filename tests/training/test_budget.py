@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from maskhooks import DiffMask
-from maskhooks.errors import MarginWarning, SettingError
+from maskhooks.errors import CacheWarning, MarginWarning, SettingError
+from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.settings.duration import Budget
 from maskhooks.training import pace
 from maskhooks.training.loop import Loop
@@ -96,6 +97,41 @@ class TestBudget:
         assert rest.log[0]["step"] == 0
         assert "budget of 20 s" in rest.stop_reason
         assert 0.4 < len(rest.log) / len(whole.log) < 1.6
+
+    def test_per_example_logits(self, hooked):
+        explainer = DiffMask(hooked, SITES[1], amortized=False)
+        with pytest.raises(SettingError, match="per-example logits are optimised in explain"):
+            explainer.fit(batches(), budget="5m", progress=False)
+
+
+class TestPace:
+    def test_a_step_of_several_masks(self):
+        found = pace.Pace(100, None, 0, [1.0, 1.0], 0, together=2)
+        found.steps = pace.interpolated(1.0, 3.0, 2)
+        assert found.left(90) == pytest.approx(40)
+        found.resting.add(0)
+        assert found.left(90) == pytest.approx(30)
+        found.resting.add(1)  # if all rest, all are trained
+        assert found.left(90) == pytest.approx(40)
+
+    def test_clean_passes_that_do_not_fit_are_part_of_a_step(self):
+        found = pace.Pace(100, None, 0, [1.0], 20, clean=pace.Timing(4.0, 1))
+        found.steps = pace.interpolated(1.0, 1.0, 1)
+        assert found.left(90) == pytest.approx(10)
+        found.computed = 0.5
+        assert found.left(90) == pytest.approx(30)
+
+    def test_steps_between_the_first_and_the_last(self):
+        assert [one.mean for one in pace.interpolated(1.0, 3.0, 3)] == [1.0, 2.0, 3.0]
+        assert [one.mean for one in pace.interpolated(5.0, 3.0, 1)] == [3.0]  # the first one warms up
+
+    def test_a_cache_that_is_full(self, hooked, monkeypatch):
+        found = []
+        monkeypatch.setattr(Loop, "finish", lambda loop: found.append(loop.pace.computed) or loop.result)
+        explainer = DiffMask(hooked, SITES[1], margin=5.0, recipe=QUICK)
+        with pytest.warns(CacheWarning):
+            explainer.fit(batches(), steps=4, cache=CleanCache(limit=0), progress=False, accelerator="cpu")
+        assert found == [1.0]
 
 
 class TestPlan:

@@ -17,6 +17,7 @@ from maskhooks.errors import MarginWarning, SettingError
 from maskhooks.masks.baselines import Token
 from maskhooks.masks.group import by_shared_modules
 from maskhooks.training.checkpoint import Checkpoint
+from maskhooks.training.pace import Pace
 from tests.conftest import fingerprint as state
 from tests.masks.test_masking import TOKENS
 from tests.training.tagger_fits import QUICK, SITES, batches, fitted, wrapped
@@ -46,6 +47,20 @@ class TestFit:
         with pytest.raises(RuntimeError, match="on demand"):
             fitted(hooked)
         assert state(hooked.model) == before
+
+    @pytest.mark.parametrize("length", [{"steps": 4}, {"budget": "1h"}])
+    def test_a_loader_that_does_not_know_its_length(self, hooked, monkeypatch, length):
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return iter(batches())
+
+        loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+        monkeypatch.setattr(Pace, "progress", lambda pace, done: done / 4)
+        recipe = dataclasses.replace(QUICK, warm_start_batches=2)
+        explainer = DiffMask(hooked, SITES[1], margin=5.0, recipe=recipe)
+        explainer.fit(loader, loader, accelerator="cpu", **length)
+        assert len(explainer.result.log) == 4
+        assert len(explainer.evaluate(loader)) == 1
 
     @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
     def test_it_masks_more_when_more_may_be_lost(self, hooked):
@@ -147,7 +162,7 @@ class TestFit:
             explainer = DiffMask(
                 hooked, SITES[2:], recipe=dataclasses.replace(recipe, maskings_per_step=maskings_per_step)
             )
-            explainer.fit(batches(), steps=steps, progress=False)
+            explainer.fit(batches(), steps=steps, progress=False, cache=None)
             counts.append(len(runs))
         handle.remove()
         assert counts[0] - counts[1] == 10  # as many masked passes, half of the clean ones

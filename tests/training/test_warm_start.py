@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal
+from torch.utils.checkpoint import checkpoint
 
 import maskhooks
 from maskhooks import DiffMask
+from maskhooks.data.epochs import Epochs
+from maskhooks.distributed.ranks import Ranks
+from maskhooks.errors import UnknownDistributionError
 from maskhooks.model.outputs import Positions, kl, sampled_log_prob
 from maskhooks.passes.clean import clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.training.warm_start import gate_effects
+from maskhooks.training.objectives import RatioLagrangian
+from maskhooks.training.preparation import gather
+from maskhooks.training.warm_start import gate_effects, warm_start
 from tests.training.tagger_fits import QUICK, SITES, batches, wrapped
+
+WARM = dataclasses.replace(QUICK, warm_start_batches=3, baseline_steps=0)
 
 
 class Bag(nn.Module):
@@ -30,6 +39,15 @@ class Bag(nn.Module):
         return torch.stack([first, -first], -1)
 
 
+class Checkpointed(Bag):
+    def __init__(self, wrapper):
+        super().__init__()
+        self.wrapper = wrapper
+
+    def forward(self, x):
+        return self.wrapper(super().forward, x)
+
+
 def bag(count=12, size=16):
     """Batches in which the second feature says which tokens have a large first one."""
     torch.manual_seed(0)
@@ -38,9 +56,9 @@ def bag(count=12, size=16):
     return list(torch.stack([first, torch.where(large, 1.0, -1.0)], -1))
 
 
-def hooked_bag():
+def hooked_bag(model=None, output=lambda logits: Categorical(logits=logits)):
     sites = {"identity:output": "batch token hidden -> batch token"}
-    return maskhooks.wrap(Bag(), sites=sites, output=lambda logits: Categorical(logits=logits))
+    return maskhooks.wrap(model or Bag(), sites=sites, output=output)
 
 
 class TestEffects:
@@ -66,6 +84,15 @@ class TestEffects:
             found = torch.stack(draws).mean(0)
             assert (found[~valid] == 0).all()
             assert (found - expected)[valid].abs().sum() < 0.2 * expected[valid].sum()
+
+    def test_a_model_that_recomputes_parts_during_backward(self):
+        found = []
+        for wrapper in (lambda part, x: part(x), functools.partial(checkpoint, use_reentrant=False)):
+            hooked = hooked_bag(Checkpointed(wrapper))
+            explainer = DiffMask(hooked, "identity:output", baseline="zero", recipe=WARM)
+            explainer.fit(bag(), steps=1, progress=False, accelerator="cpu")
+            found.append(explainer.explain(bag()[0])["score"].tolist())
+        assert found[0] == found[1]
 
     @pytest.mark.parametrize(
         "make",
@@ -101,6 +128,33 @@ class TestWarmStart:
         cold, warm = (torch.tensor(self.fit(n).explain(batch)["score"].tolist()) for n in (0, 12))
         assert cold[large].mean() - cold[~large].mean() < 0.1
         assert warm[large].mean() - warm[~large].mean() > 0.2
+
+    def test_outputs_that_cannot_be_drawn(self):
+        class Point(Distribution):
+            arg_constraints = {}  # noqa: RUF012 # as torch names it
+
+        hooked = hooked_bag(output=lambda logits: Point(logits.shape[:1], validate_args=False))
+        explainer = DiffMask(hooked, "identity:output", recipe=WARM, divergence=lambda a, b: torch.zeros(16))
+        with pytest.raises(UnknownDistributionError, match=r"Point has no `sample` or no `log_prob`.*start cold"):
+            explainer.fit(bag(), steps=1, progress=False, accelerator="cpu")
+
+    @pytest.mark.parametrize("far", [torch.inf, torch.nan])
+    def test_an_infinite_divergence_starts_cold(self, far):
+        hooked = hooked_bag()
+        maskings = DiffMask(hooked, "identity:output", baseline="zero", recipe=WARM)
+        problem = maskings._problem()
+        gather(hooked, problem.maskings, bag()[:1], torch.device("cpu"))
+        before = [weight.clone() for part in maskings.parts for weight in part.parameters()]
+        warm_start(problem, Epochs(bag(), 0), [far], Ranks(), progress=False)
+        after = [weight for part in maskings.parts for weight in part.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_objectives_start_once(self, monkeypatch):
+        found, original = [], RatioLagrangian.start
+        monkeypatch.setattr(RatioLagrangian, "start", lambda *given: found.append(given[1]) or original(*given))
+        (row,) = self.fit(12).result.log
+        (closed,) = found
+        assert row["multiplier"] == pytest.approx(max(0.05, 0.5 * 0.85 * 0.05 / closed.item()))
 
     def test_fewer_batches_than_asked_for(self):
         assert self.fit(500).fitted
