@@ -94,7 +94,7 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
     shown = run.progress and loop.ranks.is_first
     try:
         if (run.progress or run.budget is not None) and not loop.result.stop_reason:
-            _plan(loop, run, train, shown)
+            _plan(loop, run, train, snapshots, shown)
         with Interrupts() as interrupts, StepBar(loop, shown=shown) as bar:
             for _ in loop.run(train):
                 bar.update()
@@ -113,10 +113,12 @@ def _go(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> dict[str, 
     return None
 
 
-def _plan(loop: Loop, run: Run, train: Epochs, shown: bool) -> None:
+def _plan(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots, shown: bool) -> None:
     """Time two steps, and say how long the rest will take."""
     loop.rehearse(_fresh(run, train))
     if wrong := loop.ranks.broadcast(loop.pace.begin()):
+        if not loop.done:
+            snapshots.drop()  # with a longer budget, the run begins anew
         raise SettingError(wrong)
     if shown:
         say(loop.pace.plan(len(loop.problem.groups), loop.problem.recipe.name, loop.done))

@@ -11,6 +11,7 @@ import torch
 from maskhooks import DiffMask
 from maskhooks.errors import CacheWarning, MarginWarning, SettingError
 from maskhooks.passes.clean_cache import CleanCache
+from maskhooks.runs.run_state import has_state, state_folder
 from maskhooks.settings.duration import Budget
 from maskhooks.training import pace
 from maskhooks.training.loop import Loop
@@ -54,6 +55,11 @@ class TestBudget:
     def test_too_short(self, hooked):
         with pytest.raises(SettingError, match=r"budget of 0\.1 s is too short: the preparation took .* Give at least"):
             fit(hooked, 0.1)
+
+    def test_too_short_leaves_no_run_to_resume(self, hooked, tmp_path):
+        with pytest.raises(SettingError, match="too short"):
+            fit(hooked, 0.1, run_dir=tmp_path)
+        assert not has_state(state_folder(tmp_path))
 
     def test_beside_steps_or_epochs(self, hooked):
         for other in ({"steps": 3}, {"epochs": 1}):
