@@ -34,6 +34,7 @@ class Head(ABC):
     """
 
     name: str
+    recipe = "language"  # the recipe that masks of such models are trained with by default
 
     def __init__(self, config: Any, words: Words) -> None:
         self.config = config
@@ -266,6 +267,7 @@ class ImageClassification(SequenceClassification):
     """Classification of an image. Some models call their logits the last hidden state."""
 
     name = "image classification"
+    recipe = "stable"
 
     def _logits(self, outputs: Any) -> Tensor:
         last = getattr(outputs, "last_hidden_state", None)
@@ -277,6 +279,7 @@ class AudioClassification(SequenceClassification):
     """Classification of a recording."""
 
     name = "audio classification"
+    recipe = "stable"
 
 
 class Translation(_Writer):

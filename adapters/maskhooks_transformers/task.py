@@ -72,6 +72,7 @@ class TransformersTask(Task):
         task.words = Words(model.config)
         task.patches = Patches.of(model)
         task.head = head_of(model, task.words)
+        task.recipe = "language" if task.head is None else task.head.recipe
         task.name = f"transformers ({task.head.name if task.head is not None else 'no known head'})"
         return task
 

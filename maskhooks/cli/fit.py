@@ -187,7 +187,7 @@ def fit(
     count = len(masks.groups)
     say(
         f"Training {count} mask{'s' * (count > 1)} of {model}, within {masks.margin:g} nats of its predictions, with "
-        f"the recipe {masks.recipe.name}{'' if recipe else f' for {material.hooked.task.name}'}."
+        f"the recipe {masks.recipe.name}{', picked for this model' if masks.recipe_chosen else ''}."
     )
     where = device_of(material.hooked.model)
     with _stoppable(masks, out):

@@ -64,8 +64,8 @@ class Learned(Explainer):
         divergence: distance between original and masked outputs, in nats per example.
         amortized: True trains probes in `fit`, which compute masks for any batch; False optimises per-example logits
             for each batch in `explain`.
-        recipe: how masks are trained. Default: the recipe of the model's task, such as "language" for models of
-            text; "stable" for per-example logits.
+        recipe: how masks are trained. Default: the recipe of the model's task, "language" for models of text, "graph"
+            for graph networks, and "stable" for others, such as images and tables; "stable" for per-example logits.
         seed: the random seed.
 
     Attributes:
