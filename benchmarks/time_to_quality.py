@@ -344,6 +344,8 @@ def main() -> None:
         print(json.dumps({**result, "steps_masked_nats": curve}))
         return
     every, limit, steps = (4, 30.0, 4) if given.quick else (EVERY, given.beginning, given.steps)
+    if not CURVE.exists():
+        raise SystemExit(f"{CURVE} is not there: make it with --record, which takes hours, and keep its curve there")
     known = [tuple(row) for row in json.loads(CURVE.read_text())["steps_masked_nats"]]
     beginning, cost = begun(made, Clock(made.bare), limit, every, 0)
     other = reached([(step * cost, masked, far) for step, masked, far in known])

@@ -57,7 +57,10 @@ def fit(
     data: Data = None,
     validation: Annotated[
         str | None,
-        typer.Option(help="Data on which the best masks are chosen, as --data; by default a tenth of --data."),
+        typer.Option(
+            help="Data on which the best masks are chosen, as --data; by default a tenth of --data, at most "
+            "500 examples."
+        ),
     ] = None,
     limit: Annotated[
         int | None,

@@ -320,7 +320,7 @@ def _free(folder: Path | None) -> tuple[float, str]:
 def free_memory() -> float:
     """Return how many bytes of memory this process may still take, as the machine or its container allows."""
     found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024.0 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with contextlib.suppress(OSError, ValueError):

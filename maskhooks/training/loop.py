@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -162,8 +162,10 @@ class Loop:
         source, count = generator(self.problem.seed, CHOOSE, step), self.problem.recipe.maskings_per_step
         weights = torch.tensor(self.pace.weights[: self._joined()])
         alike = bool((weights == weights[0]).all())
-        drawn = torch.randperm(len(weights), generator=source) if alike else _by_weight(weights, source)
-        order = drawn.tolist()
+        if alike:
+            order = torch.randperm(len(weights), generator=source).tolist()
+        else:
+            order = torch.multinomial(weights, len(weights), generator=source).tolist()
         return ([number for number in order if number not in self.resting] or order)[:count]
 
     def _backward(self, clean: Clean | None, number: int, step: int) -> tuple[MaskingGroup, Objective, Pooled]:
@@ -318,11 +320,6 @@ class Loop:
             self.result.over_margin = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
             self.result.within_margin = not self.result.over_margin
         return self.result
-
-
-def _by_weight(weights: Float[Tensor, " group"], source: torch.Generator) -> Int[Tensor, " group"]:
-    """Return all indices in random order, those of larger weights sooner."""
-    return torch.multinomial(weights, len(weights), generator=source)
 
 
 def weights_of(problem: Problem) -> list[float]:
