@@ -17,11 +17,10 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from maskhooks.data.epochs import Epochs
-from maskhooks.distributed.ranks import Pooled, Ranks, Shard
+from maskhooks.distributed.ranks import Pooled, Ranks
 from maskhooks.errors import NonFiniteError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.group import MaskingGroup, by_shared_modules, reads_of, sites_of
-from maskhooks.masks.masking import Masking
 from maskhooks.model.outputs import agreement
 from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
@@ -32,6 +31,7 @@ from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
 from maskhooks.training.checkpoint import Checkpoint
 from maskhooks.training.evaluation import Evaluation
+from maskhooks.training.global_batch import sharing
 from maskhooks.training.objectives import Objective
 from maskhooks.training.pace import Pace, Timing, interpolated
 from maskhooks.training.problem import CHOOSE, MODEL, SAMPLE, VALIDATE, Problem
@@ -213,18 +213,12 @@ class Loop:
         if self.ranks.world_size == 1:
             assert clean is not None
             return self._own(clean, group, source, held)
-        shared = group.with_gates([self._share(clean, one).drawing(one.gate) for one in group.maskings])
+        shared = sharing(group, clean, self.ranks)
         try:
             own = None if clean is None else self._own(clean, shared, source, held)
         except NonFiniteError:
             own = self.ranks.not_a_number()  # all ranks must end together
         return self.ranks.pool(own)
-
-    def _share(self, clean: Clean | None, masking: Masking) -> Shard:
-        """Return which gates of the global batch belong to this rank."""
-        pattern = masking.pattern
-        own = None if clean is None else pattern.mask_shape(clean.values[masking.site])
-        return self.ranks.shard(self.ranks.shapes(own, len(pattern.gated)))
 
     def _own(self, clean: Clean, group: MaskingGroup, source: torch.Generator, held: contextlib.ExitStack) -> Pooled:
         try:

@@ -55,7 +55,7 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
         objective.start(mean)
     apart = len(by_shared_modules(problem.groups)) == len(problem.groups)
     if problem.recipe.warm_start_batches and apart:  # a product of votes has to close one after another
-        warm_start(problem, train, [mean.item() for mean in means], ranks, progress)
+        warm_start(problem, train, [mean.item() for mean in means], replay, ranks, progress)
 
 
 def gather_and_fit_baselines(

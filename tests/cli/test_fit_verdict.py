@@ -25,7 +25,7 @@ def test_a_verdict_that_other_samples_do_not_share(capsys: pytest.CaptureFixture
         ((chosen + now) / 2, f"the largest mean divergence was {chosen:.3g} nats"),
     ):
         made.margin, made.result.within_margin = margin, chosen <= margin
-        _tell(made, held, trained_only=False)
+        _tell(made, held, trained_only=False, budget=False)
         out = " ".join(capsys.readouterr().out.split())
         assert told in out
         assert f"{now:.3f}" in out  # the table's
@@ -37,9 +37,9 @@ def test_masks_that_keep_nothing_are_told(capsys: pytest.CaptureFixture[str]) ->
     made = runs.explainer(runs.SITES[1])
     made.fit(runs.loader(42, 8), held, steps=2, progress=False, accelerator="cpu")
     told = f"No gate is open above one half at {made.groups[0].label}"
-    _tell(made, held, trained_only=False)
+    _tell(made, held, trained_only=False, budget=False)
     assert told not in " ".join(capsys.readouterr().out.split())
     with torch.no_grad():
         made.maskings[0].votes[0].probe.bias.fill_(-20.0)
-    _tell(made, held, trained_only=False)
+    _tell(made, held, trained_only=False, budget=False)
     assert told in " ".join(capsys.readouterr().out.split())

@@ -66,7 +66,7 @@ def test_two_processes_are_one_with_the_global_batch(strategy: str) -> None:
     """42 examples: with batches of 4 the last of six rounds has one batch of 2, and none for the second process."""
     settings: dict[str, Any] = {"sites": runs.SITES[1], "margin": 0.05}
     one = runs.explainer(**settings)
-    plain = {"steps": 30, "progress": False, "accelerator": "cpu"}
+    plain = {"steps": 30, "progress": False, "accelerator": "cpu", "cache": None}
     one.fit(runs.loader(42, 8), runs.loader(13, 4), **plain)
     two = runs.explainer(**settings)
     two.fit(runs.loader(42, 4), runs.loader(13, 4), **plain, devices=2, strategy=strategy)
@@ -85,7 +85,7 @@ def test_two_processes_are_one_with_the_global_batch(strategy: str) -> None:
 )
 def test_other_settings(settings: dict[str, Any]) -> None:
     one, two = runs.explainer(**settings), runs.explainer(**settings)
-    plain = {"epochs": 2, "progress": False, "accelerator": "cpu"}
+    plain = {"epochs": 2, "progress": False, "accelerator": "cpu", "cache": None}
     one.fit(runs.loader(42, 8), runs.loader(13, 4), **plain)
     two.fit(runs.loader(42, 4), runs.loader(13, 4), **plain, **TWO)
     assert len(two.result.log) == 12
@@ -217,6 +217,7 @@ def test_a_script_in_two_processes(tmp_path: Path, start: list[str]) -> None:
             progress=False,
             accelerator="cpu",
             run_dir=tmp_path / "one",
+            cache=None,
         )
     assert lines[0].endswith(f"12 {one.within_margin} {one.result.chosen_steps}")
     import maskhooks

@@ -355,7 +355,7 @@ def test_recipes_by_name():
 
 def test_rates_rise_and_fall():
     recipe = dataclasses.replace(Recipe(), warmup_steps=10, decay_fraction=0.5)
-    rates = [recipe.rate(step, 100) for step in range(100)]
+    rates = [recipe.rate(step, step / 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[49] == 1
     assert rates[75] == pytest.approx(0.5)
