@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -194,6 +195,7 @@ class Learned(Explainer):
             MarginWarning: no state kept the divergence within the margin; the closest was kept.
             UnfiredSiteWarning: no output depends on a site, which is left out.
         """
+        begun = time.monotonic()
         # Lightning is imported only for training.
         from maskhooks.training.fit import check_loaders, fit_baselines_only
         from maskhooks.training.fit import fit as train_run
@@ -225,7 +227,7 @@ class Learned(Explainer):
             validation,
             steps=steps or 0,
             epochs=epochs or 0,
-            budget=None if budget is None else Budget.of(budget),
+            budget=None if budget is None else Budget.of(budget, begun),
             folder=folder,
             resume=resume,
             save_every=save_every,

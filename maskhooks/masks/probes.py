@@ -65,6 +65,9 @@ class Probe(nn.Module):
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Gather statistics from values at valid positions. May be called more than once."""
 
+    def shift_logits(self, by: float) -> None:  # most probes do nothing
+        """Adds a number to all logits, before any clamp. A warm start calls it to begin at the target divergence."""
+
     @abstractmethod
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         """One logit for each position and group."""
@@ -133,6 +136,9 @@ class MLP(Probe):
         if len(values[0]):
             update_moments(self.mean, self.variance, self.count, torch.cat([value.float() for value in values], -1))
 
+    def shift_logits(self, by: float) -> None:
+        self.bias.data.add_(by)
+
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
         scaled = self.first.weight * (self.weight / self.variance.sqrt().clamp(min=1e-6))
@@ -172,6 +178,9 @@ class SummedMLP(Probe):
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Do nothing: no statistics are needed."""
+
+    def shift_logits(self, by: float) -> None:
+        self.bias.data.add_(by)
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"] | Picked]) -> Float[Tensor, "*positions groups"]:
         terms = [self._picked(number, v) if isinstance(v, Picked) else v for number, v in enumerate(values)]
@@ -227,6 +236,9 @@ class PaperMLP(Probe):
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Do nothing: no statistics are needed."""
+
+    def shift_logits(self, by: float) -> None:
+        self.bias.data.add_(by)
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_PART = r"(\d+(?:\.\d+)?)\s*([smhd])\s*"
+_NUMBER = r"\d+(?:\.\d+)?"
+_PART = rf"({_NUMBER})\s*([smhd])\s*"
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Budget:
     checks_after: float = 0.0
 
     @classmethod
-    def of(cls, value: float | str | Budget) -> Budget:
-        """Return the budget for what a user writes: a duration, or a `Budget`."""
-        return value if isinstance(value, Budget) else cls(seconds(value))
+    def of(cls, value: float | str | Budget, begun: float | None = None) -> Budget:
+        """Return the budget for what a user writes: a duration that begins at `begun`, or a `Budget`."""
+        return value if isinstance(value, Budget) else cls(seconds(value), begun)
 
 
 class _Duration:
@@ -36,7 +38,7 @@ class _Duration:
 
     def accepts(self, value: Any) -> bool:
         if isinstance(value, str):
-            return re.fullmatch(rf"\s*({_PART})+", value) is not None and seconds(value) > 0
+            return re.fullmatch(rf"\s*(({_PART})+|{_NUMBER}\s*)", value) is not None and seconds(value) > 0
         if isinstance(value, Budget):
             return value.seconds > 0
         return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 < value < math.inf
@@ -48,6 +50,6 @@ Duration = Annotated[float | str | Budget, _Duration()]
 
 def seconds(value: float | str) -> float:
     """Return a duration in seconds."""
-    if not isinstance(value, str):
+    with contextlib.suppress(ValueError):
         return float(value)
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_PART, value))
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_PART, str(value)))

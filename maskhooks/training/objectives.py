@@ -24,6 +24,9 @@ class Objective(nn.Module):
 
     Args:
         margin: m, in nats.
+
+    Attributes:
+        target: the divergence at which training is to end, by default the margin.
     """
 
     multiplier: Float[Tensor, ""] | Float[Tensor, " batch"]
@@ -32,7 +35,7 @@ class Objective(nn.Module):
         super().__init__()
         if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
             raise SettingError(f"the margin must be a positive divergence in nats, such as 0.1, got {margin!r}")
-        self.margin = margin
+        self.margin = self.target = margin
 
     @abstractmethod
     def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:

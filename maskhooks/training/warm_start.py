@@ -23,7 +23,7 @@ from maskhooks.masks.samples import GateSamples, Masked
 from maskhooks.model.outputs import sampled_log_prob
 from maskhooks.model.task import move
 from maskhooks.passes.clean import Clean, clean_pass
-from maskhooks.passes.masked import onward_pass
+from maskhooks.passes.masked import masked_pass, onward_pass
 from maskhooks.progress import track
 from maskhooks.seeds import generator, seeded
 from maskhooks.sites.site import Site
@@ -31,8 +31,8 @@ from maskhooks.training.global_batch import sharing
 from maskhooks.training.problem import WARM, Problem
 
 Effects = dict[Site, Float[Tensor, "*gated"]]
-_SCALED_EVERY = 6  # batches between two masked passes that the estimate is compared with
-_MEMORY = 0.8  # how much an older comparison still counts at the next one
+_BATCHES = 4  # on which the first masked passes are made
+_LOWEST, _HIGHEST, _HALVINGS = -2.0, 6.0, 6  # how far logits may be shifted, and how finely
 
 
 def warm_start(
@@ -43,8 +43,10 @@ def warm_start(
     To second order, closing gate i alone costs KL(y || y_masked) = 1/2 E[(d log p(y) / d z_i)^2] with y drawn from the
     model's own prediction: the diagonal of the Fisher information of the gates at z = 1 (Martens 2020, section 5). One
     backward pass gives it for every gate of every site. The estimate of a mask's divergence is the sum over gates of
-    (1 - P(z_i != 0)) times this cost, times a scale per group: at first that of the fully masked model, then that of
-    the present masks, whose divergence is measured every few batches.
+    (1 - P(z_i != 0)) times this cost, scaled so that it is exact, on average, for the fully masked model.
+
+    An estimate can be far off for the masks that are learned from it, so at the end all logits of a group are shifted
+    by a number that brings the divergence of its masked passes to the target.
 
     Several processes take their batches in turn, as in training; each draws its own y.
 
@@ -57,6 +59,7 @@ def warm_start(
     rounds = train.rounds
     total = recipe.warm_start_batches if rounds is None else min(rounds, recipe.warm_start_batches)
     batches = itertools.islice(train.batches_from(), total)
+    kept: list[Clean | None] = []
     for number, (_, _, batch) in enumerate(track(batches, "reading gradients", total=total, shown=progress)):
         torch.manual_seed(seeded(problem.seed, WARM, number, ranks.rank))
         clean, effects = None, {}
@@ -64,10 +67,13 @@ def warm_start(
             reads, sites = reads_of(problem.groups), sites_of(problem.groups)
             clean = clean_pass(hooked, move(batch, ranks.device), reads, sites, replay)
             effects = gate_effects(clean, problem.maskings)
+        if number < _BATCHES:
+            kept.append(clean)
         for start in starts:
             start.descend(clean, effects, number, total)
     for start in starts:
         start.optimizer.zero_grad()
+        start.meet_target(kept)
 
 
 def gate_effects(clean: Clean, maskings: Sequence[Masking]) -> Effects:
@@ -102,7 +108,7 @@ class _Start:
         self.weights = list(probes.values())
         self.optimizer = self.recipe.make_optimizer(self.weights, [])
         self.rate = self.optimizer.param_groups[0]["lr"]
-        self.measured, self.estimated = 0.0, 0.0  # divergences in nats, added up
+        self.total, self.examples = 0.0, 0  # nats that closing every gate would cost by the estimate, unscaled
 
     def descend(self, clean: Clean | None, effects: Effects, step: int, steps: int) -> None:
         """Make a step on one batch."""
@@ -111,14 +117,12 @@ class _Start:
         with torch.enable_grad():
             masked = [] if clean is None else group.sample(clean.values, clean.places, source)
             pooled = self._pooled(masked, effects)
-            estimate = pooled.divergence
-            if not bool(torch.isfinite(estimate).all()):  # a gradient of the model overflows here
+            if not bool(torch.isfinite(pooled.penalty).all()):  # a gradient of the model overflows here
                 return
-            if step == 0 or step % _SCALED_EVERY == _SCALED_EVERY - 1:
-                self._compare(clean, masked, pooled, first=step == 0)
-            if not self.estimated:
+            self.total, self.examples = self.total + pooled.penalty.sum().item(), self.examples + len(pooled.penalty)
+            if not self.total:
                 return
-            divergence = self.measured / self.estimated * estimate
+            divergence = self.closed * self.examples / self.total * pooled.divergence
             self.optimizer.zero_grad()
             self.objective(pooled.samples, divergence, divergence).backward()
         self.ranks.add_gradients(self.weights)
@@ -142,17 +146,31 @@ class _Start:
         return own
 
     @torch.no_grad()
-    def _compare(self, clean: Clean | None, masked: Sequence[Masked], pooled: Pooled, *, first: bool) -> None:
-        """Compare the estimate with the divergence of the fully masked model at first, then with that of the masks."""
-        if first:
-            far, estimate = self.closed * len(pooled.penalty), pooled.penalty.sum().item()
-        else:
-            own = torch.zeros((), device=self.ranks.device)
+    def meet_target(self, batches: Sequence[Clean | None]) -> None:
+        """Shift the logits, so that the mean divergence of masked passes is the target."""
+        low, high, now = _LOWEST, _HIGHEST, 0.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            self._shift(middle - now)
+            now = middle
+            low, high = (now, high) if self._divergence(batches) > self.objective.target else (low, now)
+        self._shift(high - now)
+
+    def _shift(self, by: float) -> None:
+        for probe in {id(vote.probe): vote.probe for one in self.group.maskings for vote in one.votes}.values():
+            probe.shift_logits(by)
+
+    def _divergence(self, batches: Sequence[Clean | None]) -> float:
+        """Return the mean divergence over all ranks' batches, in nats; infinite if any is not finite."""
+        total = torch.zeros(2, device=self.ranks.device)
+        for number, clean in enumerate(batches):
+            group, source = sharing(self.group, clean, self.ranks), generator(self.seed, WARM, number, self.number)
             if clean is not None:
-                with contextlib.suppress(NonFiniteError):
-                    outputs = onward_pass(clean, self.group.replacements(masked))
-                    own = self.divergence(clean.outputs, outputs).sum()
-            far, estimate = self.ranks.all_reduce(own).item(), pooled.divergence.sum().item()
-        if far > 0 and math.isfinite(far):
-            self.measured = _MEMORY * self.measured + far
-            self.estimated = _MEMORY * self.estimated + estimate
+                try:
+                    _, outputs = masked_pass(clean, group, source)
+                    found = self.divergence(clean.outputs, outputs)
+                except NonFiniteError:
+                    found = torch.tensor([math.inf])
+                total += torch.tensor([found.sum().item(), len(found)], device=total.device)
+        nats, examples = self.ranks.all_reduce(total).tolist()
+        return nats / examples if math.isfinite(nats) else math.inf

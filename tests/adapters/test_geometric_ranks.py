@@ -53,7 +53,13 @@ def fitted(devices: Any, make: Any, kind: Any = GraphConv, **options: Any) -> An
     """13 graphs: of the last round with batches of 2, the second process has no batch."""
     hooked = maskhooks.wrap(Net(kind), example=next(iter(graphs(4, 4))), **options)
     return make(hooked).fit(
-        graphs(13, 2 if devices else 4), graphs(5, 2), progress=False, accelerator="cpu", epochs=4, cache=None, **devices
+        graphs(13, 2 if devices else 4),
+        graphs(5, 2),
+        progress=False,
+        accelerator="cpu",
+        epochs=4,
+        cache=None,
+        **devices,
     )
 
 
