@@ -18,10 +18,14 @@ from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import UnknownDistributionError
 from maskhooks.model.outputs import Positions, kl, sampled_log_prob
 from maskhooks.passes.clean import clean_pass
-from maskhooks.passes.masked import onward_pass
+from maskhooks.passes.masked import masked_pass, onward_pass
+from maskhooks.seeds import generator
 from maskhooks.training.objectives import RatioLagrangian
 from maskhooks.training.preparation import gather
 from maskhooks.training.warm_start import gate_effects, warm_start
+from tests import tiny_runs as runs
+from tests.distributed.test_ranks import TWO, same
+from tests.masks.test_masking import TOKENS, Tagger
 from tests.training.tagger_fits import QUICK, SITES, batches, wrapped
 
 WARM = dataclasses.replace(QUICK, warm_start_batches=3, baseline_steps=0)
@@ -37,6 +41,17 @@ class Bag(nn.Module):
     def forward(self, x):
         first = self.identity(x)[..., 0].sum(1)
         return torch.stack([first, -first], -1)
+
+
+class Likeliest(Categorical):
+    """Draws the likeliest class."""
+
+    def sample(self, sample_shape=()):
+        return self.logits.argmax(-1)
+
+
+def likeliest(logits):
+    return Likeliest(logits=3 * logits)
 
 
 class Checkpointed(Bag):
@@ -128,6 +143,34 @@ class TestWarmStart:
         cold, warm = (torch.tensor(self.fit(n).explain(batch)["score"].tolist()) for n in (0, 12))
         assert cold[large].mean() - cold[~large].mean() < 0.05
         assert warm[large].mean() - warm[~large].mean() > 0.1
+
+    @pytest.mark.parametrize("margin", [0.08, 0.3])
+    def test_the_masks_begin_at_the_target(self, margin):
+        hooked = hooked_bag()
+        recipe = dataclasses.replace(maskhooks.Recipe.named("language"), warm_start_batches=12)
+        explainer = DiffMask(hooked, "identity:output", baseline="zero", margin=margin, recipe=recipe)
+        problem = explainer._problem()
+        gather(hooked, problem.maskings, bag()[:1], torch.device("cpu"))
+        problem.objectives[0].start(torch.tensor(1.5))
+        warm_start(problem, Epochs(bag(), 0), [1.5], None, Ranks(), progress=False)
+        (group,), far = problem.groups, []
+        for number, batch in enumerate(bag()):
+            clean = clean_pass(hooked, batch, group.reads)
+            far.append(kl(clean.outputs, masked_pass(clean, group, generator(number))[1]).mean())
+        assert torch.stack(far).mean().item() == pytest.approx(0.85 * margin, rel=0.4)
+
+    def test_two_processes_are_one_with_the_global_batch(self):
+        """But for what each draws from the outputs, so here that is no matter of chance."""
+        found = []
+        recipe = dataclasses.replace(WARM, steps=6)
+        for size, devices in ((8, {}), (4, TWO)):
+            torch.manual_seed(0)
+            sites = dict.fromkeys(runs.SITES, TOKENS)
+            hooked = maskhooks.wrap(Tagger(), sites=sites, output=likeliest, valid=runs.padding)
+            explainer = DiffMask(hooked, runs.SITES[1:], margin=0.05, recipe=recipe)
+            explainer.fit(runs.loader(42, size), steps=12, progress=False, accelerator="cpu", cache=None, **devices)
+            found.append(explainer)
+        same(*found)
 
     def test_outputs_that_cannot_be_drawn(self):
         class Point(Distribution):
