@@ -158,14 +158,9 @@ class Loop:
             self.pace.steps[number].add((time.monotonic() - begun) / len(chosen))
 
     def _choose(self, step: int) -> list[int]:
-        """Draw the groups of a step, by weight; groups that rest are drawn only if all do."""
+        """Draw the groups of a step; groups that rest are drawn only if all do."""
         source, count = generator(self.problem.seed, CHOOSE, step), self.problem.recipe.maskings_per_step
-        weights = torch.tensor(self.pace.weights[: self._joined()])
-        alike = bool((weights == weights[0]).all())
-        if alike:
-            order = torch.randperm(len(weights), generator=source).tolist()
-        else:
-            order = torch.multinomial(weights, len(weights), generator=source).tolist()
+        order = torch.randperm(self._joined(), generator=source).tolist()
         return ([number for number in order if number not in self.resting] or order)[:count]
 
     def _backward(self, clean: Clean | None, number: int, step: int) -> tuple[MaskingGroup, Objective, Pooled]:
@@ -314,13 +309,6 @@ class Loop:
             self.result.over_margin = [str(checkpoint) for checkpoint in self.checkpoints if not checkpoint.within]
             self.result.within_margin = not self.result.over_margin
         return self.result
-
-
-def weights_of(problem: Problem) -> list[float]:
-    """Return how often each group is drawn, relative to the others; see `Recipe.late_bias`."""
-    own = [group.sites[0].depth or 0 for group in problem.groups]
-    depths = sorted(set(own))
-    return [(1 - depths.index(depth) / len(depths)) ** -problem.recipe.late_bias for depth in own]
 
 
 def _unique(parameters: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -20,7 +20,7 @@ from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
 from maskhooks.seeds import preserved_rng, seeded
-from maskhooks.training.loop import Loop, weights_of
+from maskhooks.training.loop import Loop
 from maskhooks.training.pace import Pace
 from maskhooks.training.preparation import prepare
 from maskhooks.training.problem import EPOCH, VALIDATE
@@ -52,7 +52,7 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
         stored = 0 if cache is None else train.rounds or 0
         checks = problem.recipe.validations if validation is not None else 0
         together = problem.recipe.maskings_per_step
-        pace = Pace(total, run.budget, checks, weights_of(problem), stored, together)
+        pace = Pace(total, run.budget, checks, len(problem.groups), stored, together)
         loop = Loop(problem, fabric, ranks, log, pace=pace, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)

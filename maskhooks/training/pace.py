@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class Pace:
         total: the number of steps; 0 with a budget.
         budget: the time that the run may take; None with a number of steps.
         checks: how often checkpoints are compared.
-        weights: for each group, how often it is drawn, relative to the others.
+        groups: how many groups are trained.
         stored: batches whose clean pass is computed once and stored; 0 if each step computes its own.
         together: how many groups a step trains.
 
@@ -58,7 +58,7 @@ class Pace:
     total: int
     budget: Budget | None
     checks: int
-    weights: Sequence[float]
+    groups: int
     stored: int
     together: int = 1
     steps: list[Timing] = field(init=False)
@@ -71,7 +71,7 @@ class Pace:
     _first_step: float = 0.0  # seconds elapsed before the first step
 
     def __post_init__(self) -> None:
-        self.steps = [Timing() for _ in self.weights]
+        self.steps = [Timing() for _ in range(self.groups)]
         if self.budget is not None and self.budget.begun is not None:
             self._begun = self.budget.begun
 
@@ -84,8 +84,7 @@ class Pace:
     def step_seconds(self) -> float:
         """The mean time of a step, without the clean passes that are stored."""
         trained = [number for number in range(len(self.steps)) if number not in self.resting] or range(len(self.steps))
-        total = sum(self.weights[number] for number in trained)
-        mean = sum(self.weights[number] * self.steps[number].mean for number in trained) / total
+        mean = sum(self.steps[number].mean for number in trained) / len(trained)
         clean = self.computed if self.stored else 1.0
         return min(self.together, len(trained)) * mean + clean * self.clean.mean
 

@@ -12,11 +12,11 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=680,
+            steps=560,
             batch_size=8,
             warm_start_batches=240,
             least_gain=0.005,
-            objective={"name": "ratio", "rate": 0.02, "ema_decay": 0.95},
+            objective={"name": "ratio", "rate": 0.02, "ema_decay": 0.95, "target_fraction": 0.92},
             min_logit=-3.0,
             l0_price=0.03,
             flip_penalty=1.0,

@@ -37,9 +37,6 @@ class Recipe:
         batch_size: examples in a training batch, where maskhooks makes the batches, as on the command line.
         maskings_per_step: maskings trained in a step, all from one clean pass. More than one pays off where masked
             passes are short, as those from high layers are, and clean passes are not cached.
-        late_bias: how much more often masks of late sites are trained, whose passes are short: a mask is drawn with
-            weight r^-late_bias, where r is the fraction of the masked depths from its own to the last; 0 draws all
-            alike.
         learning_rate: learning rate of the probes.
         logit_learning_rate: learning rate of per-example logits (unamortised masks).
         logit_init: mean of per-example logits at the start.
@@ -88,7 +85,6 @@ class Recipe:
     steps: Count = 700
     batch_size: Count = 32
     maskings_per_step: Count = 1
-    late_bias: NonNegative = 0.0
     learning_rate: NonNegative = 1e-2
     logit_learning_rate: NonNegative = 0.03
     logit_init: float = 2.0

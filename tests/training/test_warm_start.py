@@ -157,7 +157,7 @@ class TestWarmStart:
         for number, batch in enumerate(bag()):
             clean = clean_pass(hooked, batch, group.reads)
             far.append(kl(clean.outputs, masked_pass(clean, group, generator(number))[1]).mean())
-        assert torch.stack(far).mean().item() == pytest.approx(0.85 * margin, rel=0.4)
+        assert torch.stack(far).mean().item() == pytest.approx(0.92 * margin, rel=0.4)
 
     def test_two_processes_are_one_with_the_global_batch(self):
         """But for what each draws from the outputs, so here that is no matter of chance."""
@@ -197,7 +197,7 @@ class TestWarmStart:
         monkeypatch.setattr(RatioLagrangian, "start", lambda *given: found.append(given[1]) or original(*given))
         (row,) = self.fit(12).result.log
         (closed,) = found
-        assert row["multiplier"] == pytest.approx(max(0.05, 0.5 * 0.85 * 0.05 / closed.item()))
+        assert row["multiplier"] == pytest.approx(max(0.03, 0.5 * 0.92 * 0.05 / closed.item()))
 
     def test_fewer_batches_than_asked_for(self):
         assert self.fit(500).fitted
