@@ -45,6 +45,15 @@ class Objective(nn.Module):
             closed: the divergence with every position masked: a scalar, or one number per example.
         """
 
+    def level(self, slope: float) -> None:  # an objective may do nothing
+        """Set the multiplier so that the loss neither falls nor rises when all gates open a little.
+
+        A warm start calls it after `start`, since it begins at the target, where the multiplier should only hold it.
+
+        Args:
+            slope: by how much the mean penalty falls per fraction kept, in nats.
+        """
+
     @abstractmethod
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
@@ -110,6 +119,9 @@ class AugmentedLagrangian(Objective):
         self.scale = closed.detach().float().clamp(min=self.margin)
         self.multiplier = torch.full_like(self.scale, self.initial)
 
+    def level(self, slope: float) -> None:
+        self.multiplier = (self.scale / slope).clamp(max=1.0)
+
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
@@ -128,8 +140,8 @@ class RatioLagrangian(Objective):
     """A Lagrangian whose multiplier follows the ratio r = D / t, with a proportional and an integral term in log r.
 
     With the target t a little less than the margin, and r the running mean of D / t, the loss is
-    (S + mu P / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- multiplier r^rate, clipped
-    to [l0_price, 1]. log r is clipped to [-2, 2] in the power and to [-1, 1] in the rate. P is the mean penalty, by default D.
+    (S + mu P / t) / (1 + mu) with mu = multiplier r^power, and after the step multiplier <- max(l0_price, multiplier
+    r^rate). log r is clipped to [-2, 2] in the power and to [-1, 1] in the rate. P is the mean penalty, by default D.
     S is the mean P(z != 0) over valid positions. The two terms follow Stooke et al. 2020 (PID Lagrangian methods).
 
     The multiplier is a price: the fraction of positions worth a whole target of divergence. It starts low, because
@@ -137,8 +149,7 @@ class RatioLagrangian(Objective):
     rise and fall by orders of magnitude. The power keeps training near the target while the multiplier still moves: a
     multiplier that only ascends is late by hundreds of steps, opens everything, and is late again. Closing all gates
     does not pay, because mu is then multiplied by a large ratio. `l0_price` is for sites where only the last positions
-    are left to drop, as in high layers: the margin is not spent on them. Above 1, a target of divergence would be worth
-    more than all positions; a multiplier that went there would take long to come back.
+    are left to drop, as in high layers: the margin is not spent on them.
 
     Args:
         margin: m, in nats.
@@ -176,6 +187,9 @@ class RatioLagrangian(Objective):
         self.multiplier = (self.initial * self.target / worst).clamp(min=self.l0_price)
         self.smoothed = torch.full_like(self.multiplier, self.target)
 
+    def level(self, slope: float) -> None:
+        self.multiplier = torch.full_like(self.multiplier, self.target / slope).clamp(self.l0_price, 1.0)
+
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
@@ -186,7 +200,7 @@ class RatioLagrangian(Objective):
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
         self.smoothed = self.ema_decay * self.smoothed + (1 - self.ema_decay) * self._level(divergence.detach())
         ascended = self.multiplier * (self.rate * self._excess().clamp(-1, 1)).exp()
-        self.multiplier = ascended.clamp(self.l0_price, max(1.0, self.l0_price))
+        self.multiplier = ascended.clamp(min=self.l0_price)
 
     def _excess(self) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """log r, clipped to [-2, 2]."""

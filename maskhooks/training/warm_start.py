@@ -33,6 +33,7 @@ from maskhooks.training.problem import WARM, Problem
 Effects = dict[Site, Float[Tensor, "*gated"]]
 _BATCHES = 4  # on which the first masked passes are made
 _LOWEST, _HIGHEST, _HALVINGS = -2.0, 6.0, 6  # how far logits may be shifted, and how finely
+_STEP = 0.5  # to both sides, for the slope of the penalty
 
 
 def warm_start(
@@ -102,8 +103,10 @@ class _Start:
 
     def __init__(self, problem: Problem, number: int, closed: float, ranks: Ranks) -> None:
         self.recipe, self.seed, self.number, self.closed = problem.recipe, problem.seed, number, closed
-        self.group, self.divergence, self.ranks = problem.groups[number], problem.divergence, ranks
-        self.objective = copy.deepcopy(problem.objectives[number])  # the run's own one starts anew
+        self.group, self.ranks = problem.groups[number], ranks
+        self.divergence, self.penalty = problem.divergence, problem.penalty
+        self.own_objective = problem.objectives[number]  # of the run: it starts anew
+        self.objective = copy.deepcopy(self.own_objective)
         probes = {id(w): w for one in self.group.maskings for vote in one.votes for w in vote.probe.parameters()}
         self.weights = list(probes.values())
         self.optimizer = self.recipe.make_optimizer(self.weights, [])
@@ -147,30 +150,39 @@ class _Start:
 
     @torch.no_grad()
     def meet_target(self, batches: Sequence[Clean | None]) -> None:
-        """Shift the logits, so that the mean divergence of masked passes is the target."""
-        low, high, now = _LOWEST, _HIGHEST, 0.0
+        """Shift the logits so that the mean divergence of masked passes is the target, and level the multiplier."""
+        low, high = _LOWEST, _HIGHEST
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            self._shift(middle - now)
-            now = middle
-            low, high = (now, high) if self._divergence(batches) > self.objective.target else (low, now)
-        self._shift(high - now)
+            far = self._measured(batches, middle)[0]
+            low, high = (middle, high) if far > self.objective.target else (low, middle)
+        _, open_penalty, open_kept = self._measured(batches, high + _STEP)
+        _, shut_penalty, shut_kept = self._measured(batches, high - _STEP)
+        self._shift(high)
+        slope = (shut_penalty - open_penalty) / max(open_kept - shut_kept, 1e-6)
+        if 0 < slope < math.inf:
+            self.own_objective.level(slope)
 
     def _shift(self, by: float) -> None:
         for probe in {id(vote.probe): vote.probe for one in self.group.maskings for vote in one.votes}.values():
             probe.shift_logits(by)
 
-    def _divergence(self, batches: Sequence[Clean | None]) -> float:
-        """Return the mean divergence over all ranks' batches, in nats; infinite if any is not finite."""
-        total = torch.zeros(2, device=self.ranks.device)
+    def _measured(self, batches: Sequence[Clean | None], shift: float) -> tuple[float, float, float]:
+        """Return the mean divergence, penalty (nats) and fraction kept with logits shifted; infinite if not finite."""
+        self._shift(shift)
+        total = torch.zeros(4)
         for number, clean in enumerate(batches):
             group, source = sharing(self.group, clean, self.ranks), generator(self.seed, WARM, number, self.number)
             if clean is not None:
                 try:
-                    _, outputs = masked_pass(clean, group, source)
-                    found = self.divergence(clean.outputs, outputs)
+                    samples, outputs = masked_pass(clean, group, source)
                 except NonFiniteError:
-                    found = torch.tensor([math.inf])
-                total += torch.tensor([found.sum().item(), len(found)], device=total.device)
-        nats, examples = self.ranks.all_reduce(total).tolist()
-        return nats / examples if math.isfinite(nats) else math.inf
+                    total[0] = math.inf
+                    continue
+                far = self.divergence(clean.outputs, outputs)
+                charged, kept = self.penalty(clean.outputs, outputs, far), samples.expected_l0
+                total += torch.tensor([far.sum(), charged.sum(), kept.sum(), len(far)])
+        self._shift(-shift)
+        *sums, examples = self.ranks.all_reduce(total.to(self.ranks.device)).tolist()
+        means = [one / max(examples, 1) if math.isfinite(one) else math.inf for one in sums]
+        return means[0], means[1], means[2]

@@ -517,7 +517,7 @@ class TestRecipes:
         assert Recipe(**dataclasses.asdict(recipe)) == recipe
 
     def test_its_rates_rise_and_fall(self, recipe: Recipe) -> None:
-        rates = [recipe.rate(step, recipe.steps) for step in range(recipe.steps)]
+        rates = [recipe.rate(step, step / recipe.steps) for step in range(recipe.steps)]
         assert all(0 < rate <= 1 for rate in rates)
         assert max(rates) == 1
 

@@ -291,9 +291,8 @@ print(json.dumps({"files": files, "complete": shards.complete}))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_moments_no_row_is_lost_or_doubled(tmp_path: Path, seed: int) -> None:
-    words = [sys.executable, "-c", KILLED, str(tmp_path), str(seed)]
+def test_killed_at_random_moments_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", KILLED, str(tmp_path), "0"]
     root = Path(__file__).parents[2]
     ran = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
     found = json.loads(ran.stdout.splitlines()[-1])

@@ -293,6 +293,19 @@ class TestObjectives:
             objective.ascend(torch.zeros(2))
         assert objective.multiplier.item() == pytest.approx(0.1)
 
+    @pytest.mark.parametrize("make", [AugmentedLagrangian, RatioLagrangian])
+    def test_a_level_multiplier_has_no_slope(self, make):
+        """With a penalty that falls by 2 nats per fraction kept, at the target."""
+        objective = make(0.1)
+        objective.start(torch.tensor(1.5))
+        objective.level(2.0)
+        losses = []
+        for kept in (0.4, 0.5):
+            far = torch.tensor([objective.target])
+            penalty = far + 2.0 * (0.4 - kept)
+            losses.append(objective(self.masked(torch.tensor([[kept]])), far, penalty))
+        torch.testing.assert_close(*losses)
+
     def test_the_excess_is_within_two_e_folds(self):
         objective = RatioLagrangian(0.1, rate=0.01, power=2.0)
         objective.start(torch.tensor(2.0))

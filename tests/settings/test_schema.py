@@ -194,7 +194,7 @@ def test_every_setting_of_fit_refuses_wrong_values(hooked: Hooked) -> None:
     values: dict[str, list[Any]] = {
         "steps": KINDS["count"],
         "epochs": KINDS["count"],
-        "budget": ["5", "", True, 0, {}, math.nan],
+        "budget": ["5 m 3", "", True, 0, {}, math.nan],
         "run_dir": ["", 5, True, [], {}, 1.5],
         "progress": KINDS["flag"],
         "cache": ["", 5, True, [], {}, 1.5],
