@@ -118,3 +118,15 @@ def test_contributing_is_one_page() -> None:
     lines = text("CONTRIBUTING.md").splitlines()
     assert len(lines) <= 80
     assert sum(map(len, lines)) <= 6000
+
+
+@pytest.mark.parametrize("partner", ["nnsight", "transformer-lens"])
+def test_no_package_is_pinned_twice(partner: str) -> None:
+    """A partner's environment has both files; pip refuses two versions."""
+    pinned = re.compile(r"^([\w.-]+)==", re.MULTILINE)
+    every, own = (
+        {name.lower().replace("_", "-") for name in pinned.findall(text(file))}
+        for file in ("constraints.txt", f"constraints-{partner}.txt")
+    )
+    assert own
+    assert not every & own
