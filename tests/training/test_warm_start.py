@@ -141,8 +141,8 @@ class TestWarmStart:
         batch = bag()[0]
         large = (batch[..., 1] > 0).flatten()
         cold, warm = (torch.tensor(self.fit(n).explain(batch)["score"].tolist()) for n in (0, 12))
-        assert cold[large].mean() - cold[~large].mean() < 0.05
-        assert warm[large].mean() - warm[~large].mean() > 0.1
+        assert cold[large].mean() - cold[~large].mean() < 0.1
+        assert warm[large].mean() - warm[~large].mean() > 0.2
 
     @pytest.mark.parametrize("margin", [0.12, 0.2])
     def test_the_masks_begin_at_the_target(self, margin):
