@@ -81,6 +81,11 @@ class MaskingGroup:
         pairs = zip(self.maskings, gates, strict=True)
         return MaskingGroup([masking.with_gate(gate) for masking, gate in pairs], tied=self.tied)
 
+    def shift_logits(self, by: float) -> None:
+        """Add a number to the logits of every probe; see `Probe.shift_logits`."""
+        for probe in {id(vote.probe): vote.probe for one in self.maskings for vote in one.votes}.values():
+            probe.shift_logits(by)
+
     def last_depths(self, progress: float) -> MaskingGroup:
         """Return the maskings of the last depths, one more per stage, so that masks are learned from the top down.
 

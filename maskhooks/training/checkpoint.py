@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from maskhooks.masks.group import MaskingGroup, modules_of
 
 
+def rank_of(rows: Sequence[Mapping[str, Any]], margin: float) -> tuple[bool, float]:
+    """Return how good a state is, given a row per group: the lower, the better."""
+    excess = max(row["divergence"] for row in rows) - margin
+    sparsity = sum(row["expected_l0"] for row in rows) / len(rows)
+    return excess > 0, excess if excess > 0 else sparsity
+
+
 class Checkpoint:
     """The best state so far of groups that share modules: the sparsest within the margin, else the closest to it."""
 
@@ -31,10 +38,7 @@ class Checkpoint:
 
     def compare(self, step: int, rows: Iterable[Mapping[str, Any]]) -> bool:
         """Keep the current state if it is better, given a row per group; return whether it is."""
-        found = list(rows)
-        excess = max(row["divergence"] for row in found) - self.margin
-        sparsity = sum(row["expected_l0"] for row in found) / len(found)
-        rank = (excess > 0, excess if excess > 0 else sparsity)
+        rank = rank_of(list(rows), self.margin)
         if self._rank is not None and rank >= self._rank:
             return False
         self.step, self._rank = step, rank

@@ -72,6 +72,9 @@ class Measure:
         return {"site": self.group.label, "depth": self.group.depth, **means}
 
 
+_Measures = dict[int, Measure]  # by the index of the group
+
+
 class Evaluation:
     """Means over the examples of a data set and over draws of the gates; the first set decides the number of draws.
 
@@ -103,14 +106,16 @@ class Evaluation:
         self.passes = passes
         self.draws: int | None = None
 
-    def rows(self, batches: Iterable[tuple[int, Any]]) -> list[dict[str, Any]]:
+    def rows(self, batches: Iterable[tuple[int, Any]], only: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Return a row for each group, the same on all ranks; see `Measure`.
 
         Args:
             batches: this rank's batches, on the model's device, each with its index among all batches. They are read
                 once; the batches of a small set are held in memory for its other draws.
+            only: the indices of the groups to measure; None measures all.
         """
-        draws = [self._measures(draw) for draw in range(self.draws or 1)]
+        indices = range(len(self.groups)) if only is None else only
+        draws = [self._measures(draw, indices) for draw in range(self.draws or 1)]
         few: list[tuple[int, Any]] = []
         seen = 0
         for number, batch in batches:
@@ -118,11 +123,11 @@ class Evaluation:
             seen += 1
             if self.draws is None:
                 few.append((number, batch))
-            if draws[0][0].count >= ENOUGH:
+            if _examples(draws[0]) >= ENOUGH:
                 few.clear()
         if self.draws is None:
-            self.draws = self._decided(draws[0][0].count, seen)
-            draws += [self._measures(draw) for draw in range(1, self.draws)]
+            self.draws = self._decided(_examples(draws[0]), seen)
+            draws += [self._measures(draw, indices) for draw in range(1, self.draws)]
             for number, batch in few if self.draws > 1 else ():
                 self._add(number, batch, dict(list(enumerate(draws))[1:]))
         return self._means(draws)
@@ -133,23 +138,29 @@ class Evaluation:
         once = max(1, batches * len(self.groups))
         return draws_for(examples, MOST if self.passes is None else self.passes // once)
 
-    def _measures(self, draw: int) -> list[Measure]:
-        return [Measure(group, rounded=self.rounded and draw == 0) for group in self.groups]
+    def _measures(self, draw: int, indices: Iterable[int]) -> _Measures:
+        return {index: Measure(self.groups[index], rounded=self.rounded and draw == 0) for index in indices}
 
-    def _add(self, number: int, batch: Any, draws: dict[int, list[Measure]]) -> None:
+    def _add(self, number: int, batch: Any, draws: Mapping[int, _Measures]) -> None:
         """Add a batch: one clean pass, and for each draw a masked pass from each masked site onward."""
-        clean = clean_pass(self.hooked, batch, reads_of(self.groups), sites_of(self.groups), self.replay)
+        groups = [measure.group for measure in next(iter(draws.values())).values()]
+        clean = clean_pass(self.hooked, batch, reads_of(groups), sites_of(groups), self.replay)
         for draw, measures in draws.items():
-            for index, measure in enumerate(measures):
+            for index, measure in measures.items():
                 source = self.source(number, index, *([draw] if draw else []))
                 measure.add(clean, self.divergence, source)
 
-    def _means(self, draws: Sequence[Sequence[Measure]]) -> list[dict[str, Any]]:
-        gathered = self.ranks.all_gather([[(one.count, one.sums) for one in measures] for measures in draws])
-        for measures, *totals in zip(draws, *gathered, strict=True):
-            for measure, *own in zip(measures, *totals, strict=True):
+    def _means(self, draws: Sequence[_Measures]) -> list[dict[str, Any]]:
+        gathered = self.ranks.all_gather([[(one.count, one.sums) for one in found.values()] for found in draws])
+        for found, *totals in zip(draws, *gathered, strict=True):
+            for measure, *own in zip(found.values(), *totals, strict=True):
                 measure.add_up(own)
-        return [_mean([measure.row() for measure in of_one]) for of_one in zip(*draws, strict=True)]
+        by_group = zip(*(found.values() for found in draws), strict=True)
+        return [_mean([measure.row() for measure in of_one]) for of_one in by_group]
+
+
+def _examples(measures: _Measures) -> int:
+    return next(iter(measures.values())).count
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

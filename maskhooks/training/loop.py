@@ -29,6 +29,7 @@ from maskhooks.passes.masked import masked_pass
 from maskhooks.progress import length
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
+from maskhooks.training.calibration import Calibration
 from maskhooks.training.checkpoint import Checkpoint
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.global_batch import sharing
@@ -282,9 +283,9 @@ class Loop:
         interval = max(1, planned // recipe.validations)
         self.evaluation.passes = interval * recipe.maskings_per_step
         with self.pace.check.timed(), self.fabric.autocast():
-            found = self.evaluation.rows(
-                (number, move(batch, self.ranks.device)) for number, batch in batches.first_epoch()
-            )
+            found = self._measured(batches)
+        if self.progress >= 1:
+            found = self._calibrated(found, batches)
         self.pace.note_check(self.progress)
         self._rest(found)
         rows = {id(group): {"step": self.done, **row} for group, row in zip(groups, found, strict=True)}
@@ -295,6 +296,32 @@ class Loop:
         self.stale = 0 if any(better) else self.stale + 1
         if recipe.patience is not None and self.stale >= recipe.patience:
             self.result.stop_reason = f"no better checkpoint in {recipe.patience} validations"
+
+    def _measured(self, batches: Epochs, only: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        moved = ((number, move(batch, self.ranks.device)) for number, batch in batches.first_epoch())
+        return self.evaluation.rows(moved, only)
+
+    def _calibrated(self, rows: Sequence[dict[str, Any]], batches: Epochs) -> list[dict[str, Any]]:
+        """Shift the logits of each group towards the margin; return the rows of the states that remain."""
+        groups, margin = self.problem.groups, self.problem.margin
+        alone = [one.groups[0] for one in self.checkpoints if len(one.groups) == 1]
+        shifts = {n: Calibration(groups[n], margin, row) for n, row in enumerate(rows) if groups[n] in alone}
+        for _ in range(self.problem.recipe.calibrations):
+            due = [number for number, shift in shifts.items() if shift.due]
+            if not due:
+                break
+            for number in due:
+                shifts[number].move()
+            try:
+                with self.fabric.autocast():
+                    found = self._measured(batches, due)
+            except NonFiniteError:  # with these shifts the model overflows
+                if self.ranks.world_size > 1:
+                    raise
+                break
+            for number, row in zip(due, found, strict=True):
+                shifts[number].note(row)
+        return [dict(shifts[n].settle()) if n in shifts else row for n, row in enumerate(rows)]
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:
         """Return the generator of the gate samples for a validation batch, the same for all checkpoints."""

@@ -51,8 +51,15 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
         total = 0 if run.budget is not None else run.steps or run.epochs * (train.rounds or 0)
         stored = 0 if cache is None else train.rounds or 0
         checks = problem.recipe.validations if validation is not None else 0
-        together = problem.recipe.maskings_per_step
-        pace = Pace(total, run.budget, checks, len(problem.groups), stored, together)
+        pace = Pace(
+            total,
+            run.budget,
+            checks,
+            len(problem.groups),
+            stored,
+            together=problem.recipe.maskings_per_step,
+            calibrations=problem.recipe.calibrations if checks else 0,
+        )
         loop = Loop(problem, fabric, ranks, log, pace=pace, validation=validation, cache=cache)
         snapshots = Snapshots(run.folder if ranks.is_first else None, _about(fabric, run, total), run.save_every)
         _begin(loop, run, train, snapshots)

@@ -45,6 +45,7 @@ class Pace:
         groups: how many groups are trained.
         stored: batches whose clean pass is computed once and stored; 0 if each step computes its own.
         together: how many groups a step trains.
+        calibrations: how many comparisons follow the last one.
 
     Attributes:
         steps: for each group, how long its masked half of a step takes.
@@ -61,6 +62,7 @@ class Pace:
     groups: int
     stored: int
     together: int = 1
+    calibrations: int = 0
     steps: list[Timing] = field(init=False)
     clean: Timing = field(default_factory=Timing)
     check: Timing = field(default_factory=Timing)
@@ -134,7 +136,7 @@ class Pace:
         if self.budget is not None:
             return max(0.0, self.budget.seconds - self.elapsed)
         steps = (self.total - done) * self.step_seconds + self._stored_seconds(self.stored - done)
-        return steps + self._checks_left * self.check.mean
+        return steps + (self._checks_left + self.calibrations) * self.check.mean
 
     def due(self, progress: float) -> bool:
         """Whether it is time to compare checkpoints."""
@@ -165,7 +167,8 @@ class Pace:
     @property
     def _after(self) -> float:
         """Seconds to keep for what follows the last step: the last comparison, and what the caller does."""
-        return self.check.mean * (1 + (0 if self.budget is None else self.budget.checks_after))
+        follow = 1 + self.calibrations + (0 if self.budget is None else self.budget.checks_after)
+        return self.check.mean * follow
 
     @property
     def _checks_left(self) -> int:

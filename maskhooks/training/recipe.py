@@ -65,6 +65,8 @@ class Recipe:
         warmup_steps: steps over which learning rates rise linearly.
         decay_fraction: the last fraction of the steps, over which learning rates fall linearly to zero.
         validations: how often checkpoints are compared on validation data.
+        calibrations: how often, after the last step, the logits of each masking are shifted by one number towards the
+            margin and compared once more on validation data; 0 for never. Masks that share votes stay as they are.
         least_gain: a masking that is within the margin and whose fraction kept fell by less since the last validation
             rests until learning rates fall, and its steps go to the others; 0 for no rests.
         patience: validations without a better checkpoint after which training stops; None never stops early.
@@ -103,6 +105,7 @@ class Recipe:
     warmup_steps: Natural = 50
     decay_fraction: Fraction = 0.3
     validations: Count = 10
+    calibrations: Natural = 0
     least_gain: Fraction = 0.0
     patience: Count | None = None
     statistics_batches: Count = 64
