@@ -53,10 +53,11 @@ def warm_start(
 
     Args:
         closed: for each group, the divergence of the fully masked model, in nats; a group whose divergence is not
-            finite starts cold.
+            finite starts cold. So does a tied group, whose gates close at several sites at once.
     """
     recipe, hooked = problem.recipe, problem.hooked
-    starts = [_Start(problem, number, far, ranks) for number, far in enumerate(closed) if math.isfinite(far)]
+    warm = [n for n, far in enumerate(closed) if math.isfinite(far) and not problem.groups[n].tied]
+    starts = [_Start(problem, number, closed[number], ranks) for number in warm]
     rounds = train.rounds
     total = recipe.warm_start_batches if rounds is None else min(rounds, recipe.warm_start_batches)
     batches = itertools.islice(train.batches_from(), total)
@@ -158,18 +159,14 @@ class _Start:
             low, high = (middle, high) if far > self.objective.target else (low, middle)
         _, open_penalty, open_kept = self._measured(batches, high + _STEP)
         _, shut_penalty, shut_kept = self._measured(batches, high - _STEP)
-        self._shift(high)
+        self.group.shift_logits(high)
         slope = (shut_penalty - open_penalty) / max(open_kept - shut_kept, 1e-6)
         if 0 < slope < math.inf:
             self.own_objective.level(slope)
 
-    def _shift(self, by: float) -> None:
-        for probe in {id(vote.probe): vote.probe for one in self.group.maskings for vote in one.votes}.values():
-            probe.shift_logits(by)
-
     def _measured(self, batches: Sequence[Clean | None], shift: float) -> tuple[float, float, float]:
         """Return the mean divergence, penalty (nats) and fraction kept with logits shifted; infinite if not finite."""
-        self._shift(shift)
+        self.group.shift_logits(shift)
         total = torch.zeros(4)
         for number, clean in enumerate(batches):
             group, source = sharing(self.group, clean, self.ranks), generator(self.seed, WARM, number, self.number)
@@ -182,7 +179,7 @@ class _Start:
                 far = self.divergence(clean.outputs, outputs)
                 charged, kept = self.penalty(clean.outputs, outputs, far), samples.expected_l0
                 total += torch.tensor([far.sum(), charged.sum(), kept.sum(), len(far)])
-        self._shift(-shift)
+        self.group.shift_logits(-shift)
         *sums, examples = self.ranks.all_reduce(total.to(self.ranks.device)).tolist()
         means = [one / max(examples, 1) if math.isfinite(one) else math.inf for one in sums]
         return means[0], means[1], means[2]

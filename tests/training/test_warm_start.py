@@ -16,6 +16,7 @@ from maskhooks import DiffMask
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import UnknownDistributionError
+from maskhooks.masks.group import MaskingGroup
 from maskhooks.model.outputs import Positions, kl, sampled_log_prob
 from maskhooks.passes.clean import clean_pass
 from maskhooks.passes.masked import masked_pass, onward_pass
@@ -220,6 +221,16 @@ class TestWarmStart:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(weight.grad is None and weight.requires_grad for weight in hooked.model.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, hooked.model.parameters(), strict=True))
+
+    def test_tied_masks_start_cold(self):
+        explainer = DiffMask(wrapped(), SITES[1:3], recipe=WARM)
+        explainer.fit(batches(), steps=1, progress=False, accelerator="cpu")
+        explainer.groups = [MaskingGroup(explainer.maskings, tied=True)]
+        problem = explainer._problem()
+        before = [weight.clone() for masking in explainer.maskings for weight in masking.votes[0].probe.parameters()]
+        warm_start(problem, Epochs(batches(), 0, 0, 1), [1.0], None, Ranks(), False)
+        after = [weight for masking in explainer.maskings for weight in masking.votes[0].probe.parameters()]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
     def test_masks_that_share_votes(self):
         recipe = dataclasses.replace(QUICK, warm_start_batches=3, baseline_steps=0)
