@@ -206,9 +206,10 @@ class Learned(Explainer):
             raise SettingError(f"{type(self).__name__}.fit: give {' or '.join(given)}, not both")
         if epochs is not None and length(train) is None:
             raise SettingError("epochs needs a loader with a length; give steps instead")
-        if budget is not None and not self.amortized:
+        if given and not self.amortized:
             raise SettingError(
-                "a budget limits the training of probes, but per-example logits are optimised in explain. Leave it out."
+                f"{given[0]} limits the training of probes, but per-example logits are optimised in explain. Leave it "
+                "out; the recipe has the number of steps there."
             )
         if resume and run_dir is None:
             raise SettingError("resume needs the folder of the run. Give it as run_dir.")

@@ -104,10 +104,11 @@ class TestBudget:
         assert "budget of 20 s" in rest.stop_reason
         assert 0.4 < len(rest.log) / len(whole.log) < 1.6
 
-    def test_per_example_logits(self, hooked):
+    @pytest.mark.parametrize("length", [{"budget": "5m"}, {"steps": 5}, {"epochs": 2}])
+    def test_per_example_logits(self, hooked, length):
         explainer = DiffMask(hooked, SITES[1], amortized=False)
-        with pytest.raises(SettingError, match="per-example logits are optimised in explain"):
-            explainer.fit(batches(), budget="5m", progress=False)
+        with pytest.raises(SettingError, match=f"{next(iter(length))} limits .* per-example logits are optimised in"):
+            explainer.fit(batches(), progress=False, **length)
 
 
 class TestPace:
@@ -119,6 +120,11 @@ class TestPace:
         assert found.left(90) == pytest.approx(30)
         found.resting.add(1)  # if all rest, all are trained
         assert found.left(90) == pytest.approx(40)
+
+    def test_calibrations_follow_the_last_check(self):
+        found = pace.Pace(100, None, 2, 1, 0, calibrations=3, check=pace.Timing(7.0, 1))
+        found.steps = pace.interpolated(1.0, 1.0, 1)
+        assert found.left(90) == pytest.approx(10 + 5 * 7)
 
     def test_clean_passes_that_do_not_fit_are_part_of_a_step(self):
         found = pace.Pace(100, None, 0, 1, 20, clean=pace.Timing(4.0, 1))
