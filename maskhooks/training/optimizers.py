@@ -1,4 +1,4 @@
-"""Optimizers of probes and baselines: Adam with a limit on single gradients, and Lookahead."""
+"""Optimizers of probes and baselines, and Lookahead, which torch.optim lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from maskhooks.plugins.kind import declare
-from maskhooks.settings.types import Count, Decay, Fraction, NonNegative
+from maskhooks.settings.types import Count, Decay, Fraction
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -52,50 +52,14 @@ class Lookahead(torch.optim.Optimizer):
                 weight.copy_(held.lerp_(weight, self.alpha))
 
 
-class ClippedAdam(torch.optim.Adam):
-    """Adam in which no single gradient counts much more than those before it.
-
-    The norm of a tensor's gradient is at most `clip` times the root of the summed running mean of its squares. Without
-    a limit, a gradient far larger than the others moves the weights by about lr / sqrt(1 - beta2) in all: 30 steps at
-    once for beta2 = .999, since numerator and denominator then both consist of it.
-
-    Args:
-        params, options: see `torch.optim.Adam`.
-        clip: the largest norm, as a multiple of the usual one.
-    """
-
-    def __init__(self, params: Iterable[Any], *, clip: float, **options: Any) -> None:
-        super().__init__(params, **options)
-        self.clip = clip
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        self._limit()
-        return super().step(closure)
-
-    @torch.no_grad()
-    def _limit(self) -> None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state.get(weight)
-                if weight.grad is not None and state:
-                    usual = (state["exp_avg_sq"].sum() / (1 - group["betas"][1] ** state["step"])).sqrt()
-                    norm = weight.grad.norm()
-                    weight.grad.mul_(torch.where(usual > 0, self.clip * usual / norm, 1.0).clamp(max=1.0))
-
-
-def adam(
-    params: Iterable[Any], *, beta1: Decay = 0.9, beta2: Decay = 0.99, clip: NonNegative = 0.0
-) -> torch.optim.Optimizer:
+def adam(params: Iterable[Any], *, beta1: Decay = 0.9, beta2: Decay = 0.99) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015).
 
     Args:
         params: groups of parameters with their learning rates.
         beta1: decay rate of the gradient's mean.
         beta2: decay rate of the squared gradient's mean.
-        clip: the largest norm of a tensor's gradient, as a multiple of its running root mean square; 0 for no limit.
     """
-    if clip:
-        return ClippedAdam(params, betas=(beta1, beta2), clip=clip)
     return torch.optim.Adam(params, betas=(beta1, beta2))
 
 

@@ -16,7 +16,7 @@ def presets() -> dict[str, Recipe]:
             batch_size=8,
             warm_start_batches=240,
             least_gain=0.005,
-            optimizer={"name": "adam", "beta1": 0.95, "beta2": 0.999, "clip": 2.0},
+            optimizer={"name": "adam", "beta1": 0.95, "beta2": 0.999},
             objective={"name": "ratio", "rate": 0.01, "power": 2.0, "ema_decay": 0.95, "target_fraction": 0.92},
             min_logit=-3.0,
             l0_price=0.05,
