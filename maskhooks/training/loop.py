@@ -38,6 +38,8 @@ from maskhooks.training.pace import Pace, Timing, interpolated
 from maskhooks.training.problem import CHOOSE, MODEL, SAMPLE, VALIDATE, Problem
 from maskhooks.training.run import FitResult
 
+_RESTED = 0.7  # from this progress on, no group rests: as learning rates fall, all gain again
+
 
 class Loop:
     """Draws groups of maskings for each step, trains them, and compares checkpoints.
@@ -79,7 +81,7 @@ class Loop:
         self.done = self.epoch = self.index = 0  # steps done; epoch and index of the next batch
         self.progress = 0.0  # how far the run is, from 0 to 1
         self.stale = 0  # validations in a row without a better checkpoint
-        self.resting = pace.resting  # groups that no longer gain, until learning rates fall
+        self.resting = pace.resting  # groups that no longer gain
         self.batch: Any = None  # the latest batch
 
     def start(self) -> None:
@@ -105,7 +107,7 @@ class Loop:
             self._step(move(batch, self.ranks.device), optimizer)
             self.done, self.index = self.done + 1, self.index + 1
             self._advance()
-            if self.resting and self.progress >= 1 - self.problem.recipe.decay_fraction:
+            if self.resting and self.progress >= _RESTED:
                 self.resting.clear()
             if self.validation is not None and self.pace.due(self.progress):
                 self._validate(self.validation)
@@ -177,14 +179,14 @@ class Loop:
         return group, objective, pooled
 
     def _rest(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Let groups rest that gained too little since the last validation, until learning rates fall.
+        """Let groups rest that gained too little since the last validation, until the last part of the run.
 
         Args:
             rows: a row per group of this validation.
         """
         recipe, before = self.problem.recipe, self.result.validation[-len(rows) :]
-        falling = self.progress >= 1 - recipe.decay_fraction
-        if before and recipe.least_gain and len(self.checkpoints) == len(rows) and not falling:
+        apart = len(self.checkpoints) == len(rows)
+        if before and recipe.least_gain and apart and self.progress < _RESTED:
             for number, (last, row) in enumerate(zip(before, rows, strict=True)):
                 within = max(last["divergence"], row["divergence"]) <= self.problem.margin
                 if within and last["expected_l0"] - row["expected_l0"] < recipe.least_gain:

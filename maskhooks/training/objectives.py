@@ -14,6 +14,8 @@ from maskhooks.masks.samples import GateSamples
 from maskhooks.plugins.kind import declare
 from maskhooks.settings.types import Decay, Fraction, NonNegative, Positive
 
+_HIGHEST_LEVEL = 0.2  # a slope from few examples is noisy, and a multiplier that begins far too high opens many gates
+
 
 class Objective(nn.Module):
     """min sparsity subject to divergence <= margin, for one group of maskings.
@@ -188,7 +190,8 @@ class RatioLagrangian(Objective):
         self.smoothed = torch.full_like(self.multiplier, self.target)
 
     def level(self, slope: float) -> None:
-        self.multiplier = torch.full_like(self.multiplier, self.target / slope).clamp(self.l0_price, 1.0)
+        most = max(self.l0_price, _HIGHEST_LEVEL)
+        self.multiplier = torch.full_like(self.multiplier, self.target / slope).clamp(self.l0_price, most)
 
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]

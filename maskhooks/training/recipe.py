@@ -68,7 +68,7 @@ class Recipe:
         calibrations: how often, after the last step, the logits of each masking are shifted by one number towards the
             margin and compared once more on validation data; 0 for never. Masks that share votes stay as they are.
         least_gain: a masking that is within the margin and whose fraction kept fell by less since the last validation
-            rests until learning rates fall, and its steps go to the others; 0 for no rests.
+            rests until the last 30 % of the run, and its steps go to the others; 0 for no rests.
         patience: validations without a better checkpoint after which training stops; None never stops early.
         statistics_batches: batches from which means and standard deviations are computed.
         replay: whether masked passes start at the masked site; False runs the whole model.

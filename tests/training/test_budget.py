@@ -184,7 +184,7 @@ class TestRests:
         assert found[0] == expected
 
     def test_one_rests_and_the_other_gets_its_steps(self, hooked, monkeypatch):
-        recipe = dataclasses.replace(QUICK, least_gain=0.01, validations=10, decay_fraction=0.3)
+        recipe = dataclasses.replace(QUICK, least_gain=0.01, validations=10, decay_fraction=0.9)
         explainer = DiffMask(hooked, SITES[1:3], margin=50.0, recipe=recipe)
         monkeypatch.setattr(Loop, "_rest", lambda loop, rows: loop.resting.add(0))
         explainer.fit(batches(), batches(1), steps=100, progress=False, accelerator="cpu")

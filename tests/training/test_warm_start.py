@@ -201,7 +201,7 @@ class TestWarmStart:
         (row,) = self.fit(12).result.log
         assert len(found) == 1
         ((objective, slope),) = levelled
-        assert row["multiplier"] == pytest.approx(min(1.0, max(0.05, objective.target / slope)))
+        assert row["multiplier"] == pytest.approx(min(0.2, max(0.05, objective.target / slope)))
 
     def test_fewer_batches_than_asked_for(self):
         assert self.fit(500).fitted
