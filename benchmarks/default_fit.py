@@ -98,19 +98,30 @@ def forward_seconds(model: Any, batches: list[Any]) -> float:
     return statistics.median(found[1:])
 
 
+def steps_of(folder: Path) -> int:
+    """The training steps that were made."""
+    with (folder / "log.csv").open(newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
+def validation(folder: Path) -> list[dict[str, str]]:
+    """The rows that a run wrote."""
+    with (folder / "validation.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def masked_at(folder: Path, step: float) -> float | None:
     """The masked fraction, mean over sites, at the last validation up to a step; with sampled gates."""
-    with (folder / "validation.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    rows = [row for row in validation(folder) if int(row["step"]) <= step]
     last = [float(row["expected_l0"]) for row in rows if row["step"] == rows[-1]["step"]]
     return 1 - statistics.mean(last) if last else None
 
 
-def chosen_masked(explainer: Any) -> float:
+def chosen_masked(folder: Path, explainer: Any) -> float:
     """The masked fraction of the chosen masks, mean over sites, with sampled gates."""
     chosen = explainer.result.chosen_steps
-    rows = {(row["site"], row["depth"], row["step"]): row for row in explainer.result.validation}
-    kept = [rows[one.label, one.depth, chosen[str(one)]]["expected_l0"] for one in explainer.groups]
+    rows = {(row["site"], int(row["depth"]), int(row["step"])): row for row in validation(folder)}
+    kept = [float(rows[one.label, one.depth, chosen[str(one)]]["expected_l0"]) for one in explainer.groups]
     return 1 - statistics.mean(kept)
 
 
@@ -148,14 +159,14 @@ def measure(one: Encoder, home: Path, quick: bool, budget: str | None) -> dict[s
         steps = ["--steps", "16"] if quick else []
         run = Process(["fit", str(one.folder), *data, *steps, "--out", str(folder)])
         after = forward_seconds(model, units)
-        explainer, found = evaluated(folder, model, held)
+        _, found = evaluated(folder, model, held)
         result = {
             "passes": run.seconds / statistics.mean([before, after]),
             "minutes": run.seconds / 60,
             **found,
             "told_over_real": None if run.told is None else run.told / run.seconds,
             "forward_seconds": [before, after],
-            "steps": len(explainer.result.log),
+            "steps": steps_of(folder),
             "threads": torch.get_num_threads(),
         }
         if budget is not None:
@@ -166,9 +177,9 @@ def measure(one: Encoder, home: Path, quick: bool, budget: str | None) -> dict[s
             result |= {
                 "budget": budget,
                 "budget_over_real": seconds(budget) / spent,
-                "budget_masked": chosen_masked(less),
+                "budget_masked": chosen_masked(limited, less),
                 "default_masked_then": masked_at(folder, run.step_at(seconds(budget))),
-                "with_budget": {**found, "steps": len(less.result.log)},
+                "with_budget": {**found, "steps": steps_of(limited)},
             }
     return result
 

@@ -130,10 +130,26 @@ class Loop:
                 self._backward(clean, number, seeded(self.problem.seed, SAMPLE))
         self.optimizer.zero_grad()
         self.pace.steps = interpolated(timings[0].mean, timings[1].mean, len(groups))
-        checked = None if self.validation is None else length(self.validation.batches)
-        if checked is not None:
-            masked = sum(one.mean for one in self.pace.steps) / 2  # a pass without its backward half
-            self.pace.check.mean = checked * (self.pace.clean.mean + masked)
+        if self.validation is not None:
+            self._rehearse_check(self.validation)
+
+    def _rehearse_check(self, batches: Epochs) -> None:
+        """Estimate how long comparing checkpoints takes, from a clean pass of a validation batch."""
+        checked, (_, batch) = length(batches.batches), next(batches.first_epoch(), (0, None))
+        if checked is not None and batch is not None:
+            timing, groups = Timing(), self.problem.groups
+            with timing.timed(), self.fabric.autocast():
+                clean_pass(
+                    self.problem.hooked,
+                    move(batch, self.ranks.device),
+                    reads_of(groups),
+                    sites_of(groups),
+                    self.replay,
+                )
+            masked = sum(one.mean for one in self.pace.steps) / 2  # a training step without its backward half
+            larger = timing.mean / self.pace.clean.mean if self.pace.clean.mean else 1.0
+            self.pace.check.mean = checked * (timing.mean + larger * masked)
+        self.pace.check.mean = self.ranks.broadcast(self.pace.check.mean)
 
     def _advance(self) -> None:
         """Note how far the run is; with a budget, all ranks go by the first one's clock."""
@@ -282,7 +298,7 @@ class Loop:
         groups, recipe = self.problem.groups, self.problem.recipe
         # several draws cost at most as much as the steps between two validations
         planned = self.ranks.broadcast(self.pace.planned(self.done))  # by the first rank's clock
-        interval = max(1, planned // recipe.validations)
+        interval = max(1, planned // self.pace.checks)
         self.evaluation.passes = interval * recipe.maskings_per_step
         with self.pace.check.timed(), self.fabric.autocast():
             found = self._measured(batches)
@@ -308,7 +324,7 @@ class Loop:
         groups, margin = self.problem.groups, self.problem.margin
         alone = [one.groups[0] for one in self.checkpoints if len(one.groups) == 1]
         shifts = {n: Calibration(groups[n], margin, row) for n, row in enumerate(rows) if groups[n] in alone}
-        for _ in range(self.problem.recipe.calibrations):
+        for _ in range(self.pace.calibrations):
             due = [number for number, shift in shifts.items() if shift.due]
             if not due:
                 break

@@ -82,7 +82,8 @@ def _begin(loop: Loop, run: Run, train: Epochs, snapshots: Snapshots) -> None:
             )
         snapshots.drop()
     if not loop.ranks.broadcast(tree is not None):
-        prepare(loop.problem, _fresh(run, train), loop.replay, loop.ranks, run.progress and loop.ranks.is_first)
+        shown = run.progress and loop.ranks.is_first
+        prepare(loop.problem, _fresh(run, train), loop.replay, loop.ranks, shown, loop.pace.for_warm_start)
         loop.start()
     if loop.ranks.world_size > 1:
         own = encode(tree or {**snapshot(loop), "rows": {}}) if loop.ranks.is_first else b""

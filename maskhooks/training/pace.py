@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from maskhooks.progress import duration, rough
 from maskhooks.settings.duration import Budget
 
 _LATEST = 0.1  # weight of the latest measurement
+_WARM, _CHECKING = 0.2, 0.25  # the most of a budget for a warm start, and for comparisons of checkpoints
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Pace:
         groups: how many groups are trained.
         stored: batches whose clean pass is computed once and stored; 0 if each step computes its own.
         together: how many groups a step trains.
-        calibrations: how many comparisons follow the last one.
+        calibrations: how many comparisons follow the last one; with a budget, there may be fewer of both.
 
     Attributes:
         steps: for each group, how long its masked half of a step takes.
@@ -83,6 +85,11 @@ class Pace:
         return time.monotonic() - self._begun
 
     @property
+    def for_warm_start(self) -> float:
+        """The seconds that a warm start may take."""
+        return math.inf if self.budget is None else _WARM * self.budget.seconds
+
+    @property
     def step_seconds(self) -> float:
         """The mean time of a step, without the clean passes that are stored."""
         trained = [number for number in range(len(self.steps)) if number not in self.resting] or range(len(self.steps))
@@ -102,10 +109,17 @@ class Pace:
             self._begun, self._first_step = time.monotonic() - state["elapsed"], state["first_step"]
 
     def begin(self) -> str:
-        """Note that the first step is next; return what is wrong if there is no time for a step of each group."""
+        """Note that the first step is next; return what is wrong if there is no time for a step of each group.
+
+        With a budget, checkpoints are compared less often if that would take much of it.
+        """
         self._first_step = self._first_step or self.elapsed
         if self.budget is None:
             return ""
+        if self.check.mean:
+            most = int(_CHECKING * self.budget.seconds / self.check.mean)
+            self.checks = max(1, min(self.checks, most))
+            self.calibrations = max(0, min(self.calibrations, most - self.checks))
         steps = -(-len(self.steps) // self.together)
         least = self._first_step + self._stored_seconds(steps) + self._after + steps * self.step_seconds
         if least <= self.budget.seconds:

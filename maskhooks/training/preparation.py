@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,20 @@ from maskhooks.training.warm_start import warm_start
 _OPEN = 5.0  # the logit of a nearly open gate; its negative, of a nearly closed one
 
 
-def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks, progress: bool) -> None:
+def prepare(
+    problem: Problem,
+    train: Epochs,
+    replay: Replay | None,
+    ranks: Ranks,
+    progress: bool,
+    seconds: float = math.inf,
+) -> None:
     """Start and fit the maskings' modules, and start the objectives with the divergence of the fully masked model.
 
     Each rank reads the batches of all ranks, so all gather the same statistics.
+
+    Args:
+        seconds: the time for a warm start.
     """
     gather_and_fit_baselines(problem, train, replay, ranks, progress)
     closed = closed_divergences(
@@ -55,7 +66,7 @@ def prepare(problem: Problem, train: Epochs, replay: Replay | None, ranks: Ranks
         objective.start(mean)
     apart = len(by_shared_modules(problem.groups)) == len(problem.groups)
     if problem.recipe.warm_start_batches and apart:  # a product of votes has to close one after another
-        warm_start(problem, train, [mean.item() for mean in means], replay, ranks, progress)
+        warm_start(problem, train, [mean.item() for mean in means], replay, ranks, progress, seconds)
 
 
 def gather_and_fit_baselines(

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +38,13 @@ _STEP = 0.5  # to both sides, for the slope of the penalty
 
 
 def warm_start(
-    problem: Problem, train: Epochs, closed: Sequence[float], replay: Replay | None, ranks: Ranks, progress: bool
+    problem: Problem,
+    train: Epochs,
+    closed: Sequence[float],
+    replay: Replay | None,
+    ranks: Ranks,
+    progress: bool,
+    seconds: float = math.inf,
 ) -> None:
     """Train the probes as the run will, but on an estimate of the divergence in place of a masked pass.
 
@@ -54,6 +61,7 @@ def warm_start(
     Args:
         closed: for each group, the divergence of the fully masked model, in nats; a group whose divergence is not
             finite starts cold. So does a tied group, whose gates close at several sites at once.
+        seconds: the time for reading gradients, after which no more batches are read.
     """
     recipe, hooked = problem.recipe, problem.hooked
     warm = [n for n, far in enumerate(closed) if math.isfinite(far) and not problem.groups[n].tied]
@@ -62,6 +70,7 @@ def warm_start(
     total = recipe.warm_start_batches if rounds is None else min(rounds, recipe.warm_start_batches)
     batches = itertools.islice(train.batches_from(), total)
     kept: list[Clean | None] = []
+    begun = time.monotonic()
     for number, (_, _, batch) in enumerate(track(batches, "reading gradients", total=total, shown=progress)):
         torch.manual_seed(seeded(problem.seed, WARM, number, ranks.rank))
         clean, effects = None, {}
@@ -71,8 +80,11 @@ def warm_start(
             effects = gate_effects(clean, problem.maskings)
         if number < _BATCHES:
             kept.append(clean)
+        done = ranks.broadcast(max(number / total, (time.monotonic() - begun) / seconds))
         for start in starts:
-            start.descend(clean, effects, number, total)
+            start.descend(clean, effects, number, min(1.0, done))
+        if done >= 1:
+            break
     for start in starts:
         start.optimizer.zero_grad()
         start.meet_target(kept)
@@ -114,8 +126,8 @@ class _Start:
         self.rate = self.optimizer.param_groups[0]["lr"]
         self.total, self.examples = 0.0, 0  # nats that closing every gate would cost by the estimate, unscaled
 
-    def descend(self, clean: Clean | None, effects: Effects, step: int, steps: int) -> None:
-        """Make a step on one batch."""
+    def descend(self, clean: Clean | None, effects: Effects, step: int, progress: float) -> None:
+        """Make a step on one batch; progress is from 0 to 1."""
         source = generator(self.seed, WARM, step, self.number)
         group = sharing(self.group, clean, self.ranks)
         with torch.enable_grad():
@@ -131,7 +143,7 @@ class _Start:
             self.objective(pooled.samples, divergence, divergence).backward()
         self.ranks.add_gradients(self.weights)
         for settings in self.optimizer.param_groups:
-            settings["lr"] = self.rate * self.recipe.rate(step, step / steps)
+            settings["lr"] = self.rate * self.recipe.rate(step, progress)
         self.optimizer.step()
         self.objective.ascend(divergence.detach())
 
