@@ -121,6 +121,19 @@ class TestPace:
         found.resting.add(1)  # if all rest, all are trained
         assert found.left(90) == pytest.approx(40)
 
+    @pytest.mark.parametrize(
+        ("seconds", "checks", "calibrations"), [(1.0, 10, 2), (2.2, 10, 1), (5.0, 5, 0), (20.0, 1, 0), (40.0, 1, 0)]
+    )
+    def test_a_budget_is_not_spent_on_checks(self, seconds, checks, calibrations):
+        found = pace.Pace(0, Budget(100.0), 10, 1, 0, calibrations=2, check=pace.Timing(seconds, 1))
+        found.begin()
+        assert (found.checks, found.calibrations) == (checks, calibrations)
+
+    def test_without_a_budget_checks_are_those_of_the_recipe(self):
+        found = pace.Pace(100, None, 10, 1, 0, calibrations=2, check=pace.Timing(1000.0, 1))
+        found.begin()
+        assert (found.checks, found.calibrations) == (10, 2)
+
     def test_calibrations_follow_the_last_check(self):
         found = pace.Pace(100, None, 2, 1, 0, calibrations=3, check=pace.Timing(7.0, 1))
         found.steps = pace.interpolated(1.0, 1.0, 1)

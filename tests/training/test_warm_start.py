@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch.utils.checkpoint import checkpoint
 
 import maskhooks
+import maskhooks.training.warm_start as starting
 from maskhooks import DiffMask
 from maskhooks.data.epochs import Epochs
 from maskhooks.distributed.ranks import Ranks
@@ -221,6 +222,19 @@ class TestWarmStart:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(weight.grad is None and weight.requires_grad for weight in hooked.model.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, hooked.model.parameters(), strict=True))
+
+    def test_it_ends_when_its_time_is_up(self, monkeypatch):
+        read, original = [], gate_effects
+        monkeypatch.setattr(starting, "gate_effects", lambda *given: read.append(1) or original(*given))
+        monkeypatch.setattr(starting.time, "monotonic", lambda: 10.0 * len(read))
+        recipe = dataclasses.replace(maskhooks.Recipe.named("language"), warm_start_batches=12)
+        maskings = DiffMask(hooked_bag(), "identity:output", recipe=recipe)
+        maskings.groups = maskings._make_groups()
+        problem = maskings._problem()
+        gather(maskings.hooked, problem.maskings, bag()[:1], torch.device("cpu"))
+        problem.objectives[0].start(torch.tensor(1.5))
+        warm_start(problem, Epochs(bag(), 0), [1.5], None, Ranks(), progress=False, seconds=45.0)
+        assert len(read) == 5
 
     def test_tied_masks_start_cold(self):
         explainer = DiffMask(wrapped(), SITES[1:3], recipe=WARM)
