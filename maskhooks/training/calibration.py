@@ -11,6 +11,7 @@ from maskhooks.training.checkpoint import rank_of
 
 _AIM = 0.97  # of the margin
 _NEAR = 0.03  # how far from there, in log D, a shift is good enough
+_FAR = math.log(10)  # and how far is too far: the margin is not what limits such a mask
 _SLOPE = -0.3  # of log D over the shift, where only one divergence is known
 _FURTHEST = 2.0  # the most that logits are shifted from where they are
 
@@ -20,7 +21,8 @@ class Calibration:
 
     Training ends near the margin, above or below. The order of positions is learned by then, and how many of them are
     dropped is one number, which is found by the secant method: log D falls nearly linearly with the logits. The shift
-    is chosen on validation data as checkpoints are, among those that were measured.
+    is chosen on validation data as checkpoints are, among those that were measured. A mask at less than a tenth of the
+    margin, or at more than ten times it, stays as it is.
 
     Args:
         group: its probes shift their logits.
@@ -36,7 +38,7 @@ class Calibration:
     @property
     def due(self) -> bool:
         """Whether another shift may be better."""
-        return abs(self._excess(self.found[-1][1])) > _NEAR and self._next() != self.shift
+        return _NEAR < abs(self._excess(self.found[-1][1])) < _FAR and self._next() != self.shift
 
     def move(self) -> None:
         """Shift the logits to where the divergence should be just within the margin."""

@@ -60,6 +60,11 @@ class TestSearch:
         group, _, measured = searched(lambda shift: 0.097 * math.exp(-shift), 3)
         assert (group.shift, measured) == (0, 0)
 
+    @pytest.mark.parametrize("start", [0.005, 2.0])
+    def test_a_mask_far_from_the_margin_stays(self, start):
+        group, _, measured = searched(lambda shift: start * math.exp(-shift), 3)
+        assert (group.shift, measured) == (0, 0)
+
     def test_logits_that_do_not_shift(self):
         _, row, measured = searched(lambda shift: 0.2, 4)
         assert measured == 1
