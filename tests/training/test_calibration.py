@@ -97,12 +97,12 @@ class TestFit:
         assert before.result.validation[:-1] == after.result.validation[:-1]
         assert after.result.within_margin
 
-    def test_masks_that_share_votes_stay_as_they_are(self):
-        rows = [
-            fitted(wrapped(), SITES[0], recipe=one, margin=MARGIN, conditioned_on=SITES[1:3]).result.validation
-            for one in (QUICK, CALIBRATED)
-        ]
-        assert rows[0] == rows[1]
+    @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+    @pytest.mark.parametrize("cumulative", [True, False])
+    def test_masks_that_share_votes_stay_as_they_are(self, cumulative):
+        given = {"margin": 0.001, "conditioned_on": SITES[1:3], "cumulative": cumulative}
+        rows = [fitted(wrapped(), SITES[0], recipe=one, **given).result.validation[-1] for one in (QUICK, CALIBRATED)]
+        assert (rows[0] == rows[1]) is cumulative
 
     def test_without_validation_nothing_is_shifted(self):
         states = []

@@ -236,15 +236,16 @@ class TestWarmStart:
         warm_start(problem, Epochs(bag(), 0), [1.5], None, Ranks(), progress=False, seconds=45.0)
         assert len(read) == 5
 
-    def test_tied_masks_start_cold(self):
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_tied_masks_start_cold(self, tied):
         explainer = DiffMask(wrapped(), SITES[1:3], recipe=WARM)
         explainer.fit(batches(), steps=1, progress=False, accelerator="cpu")
-        explainer.groups = [MaskingGroup(explainer.maskings, tied=True)]
+        explainer.groups = [MaskingGroup(explainer.maskings, tied=tied)]
         problem = explainer._problem()
         before = [weight.clone() for masking in explainer.maskings for weight in masking.votes[0].probe.parameters()]
         warm_start(problem, Epochs(batches(), 0, 0, 1), [1.0], None, Ranks(), False)
         after = [weight for masking in explainer.maskings for weight in masking.votes[0].probe.parameters()]
-        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True)) is tied
 
     def test_masks_that_share_votes(self):
         recipe = dataclasses.replace(QUICK, warm_start_batches=3, baseline_steps=0)
