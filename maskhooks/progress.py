@@ -108,7 +108,7 @@ class Bar:
             self._bar.update(
                 self._task, total=self.total, completed=self.done, description=", ".join(details), left=_clock(left)
             )
-        elif now >= self._due and self.done != self.total:
+        elif now >= self._due and (self.done != self.total or left):
             spent = now - self._begin
             percent = f" ({100 * self.done // self.total} %)" if self.total else ""
             about = [] if left is None else [f"about {rough(left)} left"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,9 @@ class Loop:
         pace: how far the run is.
         validation: batches on which checkpoints are compared, in the same order each time.
         cache: keeps clean passes across epochs.
+
+    Attributes:
+        on_validation_batch: called after each batch on which checkpoints are compared.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Loop:
         self.stale = 0  # validations in a row without a better checkpoint
         self.resting = pace.resting  # groups that no longer gain
         self.batch: Any = None  # the latest batch
+        self.on_validation_batch: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Make the optimizer. The modules must be started."""
@@ -316,8 +320,12 @@ class Loop:
             self.result.stop_reason = f"no better checkpoint in {recipe.patience} validations"
 
     def _measured(self, batches: Epochs, only: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        moved = ((number, move(batch, self.ranks.device)) for number, batch in batches.first_epoch())
-        return self.evaluation.rows(moved, only)
+        return self.evaluation.rows(self._for_validation(batches), only)
+
+    def _for_validation(self, batches: Epochs) -> Iterator[tuple[int, Any]]:
+        for number, batch in batches.first_epoch():
+            yield number, move(batch, self.ranks.device)
+            self.on_validation_batch()
 
     def _calibrated(self, rows: Sequence[dict[str, Any]], batches: Epochs) -> list[dict[str, Any]]:
         """Shift the logits of each group towards the margin; return the rows of the states that remain."""

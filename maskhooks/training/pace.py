@@ -159,6 +159,8 @@ class Pace:
     def note_check(self, progress: float) -> None:
         """Note that checkpoints were compared at this progress."""
         self.checked = int(progress * self.checks + 1e-9)
+        if progress >= 1:
+            self.calibrations = 0  # done with the last comparison
 
     def end(self, done: int) -> str:
         """Return why the run ends after this many steps."""

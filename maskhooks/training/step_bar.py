@@ -19,6 +19,7 @@ class StepBar:
 
     def __enter__(self) -> StepBar:
         self.bar.__enter__()
+        self.loop.on_validation_batch = lambda: self._show("measuring on validation data")
         return self
 
     def __exit__(
@@ -28,10 +29,11 @@ class StepBar:
 
     def update(self) -> None:
         """Show the loop's progress."""
-        if not self.bar.shown:
-            return
-        latest = self.loop.result.log[-_LATEST:]
-        divergence, kept = (sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0"))
+        if self.bar.shown:
+            latest = self.loop.result.log[-_LATEST:]
+            divergence, kept = (sum(row[key] for row in latest) / len(latest) for key in ("divergence", "expected_l0"))
+            self._show(f"divergence {divergence:.3f} kept {kept:.2f}")
+
+    def _show(self, text: str) -> None:
         done, pace = self.loop.done, self.loop.pace
-        text = f"divergence {divergence:.3f} kept {kept:.2f}"
         self.bar.update(done, text, pace.left(done), max(done, pace.planned(done)))

@@ -81,6 +81,7 @@ def test_two_processes_are_one_with_the_global_batch(strategy: str) -> None:
         {"gate": "bernoulli"},
         {"recipe": dataclasses.replace(QUICK, objective="paper")},
         {"sites": runs.SITES[1], "recipe": dataclasses.replace(QUICK, validations=1)},  # several draws
+        {"margin": 5e-4, "recipe": dataclasses.replace(QUICK, calibrations=3)},
     ],
 )
 def test_other_settings(settings: dict[str, Any]) -> None:

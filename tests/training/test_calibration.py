@@ -10,7 +10,9 @@ import torch
 
 from maskhooks import DiffMask
 from maskhooks.masks.group import MaskingGroup
+from maskhooks.progress import Bar
 from maskhooks.training.calibration import Calibration
+from tests import tiny_runs as runs
 from tests.training.tagger_fits import QUICK, SITES, batches, fitted, wrapped
 from tests.training.test_warm_start import bag, hooked_bag
 
@@ -103,6 +105,37 @@ class TestFit:
         given = {"margin": 0.001, "conditioned_on": SITES[1:3], "cumulative": cumulative}
         rows = [fitted(wrapped(), SITES[0], recipe=one, **given).result.validation[-1] for one in (QUICK, CALIBRATED)]
         assert (rows[0] == rows[1]) is cumulative
+
+    @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+    def test_a_run_that_is_killed_calibrates_again(self, tmp_path, monkeypatch):
+        recipe = dataclasses.replace(runs.QUICK, calibrations=3)
+        plain, _ = (
+            runs.train(tmp_path / name, margin=5e-4, recipe=one)
+            for name, one in (("plain", runs.QUICK), ("whole", recipe))
+        )
+        assert runs.results(tmp_path / "plain")["validation.csv"] != runs.results(tmp_path / "whole")["validation.csv"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Calibration, "note", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                runs.train(tmp_path / "killed", margin=5e-4, recipe=recipe)
+        runs.train(tmp_path / "killed", margin=5e-4, recipe=recipe, fit={"resume": True})
+        assert runs.results(tmp_path / "killed") == runs.results(tmp_path / "whole")
+
+    @pytest.mark.usefixtures("early_progress")
+    def test_progress_goes_on(self, monkeypatch):
+        """At the last step the count is full, but there is work left."""
+        found, update = [], Bar.update
+
+        def updated(bar, done=None, text=None, left=None, total=None):
+            update(bar, done, text, left, total)
+            found.append((done, text, bool(left)))
+
+        monkeypatch.setattr(Bar, "update", updated)
+        DiffMask(wrapped(), SITES[1], margin=5e-4, recipe=CALIBRATED).fit(batches(), batches(2), accelerator="cpu")
+        steps, text = CALIBRATED.steps, "measuring on validation data"
+        assert found.count((steps, text, True)) > 2  # two batches of the last comparison, and those of calibration
+        assert found.count((10, text, True)) == 2
+        assert found[-1][0] == steps and found[-1][1] != text and not found[-1][2]
 
     def test_without_validation_nothing_is_shifted(self):
         states = []
