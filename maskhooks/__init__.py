@@ -5,10 +5,12 @@ from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
+from maskhooks.explainers.iba import IBA
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
 from maskhooks.explainers.saving import load
+from maskhooks.explainers.schulz import Schulz
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import Shards
 from maskhooks.model.adapter import Adapter
@@ -31,12 +33,14 @@ __all__ = [
     "Explanation",
     "GraphMask",
     "Hooked",
+    "IBA",
     "LeaveOneOut",
     "Pattern",
     "Positions",
     "Random",
     "Recipe",
     "Reinforce",
+    "Schulz",
     "Shards",
     "Site",
     "Task",

@@ -11,20 +11,23 @@ from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
+from maskhooks.explainers.iba import IBA
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
-from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
+from maskhooks.explainers.schulz import Schulz
+from maskhooks.masks.baselines import Baseline, Learned, Mean, Noise, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
 from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss
 from maskhooks.model.source import Factory, Source
 from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
-from maskhooks.training.optimizers import adam, lookahead
+from maskhooks.training.optimizers import adam, lookahead, rmsprop
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.presets import presets
 from maskhooks.training.recipe import Recipe
+from maskhooks.training.unconstrained import InformationBottleneck
 
 
 @hookimpl
@@ -39,7 +42,7 @@ def maskhooks_gates() -> Mapping[str, Callable[..., Gate]]:
 
 @hookimpl
 def maskhooks_baselines() -> Mapping[str, Callable[..., Baseline]]:
-    return {"learned": Learned, "zero": Zero, "mean": Mean, "token": Token}
+    return {"learned": Learned, "zero": Zero, "mean": Mean, "token": Token, "noise": Noise}
 
 
 @hookimpl
@@ -49,7 +52,7 @@ def maskhooks_probes() -> Mapping[str, Callable[..., Probe]]:
 
 @hookimpl
 def maskhooks_objectives() -> Mapping[str, Callable[..., Objective]]:
-    return {"augmented": AugmentedLagrangian, "ratio": RatioLagrangian, "paper": PaperLagrangian}
+    return {"augmented": AugmentedLagrangian, "ratio": RatioLagrangian, "paper": PaperLagrangian, "bottleneck": InformationBottleneck}
 
 
 @hookimpl
@@ -59,7 +62,7 @@ def maskhooks_penalties() -> Mapping[str, Callable[..., Penalty]]:
 
 @hookimpl
 def maskhooks_optimizers() -> Mapping[str, Callable[..., Optimizer]]:
-    return {"adam": adam, "lookahead": lookahead}
+    return {"adam": adam, "lookahead": lookahead, "rmsprop": rmsprop}
 
 
 @hookimpl
@@ -82,6 +85,8 @@ def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
         "erasure": Erasure,
         "leave-one-out": LeaveOneOut,
         "beam": Beam,
+        "iba": IBA,
+        "schulz": Schulz,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from abc import abstractmethod
@@ -43,7 +44,9 @@ from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
 from maskhooks.training.evaluation import Evaluation
-from maskhooks.training.per_example import Estimate, optimise, pathwise
+from maskhooks.training.copies import Estimate
+from maskhooks.training.objectives import Objective
+from maskhooks.training.per_example import optimise, pathwise
 from maskhooks.training.problem import Problem
 from maskhooks.training.recipe import RECIPES, RecipeSetting
 from maskhooks.training.run import Run
@@ -58,7 +61,7 @@ class Learned(Explainer):
     Args:
         hooked: the wrapped model.
         sites: what to mask: a tag ("hidden", "input", "message"), an address, a glob, a Site, or several of these.
-        margin: the divergence allowed on average, in nats.
+        margin: the divergence allowed on average, in nats; None for methods without a margin.
         gate: the distribution of gate values.
         baseline: what a closed gate lets through; a `Baseline` object serves a single masked site. Default "learned",
             for per-example logits "zero".
@@ -89,7 +92,7 @@ class Learned(Explainer):
         self,
         hooked: Hooked,
         sites: Selector,
-        margin: Positive,
+        margin: Positive | None,
         gate: GateSetting,
         baseline: BaselineSetting | None,
         divergence: DivergenceSetting,
@@ -118,7 +121,8 @@ class Learned(Explainer):
     def __repr__(self) -> str:
         state = "fitted" if self.fitted else "not fitted" if self.amortized else "not amortised"
         what = f"{len(self.maskings)} maskings of {len(self.sites)} sites"
-        return f"{type(self).__name__}({what}, margin {self.margin} nats, {state})"
+        margin = "" if self.margin is None else f", margin {self.margin} nats"
+        return f"{type(self).__name__}({what}{margin}, {state})"
 
     @property
     def maskings(self) -> list[Masking]:
@@ -136,7 +140,7 @@ class Learned(Explainer):
     @property
     def within_margin(self) -> bool | None:
         """Whether the chosen state keeps every group's divergence within the margin, on the validation data."""
-        return self.result.within_margin if self.result is not None else None
+        return self.result.within_margin if self.result is not None and self.margin is not None else None
 
     def fit(
         self: _Itself,
@@ -216,6 +220,7 @@ class Learned(Explainer):
         self.sites, self.fitted, self.result = self._asked, False, None
         with preserved_rng(self.hooked.model), Epochs(train, self.seed).seeded():
             check_loaders(train, validation)
+            self._check_data(train)
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
 
         self.groups = self._make_groups()
@@ -268,6 +273,9 @@ class Learned(Explainer):
         warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
         self._check_batch(batch)
 
+    def _check_data(self, train: Iterable[Any]) -> None:
+        """Check the data before training; explainers may override this."""
+
     def _check_batch(self, batch: Any) -> None:
         """Check a batch further before training; explainers may override this."""
 
@@ -292,13 +300,17 @@ class Learned(Explainer):
         return f"this {type(self).__name__} has not learned anything yet: call fit(train_loader) first"
 
     def scores(self, clean: Clean) -> list[Scores]:
-        if not self.amortized:
-            optimise(self._problem(), clean, self._estimator)
+        self.optimise(clean)
         with torch.no_grad():
             return [
                 self.site_scores(clean, one.site, one.depth, one.probability(clean.values, clean.places[one.site]))
                 for one in self._scored
             ]
+
+    def optimise(self, clean: Clean) -> None:
+        """Optimise per-example logits for a batch, if masks are not amortised."""
+        if not self.amortized:
+            optimise(self._problem(), clean, self._estimator, self.recorder)
 
     @property
     def _scored(self) -> Sequence[Masking]:
@@ -390,15 +402,19 @@ class Learned(Explainer):
         baseline.started = False
         return baseline
 
+    def _make_objective(self) -> Objective:
+        """Return the objective of one group."""
+        return self.recipe.make_objective(self.margin)
+
     def _problem(self) -> Problem:
         """Return the problem to train."""
         return Problem(
             self.hooked,
             self.groups,
-            [self.recipe.make_objective(self.margin) for _ in self.groups],
+            [self._make_objective() for _ in self.groups],
             self.recipe,
             self.divergence,
-            self.margin,
+            math.inf if self.margin is None else self.margin,
             self.seed,
             self.recipe.make_penalty(),
             fit_first=self.maskings if self._baselines_first else (),

@@ -12,7 +12,8 @@ from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting
 from maskhooks.settings.types import Decay, Positive, Seed
 from maskhooks.sites.site import Selector
-from maskhooks.training.per_example import Estimate, ScoreFunction
+from maskhooks.training.copies import Estimate
+from maskhooks.training.per_example import ScoreFunction
 from maskhooks.training.recipe import RecipeSetting
 
 

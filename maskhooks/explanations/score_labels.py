@@ -9,6 +9,9 @@ P_KEPT = "P(kept)"
 DIVERGENCE = "1 - exp(-divergence)"
 KEPT_OR_ERASED = "kept (1) or erased (0)"
 RANDOM = "random score"
+BITS = "information in bits"
+WEIGHT = "share of the value kept"
+INVERSE_NOISE = "1 / noise"
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -19,12 +22,20 @@ _METHODS = {
     "says how far the output moves without it. If another position carries the same information, both have low scores.",
     KEPT_OR_ERASED: "A search looks for a small set of positions of a model's input or hidden states that leaves the "
     "prediction unchanged when a baseline replaces all others. A position scores 1 in that set, and 0 outside it.",
+    BITS: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what the "
+    "prediction needs. The score is an upper bound of the information that a position still gives to the layers above.",
+    WEIGHT: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what "
+    "the prediction needs. The score is the share of a position's value in the mixture.",
+    INVERSE_NOISE: "Noise is added to each position of a model's hidden states, as much as the output allows. The score "
+    "is high where the output allows little.",
     RANDOM: "Scores are random, for comparison with other explainers. They say nothing about the model.",
 }
 _ZEROS = {
     P_KEPT: "{} without colour can be masked without changing the prediction.",
     DIVERGENCE: "{} without colour hardly move the output when each is masked alone.",
     KEPT_OR_ERASED: "{} without colour are not in the set that was found.",
+    BITS: "{} without colour give the layers above no information that the prediction needs.",
+    WEIGHT: "{} without colour can be replaced by noise.",
     RANDOM: "Scores are random.",
 }
 

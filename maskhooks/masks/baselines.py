@@ -8,18 +8,21 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from maskhooks.errors import SettingError
 from maskhooks.masks.running_stats import update_moments
 from maskhooks.plugins.kind import declare
+from maskhooks.settings.types import NonNegative
+from maskhooks.sites.pattern import Pattern
 
 
 class Baseline(nn.Module):
     """A tensor over the feature axes of its site's pattern, the same at every position.
 
     `start` is called once, before training, with the shape. `fit` gathers statistics from batches of values.
-    `forward` returns the baseline in float32; `mix` casts it to the value's dtype and device.
+    `forward` returns the baseline in float32; `mix` casts it to the value's dtype and device. A random baseline draws
+    in `drawn`, and `forward` is its mean.
     """
 
     vector: Float[Tensor, "*features"]
@@ -38,6 +41,16 @@ class Baseline(nn.Module):
     @abstractmethod
     def forward(self) -> Float[Tensor, "*features"]:
         """The baseline in float32, over the feature axes."""
+
+    def drawn(
+        self, value: Shaped[Tensor, "*value"], pattern: Pattern, generator: Generator | None = None
+    ) -> Float[Tensor, "..."]:
+        """Return what replaces a value, in a shape that broadcasts against it.
+
+        Args:
+            generator: what a random baseline draws from; without one, it returns its mean.
+        """
+        return pattern.spread_features(self(), value)
 
 
 class Zero(Baseline):
@@ -69,6 +82,31 @@ class Mean(Baseline):
 
     def forward(self) -> Float[Tensor, "*features"]:
         return self.vector
+
+
+class Noise(Mean):
+    """Gaussian noise with the mean and standard deviation of values at valid positions of the training data.
+
+    Each position and feature gets its own draw. With gates between 0 and 1 it is the noise of an information
+    bottleneck (Schulz et al. 2020).
+
+    Args:
+        min_deviation: the lowest standard deviation of a feature.
+    """
+
+    def __init__(self, *, min_deviation: NonNegative = 0.01) -> None:
+        super().__init__()
+        self.min_deviation = min_deviation
+
+    @property
+    def deviation(self) -> Float[Tensor, "*features"]:
+        return super().deviation.clamp(min=self.min_deviation)
+
+    def drawn(
+        self, value: Shaped[Tensor, "*value"], pattern: Pattern, generator: Generator | None = None
+    ) -> Float[Tensor, "..."]:
+        spread = pattern.spread_features(self.deviation, value)
+        return super().drawn(value, pattern) + spread * standard_normal(value, generator)
 
 
 class Learned(Baseline):
@@ -132,6 +170,13 @@ class Token(Baseline):
 
     def forward(self) -> Float[Tensor, "*features"]:
         return self.vector
+
+
+def standard_normal(like: Shaped[Tensor, "*value"], generator: Generator | None) -> Float[Tensor, "*value"]:
+    """Return standard normal numbers in the shape of a value, in float32; zeros without a generator."""
+    if generator is None:
+        return torch.zeros(like.shape, device=like.device)
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
 def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:

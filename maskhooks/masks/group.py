@@ -70,7 +70,7 @@ class MaskingGroup:
             return [one.sample(values, places[one.site], generator, rounded=rounded) for one in self.maskings]
         first, *others = self.maskings
         masked = first.sample(values, places[first.site], generator, rounded=rounded)
-        return [masked, *(self._tied(other, masked, values, places[other.site]) for other in others)]
+        return [masked, *(self._tied(other, masked, values, places[other.site], generator) for other in others)]
 
     def replacements(self, masked: Sequence[Masked]) -> dict[Site, Replacement]:
         """Return the replacement at each site for what `sample` returned."""
@@ -96,7 +96,9 @@ class MaskingGroup:
         count = len(depths) if self.tied else min(len(depths), 1 + int(len(depths) * progress))
         return MaskingGroup([one for one in self.maskings if one.depth >= depths[-count]], tied=self.tied)
 
-    def _tied(self, masking: Masking, first: Masked, values: Values, places: Places) -> Masked:
+    def _tied(
+        self, masking: Masking, first: Masked, values: Values, places: Places, generator: Generator | None
+    ) -> Masked:
         value = values[masking.site]
         shape = masking.pattern.mask_shape(value, site=masking.site)
         if shape != tuple(first.sample.shape):
@@ -105,7 +107,7 @@ class MaskingGroup:
                 f"{list(first.sample.shape)} at {self.maskings[0].site}. Use separate gates for each site: tied=False",
                 site=masking.site,
             )
-        return masking.mask(value, places, first.sample, first.log_open)
+        return masking.mask(value, places, first.sample, first.log_open, generator)
 
 
 def modules_of(maskings: Iterable[Masking]) -> list[nn.Module]:

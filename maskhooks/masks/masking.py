@@ -137,7 +137,7 @@ class Masking:
             sample = torch.stack([draw(self.gate, vote, generator, places.example_index) for vote in logits]).prod(0)
         else:
             sample = (log_open > math.log(rounded)).float()
-        return self.mask(values[self.site], places, sample, log_open)
+        return self.mask(values[self.site], places, sample, log_open, generator)
 
     def mask(
         self,
@@ -145,11 +145,13 @@ class Masking:
         places: Places,
         sample: Float[Tensor, "*gated"],
         log_open: Float[Tensor, "*gated"] | None = None,
+        generator: Generator | None = None,
     ) -> Masked:
         """Mask a value with a given sample over the gated positions, ignoring the probes.
 
         Args:
             log_open: log P(z != 0) in nats; default: 0 where the sample is open, -inf where it is closed.
+            generator: what a random baseline draws from.
 
         Raises:
             ReplacementError: the value holds integers, which cannot be mixed.
@@ -170,15 +172,14 @@ class Masking:
             counted,
             places.example_index,
             original=value,
-            baseline=self.baseline(),
+            baseline=self.baseline.drawn(value, self.pattern, generator),
             pattern=self.pattern,
         )
 
     def replacement(self, masked: Masked) -> Replacement:
         """Return the replacement for the site's value in a pass; it gates the value that arrives there."""
-        pattern, value = self.pattern, masked.original
-        sample, baseline = pattern.spread(masked.sample, value), pattern.spread_features(masked.baseline, value)
-        return Gated(self.site, sample, baseline.to(value))
+        value = masked.original
+        return Gated(self.site, self.pattern.spread(masked.sample, value), masked.baseline.to(value))
 
     def _valid_gates(self, valid: Bool[Tensor, "*positions"], like: Shaped[Tensor, "*gated"]) -> Bool[Tensor, "*gated"]:
         """Return which gates are valid, from the valid positions: group axes share their position's."""

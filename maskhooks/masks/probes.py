@@ -254,9 +254,13 @@ class PerExampleLogits(Probe):
         init_std: standard deviation of the initial logits.
         min_logit: the lowest logit.
         max_logit: the highest logit.
+
+    Attributes:
+        copies: how often the batch holds each example, one repetition of the batch after another.
     """
 
     logits: nn.Parameter
+    copies = 1
 
     def __init__(
         self, *, init_logit: float = 2.0, init_std: NonNegative = 0.0, min_logit: float = -7.0, max_logit: float = 5.0
@@ -281,7 +285,8 @@ class PerExampleLogits(Probe):
         self.logits = nn.Parameter(logits.expand(*positions, self.groups).clone().to(device))
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
-        return _clamp(self.logits, self.min_logit, self.max_logit)
+        logits = _clamp(self.logits, self.min_logit, self.max_logit)
+        return logits if self.copies == 1 else logits.repeat(self.copies, *[1] * (logits.dim() - 1))
 
 
 def _portions(value: Float[Tensor, "position *any"] | Picked) -> Sequence[Tensor | Picked]:

@@ -23,7 +23,7 @@ class _ByStep(NamedTuple):
     sample: Sequence[Tensor]
     rest: Sequence[Tensor]  # the baseline's share; an open gate adds -0.0, which changes no number
     closed: Sequence[Tensor | None]  # None if no gate is closed
-    baseline: Tensor
+    baseline: Sequence[Tensor]
 
 
 class Gated(Stepwise):
@@ -32,29 +32,30 @@ class Gated(Stepwise):
     Args:
         site: the masked site.
         sample: z, broadcastable to the value's shape; float32.
-        baseline: b, broadcastable to the value's shape, in the value's dtype.
+        baseline: b, broadcastable to the value's shape, in the value's dtype; the same for all rows and steps, or one
+            for each.
     """
 
     def __init__(self, site: Site, sample: Float[Tensor, "..."], baseline: Shaped[Tensor, "..."]) -> None:
         self._site, self._sample, self._baseline = site, sample, baseline
 
     def __call__(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "*value"]:
-        return self._mixed(value, self._sample)
+        return self._mixed(value, self._sample, self._baseline)
 
     def at(self, step: int) -> Replacement:
-        sample = self._sample[:, step : step + 1]
-        return lambda state: mix(state, sample, self._baseline)
+        sample, baseline = self._sample[:, step : step + 1], _part(self._baseline, 1, step, step + 1)
+        return lambda state: mix(state, sample, baseline)
 
     def on(self, step: int, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch hidden"]:
-        samples, rests, closed, baseline = self._by_step
+        samples, rests, closed, baselines = self._by_step
         mixed, shut = torch.addcmul(rests[step], state, samples[step]), closed[step]
-        return mixed if shut is None else torch.where(shut, baseline, mixed)
+        return mixed if shut is None else torch.where(shut, baselines[step], mixed)
 
     def rows(self, begin: int, end: int) -> Replacement:
-        sample = self._sample[begin:end]
-        return lambda part: self._mixed(part, sample)
+        sample, baseline = self._sample[begin:end], _part(self._baseline, 0, begin, end)
+        return lambda part: self._mixed(part, sample, baseline)
 
-    def _mixed(self, value: Tensor, sample: Tensor) -> Tensor:
+    def _mixed(self, value: Tensor, sample: Tensor, baseline: Tensor) -> Tensor:
         sizes = list(zip(value.shape, sample.shape, strict=True))
         if any(gates not in (1, size) for size, gates in sizes):
             raise ReplacementError(
@@ -64,7 +65,7 @@ class Gated(Stepwise):
                 "random drawing off",
                 site=self._site,
             )
-        return mix(value, sample, self._baseline)
+        return mix(value, sample, baseline)
 
     @functools.cached_property
     def _by_step(self) -> _ByStep:
@@ -72,6 +73,10 @@ class Gated(Stepwise):
         rest = torch.where(sample == 1, -0.0, (1 - sample) * self._baseline)
         some = closed.flatten(2).any(2).any(0).tolist()
         shut = [part if there else None for part, there in zip(closed.unbind(1), some, strict=True)]
-        return _ByStep(
-            sample.unbind(1), rest.unbind(1), shut, self._baseline[0, 0]
-        )  # the same for all examples and steps
+        baselines = self._baseline.expand(-1, sample.shape[1], -1).unbind(1)
+        return _ByStep(sample.unbind(1), rest.unbind(1), shut, baselines)
+
+
+def _part(tensor: Tensor, axis: int, begin: int, end: int) -> Tensor:
+    """Return a part along an axis; the whole where it is the same along that axis."""
+    return tensor if tensor.shape[axis] == 1 else tensor.narrow(axis, begin, end - begin)

@@ -72,17 +72,15 @@ class Masked(GateSamples):
 
     Attributes:
         original: the value h, as read in the clean pass.
-        baseline: b over the feature axes.
+        baseline: b, broadcastable against the value.
         pattern: how gates and features map to the value's axes.
     """
 
     original: Shaped[Tensor, "*value"]
-    baseline: Shaped[Tensor, "*features"]
+    baseline: Shaped[Tensor, "..."]
     pattern: Pattern
 
     @property
     def replaced(self) -> Shaped[Tensor, "*value"]:
         """The masked value, z h + (1 - z) b. If an earlier site is masked too, the pass mixes the value it computes."""
-        value = self.original
-        sample, baseline = self.pattern.spread(self.sample, value), self.pattern.spread_features(self.baseline, value)
-        return mix(value, sample, baseline)
+        return mix(self.original, self.pattern.spread(self.sample, self.original), self.baseline)

@@ -73,6 +73,36 @@ def prediction_loss(original: Outputs, masked: Outputs) -> Float[Tensor, " batch
     return compared(original, masked, _loss)
 
 
+@dataclass(frozen=True)
+class ClassLoss:
+    """-log of the masked model's probability of one class, per example, in nats; the original outputs do not count.
+
+    Args:
+        target: the class.
+
+    Raises:
+        UnknownDistributionError: the outputs are not classes, or have no class of this number.
+    """
+
+    target: int
+
+    def __call__(self, original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+        return compared(original, masked, self._loss)
+
+    def _loss(self, original: Distribution, masked: Distribution) -> Tensor:
+        _, other = _bases(original, masked)
+        classes = other.logits.shape[-1] if isinstance(other, Categorical) else 2
+        if not isinstance(other, (Categorical, Bernoulli)) or not 0 <= self.target < classes:
+            what = f"classes 0 to {classes - 1}" if isinstance(other, (Categorical, Bernoulli)) else "no classes"
+            raise UnknownDistributionError(
+                f"target={self.target} is a class, but the outputs, {type(masked).__name__}, have {what}. Give "
+                f"another target, or None for the predicted class"
+            )
+        if isinstance(other, Categorical):
+            return -other.logits[..., self.target]
+        return F.softplus(-other.logits if self.target else other.logits)
+
+
 def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     """Return how far another class comes within 0.05 nats of the predicted one, per example; 0 while it leads by more.
 

@@ -217,6 +217,12 @@ class Pattern:
         sizes = self.shape(value, site=site)
         return tuple(sizes[axis] for axis in self.features)
 
+    def per_feature(self, value: Tensor, *, site: object = None) -> Pattern:
+        """Return the pattern that also gates each feature by itself, with the sizes of a value."""
+        sizes = self.shape(value, site=site)
+        right = [*self.gated, *(axis for axis in self.features if axis not in self.gated)]
+        return Pattern(f"{self.arrow.split('->')[0]}-> {' '.join(right)}", {axis: sizes[axis] for axis in self.features})
+
     def _inside_parenthesis(self, axis: str) -> bool:
         return any(len(group) > 1 and axis in group for group in self.axes)
 

@@ -25,7 +25,7 @@ class Objective(nn.Module):
     multiplier; losses are then summed over examples.
 
     Args:
-        margin: m, in nats.
+        margin: m, in nats; None for an objective without one.
 
     Attributes:
         target: the divergence at which training is to end, by default the margin.
@@ -33,8 +33,11 @@ class Objective(nn.Module):
 
     multiplier: Float[Tensor, ""] | Float[Tensor, " batch"]
 
-    def __init__(self, margin: Positive) -> None:
+    def __init__(self, margin: Positive | None) -> None:
         super().__init__()
+        self.margin = self.target = math.inf
+        if margin is None:
+            return
         if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
             raise SettingError(f"the margin must be a positive divergence in nats, such as 0.1, got {margin!r}")
         self.margin = self.target = margin

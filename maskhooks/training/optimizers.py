@@ -74,4 +74,15 @@ def lookahead(params: Iterable[Any], *, k: Count = 6, alpha: Fraction = 0.5) -> 
     return Lookahead(torch.optim.RMSprop(params, alpha=0.99, eps=1e-8, centered=True), k=k, alpha=alpha)
 
 
+def rmsprop(params: Iterable[Any], *, decay: Decay = 0.99, centered: bool = True) -> torch.optim.Optimizer:
+    """RMSprop (Hinton 2012), centred by default.
+
+    Args:
+        params: groups of parameters with their learning rates.
+        decay: decay rate of the squared gradient's mean.
+        centered: whether the gradient is divided by its standard deviation, instead of its root mean square.
+    """
+    return torch.optim.RMSprop(params, alpha=decay, eps=1e-8, centered=centered)
+
+
 OPTIMIZERS = declare("optimizer", torch.optim.Optimizer)

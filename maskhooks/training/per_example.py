@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Generator, Tensor
 
 from maskhooks.checks.doctor import check_gradients
 from maskhooks.errors import MarginWarning
+from maskhooks.hooks.replay import Replay
 from maskhooks.masks.group import MaskingGroup
 from maskhooks.masks.probes import PerExampleLogits
 from maskhooks.masks.samples import GateSamples, Masked
@@ -20,15 +22,13 @@ from maskhooks.passes.clean import Clean
 from maskhooks.passes.masked import masked_pass, onward_pass
 from maskhooks.seeds import generator
 from maskhooks.sites.example_index import ExampleIndex
+from maskhooks.training.copies import Copies, Estimate
 from maskhooks.training.objectives import Objective
 from maskhooks.training.preparation import closed_divergence
 from maskhooks.training.problem import Problem
 
 _EXPLAIN, _START, _DRAW = 101, 103, 104
 _DRAWS = 16  # samples that judge the result of a restart
-
-# Samples the gates in one step; returns the samples, the divergence and the penalty, in nats per example.
-Estimate = Callable[[Problem, Clean, MaskingGroup, Generator, contextlib.ExitStack], tuple[GateSamples, Tensor, Tensor]]
 
 
 def pathwise(
@@ -84,7 +84,12 @@ class ScoreFunction:
         return torch.stack(terms).sum(0)
 
 
-def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] = lambda: pathwise) -> None:
+def optimise(
+    problem: Problem,
+    clean: Clean,
+    estimator: Callable[[], Estimate] = lambda: pathwise,
+    replay: Replay | None = None,
+) -> None:
     """Create per-example logits for one batch and optimise them for the recipe's steps, with a multiplier per example.
 
     Of several restarts, each example keeps the logits whose samples are sparsest with a mean divergence within the
@@ -92,6 +97,7 @@ def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] =
 
     Args:
         estimator: makes the function that samples the gates, once per restart.
+        replay: what records the clean pass of a batch of copies, for several samples in one step.
 
     Raises:
         GradientError: a site affects the output, but gets no gradient.
@@ -104,13 +110,14 @@ def optimise(problem: Problem, clean: Clean, estimator: Callable[[], Estimate] =
         chosen: Chosen | None = None
         for attempt in range(recipe.restarts):
             begin(group, clean, generator(problem.seed, _START, number, attempt))
-            _descend(problem, clean, group, objective, (number, attempt), estimator())
+            _descend(problem, clean, group, objective, (number, attempt), estimator(), replay)
             if recipe.restarts > 1:
                 found = Chosen.of(problem, clean, group, generator(problem.seed, _DRAW, number, attempt))
                 chosen = found if chosen is None else chosen.or_better(found)
         if chosen is not None:
             chosen.put()
-        _check_margin(problem, group, clean)
+        if math.isfinite(problem.margin):
+            _check_margin(problem, group, clean)
 
 
 def _descend(
@@ -120,9 +127,11 @@ def _descend(
     objective: Objective,
     numbers: tuple[int, ...],
     estimate: Estimate,
+    replay: Replay | None,
 ) -> None:
     """Optimise once; the gates' temperature falls to their own."""
     recipe, gates = problem.recipe, [masking.gate for masking in group.maskings]
+    copies = Copies(estimate, clean, group, recipe.samples, replay)
     closed = closed_divergence(clean, group, problem.divergence)
     objective.start(closed)
     if not bool(closed.any()):  # closing everything changes nothing, and there may be no gradient
@@ -130,12 +139,11 @@ def _descend(
             for probe, _ in _probes(clean, group):
                 probe.logits.fill_(probe.min_logit)
         return
-    if estimate is pathwise and bool(
-        (closed > problem.margin).any()
-    ):  # otherwise no position is needed, and no gradient either
+    needed = not math.isfinite(problem.margin) or bool((closed > problem.margin).any())
+    if estimate is pathwise and needed:  # otherwise no position is needed, and no gradient either
         check_gradients(problem.hooked, clean.batch, group.sites)
     logits = [weight for probe, _ in _probes(clean, group) for weight in probe.parameters()]
-    optimizer = torch.optim.Adam(logits, lr=recipe.logit_learning_rate, betas=(0.9, recipe.adam_beta2))
+    optimizer = recipe.make_logit_optimizer(logits)
     try:
         for step in range(recipe.steps):
             for masking, gate in zip(group.maskings, gates, strict=True):
@@ -143,7 +151,7 @@ def _descend(
             source = generator(problem.seed, _EXPLAIN, *numbers, step)
             optimizer.zero_grad()
             with torch.enable_grad(), contextlib.ExitStack() as held:
-                samples, divergence, penalty = estimate(problem, clean, group, source, held)
+                samples, divergence, penalty = copies(problem, group, source, held)
                 objective(samples, divergence, penalty).backward()
             optimizer.param_groups[0]["lr"] = recipe.logit_learning_rate * recipe.rate(step, step / recipe.steps)
             optimizer.step()

@@ -51,6 +51,10 @@ class Recipe:
             deviations of each feature.
         baseline_steps: steps in which the learned baseline of conditioned masks (inputs) is trained first, under random
             masks, before it is frozen; 0 trains it together with the gates.
+        logit_optimizer: a registered optimizer for per-example logits; default: Adam with `adam_beta2`.
+        samples: gate samples of each example in a step of per-example logits, in one batch where examples can be
+            repeated.
+        max_logit: the highest per-example logit.
         min_logit: the lowest logit of a probe. At -7 a closed gate stays closed and gets no gradient; at -3 one sample
             in sixteen is open, so a gate that closed too early can open again.
         warm_start_batches: batches from which probes first learn an estimate of each gate's divergence, which takes one
@@ -96,6 +100,9 @@ class Recipe:
     initial_temperature: Positive = 1.0
     baseline_learning_rate: NonNegative = 1e-3
     baseline_steps: Natural = 300
+    logit_optimizer: Annotated[_Name, OPTIMIZERS] | None = None
+    samples: Count = 1
+    max_logit: float = 5.0
     min_logit: float = -7.0
     warm_start_batches: Natural = 0
     l0_price: NonNegative = 0.0
@@ -119,6 +126,8 @@ class Recipe:
         check_fields(self)
         for kind in (OPTIMIZERS, PROBES, OBJECTIVES, PENALTIES):
             registry.check(kind, getattr(self, kind.name))
+        if self.logit_optimizer is not None:
+            registry.check(OPTIMIZERS, self.logit_optimizer)
 
     @classmethod
     def named(cls, name: str) -> Recipe:
@@ -131,7 +140,12 @@ class Recipe:
 
     def make_logits(self) -> PerExampleLogits:
         """Return the per-example logits of one site (unamortised)."""
-        return PerExampleLogits(init_logit=self.logit_init, init_std=self.logit_init_std, min_logit=self.min_logit)
+        return PerExampleLogits(
+            init_logit=self.logit_init,
+            init_std=self.logit_init_std,
+            min_logit=self.min_logit,
+            max_logit=self.max_logit,
+        )
 
     def make_probe(self, vote: int = 0, votes: int = 1) -> Probe:
         """Return the probe of one vote.
@@ -144,9 +158,14 @@ class Recipe:
         probe.join(vote, votes)
         return probe
 
-    def make_objective(self, margin: float) -> Objective:
-        """Return the objective of one group of maskings, for a margin in nats."""
-        return registry.make(OBJECTIVES, self.objective, {"margin": margin, "l0_price": self.l0_price})
+    def make_objective(self, margin: float | None, **offers: Any) -> Objective:
+        """Return the objective of one group of maskings.
+
+        Args:
+            margin: in nats; None for an objective without one.
+            offers: further settings for an objective that has them, such as `beta`.
+        """
+        return registry.make(OBJECTIVES, self.objective, {"margin": margin, "l0_price": self.l0_price, **offers})
 
     def make_penalty(self) -> Penalty:
         """Return the penalty of a run."""
@@ -160,6 +179,12 @@ class Recipe:
             if parameters
         ]
         return registry.make(OPTIMIZERS, self.optimizer, {"params": groups})
+
+    def make_logit_optimizer(self, logits: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of per-example logits."""
+        wanted = self.logit_optimizer or {"name": "adam", "beta2": self.adam_beta2}
+        groups = [{"params": logits, "lr": self.logit_learning_rate}]
+        return registry.make(OPTIMIZERS, wanted, {"params": groups})
 
     def rate(self, step: int, progress: float) -> float:
         """Return the factor on learning rates: linear warm-up, constant, linear decay.

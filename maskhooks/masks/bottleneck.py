@@ -1,0 +1,177 @@
+"""Information bottlenecks: a site's value is mixed with noise, and the mixture limits how much of it gets through."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import einops
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from maskhooks.errors import PatternError
+from maskhooks.hooks.tap import Values
+from maskhooks.masks.baselines import Noise, standard_normal
+from maskhooks.masks.gates import Gate
+from maskhooks.masks.masking import Masking
+from maskhooks.masks.samples import Masked
+from maskhooks.masks.votes import Vote
+from maskhooks.sites.pattern import Pattern
+from maskhooks.sites.places import Places
+from maskhooks.sites.site import Site
+
+_MOST = 1 - 1e-6  # of z, where its logarithm and gradient are finite
+_NARROW = math.sqrt(1e-5)  # the deviation of statistics of a single item there
+_LOWEST = -10.0  # log-variance, as in the code of Jiang et al. 2020: more information than that is not counted
+
+
+def gaussian_kl(mean: Float[Tensor, "*any"], log_variance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Return KL(N(mean, exp(log_variance)) || N(0, 1)), elementwise, in nats."""
+    return 0.5 * (log_variance.exp() + mean**2 - 1 - log_variance)
+
+
+class Soft(Gate):
+    """z = sigmoid(a), without noise of its own: the share of the value in a mixture. `log_open` is log z."""
+
+    def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
+        return torch.sigmoid(logits.float())
+
+    def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return F.logsigmoid(logits.float())
+
+    def log_prob(self, sample: Float[Tensor, "*any"], logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return torch.zeros_like(sample)
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noised(Masked):
+    """A value mixed with Gaussian noise.
+
+    Attributes:
+        mean, deviation: of the noise, broadcastable against the value.
+    """
+
+    mean: Float[Tensor, "..."]
+    deviation: Float[Tensor, "..."]
+
+    @property
+    def capacity(self) -> Float[Tensor, "*gates"]:
+        """The information that each gate lets through, in nats: the mean over its features.
+
+        KL(N(z r, (1 - z)^2) || N(0, 1)) with r = (h - mean) / deviation (Schulz et al. 2020, eq. 6), an upper bound of
+        the mutual information of the value and the mixture. ln (1 - z)^2 counts as -10 at least.
+        """
+        value, pattern = self.original.float(), self.pattern
+        z = pattern.spread(self.sample, value)
+        log_variance = (2 * torch.log1p(-z.clamp(max=_MOST))).clamp(min=_LOWEST)
+        found = gaussian_kl(z * (value - self.mean) / self.deviation, log_variance)
+        sizes = pattern.shape(value)
+        left = pattern.arrow.split("->")[0]
+        split = {axis: size for axis, size in sizes.items() if axis in pattern.sizes}
+        capacity: Tensor = einops.reduce(found, f"{left} -> {' '.join(pattern.gated)}", "mean", **split)
+        return capacity
+
+
+class Bottleneck(Masking):
+    """An information bottleneck at one site: z h + (1 - z) e with e ~ N(mean, deviation^2) (Schulz et al. 2020).
+
+    Args:
+        site, depth, votes: as for `Masking`; z is the sigmoid of the vote's logits.
+        noise: what replaces information; its mean and deviation are those of the data.
+        per_feature: whether each feature has a gate of its own, instead of each position.
+        smoothing: standard deviation, in positions, of a Gaussian blur of z over the last two position axes, such as
+            rows and columns; 0 for none.
+        previous: a site whose value is the noise's mean, with a deviation of sqrt(1e-5), instead of statistics.
+
+    Raises:
+        PatternError: the site has no pattern, or too few position axes for smoothing.
+    """
+
+    baseline: Noise
+
+    def __init__(
+        self,
+        site: Site,
+        depth: int,
+        votes: Sequence[Vote],
+        noise: Noise,
+        *,
+        per_feature: bool = True,
+        smoothing: float = 0.0,
+        previous: Site | None = None,
+    ) -> None:
+        super().__init__(site, depth, votes, Soft(), noise)
+        self.per_feature, self.smoothing, self.previous = per_feature, smoothing, previous
+        if smoothing and len(self.pattern.positions) != 3:
+            raise PatternError(
+                f"smoothing needs two position axes beside the batch, such as rows and columns, but site {site} has "
+                f"({', '.join(self.pattern.positions)}). Leave it out",
+                site=site,
+            )
+
+    @property
+    def reads(self) -> list[Site]:
+        more = [] if self.previous is None else [self.previous]
+        return list(dict.fromkeys([*super().reads, *more]))
+
+    def sizes_for(self, values: Values) -> dict[str, Any]:
+        if self.per_feature:
+            self.pattern = self.site.gating().per_feature(values[self.site], site=self.site)
+        return {**super().sizes_for(values), "pattern": str(self.pattern)}
+
+    def start(self, sizes: Mapping[str, Any], device: torch.device) -> None:
+        self.pattern = Pattern.parse(sizes["pattern"])
+        super().start(sizes, device)
+
+    def sample(
+        self, values: Values, places: Places, generator: Generator | None = None, *, rounded: float | None = None
+    ) -> Noised:
+        """Mix a batch with noise; see `Masking.sample`.
+
+        Args:
+            rounded: give each gate above this the value alone, and the others noise alone.
+        """
+        logits = self.logits(values, places.units)[0]
+        z = self._smoothed(self.gate.sample(logits))
+        shown = z if rounded is None else (z > rounded).float()
+        masked = self.mask(values[self.site], places, shown, z.log())
+        mean, deviation = self._noise(values)
+        noise = mean + deviation * standard_normal(masked.original, generator)
+        kept = {one.name: getattr(masked, one.name) for one in dataclasses.fields(Masked)}
+        return Noised(**{**kept, "baseline": noise}, mean=mean, deviation=deviation)
+
+    def _noise(self, values: Values) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Return the noise's mean and deviation, each broadcastable against the site's value."""
+        if self.previous is not None:
+            mean = values[self.previous].float()
+            return mean, mean.new_tensor(_NARROW)
+        value = values[self.site]
+        statistics = (self.baseline(), self.baseline.deviation)
+        mean, deviation = (self.pattern.spread_features(one, value) for one in statistics)
+        return mean, deviation
+
+    def _smoothed(self, z: Float[Tensor, "*gated"]) -> Float[Tensor, "*gated"]:
+        """Blur z over the last two position axes, each feature by itself, mirrored at the edges."""
+        if not self.smoothing:
+            return z
+        reach = round(2 * self.smoothing)
+        steps = torch.arange(-reach, reach + 1, device=z.device)
+        line = torch.exp(-0.5 * (steps / self.smoothing) ** 2)
+        line = line / line.sum()
+        positions, groups = self.pattern.positions, self.pattern.groups
+        inside = " ".join(self.pattern.gated)
+        arrow = f"({' '.join([positions[0], *groups])}) 1 {positions[1]} {positions[2]}"
+        image = einops.rearrange(z, f"{inside} -> {arrow}")
+        padded = F.pad(image, [reach] * 4, mode="reflect")
+        blurred = F.conv2d(F.conv2d(padded, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+        sizes = dict(zip(self.pattern.gated, z.shape, strict=True))
+        back: Tensor = einops.rearrange(blurred, f"{arrow} -> {inside}", **{axis: sizes[axis] for axis in groups})
+        return back
+

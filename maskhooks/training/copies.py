@@ -1,0 +1,98 @@
+"""Copies: several gate samples of each example in one batch, for per-example logits."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from maskhooks.errors import BatchError
+from maskhooks.hooks.replay import Replay
+from maskhooks.masks.group import MaskingGroup
+from maskhooks.masks.probes import PerExampleLogits
+from maskhooks.masks.samples import GateSamples
+from maskhooks.model.outputs import count
+from maskhooks.passes.clean import Clean, clean_pass
+from maskhooks.sites.example_index import ExampleIndex
+from maskhooks.training.problem import Problem
+
+# Samples the gates in one step; returns the samples, the divergence and the penalty, in nats per example.
+Estimate = Callable[
+    [Problem, Clean, MaskingGroup, Generator, contextlib.ExitStack],
+    tuple[GateSamples, Float[Tensor, " batch"], Float[Tensor, " batch"]],
+]
+
+
+class Copies:
+    """Estimates that are means over several samples of an example's gates.
+
+    The copies of a batch are one larger batch, whose clean pass is recorded once, so that a step runs only what lies
+    above the site. Examples that cannot be repeated, such as the nodes of one graph, get one pass for each sample.
+
+    Args:
+        estimate: samples the gates once.
+        clean: the clean pass of the batch.
+        count: the number of samples.
+        replay: what records the clean pass of the copies; None runs the whole model in each step.
+
+    Raises:
+        BatchError: copies of an example have other values than the example.
+    """
+
+    def __init__(
+        self, estimate: Estimate, clean: Clean, group: MaskingGroup, count: int, replay: Replay | None
+    ) -> None:
+        self.estimate, self.clean, self.count = estimate, clean, count
+        self.copied = _copied(clean, group, count, replay) if count > 1 else None
+
+    def __call__(
+        self, problem: Problem, group: MaskingGroup, source: Generator, held: contextlib.ExitStack
+    ) -> tuple[GateSamples, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Return the samples, and the mean divergence and penalty of each example, in nats."""
+        if self.copied is None:
+            found = [self.estimate(problem, self.clean, group, source, held) for _ in range(self.count)]
+            samples, divergences, penalties = zip(*found, strict=True)
+            return samples[-1], torch.stack(divergences).mean(0), torch.stack(penalties).mean(0)
+        with _repeated(group, self.count):
+            samples, divergence, penalty = self.estimate(problem, self.copied, group, source, held)
+        examples = count(self.clean.outputs)
+        rows = torch.arange(self.count * examples, device=divergence.device) % examples
+        shared = dataclasses.replace(samples, example_index=ExampleIndex(rows, examples))
+        return shared, *(one.view(self.count, examples).mean(0) for one in (divergence, penalty))
+
+
+@contextlib.contextmanager
+def _repeated(group: MaskingGroup, copies: int) -> Iterator[None]:
+    """Let per-example logits serve a batch of copies, inside the `with`."""
+    probes = {id(vote.probe): vote.probe for masking in group.maskings for vote in masking.votes}.values()
+    try:
+        for probe in probes:
+            assert isinstance(probe, PerExampleLogits)
+            probe.copies = copies
+        yield
+    finally:
+        for probe in probes:
+            probe.copies = 1
+
+
+def _copied(clean: Clean, group: MaskingGroup, copies: int, replay: Replay | None) -> Clean | None:
+    """Return the clean pass of a batch of copies; None if the examples cannot be repeated."""
+    if len(group.sites) > 1 or clean.places[group.sites[0]].example_index is not None:
+        return None
+    examples = count(clean.outputs)
+    batch = clean.hooked.task.select(clean.batch, list(range(examples)) * copies, examples)
+    made = clean_pass(clean.hooked, batch, group.reads, group.sites, replay)
+    if count(made.outputs) == examples:
+        return None
+    for site in group.reads:
+        here, there = made.values[site][:examples], clean.values[site]
+        if here.shape != there.shape or not torch.allclose(here, there, rtol=0.01, atol=0.001):
+            raise BatchError(
+                f"copies of the batch's examples have other values at {site} than the examples. Say how to select "
+                "examples: wrap(model, select=lambda batch, numbers: ...)"
+            )
+    return made
