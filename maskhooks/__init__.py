@@ -1,6 +1,7 @@
 """Hook any PyTorch model and learn which inputs, hidden states or graph edges its predictions need."""
 
 from maskhooks.checks.doctor import doctor
+from maskhooks.explainers.attention import Attention
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.erasure import Erasure
@@ -8,6 +9,7 @@ from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
+from maskhooks.explainers.rollout import Rollout
 from maskhooks.explainers.saving import load
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.shards import Shards
@@ -25,6 +27,7 @@ from maskhooks.training.recipe import Recipe
 
 __all__ = [
     "Adapter",
+    "Attention",
     "Beam",
     "DiffMask",
     "Erasure",
@@ -37,6 +40,7 @@ __all__ = [
     "Random",
     "Recipe",
     "Reinforce",
+    "Rollout",
     "Shards",
     "Site",
     "Task",

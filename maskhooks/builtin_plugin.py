@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch.optim import Optimizer
 
+from maskhooks.explainers.attention import Attention
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
@@ -14,6 +15,7 @@ from maskhooks.explainers.graphmask import GraphMask
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
 from maskhooks.explainers.reinforce import Reinforce
+from maskhooks.explainers.rollout import Rollout
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
@@ -82,6 +84,8 @@ def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
         "erasure": Erasure,
         "leave-one-out": LeaveOneOut,
         "beam": Beam,
+        "attention": Attention,
+        "rollout": Rollout,
     }
 
 

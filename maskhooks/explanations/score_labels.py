@@ -9,6 +9,8 @@ P_KEPT = "P(kept)"
 DIVERGENCE = "1 - exp(-divergence)"
 KEPT_OR_ERASED = "kept (1) or erased (0)"
 RANDOM = "random score"
+ATTENTION = "attention weight"
+ROLLOUT = "attention rollout"
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -19,12 +21,20 @@ _METHODS = {
     "says how far the output moves without it. If another position carries the same information, both have low scores.",
     KEPT_OR_ERASED: "A search looks for a small set of positions of a model's input or hidden states that leaves the "
     "prediction unchanged when a baseline replaces all others. A position scores 1 in that set, and 0 outside it.",
+    ATTENTION: "The score is the weight that attention gives a position of a layer's input, over its heads and the "
+    "positions that read it. Attention weights need not say what the prediction depends on: a position with a large "
+    "weight may not matter, and one with a small weight may. Compare with a method that changes the input.",
+    ROLLOUT: "Attention weights are multiplied over the layers, with a share for what each layer passes on unchanged. "
+    "The score is a position's share of what is read at the end. It need not say what the prediction depends on: the "
+    "values that are read, MLPs and the sign of an effect do not count. Compare with a method that changes the input.",
     RANDOM: "Scores are random, for comparison with other explainers. They say nothing about the model.",
 }
 _ZEROS = {
     P_KEPT: "{} without colour can be masked without changing the prediction.",
     DIVERGENCE: "{} without colour hardly move the output when each is masked alone.",
     KEPT_OR_ERASED: "{} without colour are not in the set that was found.",
+    ATTENTION: "{} without colour get little attention; the prediction may still depend on them.",
+    ROLLOUT: "{} without colour get little attention over all layers; the prediction may still depend on them.",
     RANDOM: "Scores are random.",
 }
 
