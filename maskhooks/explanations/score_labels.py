@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
+
+from maskhooks.explanations.scores import Column
 
 P_KEPT = "P(kept)"
 DIVERGENCE = "1 - exp(-divergence)"
@@ -11,6 +16,7 @@ KEPT_OR_ERASED = "kept (1) or erased (0)"
 RANDOM = "random score"
 ATTENTION = "attention weight"
 ROLLOUT = "attention rollout"
+_SHARES = (ATTENTION, ROLLOUT)  # divided among positions, so that most scores are small
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -51,9 +57,27 @@ def common_label(labels: Iterable[str]) -> str:
     return different.pop() if len(different) == 1 else _MIXED
 
 
+def scale_end(label: str, scores: Column) -> float:
+    """Return the score at which the scale of pictures ends: 1, or for shares the largest, rounded up to one digit."""
+    largest = float(np.nan_to_num(scores).max(initial=0))
+    if label not in _SHARES or largest <= 0:
+        return 1.0
+    digits = -math.floor(math.log10(largest))
+    return round(math.ceil(round(largest * 10**digits, 6)) / 10**digits, digits)
+
+
 def method_note(label: str) -> str:
     """Return what a newcomer has to know about scores with this label."""
     return _METHODS.get(label, f"Positions of a model's input or hidden states have a score: {label}.")
+
+
+def question(label: str, noun: str) -> str:
+    """Return the question that a page of such scores answers.
+
+    Args:
+        noun: what has scores, such as "positions".
+    """
+    return "Where does attention go?" if label in _SHARES else f"Which {noun} does the prediction need?"
 
 
 def zero_note(label: str, noun: str) -> str:
