@@ -1,7 +1,7 @@
 """Makes a Hugging Face model return its attention weights within a `with`.
 
-`output_attentions` gives weights only with eager attention: fused kernels do not have them. transformers also adds hooks
-at the first such pass, which stay on the model. Here both are undone.
+`output_attentions` gives weights only with eager attention: fused kernels do not have them. transformers also adds
+hooks at the first such pass, which stay on the model. Here both are undone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def weights(model: nn.Module, result: Any) -> tuple[Tensor, ...]:
         ModelError: there are none, or not only those of positions to positions of one sequence.
     """
     name = type(model).__name__
-    found = {key: value for key, value in result.items() if "attentions" in key} if isinstance(result, Mapping) else {}
+    kinds = result.items() if isinstance(result, Mapping) else ()
+    found = {key: value for key, value in kinds if "attentions" in key and value}  # GPT-2 gives an empty kind
     given: tuple[Tensor | None, ...] | None = found.pop("attentions", None)
     if found:
         raise ModelError(

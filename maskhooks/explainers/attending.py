@@ -151,9 +151,9 @@ def _fitting(
     weights = torch.where(padding & ~weights.isfinite(), 0, weights)
     if not bool(((weights >= 0) & (weights.sum(-1, keepdim=True) <= 1 + _ROUNDED)).all()):
         raise ModelError(
-            f"the values read as attention weights at {site} are not: weights are from 0 to 1, and those of a query sum "
-            f"to at most 1, but these go from {float(weights.min()):.2g} to {float(weights.max()):.2g} and sum to up to "
-            f"{float(weights.sum(-1).max()):.2g}. Give weights after the softmax: wrap(model, attention=...). Linear "
-            "attention has none"
+            f"the values read as attention weights at {site} are not: weights are from 0 to 1, and those of a query "
+            f"sum to at most 1, but these go from {float(weights.min()):.2g} to {float(weights.max()):.2g} and sum to "
+            f"up to {float(weights.sum(-1).max()):.2g}. Give weights after the softmax: wrap(model, attention=...). "
+            "Linear attention has none"
         )
     return weights.clamp(max=1)

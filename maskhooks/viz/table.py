@@ -33,7 +33,9 @@ def table(
     head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in columns[:max_columns])
     head += f'<th style="{_CELL}">… {len(columns) - max_columns} more</th>' if len(columns) > max_columns else ""
     lines = [
-        f'<tr><th style="{_CELL}">{html.escape(row)}</th>' + "".join(_cell(score, top) for score in line[:max_columns]) + "</tr>"
+        f'<tr><th style="{_CELL}">{html.escape(row)}</th>'
+        + "".join(_cell(score, top) for score in line[:max_columns])
+        + "</tr>"
         for row, line in zip(rows[::-1], values[::-1], strict=True)
     ]
     foot = f"<tr><th></th>{head}</tr>" if columns else ""

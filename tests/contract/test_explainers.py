@@ -67,7 +67,10 @@ TUNED = {
     "erasure": [Case("erasure", {"sites": SITES[0]}), Case("erasure", {"sites": SITES, "margin": 0.01}, {}, "margin")],
     "leave-one-out": [Case("leave-one-out", {"sites": SITES})],
     "beam": [Case("beam", {"sites": SITES, "width": 2})],
-    "attention": [Case("attention"), Case("attention", {"heads": "mean", "queries": "last", "layer": 0}, {}, "a layer")],
+    "attention": [
+        Case("attention"),
+        Case("attention", {"heads": "mean", "queries": "last", "layer": 0}, {}, "a layer"),
+    ],
     "rollout": [Case("rollout"), Case("rollout", {"residual": 0.2, "queries": 0, "layer": None}, {}, "all layers")],
     "reinforce": [Case("reinforce", {**DIFFMASK, "recipe": STARTS}, FIT)],
     "graphmask": [

@@ -23,7 +23,9 @@ def hooked(*, causal: bool, left: bool) -> tuple[Hooked, Array]:
     valid = torch.arange(WIDTH) < torch.tensor(LENGTHS)[:, None]
     valid = valid.flip(1) if left else valid
     scores = 2 * torch.randn(LAYERS, len(LENGTHS), HEADS, WIDTH, WIDTH, generator=torch.Generator().manual_seed(3))
-    seen = valid[:, None, None, :] & torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril() if causal else valid[:, None, None]
+    seen = (
+        valid[:, None, None, :] & torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril() if causal else valid[:, None, None]
+    )
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)  # nan where a query sees nothing
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(LAYERS)), nn.Flatten())
     found = maskhooks.wrap(
