@@ -63,7 +63,7 @@ def scale_end(label: str, scores: Column) -> float:
     if label not in _SHARES or largest <= 0:
         return 1.0
     digits = -math.floor(math.log10(largest))
-    return round(math.ceil(round(largest * 10**digits, 6)) / 10**digits, digits)
+    return float(round(math.ceil(round(largest * 10.0**digits, 6)) / 10.0**digits, digits))
 
 
 def method_note(label: str) -> str:

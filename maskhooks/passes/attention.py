@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from jaxtyping import Float
@@ -64,4 +65,5 @@ def _change(original: Distribution, again: Distribution) -> Tensor:
 def _tolerance(hooked: Hooked) -> float:
     """The square root of the coarsest weight's precision, but at least that of full precision."""
     tensors = itertools.chain(hooked.model.parameters(), hooked.model.buffers())
-    return max([_TOLERANCE, *(torch.finfo(one.dtype).eps ** 0.5 for one in tensors if one.is_floating_point())])
+    eps = [float(torch.finfo(one.dtype).eps) for one in tensors if one.is_floating_point()]
+    return max([_TOLERANCE, *map(math.sqrt, eps)])
