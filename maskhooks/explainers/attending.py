@@ -95,7 +95,7 @@ class Attending(Explainer):
         """Return for every key the sum over those that are gated with it."""
         if places.units is None:
             return numbers
-        first = places.units.first.to(numbers.device)
+        first = places.units.first
         return torch.einsum("b...k,bkj->b...j", numbers, (first[:, :, None] == first[:, None, :]).to(numbers))
 
     def _queried(self, valid: Bool[Tensor, "batch query"]) -> Float[Tensor, "batch query"]:
@@ -147,8 +147,8 @@ def _fitting(
             f"has positions ({', '.join(site.gating().positions)}) of shape {list(valid.shape)}. Local attention and "
             "pooling give such weights. Use LeaveOneOut, Erasure or DiffMask"
         )
-    padding = ~valid[:, None, :, None].to(weights.device)
-    weights = torch.where(padding & ~weights.isfinite(), 0, weights)
+    weights = weights.to(valid.device)
+    weights = torch.where(~valid[:, None, :, None] & ~weights.isfinite(), 0, weights)
     if not bool(((weights >= 0) & (weights.sum(-1, keepdim=True) <= 1 + _ROUNDED)).all()):
         raise ModelError(
             f"the values read as attention weights at {site} are not: weights are from 0 to 1, and those of a query "
