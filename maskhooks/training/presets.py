@@ -28,6 +28,7 @@ def presets() -> dict[str, Recipe]:
             baseline_steps=0,
             validations=4,
             calibrations=2,
+            sharpness=4.0,
         ),
         Recipe(
             name="graph",
