@@ -6,20 +6,24 @@ from collections.abc import Callable, Mapping
 
 from torch.optim import Optimizer
 
+from maskhooks.explainers.attention import Attention
 from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
 from maskhooks.explainers.erasure import Erasure
 from maskhooks.explainers.graphmask import GraphMask
+from maskhooks.explainers.guan import Guan
 from maskhooks.explainers.iba import IBA
 from maskhooks.explainers.leave_one_out import LeaveOneOut
 from maskhooks.explainers.random import Random
+from maskhooks.explainers.readout import Readout
 from maskhooks.explainers.reinforce import Reinforce
+from maskhooks.explainers.rollout import Rollout
 from maskhooks.explainers.schulz import Schulz
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Noise, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
-from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss
+from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss, squared_difference
 from maskhooks.model.source import Factory, Source
 from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
@@ -27,7 +31,7 @@ from maskhooks.training.optimizers import adam, lookahead, rmsprop
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.presets import presets
 from maskhooks.training.recipe import Recipe
-from maskhooks.training.unconstrained import InformationBottleneck
+from maskhooks.training.unconstrained import InformationBottleneck, NoiseEntropy
 
 
 @hookimpl
@@ -52,7 +56,13 @@ def maskhooks_probes() -> Mapping[str, Callable[..., Probe]]:
 
 @hookimpl
 def maskhooks_objectives() -> Mapping[str, Callable[..., Objective]]:
-    return {"augmented": AugmentedLagrangian, "ratio": RatioLagrangian, "paper": PaperLagrangian, "bottleneck": InformationBottleneck}
+    return {
+        "augmented": AugmentedLagrangian,
+        "ratio": RatioLagrangian,
+        "paper": PaperLagrangian,
+        "bottleneck": InformationBottleneck,
+        "noise-entropy": NoiseEntropy,
+    }
 
 
 @hookimpl
@@ -67,7 +77,12 @@ def maskhooks_optimizers() -> Mapping[str, Callable[..., Optimizer]]:
 
 @hookimpl
 def maskhooks_divergences() -> Mapping[str, Divergence]:
-    return {"kl": kl, "prediction-loss": prediction_loss, "lost-lead": lost_lead}
+    return {
+        "kl": kl,
+        "prediction-loss": prediction_loss,
+        "lost-lead": lost_lead,
+        "squared-difference": squared_difference,
+    }
 
 
 @hookimpl
@@ -87,6 +102,10 @@ def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
         "beam": Beam,
         "iba": IBA,
         "schulz": Schulz,
+        "readout": Readout,
+        "guan": Guan,
+        "attention": Attention,
+        "rollout": Rollout,
     }
 
 

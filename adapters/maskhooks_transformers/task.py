@@ -14,11 +14,12 @@ from torch import Generator, Tensor, nn
 
 from maskhooks.errors import BatchError, SettingError, UnknownDistributionError
 from maskhooks.model import outputs
+from maskhooks.model.attention import Attended
 from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import Task
 from maskhooks.sites import nested
 from maskhooks.sites.site import Site
-from maskhooks_transformers import decoding
+from maskhooks_transformers import attention, decoding
 from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of
 from maskhooks_transformers.inputs import as_mapping, labels, token_ids, valid_targets, valid_tokens
 from maskhooks_transformers.loaded import model_types
@@ -44,7 +45,7 @@ class TransformersTask(Task):
         positions: for causal language models, which tokens count: `"last"`, `"all"`, or a function of the batch.
             Default: those with a label, or the last; see `CausalLanguageModel`.
         units: "words" gives the pieces of a word one gate; or a function, see `Task`.
-        call, output, valid, names, perturb: functions that replace what this task does; see `Task`.
+        call, output, valid, names, perturb, attention: functions that replace what this task does; see `Task`.
     """
 
     name = "transformers"
@@ -142,6 +143,18 @@ class TransformersTask(Task):
         if isinstance(self.head, CausalLanguageModel):
             kwargs.update(decoding.positions(model, kwargs))
         return (), {**kwargs, **decoding.without_cache(model)}
+
+    def attention(self, model: nn.Module, batch: Any) -> Attended:
+        """Run the model with eager attention, and return the weights of self-attention.
+
+        Raises:
+            ModelError: the model has none, or an encoder-decoder's of several kinds.
+        """
+        if self._attention is not None:
+            return super().attention(model, batch)
+        with attention.returned(model):
+            result = self.call(model, batch)
+        return Attended(attention.weights(model, result), result)
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
         """Read the model's outputs as its head defines them.

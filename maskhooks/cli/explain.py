@@ -27,6 +27,7 @@ from maskhooks.cli.workers import devices_of, share
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.score_labels import P_KEPT, score_label
 from maskhooks.explanations.shards import MANIFEST, Shards, remove
 from maskhooks.progress import counter
 
@@ -40,7 +41,7 @@ def explain(
         typer.Argument(
             metavar="RUN",
             help="A folder that fit wrote, or the name of an explainer that needs no training: erasure, beam, "
-            "leave-one-out, reinforce, random.",
+            "leave-one-out, attention, rollout, reinforce, random.",
             show_default=False,
         ),
     ],
@@ -102,6 +103,7 @@ def explain(
     - `maskhooks explain run my_package.networks:make --out explained`
     - `maskhooks explain run my_folder/my_model --data reviews.parquet --out explained --devices 4`
     - `maskhooks explain erasure my_package.networks:make --out erased --set max_positions=20 --set max_sets=1000000`
+    - `maskhooks explain rollout bert-base-uncased-sst5 --data dev.txt --out attended --set queries=cls`
     """
     make_folder(out)
     columns = Columns(text_column, second_column, label_column)
@@ -116,11 +118,12 @@ def explain(
         say(f"Shard {shard} is done. The last shard to finish writes the page. So far: {_there(job.rows)}")
         return
     files = [*show(_first(shards, max(max_examples, plots)), out, max_examples, plots), job.rows]
+    label = score_label(shards.settings["explainer"])
+    mean, table = ("mean kept", "Fraction kept") if label == P_KEPT else (f"mean {label}", label.capitalize())
     means = [
-        {"masked": site, "depth": str(depth), "mean kept": f"{kept:.1%}"}
-        for (site, depth), kept in shards.mean_kept().items()
+        {"masked": site, "depth": str(depth), mean: f"{kept:.1%}"} for (site, depth), kept in shards.mean_kept().items()
     ]
-    say_table(means, f"Fraction kept on average over {shards.examples} examples")
+    say_table(means, f"{table} on average over {shards.examples} examples")
     say(f"Open {files[0]} in a browser. Also written: {', '.join(map(str, files[1:]))}.")
 
 

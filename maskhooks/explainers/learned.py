@@ -43,8 +43,8 @@ from maskhooks.settings.duration import Budget, Duration
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
-from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.copies import Estimate
+from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.objectives import Objective
 from maskhooks.training.per_example import optimise, pathwise
 from maskhooks.training.problem import Problem

@@ -173,7 +173,8 @@ def load(folder: Folder, model: nn.Module | Hooked | Any, *, strict: bool = True
     with preserved_rng(hooked.model):  # parts are initialised at random before their weights are loaded
         explainer.restart(saved["shapes"])
     _load_weights(folder, explainer.parts, saved["weights"])
-    explainer.result = FitResult(**saved["result"])
+    kept = {key: value for key, value in saved["result"].items() if value is not None}
+    explainer.result = FitResult(**kept) if kept else None
     explainer.fitted = True
     return explainer
 

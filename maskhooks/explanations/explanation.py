@@ -14,7 +14,7 @@ import numpy.typing as npt
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError, close_matches
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.layers import Layers
-from maskhooks.explanations.score_labels import P_KEPT, score_label, zero_note
+from maskhooks.explanations.score_labels import P_KEPT, question, scale_end, score_label, zero_note
 from maskhooks.explanations.scores import Column, Columns, Scores, repeated, stack
 from maskhooks.sites.site import Site
 
@@ -153,7 +153,7 @@ class Explanation:
         for number, chosen in self._each():
             scores, labels = layers.grid(chosen)
             caption += f" Example {number} by depth; in brackets, the mean {self._mean_of()} over all examples:"
-            return table(scores, rows, labels, caption)
+            return table(scores, rows, labels, caption, top=scale_end(score_label(self.provenance), scores))
         return table(np.empty((0, 0)), [], [], caption)
 
     def select(
@@ -352,9 +352,10 @@ class Explanation:
         text = page(
             examples,
             layers.labels,
-            title=title or f"Which {noun} does the prediction need?",
+            title=title or question(label, noun),
             note=page_note(layers, self.sites),
             label=label,
+            top=scale_end(label, self["score"][self["valid"]]),
             zero_note=zero_note(label, noun.capitalize()),
             provenance=self.provenance,
             sections=sections,

@@ -9,6 +9,7 @@ import numpy as np
 
 from maskhooks.errors import SettingError
 from maskhooks.explanations.layers import ALL, Layers, Scored
+from maskhooks.explanations.score_labels import scale_end
 from maskhooks.explanations.scores import Column
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def picture(
     depths = [row if row == ALL else f"depth {row}" for row in layers.labels]
     if kind == "graph":
         return _graph(layers, depths, title=title, label=label, nodes=nodes, target_node=target_node, ax=ax)
+    top = scale_end(label, layers.columns["score"])
     if kind == "image":
         if not patches:
             raise SettingError(
@@ -46,15 +48,15 @@ def picture(
             )
         from maskhooks.viz.image import images
 
-        return images(layers.images(), depths, title=title, label=label, ax=ax)
+        return images(layers.images(), depths, title=title, label=label, top=top, ax=ax)
     scores, labels = layers.grid()
     if kind == "bars":
         from maskhooks.viz.bars import bars
 
-        return bars(scores, depths, labels, title=title, label=label, ax=ax)
+        return bars(scores, depths, labels, title=title, label=label, top=top, ax=ax)
     from maskhooks.viz.heatmap import heatmap
 
-    return heatmap(scores, layers.labels, labels, title=title, label=label, ax=ax)
+    return heatmap(scores, layers.labels, labels, title=title, label=label, top=top, ax=ax)
 
 
 def page_note(layers: Layers, sites: Sequence[str]) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
+
+from maskhooks.explanations.scores import Column
 
 P_KEPT = "P(kept)"
 DIVERGENCE = "1 - exp(-divergence)"
@@ -12,6 +17,9 @@ RANDOM = "random score"
 BITS = "information in bits"
 WEIGHT = "share of the value kept"
 INVERSE_NOISE = "1 / noise"
+ATTENTION = "attention weight"
+ROLLOUT = "attention rollout"
+_SHARES = (ATTENTION, ROLLOUT)  # divided among positions, so that most scores are small
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -22,12 +30,19 @@ _METHODS = {
     "says how far the output moves without it. If another position carries the same information, both have low scores.",
     KEPT_OR_ERASED: "A search looks for a small set of positions of a model's input or hidden states that leaves the "
     "prediction unchanged when a baseline replaces all others. A position scores 1 in that set, and 0 outside it.",
-    BITS: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what the "
-    "prediction needs. The score is an upper bound of the information that a position still gives to the layers above.",
+    BITS: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what "
+    "the prediction needs. The score is an upper bound of the information that a position still gives to the layers "
+    "above.",
     WEIGHT: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what "
     "the prediction needs. The score is the share of a position's value in the mixture.",
-    INVERSE_NOISE: "Noise is added to each position of a model's hidden states, as much as the output allows. The score "
-    "is high where the output allows little.",
+    INVERSE_NOISE: "Noise is added to each position of a model's hidden states, as much as the output allows. The "
+    "score is high where the output allows little.",
+    ATTENTION: "The score is the weight that attention gives a position of a layer's input, over its heads and the "
+    "positions that read it. Attention weights need not say what the prediction depends on: a position with a large "
+    "weight may not matter, and one with a small weight may. Compare with a method that changes the input.",
+    ROLLOUT: "Attention weights are multiplied over the layers, with a share for what each layer passes on unchanged. "
+    "The score is a position's share of what is read at the end. It need not say what the prediction depends on: the "
+    "values that are read, MLPs and the sign of an effect do not count. Compare with a method that changes the input.",
     RANDOM: "Scores are random, for comparison with other explainers. They say nothing about the model.",
 }
 _ZEROS = {
@@ -36,6 +51,8 @@ _ZEROS = {
     KEPT_OR_ERASED: "{} without colour are not in the set that was found.",
     BITS: "{} without colour give the layers above no information that the prediction needs.",
     WEIGHT: "{} without colour can be replaced by noise.",
+    ATTENTION: "{} without colour get little attention; the prediction may still depend on them.",
+    ROLLOUT: "{} without colour get little attention over all layers; the prediction may still depend on them.",
     RANDOM: "Scores are random.",
 }
 
@@ -52,9 +69,27 @@ def common_label(labels: Iterable[str]) -> str:
     return different.pop() if len(different) == 1 else _MIXED
 
 
+def scale_end(label: str, scores: Column) -> float:
+    """Return the score at which the scale of pictures ends: 1, or where scores have no bound the largest, rounded."""
+    largest = float(np.nan_to_num(scores).max(initial=0))
+    if label not in (*_SHARES, BITS, INVERSE_NOISE) or largest <= 0:
+        return 1.0
+    digits = -math.floor(math.log10(largest))
+    return float(round(math.ceil(round(largest * 10.0**digits, 6)) / 10.0**digits, digits))
+
+
 def method_note(label: str) -> str:
     """Return what a newcomer has to know about scores with this label."""
     return _METHODS.get(label, f"Positions of a model's input or hidden states have a score: {label}.")
+
+
+def question(label: str, noun: str) -> str:
+    """Return the question that a page of such scores answers.
+
+    Args:
+        noun: what has scores, such as "positions".
+    """
+    return "Where does attention go?" if label in _SHARES else f"Which {noun} does the prediction need?"
 
 
 def zero_note(label: str, noun: str) -> str:

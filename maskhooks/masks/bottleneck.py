@@ -69,7 +69,7 @@ class Noised(Masked):
         the mutual information of the value and the mixture. ln (1 - z)^2 counts as -10 at least.
         """
         value, pattern = self.original.float(), self.pattern
-        z = pattern.spread(self.sample, value)
+        z = pattern.spread(self.sample, value).expand_as(value)
         log_variance = (2 * torch.log1p(-z.clamp(max=_MOST))).clamp(min=_LOWEST)
         found = gaussian_kl(z * (value - self.mean) / self.deviation, log_variance)
         sizes = pattern.shape(value)
@@ -174,4 +174,3 @@ class Bottleneck(Masking):
         sizes = dict(zip(self.pattern.gated, z.shape, strict=True))
         back: Tensor = einops.rearrange(blurred, f"{arrow} -> {inside}", **{axis: sizes[axis] for axis in groups})
         return back
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from maskhooks.errors import SettingError
 from maskhooks.plugins.kind import declare
 from maskhooks.settings.schema import check_fields
 
+_FAR = 100.0  # beyond the logits of any gate
 _EDGE = 1e-6  # samples this close to 1 count as 1: float32 has little in between
 
 
@@ -38,6 +40,15 @@ class Gate(ABC):
     def probability(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Return P(z != 0), the expected fraction kept; its mean over positions is the expected L0."""
         return self.log_open(logits).exp()
+
+    @functools.cached_property
+    def middle(self) -> float:
+        """The logit at which P(z != 0) is one half, found by bisection."""
+        low, high = -_FAR, _FAR
+        for _ in range(40):
+            half = (low + high) / 2
+            low, high = (low, half) if self.probability(torch.tensor(half)) > 0.5 else (half, high)
+        return (low + high) / 2
 
     def tempered(self, factor: float) -> Gate:
         """Return the gate at `factor` times its temperature, or itself if it has none."""

@@ -86,6 +86,11 @@ class MaskingGroup:
         for probe in {id(vote.probe): vote.probe for one in self.maskings for vote in one.votes}.values():
             probe.shift_logits(by)
 
+    def sharpen(self, factor: float) -> None:
+        """Make every gate more decided: multiply its logit's distance from an open probability of one half."""
+        for probe, middle in {vote.probe: one.gate.middle for one in self.maskings for vote in one.votes}.items():
+            probe.sharpen(factor, middle)
+
     def last_depths(self, progress: float) -> MaskingGroup:
         """Return the maskings of the last depths, one more per stage, so that masks are learned from the top down.
 

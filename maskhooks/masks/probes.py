@@ -68,12 +68,51 @@ class Probe(nn.Module):
     def shift_logits(self, by: float) -> None:  # most probes do nothing
         """Adds a number to all logits, before any clamp. A warm start calls it to begin at the target divergence."""
 
+    def sharpen(self, factor: float, middle: float) -> None:  # most probes do nothing
+        """Multiplies the distance of all logits from `middle`, after any clamp. Training does so after its last step.
+
+        Args:
+            middle: the logit at which a gate is open with a probability of one half.
+        """
+
     @abstractmethod
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         """One logit for each position and group."""
 
 
-class MLP(Probe):
+class Clamped(Probe):
+    """A probe with a bias whose logits are clamped: factor clamp(x + bias, min_logit, max_logit) + offset.
+
+    Args:
+        init_logit: bias at the start.
+        min_logit, max_logit: the range of the logits.
+    """
+
+    factor: Float[Tensor, ""]
+    offset: Float[Tensor, ""]
+
+    def __init__(self, init_logit: float, min_logit: float, max_logit: float) -> None:
+        super().__init__()
+        self.init_logit, self.min_logit, self.max_logit = init_logit, min_logit, max_logit
+
+    def start(self, features: Sequence[int], groups: int) -> None:
+        self.bias = nn.Parameter(torch.full((groups,), self.init_logit))
+        self.register_buffer("factor", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
+
+    def shift_logits(self, by: float) -> None:
+        self.bias.data.add_(by)
+
+    def sharpen(self, factor: float, middle: float) -> None:
+        self.factor.mul_(factor)
+        self.offset.mul_(factor).add_(middle * (1 - factor))
+
+    def clamped(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Return the logits from those without bias, clamp and sharpening."""
+        return self.factor * _clamp(logits + self.bias, self.min_logit, self.max_logit) + self.offset
+
+
+class MLP(Clamped):
     """One hidden layer on standardised values x: clamp(scale (W2 tanh(W1 x + c) + c2) + b, min_logit, max_logit).
 
     x is (value - mean) / deviation over valid training positions. If several sites are read, each value is scaled
@@ -103,13 +142,12 @@ class MLP(Probe):
         max_logit: float = 5.0,
         scale: float = 3.0,
     ) -> None:
-        super().__init__()
+        super().__init__(init_logit, min_logit, max_logit)
         if not min_logit < init_logit < max_logit:
             raise SettingError(
                 f"init_logit must be between min_logit and max_logit, got {min_logit} < {init_logit} < {max_logit}"
             )
-        self.hidden, self.min_logit, self.max_logit, self.scale = hidden, min_logit, max_logit, scale
-        self.init_logit = init_logit
+        self.hidden, self.scale = hidden, scale
 
     def join(self, vote: int, votes: int) -> None:
         """Starts later votes nearly open, so that every depth first keeps as much; raises `max_logit` by log(votes).
@@ -120,10 +158,10 @@ class MLP(Probe):
         self.max_logit += math.log(votes)
 
     def start(self, features: Sequence[int], groups: int) -> None:
+        super().start(features, groups)
         size = sum(features)
         width = self.hidden or max(32, size // 4)
         self.first, self.last = nn.Linear(size, width), nn.Linear(width, groups)
-        self.bias = nn.Parameter(torch.full((groups,), self.init_logit))
         least = min(features)
         scale = math.sqrt(size / (len(features) * least))
         equal = [scale * least / count for count in features for _ in range(count)]
@@ -136,17 +174,14 @@ class MLP(Probe):
         if len(values[0]):
             update_moments(self.mean, self.variance, self.count, torch.cat([value.float() for value in values], -1))
 
-    def shift_logits(self, by: float) -> None:
-        self.bias.data.add_(by)
-
     def forward(self, values: Sequence[Float[Tensor, "*positions _"]]) -> Float[Tensor, "*positions groups"]:
         x = torch.cat([value.float() for value in values], -1) if len(values) > 1 else values[0].float()
         scaled = self.first.weight * (self.weight / self.variance.sqrt().clamp(min=1e-6))
         hidden = torch.tanh(F.linear(x, scaled, self.first.bias - scaled @ self.mean))  # standardises x
-        return _clamp(self.scale * self.last(hidden) + self.bias, self.min_logit, self.max_logit)
+        return self.clamped(self.scale * self.last(hidden))
 
 
-class SummedMLP(Probe):
+class SummedMLP(Clamped):
     """GraphMask's probe: a sum of one projection per value read, each normalised separately.
 
     logit = clamp(W relu((LN_1(W_1 x_1) + ... + LN_n(W_n x_n) + c) / n) + b, low, high), so no value outweighs
@@ -165,22 +200,19 @@ class SummedMLP(Probe):
     def __init__(
         self, *, hidden: Count | None = None, init_logit: float = 2.0, min_logit: float = -7.0, max_logit: float = 7.0
     ) -> None:
-        super().__init__()
-        self.hidden, self.init_logit, self.min_logit, self.max_logit = hidden, init_logit, min_logit, max_logit
+        super().__init__(init_logit, min_logit, max_logit)
+        self.hidden = hidden
 
     def start(self, features: Sequence[int], groups: int) -> None:
+        super().start(features, groups)
         width = self.hidden or max(32, features[-1])
         self.first = nn.ModuleList([nn.Linear(size, width, bias=False) for size in features])
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in features])
         self.shift = nn.Parameter(torch.zeros(width))
         self.last = nn.Linear(width, groups, bias=False)
-        self.bias = nn.Parameter(torch.full((groups,), self.init_logit))
 
     def fit(self, values: Sequence[Float[Tensor, "positions _"]]) -> None:
         """Do nothing: no statistics are needed."""
-
-    def shift_logits(self, by: float) -> None:
-        self.bias.data.add_(by)
 
     def forward(self, values: Sequence[Float[Tensor, "*positions _"] | Picked]) -> Float[Tensor, "*positions groups"]:
         terms = [self._picked(number, v) if isinstance(v, Picked) else v for number, v in enumerate(values)]
@@ -207,7 +239,7 @@ class SummedMLP(Probe):
         hidden: Tensor = self.shift
         for number, value in enumerate(values):
             hidden = hidden + (value.rows if isinstance(value, Picked) else self._term(number, value))
-        return _clamp(self.last(torch.relu(hidden)) / len(values) + self.bias, self.min_logit, self.max_logit)
+        return self.clamped(self.last(torch.relu(hidden)) / len(values))
 
 
 class PaperMLP(Probe):

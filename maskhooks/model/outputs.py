@@ -112,6 +112,14 @@ def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     return flip_loss(original, masked, 0.05)
 
 
+def squared_difference(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+    """Return the sum of squared differences of outputs, per example: log-probabilities, log-odds, or else means.
+
+    Heads are summed, positions averaged.
+    """
+    return compared(original, masked, _squared_difference)
+
+
 def compared(
     original: Outputs, masked: Outputs, compare: Callable[[Distribution, Distribution], Tensor]
 ) -> Float[Tensor, " batch"]:
@@ -275,6 +283,15 @@ def _loss(original: Distribution, masked: Distribution) -> Tensor:
         f"a loss against the model's own prediction needs classes, but the outputs are {type(original).__name__}. Use "
         "divergence=maskhooks.model.outputs.kl, or your own function"
     )
+
+
+def _squared_difference(original: Distribution, masked: Distribution) -> Tensor:
+    base, other = _bases(original, masked)
+    if isinstance(base, Categorical) and isinstance(other, Categorical):
+        return ((base.logits - other.logits) ** 2).sum(-1)
+    if isinstance(base, Bernoulli) and isinstance(other, Bernoulli):
+        return (base.logits - other.logits) ** 2
+    return (base.mean - other.mean) ** 2
 
 
 def _lead(logits: Tensor, own: Tensor) -> Tensor:

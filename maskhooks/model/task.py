@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from maskhooks.errors import BatchError, SettingError, close_matches
 from maskhooks.model import outputs
+from maskhooks.model.attention import Attended, Where, attended
 from maskhooks.model.outputs import Outputs
 from maskhooks.plugins.kind import declare
 from maskhooks.sites import nested
@@ -50,6 +51,9 @@ class Task:
         units: `batch -> integers` over the sites' position axes, or `(batch, site) -> ...`: positions of an example
             with the same number are gated together, such as the pieces of a word. "undirected": edges between the
             same two nodes, in both directions. Default: each position alone.
+        attention: where attention weights are, for `Attention` and `Rollout`: an address for each layer, such as
+            `"layers.0.attention:output[1]"` of an `nn.MultiheadAttention` that is called with `need_weights`, or
+            `(model, batch) -> weights`, a tensor `(batch, head, query, key)` for each layer.
     """
 
     name = "function"
@@ -65,6 +69,7 @@ class Task:
         "edges",
         "select",
         "units",
+        "attention",
     )
 
     def __init__(
@@ -79,9 +84,11 @@ class Task:
         edges: Callable[..., Mapping[str, Tensor]] | None = None,
         select: Callable[[Any, Sequence[int]], Any] | None = None,
         units: Callable[..., Tensor] | str | None = None,
+        attention: Where | None = None,
     ) -> None:
         self._call, self._output, self._valid, self._names, self._perturb = call, output, valid, names, perturb
         self._example_index, self._edges, self._select, self._units = example_index, edges, select, units
+        self._attention = attention
 
     def types(self) -> tuple[type[nn.Module], ...]:
         """Return the model types that a plugin's task serves; the most derived claim wins, as with adapters."""
@@ -140,6 +147,16 @@ class Task:
             )
             return (tuple(batch) if inspect.Parameter.VAR_POSITIONAL in kinds else tuple(batch)[:takes]), {}
         return (batch,), {}
+
+    def attention(self, model: nn.Module, batch: Any) -> Attended:
+        """Run the model so that it computes attention weights, and return them; the model must come back as it was.
+
+        It is called while a tap keeps the model in eval mode, without gradients.
+
+        Raises:
+            ModelError: the model has none, or it is not known where.
+        """
+        return attended(model, batch, self._attention, self.call)
 
     def distribution(self, result: Any, batch: Any) -> Outputs:
         """Return the model's outputs as distributions.

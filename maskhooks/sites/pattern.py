@@ -221,7 +221,9 @@ class Pattern:
         """Return the pattern that also gates each feature by itself, with the sizes of a value."""
         sizes = self.shape(value, site=site)
         right = [*self.gated, *(axis for axis in self.features if axis not in self.gated)]
-        return Pattern(f"{self.arrow.split('->')[0]}-> {' '.join(right)}", {axis: sizes[axis] for axis in self.features})
+        return Pattern(
+            f"{self.arrow.split('->')[0]}-> {' '.join(right)}", {axis: sizes[axis] for axis in self.features}
+        )
 
     def _inside_parenthesis(self, axis: str) -> bool:
         return any(len(group) > 1 and axis in group for group in self.axes)

@@ -11,9 +11,14 @@ from maskhooks.training.checkpoint import rank_of
 
 _AIM = 0.97  # of the margin
 _NEAR = 0.03  # how far from there, in log D, a shift is good enough
-_FAR = math.log(10)  # and how far is too far: the margin is not what limits such a mask
-_SLOPE = -0.3  # of log D over the shift, where only one divergence is known
-_FURTHEST = 2.0  # the most that logits are shifted from where they are
+_FAR = math.log(10)  # and how far is too far: the margin is not what limits such a mask, unless it is stuck open
+_SLOPE = -0.3  # of log D over the shift, where only one divergence is known; times the root of the sharpness
+FURTHEST = 2.0  # the most that logits are shifted from where they are
+
+
+def stuck(row: Mapping[str, Any], margin: float) -> bool:
+    """Whether a mask keeps most positions though it is far within the margin, given its validation."""
+    return bool(row["divergence"] < margin / 10 and row["expected_l0"] > 0.5)
 
 
 class Calibration:
@@ -21,24 +26,29 @@ class Calibration:
 
     Training ends near the margin, above or below. The order of positions is learned by then, and how many of them are
     dropped is one number, which is found by the secant method: log D falls nearly linearly with the logits. The shift
-    is chosen on validation data as checkpoints are, among those that were measured. A mask at less than a tenth of the
-    margin, or at more than ten times it, stays as it is.
+    is chosen on validation data as checkpoints are, among those that were measured. A mask at more than ten times the
+    margin stays as it is, and so does one at less than a tenth of it that keeps less than half of the positions.
 
     Args:
         group: its probes shift their logits.
         margin: in nats.
         row: the group's validation, unshifted.
+        sharpness: by which factor the logits were sharpened before.
     """
 
-    def __init__(self, group: MaskingGroup, margin: float, row: Mapping[str, Any]) -> None:
+    def __init__(self, group: MaskingGroup, margin: float, row: Mapping[str, Any], sharpness: float = 1.0) -> None:
         self.group, self.margin = group, margin
+        self._slope = _SLOPE * math.sqrt(sharpness)
         self.shift = 0.0
         self.found: list[tuple[float, Mapping[str, Any]]] = [(0.0, row)]
 
     @property
     def due(self) -> bool:
         """Whether another shift may be better."""
-        return _NEAR < abs(self._excess(self.found[-1][1])) < _FAR and self._next() != self.shift
+        row = self.found[-1][1]
+        excess = self._excess(row)
+        near = _NEAR < abs(excess) < _FAR
+        return (near or stuck(row, self.margin)) and self._next() != self.shift
 
     def move(self) -> None:
         """Shift the logits to where the divergence should be just within the margin."""
@@ -65,9 +75,9 @@ class Calibration:
     def _next(self) -> float:
         """The zero of the line through the two measurements nearest to the aim."""
         near = sorted(((self._excess(row), shift) for shift, row in self.found), key=lambda one: abs(one[0]))
-        (excess, shift), slope = near[0], _SLOPE
+        (excess, shift), slope = near[0], self._slope
         if len(near) > 1 and near[1][1] != shift:
             slope = (near[1][0] - excess) / (near[1][1] - shift)
         if not math.isfinite(excess) or slope >= 0:  # the probe does not shift, or noise hides the slope
             return self.shift
-        return shift + min(max(-excess / slope, -_FURTHEST), _FURTHEST)
+        return shift + min(max(-excess / slope, -FURTHEST), FURTHEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,12 @@ class Checkpoint:
         return self._rank is not None and not self._rank[0]
 
     def compare(self, step: int, rows: Iterable[Mapping[str, Any]]) -> bool:
-        """Keep the current state if it is better, given a row per group; return whether it is."""
-        rank = rank_of(list(rows), self.margin)
+        """Keep the current state if it is better, or without a margin later; return whether it is.
+
+        Args:
+            rows: a row per group.
+        """
+        rank = rank_of(list(rows), self.margin) if math.isfinite(self.margin) else (False, -float(step))
         if self._rank is not None and rank >= self._rank:
             return False
         self.step, self._rank = step, rank

@@ -29,7 +29,7 @@ from maskhooks.passes.masked import masked_pass
 from maskhooks.progress import length
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator, seeded
-from maskhooks.training.calibration import Calibration
+from maskhooks.training.calibration import FURTHEST, Calibration, stuck
 from maskhooks.training.checkpoint import Checkpoint
 from maskhooks.training.evaluation import Evaluation
 from maskhooks.training.global_batch import sharing
@@ -212,6 +212,19 @@ class Loop:
                 if within and last["expected_l0"] - row["expected_l0"] < recipe.least_gain:
                     self.resting.add(number)
 
+    def _release(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Close masks a little that are stuck open: they keep most positions at next to no divergence.
+
+        At the upper end of the logits, gradients are small, and an optimizer that remembers large ones hardly moves.
+
+        Args:
+            rows: a row per group of this validation.
+        """
+        if self.problem.recipe.calibrations and self.progress < 1:
+            for group, row in zip(self.problem.groups, rows, strict=True):
+                if group in self._alone() and stuck(row, self.problem.margin):
+                    group.shift_logits(-FURTHEST)
+
     def _joined(self) -> int:
         """Return how many groups take part in this step; groups that share modules join one after another."""
         count, over = len(self.problem.groups), self.problem.recipe.layer_warmup
@@ -304,6 +317,9 @@ class Loop:
         planned = self.ranks.broadcast(self.pace.planned(self.done))  # by the first rank's clock
         interval = max(1, planned // self.pace.checks)
         self.evaluation.passes = interval * recipe.maskings_per_step
+        if self.progress >= 1 and recipe.sharpness != 1:
+            for one in self._alone():
+                one.sharpen(recipe.sharpness)
         with self.pace.check.timed(), self.fabric.autocast():
             found = self._measured(batches)
         if self.progress >= 1:
@@ -315,6 +331,7 @@ class Loop:
             self.result.validation.append(row)
             self.log.write("validation", row)
         better = [c.compare(self.done, [rows[id(group)] for group in c.groups]) for c in self.checkpoints]
+        self._release(found)
         self.stale = 0 if any(better) else self.stale + 1
         if recipe.patience is not None and self.stale >= recipe.patience:
             self.result.stop_reason = f"no better checkpoint in {recipe.patience} validations"
@@ -329,9 +346,9 @@ class Loop:
 
     def _calibrated(self, rows: Sequence[dict[str, Any]], batches: Epochs) -> list[dict[str, Any]]:
         """Shift the logits of each group towards the margin; return the rows of the states that remain."""
-        groups, margin = self.problem.groups, self.problem.margin
-        alone = [one.groups[0] for one in self.checkpoints if len(one.groups) == 1]
-        shifts = {n: Calibration(groups[n], margin, row) for n, row in enumerate(rows) if groups[n] in alone}
+        groups, margin, sharpness = self.problem.groups, self.problem.margin, self.problem.recipe.sharpness
+        alone = self._alone()
+        shifts = {n: Calibration(groups[n], margin, row, sharpness) for n, row in enumerate(rows) if groups[n] in alone}
         for _ in range(self.pace.calibrations):
             due = [number for number, shift in shifts.items() if shift.due]
             if not due:
@@ -348,6 +365,10 @@ class Loop:
             for number, row in zip(due, found, strict=True):
                 shifts[number].note(row)
         return [dict(shifts[n].settle()) if n in shifts else row for n, row in enumerate(rows)]
+
+    def _alone(self) -> list[MaskingGroup]:
+        """Return the groups that share no modules with others."""
+        return [one.groups[0] for one in self.checkpoints if len(one.groups) == 1]
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:
         """Return the generator of the gate samples for a validation batch, the same for all checkpoints."""

@@ -71,6 +71,9 @@ class Recipe:
         validations: how often checkpoints are compared on validation data.
         calibrations: how often, after the last step, the logits of each masking are shifted by one number towards the
             margin and compared once more on validation data; 0 for never. Masks that share votes stay as they are.
+        sharpness: by which factor logits are sharpened after the last step, before the last comparison: their distance
+            from an open probability of one half is multiplied. Gates whose logits have not reached either end then
+            cost less noise, and rounding them changes less. Masks that share votes stay as they are.
         least_gain: a masking that is within the margin and whose fraction kept fell by less since the last validation
             rests until the last 30 % of the run, and its steps go to the others; 0 for no rests.
         patience: validations without a better checkpoint after which training stops; None never stops early.
@@ -113,6 +116,7 @@ class Recipe:
     decay_fraction: Fraction = 0.3
     validations: Count = 10
     calibrations: Natural = 0
+    sharpness: Positive = 1.0
     least_gain: Fraction = 0.0
     patience: Count | None = None
     statistics_batches: Count = 64

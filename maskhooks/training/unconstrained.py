@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maskhooks.errors import SettingError
+from maskhooks.masks.additive_noise import Disturbed
 from maskhooks.masks.bottleneck import Noised
 from maskhooks.masks.samples import GateSamples
 from maskhooks.settings.types import NonNegative
@@ -44,3 +45,35 @@ class InformationBottleneck(Objective):
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
         """Leave beta as it is."""
+
+
+class NoiseEntropy(Objective):
+    """The loss of Guan et al. 2019 as De Cao et al. 2020 use it: P - weight sum H, over the site's valid positions.
+
+    P is the penalty, such as the squared difference of outputs, and H the entropy of a position's noise in nats.
+
+    Args:
+        weight: what a nat of noise is worth.
+    """
+
+    def __init__(self, *, weight: NonNegative = 0.1) -> None:
+        super().__init__(None)
+        self.weight = weight
+        self.register_buffer("multiplier", torch.tensor(float(weight)))
+
+    def start(self, closed: Float[Tensor, ""] | Float[Tensor, " batch"]) -> None:
+        self.multiplier = torch.full_like(closed, self.weight)
+
+    def forward(
+        self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        if not isinstance(samples, Disturbed):
+            raise SettingError(
+                "the objective 'noise-entropy' rewards additive noise, which gates do not have. Use it with Guan, or "
+                "another objective for masks"
+            )
+        loss = self._level(penalty) - self.multiplier * self._level(samples.total(samples.entropy))
+        return loss.sum()
+
+    def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
+        """Leave the weight as it is."""

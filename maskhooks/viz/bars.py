@@ -22,6 +22,7 @@ def bars(
     title: str = "",
     x: str = "",
     label: str = "P(kept)",
+    top: float = 1.0,
     colours: Sequence[str] | None = None,
     max_width: float = 10.8,
     ax: Axes | None = None,
@@ -35,6 +36,7 @@ def bars(
         title: title of the figure.
         x: label of the x axis.
         label: label of the y axis.
+        top: the score at which the y axis ends.
         colours: one for each group; the default goes from light to dark.
         max_width: maximum width of a panel, in inches; more columns continue in a panel below.
         ax: Axes to draw on, in one panel; None makes a figure.
@@ -54,8 +56,8 @@ def bars(
             part.bar(places, values[index, chosen], width, color=shade, label=visible(group, 40))
         name_columns(part, names)
         part.set_xlim(-0.6, parts[0][1].stop - 0.4)
-        part.set_ylim(0, 1.02)
-        part.set_yticks([0, 0.5, 1])
+        part.set_ylim(0, 1.02 * top)
+        part.set_yticks([0, top / 2, top])
         part.grid(axis="y", color="0.9")
         part.set_axisbelow(True)
         part.set_ylabel(label)

@@ -22,6 +22,7 @@ def heatmap(
     x: str = "",
     y: str = "depth",
     label: str = "P(kept)",
+    top: float = 1.0,
     max_width: float = 10.8,
     ax: Axes | None = None,
 ) -> Figure:
@@ -35,6 +36,7 @@ def heatmap(
         x: label of the x axis.
         y: label of the y axis.
         label: label of the colour bar.
+        top: the score at which the colours end.
         max_width: maximum width of a panel, in inches; more columns continue in a panel below.
         ax: Axes to draw on, in one panel; None makes a figure.
 
@@ -45,7 +47,7 @@ def heatmap(
     parts = panels(len(columns), 0.3, max_width, 0.24 * len(rows) + 1.0, ax)
     colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
     for part, chosen in parts:
-        mesh = part.pcolormesh(values[:, chosen], cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+        mesh = part.pcolormesh(values[:, chosen], cmap=colours, vmin=0, vmax=top, edgecolors="white", linewidth=0.6)
         part.set_xlim(0, parts[0][1].stop)
         name_columns(part, columns[chosen], at=0.5)
         step = -(-len(rows) // 26)
@@ -63,7 +65,7 @@ def heatmap(
         mesh,
         ax=[part for part, _ in parts],
         label=label,
-        ticks=[0, 0.5, 1],
+        ticks=[0, top / 2, top],
         aspect=12,
         shrink=1 / len(parts),
         anchor=(0, 1),

@@ -20,6 +20,7 @@ def images(
     *,
     title: str = "",
     label: str = "P(kept)",
+    top: float = 1.0,
     columns: int = 4,
     ax: Axes | None = None,
 ) -> Figure:
@@ -30,6 +31,7 @@ def images(
         names: names of the images.
         title: title of the figure.
         label: label of the colour bar.
+        top: the score at which the colours end.
         columns: number of images side by side.
         ax: Axes to draw on, for one image; None makes a figure.
 
@@ -59,8 +61,8 @@ def images(
     for part in axes:
         part.set_axis_off()
     for part, name, image in zip(axes, names, values, strict=False):
-        shown = part.imshow(image, cmap=colours, vmin=0, vmax=1)
+        shown = part.imshow(image, cmap=colours, vmin=0, vmax=top)
         part.set_title(name, fontsize="small", parse_math=False)
-    bar = figure.colorbar(shown, ax=axes, label=label, ticks=[0, 0.5, 1], aspect=12, fraction=0.05)
+    bar = figure.colorbar(shown, ax=axes, label=label, ticks=[0, top / 2, top], aspect=12, fraction=0.05)
     bar.outline.set_visible(False)
     return figure

@@ -126,10 +126,10 @@ function colour(view, row) {
   view.spans.forEach((span, column) => {
     const score = view.example.scores[row]?.[column] ?? null;
     span.classList.toggle("none", score === null);
-    span.classList.toggle("on", score > change);
+    span.classList.toggle("on", score / data.top > change);
     span.classList.toggle("kept", score > keep);
-    span.style.setProperty("--score", score ?? 0);
-    span.tip?.style.setProperty("--score", score ?? 0);
+    span.style.setProperty("--score", (score ?? 0) / data.top);
+    span.tip?.style.setProperty("--score", (score ?? 0) / data.top);
   });
   view.items?.forEach((item, index) => item.classList.toggle("now", index === row));
 }
@@ -148,7 +148,7 @@ function draw(view, row) {
     const box = [column * cell, (rows - 1 - index) * height, cell - (cell > 5 ? gap : 0), height - gap];
     pen.fillStyle = "rgb(127 140 160 / .12)";
     pen.fillRect(...box);
-    pen.fillStyle = `rgb(${accent} / ${score})`;
+    pen.fillStyle = `rgb(${accent} / ${score / data.top})`;
     pen.fillRect(...box);
   }));
   pen.strokeStyle = theme("--text");

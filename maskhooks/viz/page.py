@@ -51,6 +51,7 @@ def page(
     title: str,
     note: str = "",
     label: str = "P(kept)",
+    top: float = 1.0,
     zero_note: str = "",
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
@@ -66,6 +67,7 @@ def page(
         title: the heading.
         note: a sentence below the heading.
         label: what scores are called, in the legend and in tooltips.
+        top: the score at which the colours end.
         zero_note: a sentence on what a score of 0 says.
         provenance: shown at the end, collapsed.
         sections: shown above the examples.
@@ -79,6 +81,7 @@ def page(
     data = {
         "rows": list(rows),
         "label": label,
+        "top": top,
         "examples": [_as_json(example, len(rows)) for example in examples],
         "edges": any(example.net is not None for example in examples),
         "provenance": provenance or {},

@@ -12,7 +12,12 @@ _CELL = "padding:1px 3px;white-space:pre;text-align:center"
 
 
 def table(
-    scores: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], caption: str = "", max_columns: int = 40
+    scores: npt.ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    caption: str = "",
+    max_columns: int = 40,
+    top: float = 1.0,
 ) -> str:
     """Return scores as shaded cells, the last row at the top; all text is escaped.
 
@@ -22,12 +27,15 @@ def table(
         columns: names of the columns; only the first `max_columns` are shown.
         caption: above the table.
         max_columns: maximum number of columns.
+        top: the score at which the shades end.
     """
     values = np.asarray(scores, float).reshape(len(rows), len(columns))
     head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in columns[:max_columns])
     head += f'<th style="{_CELL}">… {len(columns) - max_columns} more</th>' if len(columns) > max_columns else ""
     lines = [
-        f'<tr><th style="{_CELL}">{html.escape(row)}</th>' + "".join(map(_cell, line[:max_columns])) + "</tr>"
+        f'<tr><th style="{_CELL}">{html.escape(row)}</th>'
+        + "".join(_cell(score, top) for score in line[:max_columns])
+        + "</tr>"
         for row, line in zip(rows[::-1], values[::-1], strict=True)
     ]
     foot = f"<tr><th></th>{head}</tr>" if columns else ""
@@ -37,7 +45,7 @@ def table(
     )
 
 
-def _cell(score: float) -> str:
+def _cell(score: float, top: float) -> str:
     if np.isnan(score):
         return "<td></td>"
-    return f'<td title="{score:.3f}" style="background:rgb(33 113 181 / {score:.3f});min-width:1em"></td>'
+    return f'<td title="{score:.3f}" style="background:rgb(33 113 181 / {score / top:.3f});min-width:1em"></td>'

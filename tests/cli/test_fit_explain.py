@@ -122,6 +122,24 @@ def test_an_explainer_that_learns_nothing_is_named(run: Run, network: str, tmp_p
         assert said in " ".join(refused.stderr.split())
 
 
+@pytest.mark.parametrize("name", ["attention", "rollout"])
+def test_attention_is_explained_and_not_called_kept(
+    run: Run, bert: Path, texts: Path, tmp_path: Path, name: str
+) -> None:
+    command = ("explain", name, bert, "--data", texts, "--out", tmp_path / name, "--set", "queries=1")
+    done = run(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "attention" in done.stdout
+    assert "kept" not in done.stdout
+    rows = Explanation.from_parquet(tmp_path / name / "explanation.parquet")
+    assert rows.provenance["explainer"] == name
+    assert rows.provenance["queries"] == 1
+    assert (tmp_path / name / "example-0.png").exists()
+    refused = run(*command[:6], tmp_path / "none", "--set", "layer=9")
+    assert refused.exit_code == 2
+    assert "layer=9" in refused.stderr
+
+
 def test_factory_without_validation(run: Run, network: str) -> None:
     fitted = run("fit", f"{network}:train_only", "--out", "run", "--steps", 4)
     assert fitted.exit_code == 0, fitted.stderr

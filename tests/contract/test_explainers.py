@@ -67,10 +67,27 @@ TUNED = {
     "erasure": [Case("erasure", {"sites": SITES[0]}), Case("erasure", {"sites": SITES, "margin": 0.01}, {}, "margin")],
     "leave-one-out": [Case("leave-one-out", {"sites": SITES})],
     "beam": [Case("beam", {"sites": SITES, "width": 2})],
+    "attention": [
+        Case("attention"),
+        Case("attention", {"heads": "mean", "queries": "last", "layer": 0}, {}, "a layer"),
+    ],
+    "rollout": [Case("rollout"), Case("rollout", {"residual": 0.2, "queries": 0, "layer": None}, {}, "all layers")],
     "reinforce": [Case("reinforce", {**DIFFMASK, "recipe": STARTS}, FIT)],
     "graphmask": [
         Case("graphmask", {"sites": SITES, **DIFFMASK}, FIT, "all layers"),
         Case("graphmask", {"sites": SITES[1:], **DIFFMASK, "tied": True, "amortized": False}, FIT, "tied, free"),
+    ],
+    "iba": [
+        Case("iba", {"sites": SITES, "recipe": {"name": "iba", "steps": 2, "samples": 2}}, FIT),
+        Case("iba", {"sites": SITES[1], "recipe": {"name": "iba", "steps": 2, "samples": 1}}, FIT, "one sample"),
+    ],
+    "schulz": [Case("schulz", {"sites": SITES, "recipe": {"name": "schulz", "steps": 3}}, FIT)],
+    "readout": [
+        Case("readout", {"sites": SITES[1:], "recipe": {"name": "readout", "steps": 4, "validations": 2}}, FIT)
+    ],
+    "guan": [
+        Case("guan", {"sites": SITES, "recipe": {"name": "guan", "steps": 3}}, FIT),
+        Case("guan", {"sites": SITES[1], "amortized": True, "recipe": {"name": "guan", "steps": 3}}, FIT, "amortised"),
     ],
     "shared-mask": [Case("shared-mask", {"sites": SITES, **DIFFMASK}, FIT)],
 }
@@ -93,6 +110,16 @@ class Net(nn.Module):
         for layer in self.layers:
             states = torch.tanh(layer(self.drop(states)))
         return self.head(self.norm((states * valid[..., None]).sum(1)))
+
+
+def attention(model: Any, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Attention weights as from two layers, of one head each."""
+    ids, valid = batch
+    states, found = model.embedding(ids), []
+    for layer in model.layers:
+        states = torch.tanh(layer(states))
+        found.append((states @ states.mT).masked_fill(~valid[:, None, :], -torch.inf).softmax(-1))
+    return found
 
 
 class Fuse:
@@ -132,6 +159,7 @@ def hooked(model: Net) -> Hooked:
         output=lambda logits: Categorical(logits=3 * logits),
         valid=lambda batch: batch[1],
         names=lambda batch: [[f"t{index}" for index in row[mask]] for row, mask in zip(*batch, strict=True)],
+        attention=attention,
     )
 
 
@@ -323,7 +351,7 @@ class TestProvenance:
         assert Explanation.load(tmp_path) == explanation
 
 
-LEARNED = {*TUNED} - {"erasure", "leave-one-out", "beam"}
+LEARNED = {*TUNED} - {"erasure", "leave-one-out", "beam", "attention", "rollout"}
 SAVED = [case for case in CASES if case.name in LEARNED]
 
 

@@ -103,6 +103,9 @@ class TestGates:
         logits = torch.zeros(100)
         assert same_bits(gate.sample(logits, source()), gate.sample(logits, source()))
 
+    def test_its_middle_is_where_it_is_open_half_the_time(self, gate: Gate) -> None:
+        assert gate.probability(torch.tensor([gate.middle])).item() == pytest.approx(0.5, abs=1e-6)
+
     def test_it_is_spelt_and_made_again(self, gate: Gate) -> None:
         spelt = registry.spell(GATES, gate)
         assert spelt is not None
@@ -251,6 +254,15 @@ class TestProbes:
             optimizer.step()
         logits = probe(reads)
         assert logits[wanted == 1].mean() > logits[wanted == 0].mean() + 1
+
+    @torch.no_grad()
+    def test_sharpening_stretches_logits_about_the_middle_or_leaves_them(self, probe: Probe) -> None:
+        before = probe(self.reads())
+        probe.sharpen(2.0, 0.5)
+        probe.sharpen(1.5, 0.5)
+        after = probe(self.reads())
+        stretched = torch.allclose(after - 0.5, 3 * (before - 0.5), atol=1e-5)
+        assert stretched or (same_bits(before, after) and type(probe).sharpen is Probe.sharpen)
 
     def test_values_are_not_changed(self, probe: Probe) -> None:
         reads = self.reads()

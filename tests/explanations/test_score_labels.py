@@ -5,15 +5,38 @@ from __future__ import annotations
 import html
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import maskhooks
-from maskhooks import Beam, DiffMask, Erasure, Explanation, GraphMask, LeaveOneOut, Random, Reinforce
+from maskhooks import (
+    Attention,
+    Beam,
+    DiffMask,
+    Erasure,
+    Explanation,
+    GraphMask,
+    LeaveOneOut,
+    Random,
+    Reinforce,
+    Rollout,
+)
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
-from maskhooks.explanations.score_labels import DIVERGENCE, KEPT_OR_ERASED, P_KEPT, RANDOM, score_label
+from maskhooks.explanations.score_labels import (
+    ATTENTION,
+    DIVERGENCE,
+    KEPT_OR_ERASED,
+    P_KEPT,
+    RANDOM,
+    ROLLOUT,
+    method_note,
+    scale_end,
+    score_label,
+    zero_note,
+)
 from maskhooks.sites.site import Site
 
 LABELS = {
@@ -24,10 +47,12 @@ LABELS = {
     Erasure: "kept (1) or erased (0)",
     Beam: "kept (1) or erased (0)",
     Random: "random score",
+    Attention: "attention weight",
+    Rollout: "attention rollout",
 }
 # What is true of masks only.
 OF_MASKS = ("can be masked without changing the prediction", "expected fraction kept", "A mask replaces", "P(kept)")
-OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, "relevance"]
+OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, ATTENTION, ROLLOUT, "relevance"]
 
 
 def explained(label: str | None = None, depths: int = 2, start_index: int = 0) -> Explanation:
@@ -93,3 +118,30 @@ def test_explanations_with_several_labels_have_scores() -> None:
         text = maskhooks.report(explanation=[one, other], max_examples=1, min_count=1)
         assert "Scores at each depth" in text
         assert OF_MASKS[1] not in text
+
+
+@pytest.mark.parametrize("label", [ATTENTION, ROLLOUT])
+def test_attention_comes_with_a_warning(label: str) -> None:
+    assert "need not say what the prediction depends on" in method_note(label)
+    assert "may still depend on them" in zero_note(label, "Positions")
+    assert "Where does attention go?" in explained(label).to_html()
+
+
+@pytest.mark.parametrize(
+    ("label", "largest", "end"),
+    [(P_KEPT, 0.2, 1.0), (ROLLOUT, 0.231, 0.3), (ROLLOUT, 0.3, 0.3), (ROLLOUT, 0.0612, 0.07), (ATTENTION, 0.97, 1.0)],
+)
+def test_the_scale_of_shares_ends_at_the_largest(label: str, largest: float, end: float) -> None:
+    assert scale_end(label, np.array([0.01, largest, np.nan], np.float32)) == end
+    assert scale_end(label, np.zeros(3, np.float32)) == 1.0
+    assert scale_end(label, np.zeros(0, np.float32)) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "bars"])
+def test_pictures_of_shares_use_the_whole_scale(kind: str) -> None:
+    parts = explained(ROLLOUT)
+    parts.columns["score"] *= 0.1
+    assert parts.plot(kind=kind).axes[0 if kind == "bars" else -1].get_yticks().max() == pytest.approx(
+        scale_end(ROLLOUT, parts.select(example=0)["score"])
+    )
+    assert '"top":0.1' in parts.to_html()

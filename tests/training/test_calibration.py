@@ -103,16 +103,15 @@ class TestFit:
     @pytest.mark.parametrize("cumulative", [True, False])
     def test_masks_that_share_votes_stay_as_they_are(self, cumulative):
         given = {"margin": 0.001, "conditioned_on": SITES[1:3], "cumulative": cumulative}
-        rows = [fitted(wrapped(), SITES[0], recipe=one, **given).result.validation[-1] for one in (QUICK, CALIBRATED)]
+        recipes = (QUICK, dataclasses.replace(CALIBRATED, sharpness=4.0))
+        rows = [fitted(wrapped(), SITES[0], recipe=one, **given).result.validation[-1] for one in recipes]
         assert (rows[0] == rows[1]) is cumulative
 
     @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
     def test_a_run_that_is_killed_calibrates_again(self, tmp_path, monkeypatch):
         recipe = dataclasses.replace(runs.QUICK, calibrations=3)
-        plain, _ = (
+        for name, one in (("plain", runs.QUICK), ("whole", recipe)):
             runs.train(tmp_path / name, margin=5e-4, recipe=one)
-            for name, one in (("plain", runs.QUICK), ("whole", recipe))
-        )
         assert runs.results(tmp_path / "plain")["validation.csv"] != runs.results(tmp_path / "whole")["validation.csv"]
         with monkeypatch.context() as patch:
             patch.setattr(Calibration, "note", lambda *_: 1 / 0)
@@ -135,11 +134,31 @@ class TestFit:
         steps, text = CALIBRATED.steps, "measuring on validation data"
         assert found.count((steps, text, True)) > 2  # two batches of the last comparison, and those of calibration
         assert found.count((10, text, True)) == 2
-        assert found[-1][0] == steps and found[-1][1] != text and not found[-1][2]
+        assert found[-1][0] == steps
+        assert found[-1][1] != text
+        assert not found[-1][2]
+
+    @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+    def test_sharpened_gates_are_decided(self):
+        recipe = dataclasses.replace(QUICK, steps=40, baseline_steps=0, learning_rate=0.03, calibrations=5)
+        undecided = []
+        for sharpness in (1.0, 4.0):
+            explainer = DiffMask(
+                hooked_bag(),
+                "identity:output",
+                margin=MARGIN,
+                recipe=dataclasses.replace(recipe, sharpness=sharpness),
+            )
+            explainer.fit(bag(), bag(2), progress=False, accelerator="cpu")
+            rows = explainer.explain(bag(2)[0]).columns
+            p = rows["score"][rows["valid"]]
+            undecided.append(float((p * (1 - p)).mean()))
+            assert explainer.result.within_margin
+        assert undecided[1] < 0.6 * undecided[0]
 
     def test_without_validation_nothing_is_shifted(self):
         states = []
-        for recipe in (QUICK, CALIBRATED):
+        for recipe in (QUICK, dataclasses.replace(CALIBRATED, sharpness=4.0)):
             explainer = DiffMask(wrapped(), SITES[1], margin=5.0, recipe=recipe)
             explainer.fit(batches(), steps=10, progress=False, accelerator="cpu")
             states.append([weight for part in explainer.parts for weight in part.state_dict().values()])
