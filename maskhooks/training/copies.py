@@ -17,7 +17,6 @@ from maskhooks.masks.probes import PerExampleLogits
 from maskhooks.masks.samples import GateSamples
 from maskhooks.model.outputs import count
 from maskhooks.passes.clean import Clean, clean_pass
-from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.training.problem import Problem
 
 # Samples the gates in one step; returns the samples, the divergence and the penalty, in nats per example.
@@ -59,10 +58,16 @@ class Copies:
             return samples[-1], torch.stack(divergences).mean(0), torch.stack(penalties).mean(0)
         with _repeated(group, self.count):
             samples, divergence, penalty = self.estimate(problem, self.copied, group, source, held)
-        examples = count(self.clean.outputs)
-        rows = torch.arange(self.count * examples, device=divergence.device) % examples
-        shared = dataclasses.replace(samples, example_index=ExampleIndex(rows, examples))
-        return shared, *(one.view(self.count, examples).mean(0) for one in (divergence, penalty))
+        rows = self.count * count(self.clean.outputs)
+        means = [one.view(self.count, -1).mean(0) for one in (divergence, penalty)]
+        return _first(samples, rows // self.count, rows), means[0], means[1]
+
+
+def _first(samples: GateSamples, examples: int, rows: int) -> GateSamples:
+    """Return the samples of the first copy; the gates' probabilities are those of all copies."""
+    fields = {one.name: getattr(samples, one.name) for one in dataclasses.fields(samples)}
+    whole = {name: one for name, one in fields.items() if isinstance(one, Tensor) and one.dim() and len(one) == rows}
+    return dataclasses.replace(samples, **{name: one[:examples] for name, one in whole.items()})
 
 
 @contextlib.contextmanager

@@ -75,10 +75,8 @@ def test_statistics_come_first():
 
 
 def test_statistics_of_one_item_need_no_fit():
-    sites = [
-        maskhooks.Site.parse(site, TOKENS, tags=frozenset({"hidden"}), depth=depth) for depth, site in enumerate(SITES)
-    ]
-    hooked = wrapped(sites=sites)
+    hidden = frozenset({"hidden"})
+    hooked = wrapped(sites=[maskhooks.Site.parse(one, TOKENS, tags=hidden, depth=at) for at, one in enumerate(SITES)])
     explainer = IBA(hooked, SITES[2], statistics="one-item", recipe=QUICK)
     rows = explainer.explain(batches(1)[0])
     assert rows["score"][rows["valid"]].min() > 100  # the noise is narrow

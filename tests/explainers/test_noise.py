@@ -30,7 +30,7 @@ class TestReadout:
     def test_it_reads_all_layers_and_predicts_what_iba_finds(self):
         """On the same loss: position by position, the two agree better than chance."""
         hooked = states()
-        readout = Readout(hooked, SITES[1], beta=1.0, recipe=READOUT)
+        readout = Readout(hooked, SITES[1], beta=1e-3, recipe=READOUT)
         with pytest.raises(NotFittedError):
             readout.explain(batches(1)[0])
         readout.fit(batches(3), batches(1), progress=False, accelerator="cpu")
@@ -77,7 +77,7 @@ class TestGuan:
 
     def test_a_probe_predicts_the_noise(self):
         recipe = dataclasses.replace(Recipe.named("guan"), steps=60, warmup_steps=5)
-        made = Guan(wrapped(), SITES[1], amortized=True, recipe=recipe)
+        made = Guan(wrapped(), SITES[1], amortized=True, weight=1e-4, recipe=recipe)
         made.fit(batches(3), batches(1), progress=False, accelerator="cpu")
         rows = made.explain(batches(1)[0])
         assert rows["score"][rows["valid"]].min() > 0

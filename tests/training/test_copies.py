@@ -57,9 +57,9 @@ def test_copies_that_are_other_examples_are_refused():
         estimated(wrapped(select=wrong), 3)
 
 
+@pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
 def test_logits_are_those_of_one_example_again():
-    explainer = estimated(wrapped(), 4)[3]
-    assert explainer.count == 4
+    assert estimated(wrapped(), 4)[3].count == 4
     hooked = maskhooks.wrap(Tagger(), sites=dict.fromkeys(SITES, TOKENS), output=categorical, valid=padding)
     recipe = dataclasses.replace(Recipe(), steps=60, samples=4, logit_learning_rate=0.2)
     rows = DiffMask(hooked, SITES[1], amortized=False, margin=1e-4, recipe=recipe).explain(batches(1)[0])
