@@ -215,7 +215,7 @@ class Loop:
     def _release(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Close masks a little that are stuck open: they keep most positions at next to no divergence.
 
-        At the upper end of the logits gradients are small, and an optimizer that remembers large ones takes small steps.
+        At the upper end of the logits, gradients are small, and an optimizer that remembers large ones hardly moves.
 
         Args:
             rows: a row per group of this validation.
