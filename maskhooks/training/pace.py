@@ -111,15 +111,16 @@ class Pace:
     def begin(self) -> str:
         """Note that the first step is next; return what is wrong if there is no time for a step of each group.
 
-        With a budget, checkpoints are compared less often if that would take much of it.
+        With a budget, checkpoints are compared less often if that would take much of it: the last comparison and the
+        calibrations after it come first.
         """
         self._first_step = self._first_step or self.elapsed
         if self.budget is None:
             return ""
         if self.check.mean:
             most = int(_CHECKING * self.budget.seconds / self.check.mean)
-            self.checks = max(1, min(self.checks, most))
-            self.calibrations = max(0, min(self.calibrations, most - self.checks))
+            self.calibrations = max(0, min(self.calibrations, most - 1))
+            self.checks = max(1, min(self.checks, most - self.calibrations))
         steps = -(-len(self.steps) // self.together)
         least = self._first_step + self._stored_seconds(steps) + self._after + steps * self.step_seconds
         if least <= self.budget.seconds:

@@ -27,7 +27,7 @@ def presets() -> dict[str, Recipe]:
             baseline_learning_rate=0.05,
             baseline_steps=0,
             validations=4,
-            calibrations=2,
+            calibrations=3,
             sharpness=4.0,
         ),
         Recipe(

@@ -122,7 +122,8 @@ class TestPace:
         assert found.left(90) == pytest.approx(40)
 
     @pytest.mark.parametrize(
-        ("seconds", "checks", "calibrations"), [(1.0, 10, 2), (2.2, 10, 1), (5.0, 5, 0), (20.0, 1, 0), (40.0, 1, 0)]
+        ("seconds", "checks", "calibrations"),
+        [(1.0, 10, 2), (2.2, 9, 2), (5.0, 3, 2), (8.0, 1, 2), (12.0, 1, 1), (40.0, 1, 0)],
     )
     def test_a_budget_is_not_spent_on_checks(self, seconds, checks, calibrations):
         found = pace.Pace(0, Budget(100.0), 10, 1, 0, calibrations=2, check=pace.Timing(seconds, 1))
