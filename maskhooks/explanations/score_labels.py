@@ -9,6 +9,7 @@ P_KEPT = "P(kept)"
 DIVERGENCE = "1 - exp(-divergence)"
 KEPT_OR_ERASED = "kept (1) or erased (0)"
 RANDOM = "random score"
+ATTRIBUTION = "attribution"
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -20,12 +21,16 @@ _METHODS = {
     KEPT_OR_ERASED: "A search looks for a small set of positions of a model's input or hidden states that leaves the "
     "prediction unchanged when a baseline replaces all others. A position scores 1 in that set, and 0 outside it.",
     RANDOM: "Scores are random, for comparison with other explainers. They say nothing about the model.",
+    ATTRIBUTION: "A score says how much a position of a model's input or hidden states raises (above 0) or lowers "
+    "(below 0) the explained output, such as the logit of the predicted class, compared with a baseline. Methods "
+    "differ in how they share out what positions do together.",
 }
 _ZEROS = {
     P_KEPT: "{} without colour can be masked without changing the prediction.",
     DIVERGENCE: "{} without colour hardly move the output when each is masked alone.",
     KEPT_OR_ERASED: "{} without colour are not in the set that was found.",
     RANDOM: "Scores are random.",
+    ATTRIBUTION: "{} without colour hardly move the explained output.",
 }
 
 
