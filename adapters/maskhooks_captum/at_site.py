@@ -37,7 +37,7 @@ class AtSite:
         """The numbers of all examples: what Captum repeats together with the value."""
         return torch.arange(len(self.layout.value), device=self.layout.value.device)
 
-    def __call__(self, value: Shaped[Tensor, "row *value"], rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    def __call__(self, value: Shaped[Tensor, "row *front"], rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """Return the explained number for each row; of a whole value, summed over its examples.
 
         Args:

@@ -83,15 +83,15 @@ class Layout:
         found: Tensor = einops.rearrange(self._places.valid, f"{left} -> {right}")
         return found.expand([self._sizes[axis] for axis in gated])
 
-    def front(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "row *value"]:
+    def front(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "row *front"]:
         """Return a tensor like the site's value with the batch axis first."""
         return value[None] if self.whole else value.movedim(self._batch, 0)
 
-    def back(self, value: Shaped[Tensor, "row *value"]) -> Shaped[Tensor, "*value"]:
+    def back(self, value: Shaped[Tensor, "row *front"]) -> Shaped[Tensor, "*value"]:
         """The inverse of `front`."""
         return value[0] if self.whole else value.movedim(0, self._batch)
 
-    def baseline(self, given: Tensor | Baseline) -> Shaped[Tensor, "row *value"]:
+    def baseline(self, given: Tensor | Baseline) -> Shaped[Tensor, "row *front"]:
         """Return the baseline like `value`. Padding, which is never replaced, has its own value.
 
         Args:
@@ -113,7 +113,7 @@ class Layout:
         return self.front(torch.where(valid, vector.to(value), value)).clone()
 
     @functools.cached_property
-    def units(self) -> Int[Tensor, "row *value"]:
+    def units(self) -> Int[Tensor, "row *front"]:
         """For each element of `value` the number of its unit within the example, from 0; broadcastable.
 
         Units are gated positions, or what the task gates together. Padding has 0: its baseline is its own value.
@@ -162,7 +162,7 @@ class Layout:
                 strides.append(inner)
         return tuple(windows), tuple(strides)
 
-    def summed(self, attributions: Float[Tensor, "row *value"]) -> Float[Tensor, "*gated"]:
+    def summed(self, attributions: Float[Tensor, "row *front"]) -> Float[Tensor, "*gated"]:
         """Return the sum over the features of each unit."""
         scores = self._gates(attributions, "sum")
         units = self._places.units
@@ -175,14 +175,14 @@ class Layout:
         share = units.mean(heads, self.pattern)  # one over the number of positions
         return torch.where(share > 0, units.mean(scores, self.pattern) / share, 0)
 
-    def taken(self, attributions: Float[Tensor, "row *value"]) -> Float[Tensor, "*gated"]:
+    def taken(self, attributions: Float[Tensor, "row *front"]) -> Float[Tensor, "*gated"]:
         """Return the score that all features of a unit have."""
         return self._gates(attributions, "max")
 
     def _gates(self, attributions: Tensor, how: str) -> Tensor:
-        found: Tensor = einops.reduce(
-            self.back(attributions.detach()).float(), self.pattern.arrow, how, **self.pattern.sizes
-        )
+        value = self.back(attributions.detach())
+        value = value if value.dtype == torch.float64 else value.float()
+        found: Tensor = einops.reduce(value, self.pattern.arrow, how, **self.pattern.sizes).float()
         if not bool(torch.where(self.valid, found, 0).isfinite().all()):
             raise NonFiniteError(
                 f"site {self.site}: attributions are NaN or infinite. Look for infinite values after the site, such "
