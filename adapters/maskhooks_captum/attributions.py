@@ -28,8 +28,8 @@ from maskhooks_captum.forward import ForwardModule, Function, hooked_at, model_o
 Ours = str | Mapping[str, Any] | Explainer | Callable[[Hooked, list[Site]], Explainer]
 
 
-class _Ours:
-    """What both kinds share.
+class BaseMaskAttribution:
+    """The base class of attributions by explainers of ours.
 
     Args:
         forward_func: the forward function of Captum; it returns `(batch, class)` or `(batch,)`.
@@ -106,15 +106,15 @@ class _Ours:
             return made.explain(batch)
 
 
-class MaskAttribution(_Ours, PerturbationAttribution):  # type: ignore[misc] # Captum has no types
+class MaskAttribution(BaseMaskAttribution, PerturbationAttribution):  # type: ignore[misc] # Captum has no types
     """Attributes to inputs by an explainer of ours, as a class of Captum.
 
     A position's score is divided by its number of features, so that an attribution has the shape of its input and sums
     to the score; it has the sign of the score, if any. NoiseTunnel, `infidelity` and `sensitivity_max` take it.
 
     Args:
-        forward_func, explainer, model, pattern, batch, options: as `_Ours` takes them; `pattern` may be a list, with
-            one for each input.
+        forward_func, explainer, model, pattern, batch, options: as `BaseMaskAttribution` takes them; `pattern` may be a
+            list, with one for each input.
 
     Raises:
         SettingError: it is not known which model the forward function runs.
@@ -123,7 +123,7 @@ class MaskAttribution(_Ours, PerturbationAttribution):  # type: ignore[misc] # C
 
     def __init__(self, forward_func: Function, explainer: Ours, **settings: Any) -> None:
         PerturbationAttribution.__init__(self, forward_func)
-        _Ours.__init__(self, forward_func, explainer, **settings)
+        BaseMaskAttribution.__init__(self, forward_func, explainer, **settings)
 
     @log_usage()  # type: ignore[untyped-decorator] # NoiseTunnel needs what it leaves on the function
     def attribute(
@@ -162,20 +162,20 @@ class MaskAttribution(_Ours, PerturbationAttribution):  # type: ignore[misc] # C
         return found if isinstance(inputs, tuple) else found[0]
 
 
-class LayerMaskAttribution(_Ours, LayerAttribution, PerturbationAttribution):  # type: ignore[misc] # no types
+class LayerMaskAttribution(BaseMaskAttribution, LayerAttribution, PerturbationAttribution):  # type: ignore[misc]
     """Attributes to the output or input of a layer by an explainer of ours, as a class of Captum.
 
     Attributions have the shape of the layer's value; else as `MaskAttribution`.
 
     Args:
-        forward_func, explainer, model, pattern, batch, options: as `_Ours` takes them.
+        forward_func, explainer, model, pattern, batch, options: as `BaseMaskAttribution` takes them.
         layer: the layer; with an explainer of a `Hooked` of yours also the address of one of its sites, such as
             "first.message:output".
     """
 
     def __init__(self, forward_func: Function, layer: nn.Module | str, explainer: Ours, **settings: Any) -> None:
         LayerAttribution.__init__(self, forward_func, layer)
-        _Ours.__init__(self, forward_func, explainer, **settings)
+        BaseMaskAttribution.__init__(self, forward_func, explainer, **settings)
 
     @log_usage()  # type: ignore[untyped-decorator] # as above
     def attribute(

@@ -13,7 +13,7 @@ import maskhooks
 from maskhooks import Beam, DiffMask, Erasure, Explanation, GraphMask, LeaveOneOut, Random, Reinforce
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
-from maskhooks.explanations.score_labels import DIVERGENCE, KEPT_OR_ERASED, P_KEPT, RANDOM, score_label
+from maskhooks.explanations.score_labels import ATTRIBUTION, DIVERGENCE, KEPT_OR_ERASED, P_KEPT, RANDOM, score_label
 from maskhooks.sites.site import Site
 
 LABELS = {
@@ -27,7 +27,7 @@ LABELS = {
 }
 # What is true of masks only.
 OF_MASKS = ("can be masked without changing the prediction", "expected fraction kept", "A mask replaces", "P(kept)")
-OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, "relevance"]
+OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, ATTRIBUTION, "relevance"]
 
 
 def explained(label: str | None = None, depths: int = 2, start_index: int = 0) -> Explanation:
