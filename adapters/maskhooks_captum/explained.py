@@ -23,7 +23,7 @@ Output = Literal["logit", "log-prob", "prob"]
 class _Targets:
     """Checks the setting `target`."""
 
-    words = "a whole number from 0, a list or tensor of one for each example, or None"
+    words = "a whole number from 0, a list or tensor of one for each example"
 
     def accepts(self, value: Any) -> bool:
         if isinstance(value, Tensor):

@@ -366,7 +366,7 @@ class TestPrompts:
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", bos_token="a", eos_token="e"
+            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", bos_token="[PAD]", eos_token="[PAD]"
         )
         torch.manual_seed(0)
         sizes = {"vocab_size": 9, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
