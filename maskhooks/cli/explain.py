@@ -41,7 +41,7 @@ def explain(
         typer.Argument(
             metavar="RUN",
             help="A folder that fit wrote, or the name of an explainer that needs no training: erasure, beam, "
-            "leave-one-out, attention, rollout, reinforce, random.",
+            "leave-one-out, attention, rollout, reinforce, random, or one of Captum such as integrated-gradients.",
             show_default=False,
         ),
     ],

@@ -20,6 +20,7 @@ INVERSE_NOISE = "1 / noise"
 ATTENTION = "attention weight"
 ROLLOUT = "attention rollout"
 _SHARES = (ATTENTION, ROLLOUT)  # divided among positions, so that most scores are small
+ATTRIBUTION = "attribution"
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -44,6 +45,9 @@ _METHODS = {
     "The score is a position's share of what is read at the end. It need not say what the prediction depends on: the "
     "values that are read, MLPs and the sign of an effect do not count. Compare with a method that changes the input.",
     RANDOM: "Scores are random, for comparison with other explainers. They say nothing about the model.",
+    ATTRIBUTION: "A score says how much a position of a model's input or hidden states raises (above 0) or lowers "
+    "(below 0) the explained output, such as the logit of the predicted class, compared with a baseline. Methods "
+    "differ in how they share out what positions do together.",
 }
 _ZEROS = {
     P_KEPT: "{} without colour can be masked without changing the prediction.",
@@ -54,6 +58,7 @@ _ZEROS = {
     ATTENTION: "{} without colour get little attention; the prediction may still depend on them.",
     ROLLOUT: "{} without colour get little attention over all layers; the prediction may still depend on them.",
     RANDOM: "Scores are random.",
+    ATTRIBUTION: "{} without colour hardly move the explained output.",
 }
 
 

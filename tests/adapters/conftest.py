@@ -8,4 +8,4 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import jaxtyping
 
-_shapes = jaxtyping.install_import_hook("maskhooks_transformers", "beartype.beartype")
+_shapes = jaxtyping.install_import_hook(["maskhooks_captum", "maskhooks_transformers"], "beartype.beartype")

@@ -27,6 +27,7 @@ from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.explanations.score_labels import (
     ATTENTION,
+    ATTRIBUTION,
     DIVERGENCE,
     KEPT_OR_ERASED,
     P_KEPT,
@@ -52,7 +53,7 @@ LABELS = {
 }
 # What is true of masks only.
 OF_MASKS = ("can be masked without changing the prediction", "expected fraction kept", "A mask replaces", "P(kept)")
-OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, ATTENTION, ROLLOUT, "relevance"]
+OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, ATTENTION, ROLLOUT, ATTRIBUTION, "relevance"]
 
 
 def explained(label: str | None = None, depths: int = 2, start_index: int = 0) -> Explanation:
