@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 # Tests in as many processes as there are cores, four at most: each takes a gigabyte.
-TESTS := -m pytest -q -n auto --maxprocesses 4
+TESTS := -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 # The site of docs/, into site/: notebooks run anew where they or the library have changed. Anything doubtful ends it.
 SITE := -m sphinx -b html -q -W --keep-going -n -d build/docs/doctrees docs site

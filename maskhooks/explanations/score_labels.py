@@ -76,8 +76,8 @@ def common_label(labels: Iterable[str]) -> str:
 
 def scale_end(label: str, scores: Column) -> float:
     """Return the score at which the scale of pictures ends: 1, or where scores have no bound the largest, rounded."""
-    largest = float(np.nan_to_num(scores).max(initial=0))
-    if label not in (*_SHARES, BITS, INVERSE_NOISE) or largest <= 0:
+    largest = float(np.abs(np.nan_to_num(scores)).max(initial=0))
+    if label not in (*_SHARES, BITS, INVERSE_NOISE, ATTRIBUTION) or largest <= 0:
         return 1.0
     digits = -math.floor(math.log10(largest))
     return float(round(math.ceil(round(largest * 10.0**digits, 6)) / 10.0**digits, digits))

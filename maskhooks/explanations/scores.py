@@ -35,7 +35,7 @@ class Scores:
     Args:
         site: the masked site; it has a pattern.
         depth: the depth of the site that was read.
-        values: P(z != 0) in [0, 1], axes `site.pattern.gated`.
+        values: of masks P(z != 0); axes `site.pattern.gated`.
         valid: bool, axes `site.pattern.positions`; False at padding.
         names: for each example the names of its positions; a list may omit trailing padding.
         example_index: the example index of each row if the first axis is not the batch axis; positions count within an

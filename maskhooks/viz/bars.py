@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from maskhooks.viz.figure import COLOURS, figure_of, name_columns, panels, visible
+from maskhooks.viz.figure import COLOURS, Scale, figure_of, name_columns, panels, visible
 
 
 def bars(
@@ -30,7 +30,7 @@ def bars(
     """Draw a bar for each column and group.
 
     Args:
-        scores: `[group, column]` in [0, 1]; NaN has no bar.
+        scores: `[group, column]`; NaN has no bar.
         groups: names of the groups, such as depths or methods; one group gets no legend.
         columns: names of the columns.
         title: title of the figure.
@@ -48,7 +48,7 @@ def bars(
     tones = np.linspace(0.4, 0.95, len(groups)) if len(groups) > 1 else [0.75]
     shades = colours or [to_hex(matplotlib.colormaps[COLOURS](tone)) for tone in tones]
     parts = panels(len(columns), 0.22 + 0.08 * len(groups), max_width, 2.2, ax)
-    width = 0.8 / len(groups)
+    width, scale = 0.8 / len(groups), Scale(scores, top)
     for part, chosen in parts:
         names = columns[chosen]
         for index, (group, shade) in enumerate(zip(groups, shades, strict=True)):
@@ -56,8 +56,8 @@ def bars(
             part.bar(places, values[index, chosen], width, color=shade, label=visible(group, 40))
         name_columns(part, names)
         part.set_xlim(-0.6, parts[0][1].stop - 0.4)
-        part.set_ylim(0, 1.02 * top)
-        part.set_yticks([0, top / 2, top])
+        part.set_ylim(1.02 * scale.bottom, 1.02 * top)
+        part.set_yticks(scale.ticks)
         part.grid(axis="y", color="0.9")
         part.set_axisbelow(True)
         part.set_ylabel(label)

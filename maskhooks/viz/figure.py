@@ -6,11 +6,41 @@ import io
 import math
 from collections.abc import Sequence
 
+import matplotlib
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-COLOURS = "Blues"
+COLOURS, SIGNED = "Blues", "RdBu"
 _SHOWN = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
+
+
+class Scale:
+    """The colours of scores, from 0 to an end; or if a score is below 0, from its opposite, through white at 0.
+
+    Args:
+        scores: all that are shown; NaN has no colour.
+        top: the score at which the colours end.
+
+    Attributes:
+        bottom: the score at which they begin, 0 or -top.
+    """
+
+    def __init__(self, scores: npt.ArrayLike, top: float) -> None:
+        self.top = top
+        self.bottom = -top if bool((np.nan_to_num(np.asarray(scores, float)) < 0).any()) else 0.0
+
+    @property
+    def colours(self) -> Colormap:
+        name = SIGNED if self.bottom else COLOURS
+        return matplotlib.colormaps[name].with_extremes(bad="0.88")
+
+    @property
+    def ticks(self) -> list[float]:
+        """Three ticks."""
+        return [self.bottom, (self.bottom + self.top) / 2, self.top]
 
 
 class Picture(Figure):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maskhooks.viz.figure import COLOURS, figure_of, name_columns, panels, visible
+from maskhooks.viz.figure import Scale, figure_of, name_columns, panels, visible
 
 
 def heatmap(
@@ -29,7 +28,7 @@ def heatmap(
     """Draw scores as colours, with the first row at the bottom.
 
     Args:
-        scores: `[row, column]` in [0, 1]; NaN is grey.
+        scores: `[row, column]`; NaN is grey, and red is below 0.
         rows: names of the rows.
         columns: names of the columns.
         title: title of the figure.
@@ -45,9 +44,10 @@ def heatmap(
     """
     values = np.ma.masked_invalid(np.asarray(scores, float).reshape(len(rows), len(columns)))
     parts = panels(len(columns), 0.3, max_width, 0.24 * len(rows) + 1.0, ax)
-    colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
+    scale = Scale(scores, top)
+    shades = {"cmap": scale.colours, "vmin": scale.bottom, "vmax": top}
     for part, chosen in parts:
-        mesh = part.pcolormesh(values[:, chosen], cmap=colours, vmin=0, vmax=top, edgecolors="white", linewidth=0.6)
+        mesh = part.pcolormesh(values[:, chosen], edgecolors="white", linewidth=0.6, **shades)
         part.set_xlim(0, parts[0][1].stop)
         name_columns(part, columns[chosen], at=0.5)
         step = -(-len(rows) // 26)
@@ -65,7 +65,7 @@ def heatmap(
         mesh,
         ax=[part for part, _ in parts],
         label=label,
-        ticks=[0, top / 2, top],
+        ticks=scale.ticks,
         aspect=12,
         shrink=1 / len(parts),
         anchor=(0, 1),

@@ -27,7 +27,7 @@ def images(
     """Draw scores as images side by side, with row 0 at the top.
 
     Args:
-        scores: `[image, row, column]` in [0, 1]; NaN is grey.
+        scores: `[image, row, column]`; NaN is grey, and red is below 0.
         names: names of the images.
         title: title of the figure.
         label: label of the colour bar.
@@ -57,12 +57,12 @@ def images(
     else:
         axes = [ax]
         figure = figure_of(ax)
-    colours = matplotlib.colormaps[COLOURS].with_extremes(bad="0.88")
+    scale = Scale(scores, top)
     for part in axes:
         part.set_axis_off()
     for part, name, image in zip(axes, names, values, strict=False):
-        shown = part.imshow(image, cmap=colours, vmin=0, vmax=top)
+        shown = part.imshow(image, cmap=scale.colours, vmin=scale.bottom, vmax=top)
         part.set_title(name, fontsize="small", parse_math=False)
-    bar = figure.colorbar(shown, ax=axes, label=label, ticks=[0, top / 2, top], aspect=12, fraction=0.05)
+    bar = figure.colorbar(shown, ax=axes, label=label, ticks=scale.ticks, aspect=12, fraction=0.05)
     bar.outline.set_visible(False)
     return figure

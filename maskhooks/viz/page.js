@@ -126,10 +126,12 @@ function colour(view, row) {
   view.spans.forEach((span, column) => {
     const score = view.example.scores[row]?.[column] ?? null;
     span.classList.toggle("none", score === null);
-    span.classList.toggle("on", score / data.top > change);
+    span.classList.toggle("on", Math.abs(score) / data.top > change);
+    span.classList.toggle("below", score < 0);
     span.classList.toggle("kept", score > keep);
-    span.style.setProperty("--score", (score ?? 0) / data.top);
-    span.tip?.style.setProperty("--score", (score ?? 0) / data.top);
+    span.style.setProperty("--score", Math.abs(score ?? 0) / data.top);
+    span.tip?.style.setProperty("--score", Math.abs(score ?? 0) / data.top);
+    span.tip?.classList.toggle("below", score < 0);
   });
   view.items?.forEach((item, index) => item.classList.toggle("now", index === row));
 }
@@ -141,14 +143,14 @@ function draw(view, row) {
   canvas.height = height * rows * scale;
   canvas.style.width = `${cell * example.columns.length}px`;
   canvas.style.height = `${height * rows}px`;
-  const pen = canvas.getContext("2d"), accent = theme("--accent");
+  const pen = canvas.getContext("2d"), accent = theme("--accent"), below = theme("--below");
   pen.scale(scale, scale);
   example.scores.forEach((line, index) => line.forEach((score, column) => {
     if (score === null) return;
     const box = [column * cell, (rows - 1 - index) * height, cell - (cell > 5 ? gap : 0), height - gap];
     pen.fillStyle = "rgb(127 140 160 / .12)";
     pen.fillRect(...box);
-    pen.fillStyle = `rgb(${accent} / ${score / data.top})`;
+    pen.fillStyle = `rgb(${score < 0 ? below : accent} / ${Math.abs(score) / data.top})`;
     pen.fillRect(...box);
   }));
   pen.strokeStyle = theme("--text");

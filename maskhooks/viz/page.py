@@ -78,9 +78,11 @@ def page(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    negative = any(bool((np.nan_to_num(np.asarray(one.scores, float)) < 0).any()) for one in examples)
     data = {
         "rows": list(rows),
         "label": label,
+        "bottom": -top if negative else 0,
         "top": top,
         "examples": [_as_json(example, len(rows)) for example in examples],
         "edges": any(example.net is not None for example in examples),

@@ -22,7 +22,7 @@ def table(
     """Return scores as shaded cells, the last row at the top; all text is escaped.
 
     Args:
-        scores: `[row, column]` in [0, 1].
+        scores: `[row, column]`; red is below 0.
         rows: names of the rows.
         columns: names of the columns; only the first `max_columns` are shown.
         caption: above the table.
@@ -48,4 +48,5 @@ def table(
 def _cell(score: float, top: float) -> str:
     if np.isnan(score):
         return "<td></td>"
-    return f'<td title="{score:.3f}" style="background:rgb(33 113 181 / {score / top:.3f});min-width:1em"></td>'
+    colour = "33 113 181" if score >= 0 else "178 24 43"
+    return f'<td title="{score:.3f}" style="background:rgb({colour} / {abs(score) / top:.3f});min-width:1em"></td>'
