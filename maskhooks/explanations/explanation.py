@@ -36,9 +36,9 @@ class Explanation:
     Columns: `example` (int); `site` (the masked site's address); `depth` (int, the depth of the site the mask
     reads); `position` (int); `label` (the position's name, such as a token); `valid` (False at padding);
     `score` (float32; of masks P(z != 0), the expected fraction kept; `provenance["score_label"]` says what other
-    explainers give, which may have a sign or no upper end); `kept` (valid, and score above the threshold). Patches add `row` and `column`, edges
-    `source`, `target` and `relation`; each other gated axis, such as `head`, adds its own column. These hold -1 in rows
-    without a value, such as a class token's.
+    explainers give, which may have a sign or no upper end); `kept` (valid, and score above the threshold). Patches
+    add `row` and `column`, edges `source`, `target` and `relation`; each other gated axis, such as `head`, adds its own
+    column. These hold -1 in rows without a value, such as a class token's.
 
     Attributes:
         columns: numpy arrays of equal length by name; `site` holds indices into `sites`.

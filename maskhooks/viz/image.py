@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maskhooks.errors import SettingError
-from maskhooks.viz.figure import COLOURS, Picture, figure_of
+from maskhooks.viz.figure import Picture, Scale, figure_of
 
 
 def images(
