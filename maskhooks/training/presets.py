@@ -12,7 +12,7 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=520,
+            steps=480,
             batch_size=8,
             warm_start_batches=240,
             least_gain=0.005,
