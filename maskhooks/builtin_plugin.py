@@ -23,7 +23,7 @@ from maskhooks.explainers.schulz import Schulz
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Noise, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
-from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss, squared_difference
+from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss, squared_error
 from maskhooks.model.source import Factory, Source
 from maskhooks.plugins.hookspecs import hookimpl
 from maskhooks.training.objectives import AugmentedLagrangian, Objective, PaperLagrangian, RatioLagrangian
@@ -31,7 +31,6 @@ from maskhooks.training.optimizers import adam, lookahead, rmsprop
 from maskhooks.training.penalty import Penalty
 from maskhooks.training.presets import presets
 from maskhooks.training.recipe import Recipe
-from maskhooks.training.unconstrained import InformationBottleneck, NoiseEntropy
 
 
 @hookimpl
@@ -60,8 +59,6 @@ def maskhooks_objectives() -> Mapping[str, Callable[..., Objective]]:
         "augmented": AugmentedLagrangian,
         "ratio": RatioLagrangian,
         "paper": PaperLagrangian,
-        "bottleneck": InformationBottleneck,
-        "noise-entropy": NoiseEntropy,
     }
 
 
@@ -81,7 +78,7 @@ def maskhooks_divergences() -> Mapping[str, Divergence]:
         "kl": kl,
         "prediction-loss": prediction_loss,
         "lost-lead": lost_lead,
-        "squared-difference": squared_difference,
+        "squared-error": squared_error,
     }
 
 

@@ -29,6 +29,7 @@ from maskhooks.sites.site import Selector, Site
 from maskhooks.training.objectives import Objective
 from maskhooks.training.problem import Problem
 from maskhooks.training.recipe import RecipeSetting
+from maskhooks.training.unconstrained import InformationBottleneck
 
 _TEXT, _OTHER = 1e-5, 10.0  # beta as published for BERT (Jiang et al. 2020) and for images (Schulz et al. 2020)
 
@@ -88,7 +89,7 @@ class Bottlenecked(Learned):
         beta = self.beta
         if beta is None:
             beta = _TEXT if self.hooked.task.recipe == "language" else _OTHER
-        return self.recipe.make_objective(None, beta=beta)
+        return InformationBottleneck(beta)
 
     def _bottleneck(self, site: Site, vote: Vote, *, per_feature: bool, smoothing: float = 0.0) -> Masking:
         previous = None if self.statistics == "data" else self._below(site)

@@ -19,6 +19,7 @@ from maskhooks.settings.types import NonNegative, Seed
 from maskhooks.sites.site import Selector
 from maskhooks.training.objectives import Objective
 from maskhooks.training.recipe import RecipeSetting
+from maskhooks.training.unconstrained import NoiseEntropy
 
 
 class Guan(Learned):
@@ -46,7 +47,7 @@ class Guan(Learned):
         sites: Selector = "hidden",
         *,
         weight: NonNegative = 0.1,
-        divergence: DivergenceSetting = "squared-difference",
+        divergence: DivergenceSetting = "squared-error",
         amortized: bool = False,
         recipe: RecipeSetting = "guan",
         seed: Seed = 0,
@@ -59,7 +60,7 @@ class Guan(Learned):
         return [MaskingGroup([AdditiveNoise(site, site.depth or 0, [self._vote(site)])]) for site in self.sites]
 
     def _make_objective(self) -> Objective:
-        return self.recipe.make_objective(None, weight=self.weight)
+        return NoiseEntropy(self.weight)
 
     def scores(self, clean: Clean) -> list[Scores]:
         self.optimise(clean)

@@ -403,7 +403,8 @@ class Learned(Explainer):
         return baseline
 
     def _make_objective(self) -> Objective:
-        """Return the objective of one group."""
+        """Return the objective of one group; explainers without a margin override this."""
+        assert self.margin is not None
         return self.recipe.make_objective(self.margin)
 
     def _problem(self) -> Problem:

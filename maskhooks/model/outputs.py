@@ -112,12 +112,12 @@ def lost_lead(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     return flip_loss(original, masked, 0.05)
 
 
-def squared_difference(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+def squared_error(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
     """Return the sum of squared differences of outputs, per example: log-probabilities, log-odds, or else means.
 
     Heads are summed, positions averaged.
     """
-    return compared(original, masked, _squared_difference)
+    return compared(original, masked, _squared_error)
 
 
 def compared(
@@ -285,7 +285,7 @@ def _loss(original: Distribution, masked: Distribution) -> Tensor:
     )
 
 
-def _squared_difference(original: Distribution, masked: Distribution) -> Tensor:
+def _squared_error(original: Distribution, masked: Distribution) -> Tensor:
     base, other = _bases(original, masked)
     if isinstance(base, Categorical) and isinstance(other, Categorical):
         return ((base.logits - other.logits) ** 2).sum(-1)

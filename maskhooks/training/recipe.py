@@ -162,14 +162,9 @@ class Recipe:
         probe.join(vote, votes)
         return probe
 
-    def make_objective(self, margin: float | None, **offers: Any) -> Objective:
-        """Return the objective of one group of maskings.
-
-        Args:
-            margin: in nats; None for an objective without one.
-            offers: further settings for an objective that has them, such as `beta`.
-        """
-        return registry.make(OBJECTIVES, self.objective, {"margin": margin, "l0_price": self.l0_price, **offers})
+    def make_objective(self, margin: float) -> Objective:
+        """Return the objective of one group of maskings, for a margin in nats."""
+        return registry.make(OBJECTIVES, self.objective, {"margin": margin, "l0_price": self.l0_price})
 
     def make_penalty(self) -> Penalty:
         """Return the penalty of a run."""

@@ -6,11 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from maskhooks.errors import SettingError
 from maskhooks.masks.additive_noise import Disturbed
 from maskhooks.masks.bottleneck import Noised
 from maskhooks.masks.samples import GateSamples
-from maskhooks.settings.types import NonNegative
 from maskhooks.training.objectives import Objective
 
 
@@ -24,7 +22,7 @@ class InformationBottleneck(Objective):
         beta: the price of information: nats of penalty per nat of mean capacity.
     """
 
-    def __init__(self, *, beta: NonNegative = 10.0) -> None:
+    def __init__(self, beta: float) -> None:
         super().__init__(None)
         self.beta = beta
         self.register_buffer("multiplier", torch.tensor(float(beta)))
@@ -35,11 +33,7 @@ class InformationBottleneck(Objective):
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        if not isinstance(samples, Noised):
-            raise SettingError(
-                "the objective 'bottleneck' prices the capacity of noise, which gates do not have. Use it with IBA, "
-                "Schulz or Readout, or another objective for masks"
-            )
+        assert isinstance(samples, Noised)
         loss = self._level(penalty) + self.multiplier * self._level(samples.per_example(samples.capacity))
         return loss.sum()
 
@@ -56,7 +50,7 @@ class NoiseEntropy(Objective):
         weight: what a nat of noise is worth.
     """
 
-    def __init__(self, *, weight: NonNegative = 0.1) -> None:
+    def __init__(self, weight: float) -> None:
         super().__init__(None)
         self.weight = weight
         self.register_buffer("multiplier", torch.tensor(float(weight)))
@@ -67,11 +61,7 @@ class NoiseEntropy(Objective):
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        if not isinstance(samples, Disturbed):
-            raise SettingError(
-                "the objective 'noise-entropy' rewards additive noise, which gates do not have. Use it with Guan, or "
-                "another objective for masks"
-            )
+        assert isinstance(samples, Disturbed)
         loss = self._level(penalty) - self.multiplier * self._level(samples.total(samples.entropy))
         return loss.sum()
 

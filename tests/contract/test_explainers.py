@@ -105,6 +105,7 @@ CAPTUM = {
 }
 MISSING = [name for name in ("captum", "sklearn") if importlib.util.find_spec(name) is None]
 ABSENT = ["lime", "kernel-shap"] if MISSING == ["sklearn"] else [*CAPTUM] if MISSING else []
+WITHOUT_END = ("iba", "readout", "guan")  # bits, and one over the deviation of noise
 CASES = [
     case
     for name in registered(EXPLAINERS)
@@ -329,6 +330,7 @@ class TestRows:
         assert np.isfinite(score).all()
         if case.name not in CAPTUM:
             assert score.min() >= 0
+        if case.name not in (*CAPTUM, *WITHOUT_END):
             assert score.max() <= 1
         assert np.array_equal(explanation["kept"], (score > 0.5) & explanation["valid"])
 

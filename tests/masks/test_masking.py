@@ -153,7 +153,7 @@ def test_grouped_positions(batch):
     heads = masked.replaced.view(4, 6, 3, 4)
     closed = masked.sample == 0
     assert bool(closed.any())
-    assert torch.equal(heads[closed], masked.baseline.expand(4, 6, 3, 4)[closed])
+    assert torch.equal(heads[closed], masked.baseline.view(1, 1, 3, 4).expand(4, 6, 3, 4)[closed])
 
 
 def test_sites_read_together_need_the_same_positions(hooked, batch):
@@ -362,7 +362,9 @@ def test_recipes_by_name():
     assert isinstance(probe, PaperMLP)
     assert isinstance(objective, PaperLagrangian)
     assert isinstance(paper.make_optimizer([nn.Parameter(torch.zeros(1))], []), Lookahead)
-    with pytest.raises(UnknownNameError, match="The recipes are graph, language, paper, stable, subset"):
+    with pytest.raises(
+        UnknownNameError, match="The recipes are graph, guan, iba, language, paper, readout, schulz, stable, subset"
+    ):
         Recipe.named("papr")
 
 

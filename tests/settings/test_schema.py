@@ -140,14 +140,22 @@ KINDS: dict[str, list[Any]] = {
     "sites": ["no such site", 5, None, [], {"0:output": "x"}, b"input"],
 }
 SETTINGS = {
-    **dict.fromkeys(("margin", "time_limit", "memory_limit"), "number"),
+    **dict.fromkeys(("margin", "time_limit", "memory_limit", "beta", "smoothing", "weight", "residual"), "number"),
     **dict.fromkeys(("batch_size", "max_positions", "max_set_size", "max_sets", "width"), "count"),
     **dict.fromkeys(("amortized", "cumulative", "tied", "replay"), "flag"),
     **dict.fromkeys(("gate", "baseline", "recipe", "divergence"), "part"),
     "criterion": "function",
     **dict.fromkeys(("sites", "conditioned_on"), "sites"),
 }
-OWN = {"seed": ["5", True, 1.5, -1, None, [1]], "ema_decay": ["5", True, 1.0, -0.1, None, math.nan]}
+OWN: dict[str, list[Any]] = {
+    "seed": ["5", True, 1.5, -1, None, [1]],
+    "ema_decay": ["5", True, 1.0, -0.1, None, math.nan],
+    "heads": ["least", True, 5, None, [], {}],
+    "queries": ["middle", True, 1.5, None, [], {}],
+    "layer": ["5", True, 1.5, [1], {}, b"5"],
+    "target": ["5", True, 1.5, -1, [1], {}],
+    "statistics": ["items", True, 5, None, [], ""],
+}
 # None stands for a default here: the sixth wrong kind is another one.
 OPTIONAL = {"conditioned_on": 1.5}
 OURS = sorted(name for name, kind in registry.parts(EXPLAINERS).items() if kind.__module__.startswith("maskhooks."))
