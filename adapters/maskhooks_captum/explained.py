@@ -108,7 +108,8 @@ class Explained:
                 f"output={self._output!r} needs classes, but the outputs are {type(after).__name__}. Leave output out: "
                 "their mean is explained"
             )
-        return cast(Tensor, after.mean)
+        mean: Tensor = after.mean
+        return mean
 
 
 def _base(distribution: Distribution) -> Distribution:

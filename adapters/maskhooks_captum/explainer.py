@@ -106,7 +106,7 @@ class CaptumExplainer(Explainer):
         Raises:
             EmptyLoaderError: the loader yields no batch.
         """
-        if not self._learns:
+        if not self._learns or isinstance(self.baseline, Tensor):
             return self
         fitted: dict[Site, Baseline] = {}
         for batch in train:
@@ -177,7 +177,8 @@ def library(purpose: str) -> ModuleType:
         import captum.attr
     except ImportError as error:
         raise MissingExtraError("captum", "captum", purpose) from error
-    return captum.attr
+    found: ModuleType = captum.attr
+    return found
 
 
 def _started(baseline: Baseline, features: tuple[int, ...], value: Tensor) -> Baseline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,8 +55,8 @@ class Copies:
         """Return the samples, and the mean divergence and penalty of each example, in nats."""
         if self.copied is None:
             found = [self.estimate(problem, self.clean, group, source, held) for _ in range(self.count)]
-            samples, divergences, penalties = zip(*found, strict=True)
-            return samples[-1], torch.stack(divergences).mean(0), torch.stack(penalties).mean(0)
+            means = [torch.stack(column).mean(0) for column in list(zip(*found, strict=True))[1:]]
+            return found[-1][0], means[0], means[1]
         with _repeated(group, self.count):
             samples, divergence, penalty = self.estimate(problem, self.copied, group, source, held)
         rows = self.count * count(self.clean.outputs)
@@ -66,17 +67,21 @@ class Copies:
 def _first(samples: GateSamples, examples: int, rows: int) -> GateSamples:
     """Return the samples of the first copy; the gates' probabilities are those of all copies."""
     fields = {one.name: getattr(samples, one.name) for one in dataclasses.fields(samples)}
-    whole = {name: one for name, one in fields.items() if isinstance(one, Tensor) and one.dim() and len(one) == rows}
-    return dataclasses.replace(samples, **{name: one[:examples] for name, one in whole.items()})
+    first: dict[str, Any] = {
+        name: one[:examples]
+        for name, one in fields.items()
+        if isinstance(one, Tensor) and one.dim() and len(one) == rows
+    }
+    return dataclasses.replace(samples, **first)
 
 
 @contextlib.contextmanager
 def _repeated(group: MaskingGroup, copies: int) -> Iterator[None]:
     """Let per-example logits serve a batch of copies, inside the `with`."""
-    probes = {id(vote.probe): vote.probe for masking in group.maskings for vote in masking.votes}.values()
+    found = {id(vote.probe): vote.probe for masking in group.maskings for vote in masking.votes}.values()
+    probes = [probe for probe in found if isinstance(probe, PerExampleLogits)]
     try:
         for probe in probes:
-            assert isinstance(probe, PerExampleLogits)
             probe.copies = copies
         yield
     finally:

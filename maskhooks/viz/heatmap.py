@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ def heatmap(
     values = np.ma.masked_invalid(np.asarray(scores, float).reshape(len(rows), len(columns)))
     parts = panels(len(columns), 0.3, max_width, 0.24 * len(rows) + 1.0, ax)
     scale = Scale(scores, top)
-    shades = {"cmap": scale.colours, "vmin": scale.bottom, "vmax": top}
+    shades: dict[str, Any] = {"cmap": scale.colours, "vmin": scale.bottom, "vmax": top}
     for part, chosen in parts:
         mesh = part.pcolormesh(values[:, chosen], edgecolors="white", linewidth=0.6, **shades)
         part.set_xlim(0, parts[0][1].stop)
