@@ -20,9 +20,8 @@ from maskhooks_captum.forward import Function, model_of
 class PromptMaskAttribution(FeatureAblation):  # type: ignore[misc] # Captum has no types
     """Attributes a language model's answer to parts of its prompt by an explainer of ours, inside `LLMAttribution`.
 
-        LLMAttribution(PromptMaskAttribution(model, "leave-one-out"), tokenizer).attribute(
-            inp, target=" an answer", use_cached_outputs=False
-        )
+    `LLMAttribution(PromptMaskAttribution(model, "leave-one-out"), tokenizer)` takes it; pass `use_cached_outputs=False`
+    to its `attribute`.
 
     Each token of the answer, and the answer as a whole, has an explanation of its own: which parts of the prompt are
     needed for its probability. Closed parts are replaced by the baselines of `inp`. The model runs without gradients,

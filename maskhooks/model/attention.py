@@ -18,7 +18,7 @@ Where = Callable[[nn.Module, Any], Iterable[Tensor]] | Sequence[str | Site]
 class Attended(NamedTuple):
     """A pass that gave attention weights.
 
-    Attributes:
+    Args:
         weights: for each layer that has some, axes batch, head, query and key; rows over keys sum to at most 1. Without
             a head axis they are means over heads.
         result: what the model returned; None if that is not known.
