@@ -61,8 +61,9 @@ def train(folder: Path | None, *, size: int = 8, fit: dict[str, Any] | None = No
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What a run leaves in its folder, byte for byte."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    """What a run leaves in its folder, byte for byte, without what a kill left half written."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".partial"]
+    return {path.name: path.read_bytes() for path in files}
 
 
 @contextlib.contextmanager
