@@ -23,7 +23,7 @@ from maskhooks.masks.votes import Vote
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import ClassLoss, DivergenceSetting, count
 from maskhooks.model.task import device_of, move
-from maskhooks.passes.clean import Clean
+from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.seeds import generator
 from maskhooks.sites.site import Selector, Site
 from maskhooks.training.objectives import Objective
@@ -118,10 +118,8 @@ class Bottlenecked(Learned):
         first, *more = itertools.islice(train, 2)
         if more or self.statistics != "data":
             return
-        on_device = move(first, device_of(self.hooked.model))
-        with torch.no_grad():
-            examples = count(self.hooked.distribution(self.hooked(on_device), on_device))
-        if examples == 1:
+        clean = clean_pass(self.hooked, move(first, device_of(self.hooked.model)), self.sites)
+        if count(clean.outputs) == 1:
             raise SettingError(
                 "noise statistics of a single example say nothing about the data. Give fit more examples, or "
                 "statistics='one-item', which takes the example's own values one layer below"

@@ -7,6 +7,7 @@ maskhooks, not Lightning, places it on the device.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -367,7 +368,9 @@ class Loop:
         return [dict(shifts[n].settle()) if n in shifts else row for n, row in enumerate(rows)]
 
     def _alone(self) -> list[MaskingGroup]:
-        """Return the groups that share no modules with others."""
+        """Return the groups that share no modules with others; none without a margin, to which they could be moved."""
+        if not math.isfinite(self.problem.margin):
+            return []
         return [one.groups[0] for one in self.checkpoints if len(one.groups) == 1]
 
     def _drawn(self, number: int, *others: int) -> torch.Generator:

@@ -132,6 +132,18 @@ def test_the_model_comes_back():
     assert fingerprint(hooked.model) == before
 
 
+def test_buffers_stay_when_data_of_one_batch_is_looked_at():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).train()
+    hooked = maskhooks.wrap(
+        model, sites={"0:output": "batch unit -> batch unit"}, output=lambda y: Categorical(logits=y)
+    )
+    before = fingerprint(model)
+    IBA(hooked, "0:output", recipe=QUICK).fit(
+        [torch.randn(8, 4, generator=torch.Generator().manual_seed(1))], progress=False
+    )
+    assert fingerprint(model) == before
+
+
 def test_channels_of_images():
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten(1), nn.Linear(108, 2)
