@@ -156,6 +156,14 @@ class TestFit:
             assert explainer.result.within_margin
         assert undecided[1] < 0.6 * undecided[0]
 
+    @pytest.mark.parametrize("calibrations", [0, 1])
+    def test_a_mask_that_is_stuck_open_is_released_at_comparisons(self, calibrations):
+        still = {"learning_rate": 0.0, "baseline_learning_rate": 0.0, "probe": {"name": "mlp", "init_logit": 4.9}}
+        recipe = dataclasses.replace(QUICK, calibrations=calibrations, **still)
+        kept = [row["expected_l0"] for row in fitted(wrapped(), SITES[1], recipe=recipe).result.validation]
+        assert kept[0] > 0.98
+        assert (kept[0] - kept[1] > 0.02) is bool(calibrations)
+
     def test_without_validation_nothing_is_shifted(self):
         states = []
         for recipe in (QUICK, dataclasses.replace(CALIBRATED, sharpness=4.0)):
