@@ -62,6 +62,10 @@ class Shard:
         before, after = self.start, self.whole[0] - self.start - len(gates)
         return F.pad(longer, [0, 0] * (gates.dim() - 1) + [before, after])
 
+    def normal(self, shape: Shape, generator: Generator) -> Float[Tensor, "own *size"]:
+        """Draw standard normal numbers for the whole and return the rank's slice, with the given shape."""
+        return self.of(torch.randn(self.whole, generator=generator, device=generator.device), shape)
+
     def drawing(self, gate: Gate) -> Gate:
         """Return the gate, drawing for the global batch."""
         return _Shared(gate, self)
@@ -151,8 +155,8 @@ class Ranks:
         before = itertools.accumulate((examples for _, examples in sizes), initial=0)
         rows = [_unpack(*of_one, _longest(sizes)) for of_one in zip(gathered, sizes, before, strict=False)]
         parts = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        sample, log_open, valid, index, divergence, penalty, agreement = parts
-        samples = GateSamples(sample, log_open, valid > 0, ExampleIndex(index.long(), len(divergence)))
+        sample, log_open, valid, index, nats, divergence, penalty, agreement = parts
+        samples = GateSamples(sample, log_open, valid > 0, ExampleIndex(index.long(), len(divergence)), nats)
         return Pooled(samples, divergence, penalty, agreement)
 
     def add_gradients(self, weights: Iterable[nn.Parameter]) -> None:
@@ -190,10 +194,11 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Ten
     """Pack gates, their example indices and each example's results into one flat tensor, padded to the longest."""
     gates, examples = longest
     if own is None:
-        return torch.zeros(4 * gates + 3 * examples, device=device)
+        return torch.zeros(5 * gates + 3 * examples, device=device)
     samples = own.samples
     assert samples.example_index is not None
-    by_gate = (samples.sample, samples.log_open, samples.counted, samples.example_index.index)
+    nats = torch.zeros_like(samples.sample) if samples.nats is None else samples.nats
+    by_gate = (samples.sample, samples.log_open, samples.counted, samples.example_index.index, nats)
     by_example = (own.divergence, own.penalty, own.agreement)
     rows = [_padded(part.float(), (gates,)) for part in by_gate] + [_padded(p.float(), (examples,)) for p in by_example]
     return torch.cat(rows)
@@ -202,9 +207,9 @@ def _pack(own: Pooled | None, longest: Shape, device: torch.device) -> Float[Ten
 def _unpack(packed: Float[Tensor, " number"], sizes: Shape, before: int, longest: Shape) -> list[Float[Tensor, " _"]]:
     """Unpack one rank's tensor; its example indices continue from the ranks before it."""
     (gates, examples), (long, many) = sizes, longest
-    parts = packed.split([long, long, long, long, many, many, many])
-    sample, log_open, valid, index = (part[:gates] for part in parts[:4])
-    return [sample, log_open, valid, index + before, *(part[:examples] for part in parts[4:])]
+    parts = packed.split([long] * 5 + [many] * 3)
+    sample, log_open, valid, index, nats = (part[:gates] for part in parts[:5])
+    return [sample, log_open, valid, index + before, nats, *(part[:examples] for part in parts[5:])]
 
 
 def _padded(part: Shaped[Tensor, "*size"], shape: Shape) -> Shaped[Tensor, "*longest"]:

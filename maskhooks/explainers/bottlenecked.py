@@ -135,12 +135,12 @@ class Bottlenecked(Learned):
     @torch.no_grad()
     def _score(self, clean: Clean, masking: Masking) -> Float[Tensor, "*gated"]:
         """Return the capacity of each position, in bits."""
-        assert isinstance(masking, Bottleneck)
         masked = masking.sample(clean.values, clean.places[masking.site], generator(self.seed))
+        assert masked.nats is not None
         own = masking.site.gating()
         sizes = own.shape(masked.original)
         features = math.prod(sizes[axis] for axis in sizes if axis not in own.gated)
         means: Tensor = einops.reduce(
-            masked.capacity, f"{' '.join(masking.pattern.gated)} -> {' '.join(own.gated)}", "mean"
+            masked.nats, f"{' '.join(masking.pattern.gated)} -> {' '.join(own.gated)}", "mean"
         )
         return means * features / math.log(2)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from maskhooks.errors import SettingError
 from maskhooks.masks.running_stats import update_moments
@@ -27,6 +27,7 @@ class Baseline(nn.Module):
 
     vector: Float[Tensor, "*features"]
     started = False
+    random = False  # whether it draws
 
     def __init__(self) -> None:  # a module takes arguments of any name; a baseline has the settings that it names
         super().__init__()
@@ -43,12 +44,13 @@ class Baseline(nn.Module):
         """The baseline in float32, over the feature axes."""
 
     def drawn(
-        self, value: Shaped[Tensor, "*value"], pattern: Pattern, generator: Generator | None = None
+        self, value: Shaped[Tensor, "*value"], pattern: Pattern, normal: Float[Tensor, "*value"] | None = None
     ) -> Float[Tensor, "..."]:
         """Return what replaces a value, in a shape that broadcasts against it.
 
         Args:
-            generator: what a random baseline draws from; without one, it returns its mean.
+            normal: standard normal numbers in the value's shape, which a random baseline makes its draw of; without
+                them, it returns its mean.
         """
         return pattern.spread_features(self(), value)
 
@@ -94,6 +96,8 @@ class Noise(Mean):
         min_deviation: the lowest standard deviation of a feature.
     """
 
+    random = True
+
     def __init__(self, *, min_deviation: NonNegative = 0.01) -> None:
         super().__init__()
         self.min_deviation = min_deviation
@@ -103,10 +107,10 @@ class Noise(Mean):
         return super().deviation.clamp(min=self.min_deviation)
 
     def drawn(
-        self, value: Shaped[Tensor, "*value"], pattern: Pattern, generator: Generator | None = None
+        self, value: Shaped[Tensor, "*value"], pattern: Pattern, normal: Float[Tensor, "*value"] | None = None
     ) -> Float[Tensor, "..."]:
-        spread = pattern.spread_features(self.deviation, value)
-        return super().drawn(value, pattern) + spread * standard_normal(value, generator)
+        mean = super().drawn(value, pattern)
+        return mean if normal is None else mean + pattern.spread_features(self.deviation, value) * normal
 
 
 class Learned(Baseline):
@@ -170,13 +174,6 @@ class Token(Baseline):
 
     def forward(self) -> Float[Tensor, "*features"]:
         return self.vector
-
-
-def standard_normal(like: Shaped[Tensor, "*value"], generator: Generator | None) -> Float[Tensor, "*value"]:
-    """Return standard normal numbers in the shape of a value, in float32; zeros without a generator."""
-    if generator is None:
-        return torch.zeros(like.shape, device=like.device)
-    return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
 def _check_shape(given: Tensor, shape: tuple[int, ...]) -> None:

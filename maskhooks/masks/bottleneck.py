@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from maskhooks.errors import PatternError
 from maskhooks.hooks.tap import Values
-from maskhooks.masks.baselines import Noise, standard_normal
+from maskhooks.masks.baselines import Noise
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.samples import Masked
@@ -50,37 +50,12 @@ class Soft(Gate):
         return {}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Noised(Masked):
-    """A value mixed with Gaussian noise.
-
-    Attributes:
-        mean, deviation: of the noise, broadcastable against the value.
-    """
-
-    mean: Float[Tensor, "..."]
-    deviation: Float[Tensor, "..."]
-
-    @property
-    def capacity(self) -> Float[Tensor, "*gates"]:
-        """The information that each gate lets through, in nats: the mean over its features.
-
-        KL(N(z r, (1 - z)^2) || N(0, 1)) with r = (h - mean) / deviation (Schulz et al. 2020, eq. 6), an upper bound of
-        the mutual information of the value and the mixture. ln (1 - z)^2 counts as -10 at least.
-        """
-        value, pattern = self.original.float(), self.pattern
-        z = pattern.spread(self.sample, value).expand_as(value)
-        log_variance = (2 * torch.log1p(-z.clamp(max=_MOST))).clamp(min=_LOWEST)
-        found = gaussian_kl(z * (value - self.mean) / self.deviation, log_variance)
-        sizes = pattern.shape(value)
-        left = pattern.arrow.split("->")[0]
-        split = {axis: size for axis, size in sizes.items() if axis in pattern.sizes}
-        capacity: Tensor = einops.reduce(found, f"{left} -> {' '.join(pattern.gated)}", "mean", **split)
-        return capacity
-
-
 class Bottleneck(Masking):
     """An information bottleneck at one site: z h + (1 - z) e with e ~ N(mean, deviation^2) (Schulz et al. 2020).
+
+    `nats` of its samples is the capacity of each gate, the mean over its features of
+    KL(N(z r, (1 - z)^2) || N(0, 1)) with r = (h - mean) / deviation (eq. 6): an upper bound of the mutual information
+    of the value and the mixture.
 
     Args:
         site, depth, votes: as for `Masking`; z is the sigmoid of the vote's logits.
@@ -132,7 +107,7 @@ class Bottleneck(Masking):
 
     def sample(
         self, values: Values, places: Places, generator: Generator | None = None, *, rounded: float | None = None
-    ) -> Noised:
+    ) -> Masked:
         """Mix a batch with noise; see `Masking.sample`.
 
         Args:
@@ -142,10 +117,25 @@ class Bottleneck(Masking):
         z = self._smoothed(self.gate.sample(logits))
         shown = z if rounded is None else (z > rounded).float()
         masked = self.mask(values[self.site], places, shown, z.log())
+        value = masked.original
         mean, deviation = self._noise(values)
-        noise = mean + deviation * standard_normal(masked.original, generator)
-        kept = {one.name: getattr(masked, one.name) for one in dataclasses.fields(Masked)}
-        return Noised(**{**kept, "baseline": noise}, mean=mean, deviation=deviation)
+        noise = mean + deviation * self.normal(value, places, generator)
+        capacity = self._capacity(masked.sample, (value.float() - mean) / deviation)
+        return dataclasses.replace(masked, baseline=noise, nats=capacity)
+
+    def _capacity(
+        self, sample: Float[Tensor, "*gates"], standardised: Float[Tensor, "*value"]
+    ) -> Float[Tensor, "*gates"]:
+        """Return the capacity of each gate, in nats; ln (1 - z)^2 counts as -10 at least."""
+        pattern = self.pattern
+        z = pattern.spread(sample, standardised).expand_as(standardised)
+        log_variance = (2 * torch.log1p(-z.clamp(max=_MOST))).clamp(min=_LOWEST)
+        found = gaussian_kl(z * standardised, log_variance)
+        sizes = pattern.shape(standardised)
+        left = pattern.arrow.split("->")[0]
+        split = {axis: size for axis, size in sizes.items() if axis in pattern.sizes}
+        capacity: Tensor = einops.reduce(found, f"{left} -> {' '.join(pattern.gated)}", "mean", **split)
+        return capacity
 
     def _noise(self, values: Values) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Return the noise's mean and deviation, each broadcastable against the site's value."""

@@ -10,7 +10,6 @@ from torch import Generator, nn
 from maskhooks.errors import PatternError
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.tap import Values
-from maskhooks.masks.gates import Gate
 from maskhooks.masks.masking import Masking
 from maskhooks.masks.samples import Masked
 from maskhooks.sites.places import Places, PlacesBySite
@@ -76,10 +75,9 @@ class MaskingGroup:
         """Return the replacement at each site for what `sample` returned."""
         return {masking.site: masking.replacement(one) for masking, one in zip(self.maskings, masked, strict=True)}
 
-    def with_gates(self, gates: Sequence[Gate]) -> MaskingGroup:
-        """Return a copy with another gate for each masking, such as one that draws for several processes."""
-        pairs = zip(self.maskings, gates, strict=True)
-        return MaskingGroup([masking.with_gate(gate) for masking, gate in pairs], tied=self.tied)
+    def of(self, maskings: Sequence[Masking]) -> MaskingGroup:
+        """Return the same group of other maskings, such as copies of its own that draw for several processes."""
+        return MaskingGroup(maskings, tied=self.tied)
 
     def shift_logits(self, by: float) -> None:
         """Add a number to the logits of every probe; see `Probe.shift_logits`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -24,6 +24,13 @@ from maskhooks.sites.example_index import ExampleIndex
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import Units
+
+Normal = Callable[[tuple[int, ...], Generator], Float[Tensor, "..."]]
+
+
+def standard_normal(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "..."]:
+    """Return standard normal numbers in float32, on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 class Masking:
@@ -50,6 +57,7 @@ class Masking:
         self.gate = gate
         self.baseline = baseline
         self.sizes: dict[str, Any] = {}  # what `start` was called with
+        self._normal: Normal = standard_normal
 
     def __str__(self) -> str:
         read = self.votes[-1].reads[-1:] if self.votes else ()
@@ -65,11 +73,25 @@ class Masking:
         """All sites whose values the votes need, the masked one first."""
         return list(dict.fromkeys([self.site, *(site for vote in self.votes for site in vote.sites)]))
 
-    def with_gate(self, gate: Gate) -> Masking:
-        """Return a copy with another gate, such as one that draws for several processes."""
+    @property
+    def noisy(self) -> bool:
+        """Whether a sample draws noise in the shape of the site's value."""
+        return self.baseline.random
+
+    def drawing(self, gate: Gate, normal: Normal) -> Masking:
+        """Return a copy whose gate and noise draw in another way, such as for several processes."""
         other = copy.copy(self)
-        other.gate = gate
+        other.gate, other._normal = gate, normal
         return other
+
+    def normal(
+        self, value: Shaped[Tensor, "*value"], places: Places, generator: Generator | None
+    ) -> Float[Tensor, "*value"]:
+        """Draw standard normal numbers in the shape of a value, in float32; zeros without a generator."""
+        if generator is None:
+            return torch.zeros(value.shape, device=value.device)
+        found, examples = self._normal(tuple(value.shape), generator).to(value.device), places.example_index
+        return found if examples is None else examples.back(found)
 
     def sizes_for(self, values: Values) -> dict[str, Any]:
         """Return the sizes of the parts, from the values of one batch; see `start`."""
@@ -165,6 +187,7 @@ class Masking:
         sample = sample if places.units is None else places.units.shared(sample, self.pattern)
         log_open = (sample != 0).float().log() if log_open is None else log_open
         counted = self._valid_gates(places.unit_heads, sample)
+        normal = self.normal(value, places, generator) if self.baseline.random and generator is not None else None
         sample = torch.where(self._valid_gates(places.valid, sample), sample, 1.0)
         return Masked(
             sample,
@@ -172,7 +195,7 @@ class Masking:
             counted,
             places.example_index,
             original=value,
-            baseline=self.baseline.drawn(value, self.pattern, generator),
+            baseline=self.baseline.drawn(value, self.pattern, normal),
             pattern=self.pattern,
         )
 

@@ -23,12 +23,15 @@ class GateSamples:
         log_open: log P(z != 0) in nats.
         counted: which gates count: none at padding, and only the first of positions gated together.
         example_index: the example index of each row; None if the first axis is the batch axis.
+        nats: what is measured of noise at each gate, in nats: the capacity of a bottleneck, or the entropy of noise
+            that is added; None without noise.
     """
 
     sample: Float[Tensor, "*gates"]
     log_open: Float[Tensor, "*gates"]
     counted: Bool[Tensor, "*gates"]
     example_index: ExampleIndex | None = None
+    nats: Float[Tensor, "*gates"] | None = None
 
     def total(self, numbers: Shaped[Tensor, "*gates"]) -> Shaped[Tensor, " batch"]:
         """Sum a number per gate over each example's counted gates."""
@@ -61,9 +64,11 @@ class GateSamples:
             torch.cat([column.flatten() for column in columns])
             for columns in zip(*((part.sample, part.log_open, part.counted) for part in parts), strict=True)
         )
+        measured = [part.nats.flatten() for part in parts if part.nats is not None]
+        nats = torch.cat(measured) if len(measured) == len(parts) else None
         first = parts[0]
         count = len(first.sample) if first.example_index is None else first.example_index.count
-        return GateSamples(sample, log_open, counted, ExampleIndex(torch.cat(indices), count))
+        return GateSamples(sample, log_open, counted, ExampleIndex(torch.cat(indices), count), nats)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from maskhooks.masks.additive_noise import Disturbed
-from maskhooks.masks.bottleneck import Noised
 from maskhooks.masks.samples import GateSamples
 from maskhooks.training.objectives import Objective
 
@@ -33,8 +31,8 @@ class InformationBottleneck(Objective):
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        assert isinstance(samples, Noised)
-        loss = self._level(penalty) + self.multiplier * self._level(samples.per_example(samples.capacity))
+        assert samples.nats is not None
+        loss = self._level(penalty) + self.multiplier * self._level(samples.per_example(samples.nats))
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:
@@ -61,8 +59,8 @@ class NoiseEntropy(Objective):
     def forward(
         self, samples: GateSamples, divergence: Float[Tensor, " batch"], penalty: Float[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        assert isinstance(samples, Disturbed)
-        loss = self._level(penalty) - self.multiplier * self._level(samples.total(samples.entropy))
+        assert samples.nats is not None
+        loss = self._level(penalty) - self.multiplier * self._level(samples.total(samples.nats))
         return loss.sum()
 
     def ascend(self, divergence: Float[Tensor, " batch"]) -> None:

@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch.distributions import Categorical
 
-from maskhooks import DiffMask
+from maskhooks import DiffMask, Guan, Readout, Recipe
 from maskhooks.distributed.ranks import Ranks, Shard, _Shared
 from maskhooks.errors import BatchError, NonFiniteError, SettingError
+from maskhooks.explainers.learned import Learned
 from maskhooks.masks.gates import Bernoulli, HardConcrete
 from maskhooks.runs.run_log import RunLog
 from maskhooks.seeds import generator
@@ -37,12 +38,12 @@ ROOT = Path(__file__).parents[2]
 TWO = {"devices": 2, "strategy": "ddp_fork"}
 
 
-def weights(explainer: DiffMask) -> Iterator[torch.Tensor]:
+def weights(explainer: Learned) -> Iterator[torch.Tensor]:
     for part in explainer.parts:
         yield from part.state_dict().values()
 
 
-def same(one: DiffMask, other: DiffMask) -> None:
+def same(one: Learned, other: Learned) -> None:
     """Equal up to the order in which floats are summed."""
     assert len(one.result.log) == len(other.result.log)
     for rows in ("log", "validation"):
@@ -91,6 +92,19 @@ def test_other_settings(settings: dict[str, Any]) -> None:
     two.fit(runs.loader(42, 4), runs.loader(13, 4), **plain, **TWO)
     assert len(two.result.log) == 12
     same(one, two)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(Readout, {"beta": 1.0}), (Guan, {"amortized": True})])
+def test_noise_is_that_of_the_global_batch(kind: type[Learned], settings: dict[str, Any]) -> None:
+    found = []
+    for size, devices in ((8, {}), (4, TWO)):
+        recipe = dataclasses.replace(Recipe.named(kind.name), statistics_batches=1, validations=2)
+        made = kind(runs.explainer().hooked, runs.SITES[1], recipe=recipe, **settings)
+        plain = {"steps": 12, "progress": False, "accelerator": "cpu", "cache": None}
+        made.fit(runs.loader(42, size), runs.loader(13, 4), **plain, **devices)
+        found.append(made)
+    same(*found)
+    assert len({row["divergence"] for row in found[0].result.log}) == 12
 
 
 def test_a_list_of_batches_with_stored_passes(tmp_path: Path) -> None:

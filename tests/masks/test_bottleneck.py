@@ -11,8 +11,9 @@ from torch.distributions import Normal, kl_divergence
 from maskhooks.errors import PatternError
 from maskhooks.hooks.tap import Values
 from maskhooks.masks.baselines import Noise
-from maskhooks.masks.bottleneck import Bottleneck, Noised, gaussian_kl
+from maskhooks.masks.bottleneck import Bottleneck, gaussian_kl
 from maskhooks.masks.probes import PerExampleLogits
+from maskhooks.masks.samples import Masked
 from maskhooks.masks.votes import Vote
 from maskhooks.seeds import generator
 from maskhooks.sites.places import Places
@@ -46,7 +47,7 @@ def begun(masking: Bottleneck, held: torch.Tensor, previous: torch.Tensor | None
     return values
 
 
-def sampled(masking: Bottleneck, values: Values, seed: int = 1, **settings) -> Noised:
+def sampled(masking: Bottleneck, values: Values, seed: int = 1, **settings) -> Masked:
     held = values[masking.site]
     positions = [masking.pattern.shape(held)[axis] for axis in masking.pattern.positions]
     return masking.sample(values, Places(torch.ones(positions, dtype=torch.bool)), generator(seed), **settings)
@@ -71,12 +72,12 @@ def test_capacity_is_the_mean_kl_of_each_gate(pattern: str, shape: tuple[int, ..
     noise = Normal(mean.expand_as(held), deviation.expand_as(held))
     found = kl_divergence(Normal(z * held + (1 - z) * mean, (1 - z) * deviation), noise)
     if per_feature:
-        wanted = masked.capacity if len(shape) == 3 else masked.capacity.permute(0, 3, 1, 2)
+        wanted = masked.nats if len(shape) == 3 else masked.nats.permute(0, 3, 1, 2)
         torch.testing.assert_close(wanted.reshape(shape), found, rtol=1e-4, atol=1e-5)
     elif pattern == HEADS:
-        torch.testing.assert_close(masked.capacity, found.view(3, 5, 2, 2).mean(-1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(masked.nats, found.view(3, 5, 2, 2).mean(-1), rtol=1e-4, atol=1e-5)
     else:
-        torch.testing.assert_close(masked.capacity, found.mean(1 if len(shape) == 4 else 2), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(masked.nats, found.mean(1 if len(shape) == 4 else 2), rtol=1e-4, atol=1e-5)
 
 
 def test_the_mixture_has_the_statistics_of_the_data() -> None:
@@ -86,7 +87,7 @@ def test_the_mixture_has_the_statistics_of_the_data() -> None:
     masked = sampled(masking, values)
     torch.testing.assert_close(masked.replaced.mean((0, 1)), held.mean((0, 1)), rtol=0.1, atol=0.1)
     torch.testing.assert_close(masked.replaced.std((0, 1)), held.std((0, 1)), rtol=0.1, atol=0.1)
-    assert masked.capacity.max() < 1e-3
+    assert masked.nats.max() < 1e-3
     assert not torch.equal(masked.baseline, sampled(masking, values, seed=2).baseline)
     assert torch.equal(masked.baseline, sampled(masking, values).baseline)
 
@@ -111,10 +112,10 @@ def test_gradients_are_finite_where_gates_are_at_an_end() -> None:
     with torch.no_grad():
         probe.logits.copy_(torch.tensor([-20.0, -3.0, 3.0, 20.0]).expand_as(probe.logits))
     masked = sampled(masking, values)
-    masked.capacity.sum().backward()
+    masked.nats.sum().backward()
     assert probe.logits.grad is not None
     assert probe.logits.grad.isfinite().all()
-    assert masked.capacity.isfinite().all()
+    assert masked.nats.isfinite().all()
 
 
 @torch.no_grad()
