@@ -225,7 +225,8 @@ class Learned(Explainer):
 
         self.groups = self._make_groups()
         if steps is None and epochs is None and budget is None:
-            steps = -(-self.recipe.steps * len(self.groups) // self.recipe.maskings_per_step)
+            count = len(self.groups)
+            steps = -(-self.recipe.steps * count // self.recipe.together(count))
         folder = None if run_dir is None else Path(run_dir)
         run = Run(
             self._problem(),

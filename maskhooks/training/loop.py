@@ -183,9 +183,9 @@ class Loop:
 
     def _choose(self, step: int) -> list[int]:
         """Draw the groups of a step; groups that rest are drawn only if all do."""
-        source, count = generator(self.problem.seed, CHOOSE, step), self.problem.recipe.maskings_per_step
+        source = generator(self.problem.seed, CHOOSE, step)
         order = torch.randperm(self._joined(), generator=source).tolist()
-        return ([number for number in order if number not in self.resting] or order)[:count]
+        return ([number for number in order if number not in self.resting] or order)[: self.pace.together]
 
     def _backward(self, clean: Clean | None, number: int, step: int) -> tuple[MaskingGroup, Objective, Pooled]:
         """Add the gradients of a group's loss."""
@@ -317,7 +317,7 @@ class Loop:
         # several draws cost at most as much as the steps between two validations
         planned = self.ranks.broadcast(self.pace.planned(self.done))  # by the first rank's clock
         interval = max(1, planned // self.pace.checks)
-        self.evaluation.passes = interval * recipe.maskings_per_step
+        self.evaluation.passes = interval * self.pace.together
         if self.progress >= 1 and recipe.sharpness != 1:
             for one in self._alone():
                 one.sharpen(recipe.sharpness)

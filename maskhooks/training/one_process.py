@@ -57,7 +57,7 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
             checks,
             len(problem.groups),
             stored,
-            together=problem.recipe.maskings_per_step,
+            together=problem.recipe.together(len(problem.groups)),
             calibrations=problem.recipe.calibrations if checks else 0,
         )
         loop = Loop(problem, fabric, ranks, log, pace=pace, validation=validation, cache=cache)

@@ -143,14 +143,20 @@ class Pace:
         if self.budget is None:
             return self.total
         room = self.budget.seconds - self._after - self.elapsed - self._checks_left * self.check.mean
-        room -= self._stored_seconds(self.stored - done)
-        return done + max(0, int(room / self.step_seconds)) if self.step_seconds else done
+        if not self.step_seconds:
+            return done
+        fresh = max(0, self.stored - done)  # steps that store their clean pass
+        extra = self._stored_seconds(fresh)
+        whole = self.step_seconds + (extra / fresh if fresh else 0.0)
+        if room > fresh * whole:
+            return done + int((room - extra) / self.step_seconds)
+        return done + max(0, int(room / whole))
 
     def left(self, done: int) -> float:
         """Return the seconds that the rest will take."""
         if self.budget is not None:
             return max(0.0, self.budget.seconds - self.elapsed)
-        steps = (self.total - done) * self.step_seconds + self._stored_seconds(self.stored - done)
+        steps = (self.total - done) * self.step_seconds + self._stored_seconds(min(self.stored, self.total) - done)
         return steps + (self._checks_left + self.calibrations) * self.check.mean
 
     def due(self, progress: float) -> bool:

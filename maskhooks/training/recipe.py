@@ -35,8 +35,9 @@ class Recipe:
         description: what the recipe is for, in one line.
         steps: training steps per masking.
         batch_size: examples in a training batch, where maskhooks makes the batches, as on the command line.
-        maskings_per_step: maskings trained in a step, all from one clean pass. More than one pays off where masked
-            passes are short, as those from high layers are, and clean passes are not cached.
+        maskings_per_step: maskings trained in a step, all from one clean pass; None for all of them. More than one
+            pays off where masked passes are short, as those from high layers are, or where a run ends before it has
+            used each stored clean pass several times.
         learning_rate: learning rate of the probes.
         logit_learning_rate: learning rate of per-example logits (unamortised masks).
         logit_init: mean of per-example logits at the start.
@@ -93,7 +94,7 @@ class Recipe:
     description: str = ""
     steps: Count = 700
     batch_size: Count = 32
-    maskings_per_step: Count = 1
+    maskings_per_step: Count | None = 1
     learning_rate: NonNegative = 1e-2
     logit_learning_rate: NonNegative = 0.03
     logit_init: float = 2.0
@@ -184,6 +185,10 @@ class Recipe:
         wanted = self.logit_optimizer or {"name": "adam", "beta2": self.adam_beta2}
         groups = [{"params": logits, "lr": self.logit_learning_rate}]
         return registry.make(OPTIMIZERS, wanted, {"params": groups})
+
+    def together(self, groups: int) -> int:
+        """Return how many of the groups a step trains."""
+        return min(self.maskings_per_step or groups, groups)
 
     def rate(self, step: int, progress: float) -> float:
         """Return the factor on learning rates: linear warm-up, constant, linear decay.
