@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few sentences and steps, under a minute")
     parser.add_argument("--record", action="store_true", help="run the authors' recipe to the target; takes hours")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=160, help="our training steps for each site")
+    parser.add_argument("--steps", type=int, default=200, help="our training steps for each site")
     parser.add_argument("--checks", type=int, default=2, help="how often our fit compares its masks")
     parser.add_argument("--beginning", type=float, default=2000, help="U of the authors' recipe that a run repeats")
     given = parser.parse_args()

@@ -147,6 +147,18 @@ class TestPace:
         found.computed = 0.5
         assert found.left(90) == pytest.approx(30)
 
+    def test_only_the_clean_passes_of_its_steps_are_computed(self):
+        found = pace.Pace(10, None, 0, 1, 20, clean=pace.Timing(4.0, 1))
+        found.steps = pace.interpolated(1.0, 1.0, 1)
+        assert found.left(4) == pytest.approx(6 * (1 + 4))
+
+    @pytest.mark.parametrize(("stored", "steps"), [(0, 20), (10, 60), (30, 20)])
+    def test_steps_within_a_budget(self, stored, steps):
+        """Each of the first steps stores a clean pass of 4 seconds; without a store, every step computes one."""
+        found = pace.Pace(0, Budget(100.0), 0, 1, stored, clean=pace.Timing(4.0, 1))
+        found.steps = pace.interpolated(1.0, 1.0, 1)
+        assert found.planned(0) == pytest.approx(steps, abs=1)
+
     def test_steps_between_the_first_and_the_last(self):
         assert [one.mean for one in pace.interpolated(1.0, 3.0, 3)] == [1.0, 2.0, 3.0]
         assert [one.mean for one in pace.interpolated(5.0, 3.0, 1)] == [3.0]  # the first one warms up

@@ -171,6 +171,12 @@ class TestFit:
         explainer.fit(batches(), progress=False)
         assert explainer.result.log[-1]["step"] == QUICK.steps - 1
 
+    def test_all_maskings_a_step(self, hooked):
+        recipe = dataclasses.replace(QUICK, maskings_per_step=None)
+        explainer = DiffMask(hooked, SITES, recipe=recipe).fit(batches(), progress=False)
+        assert len(explainer.result.log) == QUICK.steps * len(SITES)
+        assert {row["site"] for row in explainer.result.log if row["step"] == 0} == set(SITES)
+
     def test_a_step_has_a_masking(self):
         with pytest.raises(SettingError, match="maskings_per_step"):
             dataclasses.replace(QUICK, maskings_per_step=0)
