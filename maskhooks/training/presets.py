@@ -12,7 +12,7 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=480,
+            steps=560,
             batch_size=8,
             maskings_per_step=None,
             warm_start_batches=240,
