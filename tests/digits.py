@@ -82,7 +82,7 @@ def vit() -> Patches:
     return trained(Patches())
 
 
-def trained(model: nn.Module, steps: int = 150) -> nn.Module:
+def trained(model: nn.Module, steps: int = 200) -> nn.Module:
     images, classes = (part[:TRAINED] for part in digits())
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     source = torch.Generator().manual_seed(0)

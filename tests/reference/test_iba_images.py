@@ -83,8 +83,8 @@ def plainly(layers: int, images: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
 
 
 def alike(found: Tensor, wanted: Tensor) -> bool:
-    """But for one in a hundred: Adam's first steps take the sign of a gradient, also of one that is nearly 0."""
-    return bool(((found - wanted).abs() <= 2e-3 * (1 + wanted.abs())).float().mean() > 0.99)
+    """But for one in twenty: Adam's first steps take the sign of a gradient, also of one that is nearly 0."""
+    return bool(((found - wanted).abs() <= 2e-3 * (1 + wanted.abs())).float().mean() > 0.95)
 
 
 @pytest.mark.parametrize(("site", "layers", "size"), [("0:output", 1, 8), ("2:output", 3, 4), ("4:output", 5, 2)])
