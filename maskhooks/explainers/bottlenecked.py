@@ -44,8 +44,9 @@ class Bottlenecked(Learned):
     Args:
         hooked: the wrapped model.
         sites: where information is limited, each site by itself: a tag, an address, a glob, a Site, or several.
-        beta: the price of information, in nats of loss per nat of mean capacity. Default: 1e-5 for models of text, as
-            Jiang et al. use, and 10 for others, as Schulz et al. use.
+        beta: the price of information, in nats of loss per nat of capacity, the mean over a site's gates: a site with k
+            gates pays beta / k for each nat. Default: 1e-5 for models of text, as Jiang et al. use, and 10 for others,
+            as Schulz et al. use.
         divergence: the loss; by default -log p of the predicted class.
         target: a class, whose -log p is the loss instead; None for the predicted one.
         statistics: "data" takes the noise's mean and deviation of each feature over the data of `fit`; "one-item"

@@ -14,7 +14,16 @@ import numpy.typing as npt
 from maskhooks.errors import BatchError, SettingError, UnknownSiteError, close_matches
 from maskhooks.explanations import row_files as rowfiles
 from maskhooks.explanations.layers import Layers
-from maskhooks.explanations.score_labels import P_KEPT, question, scale_end, score_label, zero_note
+from maskhooks.explanations.score_labels import (
+    BITS,
+    P_KEPT,
+    is_fraction,
+    question,
+    scale_end,
+    score_label,
+    unit,
+    zero_note,
+)
 from maskhooks.explanations.scores import Column, Columns, Scores, repeated, stack
 from maskhooks.sites.site import Site
 
@@ -290,8 +299,9 @@ class Explanation:
             example: its index; None is the first.
             kind: `"heatmap"`: depths by positions; `"bars"`: a bar for each position, depths side by side;
                 `"image"`: patches by row and column, an image for each depth; `"graph"`: edges between nodes, a graph
-                for each depth; `"auto"`: an image for patches, a graph for edges, bars for one depth, otherwise a
-                heatmap.
+                for each depth; `"profile"`: the heatmap or images, beside the total of each depth and what is lost
+                between a depth and the next; `"auto"`: an image for patches, a graph for edges, bars for one depth,
+                otherwise a heatmap.
             ax: Axes to draw on, from any figure; None makes a figure, which wraps long sentences.
             nodes: for a graph, the names of the nodes, such as atoms; a mapping names some of them by number, or by
                 (type, number) if there are several node types.
@@ -301,8 +311,9 @@ class Explanation:
             The figure; `figure.savefig("name.png")` writes it.
 
         Raises:
-            SettingError: no such example or kind, an image without patches, a graph without edges, or several depths
-                of an image or graph on one `ax`.
+            SettingError: no such example or kind, an image without patches, a graph without edges, several depths of
+                an image or graph on one `ax`, or a profile of scores that do not add up over positions, such as
+                attention weights.
             MissingExtraError: a graph needs networkx, which is not installed.
         """
         part = self._one(example)
@@ -319,7 +330,7 @@ class Explanation:
         self,
         path: str | Path | None = None,
         title: str = "",
-        sections: Sequence[Section] = (),
+        sections: Sequence[Section] | None = None,
         *,
         nodes: Mapping[int, Names] | None = None,
         target_nodes: Mapping[int, Node] | None = None,
@@ -329,14 +340,16 @@ class Explanation:
         Args:
             path: also write the page to this file, in UTF-8.
             title: the heading; by default the question that the page answers.
-            sections: shown above the examples.
+            sections: shown above the examples; by default, for scores in bits at several depths, their profile.
             nodes: for graphs, the node names of each example index, as `plot` takes them.
             target_nodes: for graphs, the node each example's prediction is about.
         """
         from maskhooks.explanations.pictures import example, page_note
+        from maskhooks.explanations.profile import profile_sections
         from maskhooks.viz.page import page
 
         layers = self._layers()
+        label, noun = score_label(self.provenance), "edges" if layers.connected else "positions"
         examples = [
             example(
                 layers,
@@ -345,10 +358,10 @@ class Explanation:
                 self.metadata.get(number, {}),
                 (nodes or {}).get(number, ()),
                 (target_nodes or {}).get(number),
+                totals=label == BITS,
             )
             for number, rows in self._each()
         ]
-        label, noun = score_label(self.provenance), "edges" if layers.connected else "positions"
         text = page(
             examples,
             layers.labels,
@@ -356,9 +369,11 @@ class Explanation:
             note=page_note(layers, self.sites),
             label=label,
             top=scale_end(label, self["score"][self["valid"]]),
+            threshold=0.5 if is_fraction(label) else None,
             zero_note=zero_note(label, noun.capitalize()),
             provenance=self.provenance,
-            sections=sections,
+            unit=unit(label),
+            sections=profile_sections(self) if sections is None else sections,
         )
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")

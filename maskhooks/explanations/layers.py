@@ -76,6 +76,11 @@ class Layers:
         valid = self.columns["valid"]
         return _means(self.columns["score"][valid], self.which[valid], len(self))
 
+    def totals(self, rows: Column | slice = _ALL) -> npt.NDArray[np.float64]:
+        """`[layer]`, the sum of scores over some rows, such as the valid ones of an example."""
+        sums = np.bincount(self.which[rows], self.columns["score"][rows], len(self))
+        return sums.astype(np.float64, copy=False)  # np.bincount of an empty array returns integers
+
     def grid(self, rows: Column | slice = _ALL) -> tuple[Scored, list[str]]:
         """`[layer, position]`, the mean over other axes in some rows, NaN where there is none; and labels.
 

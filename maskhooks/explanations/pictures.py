@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
     from maskhooks.viz.graph import GraphLayout
     from maskhooks.viz.page import Example
+    from maskhooks.viz.totals import Totals
 
 
 Node = int | tuple[int, int]
 Names = Sequence[str] | Mapping[Node, str] | Mapping[int, str]
 _LARGE, _DRAWN = 3000, 1000  # above _LARGE edges draw only _DRAWN: layout takes minutes and the picture blurs
-_KINDS = ("auto", "heatmap", "bars", "image", "graph")
+_KINDS = ("auto", "heatmap", "bars", "image", "graph", "profile")
 
 
 def picture(
@@ -40,7 +41,8 @@ def picture(
     if kind == "graph":
         return _graph(layers, depths, title=title, label=label, nodes=nodes, target_node=target_node, ax=ax)
     top = scale_end(label, layers.columns["score"])
-    if kind == "image":
+    totals = _totals(layers, label, ax) if kind == "profile" else None
+    if kind == "image" or (kind == "profile" and patches):
         if not patches:
             raise SettingError(
                 "an image needs patches, from a pattern such as 'batch channel height width -> batch height "
@@ -48,7 +50,7 @@ def picture(
             )
         from maskhooks.viz.image import images
 
-        return images(layers.images(), depths, title=title, label=label, top=top, ax=ax)
+        return images(layers.images(), depths, title=title, label=label, top=top, totals=totals, ax=ax)
     scores, labels = layers.grid()
     if kind == "bars":
         from maskhooks.viz.bars import bars
@@ -56,7 +58,25 @@ def picture(
         return bars(scores, depths, labels, title=title, label=label, top=top, ax=ax)
     from maskhooks.viz.heatmap import heatmap
 
-    return heatmap(scores, layers.labels, labels, title=title, label=label, top=top, ax=ax)
+    return heatmap(scores, layers.labels, labels, title=title, label=label, top=top, totals=totals, ax=ax)
+
+
+def _totals(layers: Layers, label: str, ax: Axes | None) -> Totals:
+    """What the layers of an example have in all.
+
+    Raises:
+        SettingError: layers cannot be compared by their sums, there is one only, or there is one Axes for all.
+    """
+    from maskhooks.explanations.profile import check_profile
+    from maskhooks.viz.totals import Totals
+
+    unit = check_profile(layers.pairs, label)
+    if len(layers) < 2:
+        raise SettingError("a profile compares layers, and this explanation has one only. Explain several sites")
+    if ax is not None:
+        raise SettingError("a profile has several Axes. Leave out ax, or plot a 'heatmap'")
+    sums = layers.totals()
+    return Totals(sums, -np.diff(sums), unit)
 
 
 def page_note(layers: Layers, sites: Sequence[str]) -> str:
@@ -68,12 +88,19 @@ def page_note(layers: Layers, sites: Sequence[str]) -> str:
 
 
 def example(
-    layers: Layers, rows: Column, number: int, metadata: Mapping[str, str], nodes: Names, target_node: Node | None
+    layers: Layers,
+    rows: Column,
+    number: int,
+    metadata: Mapping[str, str],
+    nodes: Names,
+    target_node: Node | None,
+    totals: bool = False,
 ) -> Example:
     """Return one example for a page.
 
     Args:
         rows: the indices of the example's rows.
+        totals: whether to show the sum of each layer.
         nodes: the names of its nodes.
         target_node: the node the prediction is about.
     """
@@ -89,7 +116,8 @@ def example(
         return Example(number, scores[:, edges], [labels[e] for e in edges], metadata, net=net, places=layout(net))
     scores, labels = layers.grid(rows)
     patches = layers.images(rows)[0].size if layers.width(rows) else 0
-    return Example(number, scores, labels, metadata, layers.width(rows), patches)
+    sums = layers.totals(rows).tolist() if totals else ()
+    return Example(number, scores, labels, metadata, layers.width(rows), patches, totals=sums)
 
 
 def _graph(

@@ -15,12 +15,15 @@ DIVERGENCE = "1 - exp(-divergence)"
 KEPT_OR_ERASED = "kept (1) or erased (0)"
 RANDOM = "random score"
 BITS = "information in bits"
+LOST = "bits lost to the next layer"
 WEIGHT = "share of the value kept"
 INVERSE_NOISE = "1 / noise"
 ATTENTION = "attention weight"
 ROLLOUT = "attention rollout"
 _SHARES = (ATTENTION, ROLLOUT)  # divided among positions, so that most scores are small
 ATTRIBUTION = "attribution"
+_UNBOUNDED = (BITS, LOST, INVERSE_NOISE, ATTRIBUTION)
+_UNITS = {BITS: "bits", P_KEPT: "positions kept", KEPT_OR_ERASED: "positions kept"}  # of sums over positions
 _MIXED = "score"  # explanations whose labels differ, concatenated
 
 _METHODS = {
@@ -34,6 +37,10 @@ _METHODS = {
     BITS: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what "
     "the prediction needs. The score is an upper bound of the information that a position still gives to the layers "
     "above.",
+    LOST: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what "
+    "the prediction needs. The score is the information of a position at one layer less that at the next, in bits. "
+    "Where it is below 0 the next layer has more there: attention moves information between positions, and each layer "
+    "has a bound of its own.",
     WEIGHT: "Noise limits how much of each position of a model's hidden states gets through, and learns to spare what "
     "the prediction needs. The score is the share of a position's value in the mixture.",
     INVERSE_NOISE: "Noise is added to each position of a model's hidden states, as much as the output allows. The "
@@ -54,6 +61,7 @@ _ZEROS = {
     DIVERGENCE: "{} without colour hardly move the output when each is masked alone.",
     KEPT_OR_ERASED: "{} without colour are not in the set that was found.",
     BITS: "{} without colour give the layers above no information that the prediction needs.",
+    LOST: "{} without colour have as much information at the next layer; red ones have more there.",
     WEIGHT: "{} without colour can be replaced by noise.",
     ATTENTION: "{} without colour get little attention; the prediction may still depend on them.",
     ROLLOUT: "{} without colour get little attention over all layers; the prediction may still depend on them.",
@@ -77,10 +85,20 @@ def common_label(labels: Iterable[str]) -> str:
 def scale_end(label: str, scores: Column) -> float:
     """Return the score at which the scale of pictures ends: 1, or where scores have no bound the largest, rounded."""
     largest = float(np.abs(np.nan_to_num(scores)).max(initial=0))
-    if label not in (*_SHARES, BITS, INVERSE_NOISE, ATTRIBUTION) or largest <= 0:
+    if label not in (*_SHARES, *_UNBOUNDED) or largest <= 0:
         return 1.0
     digits = -math.floor(math.log10(largest))
     return float(round(math.ceil(round(largest * 10.0**digits, 6)) / 10.0**digits, digits))
+
+
+def is_fraction(label: str) -> bool:
+    """Return whether scores lie between 0 and 1, so that one half divides them."""
+    return label not in _UNBOUNDED
+
+
+def unit(label: str) -> str:
+    """Return the unit of a sum of scores over positions, such as "bits"; empty if such a sum says nothing."""
+    return _UNITS.get(label, "")
 
 
 def method_note(label: str) -> str:
@@ -94,6 +112,8 @@ def question(label: str, noun: str) -> str:
     Args:
         noun: what has scores, such as "positions".
     """
+    if label == LOST:
+        return "Where is information lost?"
     return "Where does attention go?" if label in _SHARES else f"Which {noun} does the prediction need?"
 
 

@@ -25,6 +25,7 @@ Columns = dict[str, Column]
 
 INTEGERS = ("example", "site", "depth", "position")
 FIXED = (*INTEGERS, "label", "valid", "score", "kept")
+_IMAGE = (("height", "width"), ("row", "column"))  # names of the two axes of an image
 _PATCH = re.compile(r"\((\d+), (\d+)\)")
 
 
@@ -62,10 +63,10 @@ class Scores:
         Examples are numbered from `start_index`, or as it lists them.
 
         With `examples`, positions count within each example. Otherwise the first gated position axis after the batch
-        gives `position`. Axes named height and width give `row` and `column`; `position` then counts in row-major
-        order, and the default label is `(row, column)`. An axis named patch gives `row` and `column` too if its names
-        are such labels; both are -1 at other positions, such as a class token. Every other gated axis gives a column
-        of the same name.
+        gives `position`. Axes named height and width, or row and column, give `row` and `column`; `position` then
+        counts in row-major order, and the default label is `(row, column)`. An axis named patch gives `row` and
+        `column` too if its names are such labels; both are -1 at other positions, such as a class token. Every other
+        gated axis gives a column of the same name.
         If only the batch is gated, `position` is 0.
 
         Raises:
@@ -164,8 +165,9 @@ def _places(pattern: Pattern, axes: Mapping[str, Column]) -> tuple[Column, Colum
     """The position and the columns of other axes, from the index along each gated axis except the batch."""
     rest = dict(axes)
     extra: Columns = {}
-    if "height" in rest and "width" in rest:
-        extra["row"], extra["column"] = rest.pop("height"), rest.pop("width")
+    named = next((pair for pair in _IMAGE if set(pair) <= rest.keys()), None)
+    if named is not None:
+        extra["row"], extra["column"] = (rest.pop(axis) for axis in named)
         position = extra["row"] * (extra["column"].max(initial=-1) + 1) + extra["column"]
     else:
         position = rest.pop(next((axis for axis in rest if axis in pattern.positions), next(iter(rest))))
@@ -184,8 +186,8 @@ def _of_patches(labels: Column) -> Columns:
 
 
 def _columns(axes: Mapping[str, Column], taken: Mapping[str, Column]) -> Columns:
-    """Gated axes as columns of the same name."""
-    names = {*FIXED, *taken}
+    """Gated axes as columns of the same name, unless it has another meaning."""
+    names = {*FIXED, "row", "column", *taken}
     return {f"{axis}_index" if axis in names else axis: index for axis, index in axes.items()}
 
 

@@ -151,16 +151,21 @@ class Bottleneck(Masking):
         """Blur z over the last two position axes, each feature by itself, mirrored at the edges."""
         if not self.smoothing:
             return z
-        reach = round(2 * self.smoothing)
-        steps = torch.arange(-reach, reach + 1, device=z.device)
-        line = torch.exp(-0.5 * (steps / self.smoothing) ** 2)
-        line = line / line.sum()
-        positions, groups = self.pattern.positions, self.pattern.groups
-        inside = " ".join(self.pattern.gated)
-        arrow = f"({' '.join([positions[0], *groups])}) 1 {positions[1]} {positions[2]}"
-        image = einops.rearrange(z, f"{inside} -> {arrow}")
-        padded = F.pad(image, [reach] * 4, mode="reflect")
-        blurred = F.conv2d(F.conv2d(padded, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-        sizes = dict(zip(self.pattern.gated, z.shape, strict=True))
-        back: Tensor = einops.rearrange(blurred, f"{arrow} -> {inside}", **{axis: sizes[axis] for axis in groups})
-        return back
+        axes = self.pattern.gated
+        sizes = dict(zip(axes, z.shape, strict=True))
+        for axis in self.pattern.positions[1:]:
+            blurred = [f"blurred_{axis}" if one == axis else one for one in axes]
+            arrow = f"{' '.join(axes)}, blurred_{axis} {axis} -> {' '.join(blurred)}"
+            z = einops.einsum(z, _blur(sizes[axis], self.smoothing, z.device), arrow)
+        return z
+
+
+def _blur(size: int, deviation: float, device: torch.device) -> Float[Tensor, "size size"]:
+    """The matrix of a Gaussian blur over `size` positions in a row; beyond the ends stand their mirror images."""
+    reach = round(2 * deviation)
+    offsets = torch.arange(-reach, reach + 1, device=device)
+    weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
+    period = max(2 * (size - 1), 1)  # of mirror images of mirror images
+    places = (torch.arange(size, device=device)[:, None] + offsets) % period
+    mirrored = F.one_hot(torch.minimum(places, period - places), size)
+    return einops.einsum(weights / weights.sum(), mirrored.float(), "offset, to offset at -> to at")

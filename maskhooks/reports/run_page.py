@@ -15,6 +15,7 @@ from maskhooks.errors import CorruptFileError, SettingError
 from maskhooks.explainers.saving import SETTINGS, settings_of
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.profile import in_a_row, profile, profile_section
 from maskhooks.explanations.row_files import ABOUT, parquet_files, pieces
 from maskhooks.explanations.score_labels import P_KEPT, common_label, method_note, score_label
 from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
@@ -148,10 +149,11 @@ class Rows:
             raise SettingError("the explanation has no rows with a valid position, so there is nothing to report")
         overview = _Overview(max_examples)
         kinds = kept_by(overview.of(self), kind_of(set(first["label"].tolist())))
-        layers, label = len({(row.site, row.depth) for row in kinds}), common_label(overview.labels)
-        sections: list[Section | None] = [by_depth(kinds, label)]
+        layers, label = {(row.site, row.depth) for row in kinds}, common_label(overview.labels)
+        whole = profile_section(profile(self)) if in_a_row(layers, label) else by_depth(kinds, label)
+        sections: list[Section | None] = [whole]
         if first.columns.keys().isdisjoint(("column", "source")):  # names of patches and edges are not tokens
-            sections += [by_kind(kinds, label), by_label(self, min_count, layers, label)]
+            sections += [by_kind(kinds, label), by_label(self, min_count, len(layers), label)]
         sections.append(by_group(self, [name for name in _CLASSES if _groups(first, name)], label))
         many = overview.examples > overview.taken
         counts = f"{overview.examples:,} examples" + (f"; the first {overview.taken:,} are below" if many else "")
@@ -233,7 +235,7 @@ def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     if margin is not None:
         kept = {True: ", met by all masks", False: ", exceeded by some masks", None: ", not checked"}[within]
     read = [str(site.get("address", site)) for site in made.get("conditioned_on") or () if isinstance(site, Mapping)]
-    named = {key: made.get(key) for key in ("explainer", "recipe", "gate", "baseline", "seed")}
+    named = {key: made.get(key) for key in ("explainer", "recipe", "gate", "baseline", "beta", "seed")}
     known = {
         "masked": _span(sites),
         "read from": _span(read),

@@ -47,7 +47,7 @@ def bars(
     values = np.asarray(scores, float).reshape(len(groups), len(columns))
     tones = np.linspace(0.4, 0.95, len(groups)) if len(groups) > 1 else [0.75]
     shades = colours or [to_hex(matplotlib.colormaps[COLOURS](tone)) for tone in tones]
-    parts = panels(len(columns), 0.22 + 0.08 * len(groups), max_width, 2.2, ax)
+    parts, _ = panels(len(columns), 0.22 + 0.08 * len(groups), max_width, 2.2, ax)
     width, scale = 0.8 / len(groups), Scale(scores, top)
     for part, chosen in parts:
         names = columns[chosen]

@@ -52,8 +52,10 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def panels(count: int, cell: float, max_width: float, height: float, ax: Axes | None) -> list[tuple[Axes, slice]]:
-    """Split `count` columns evenly over stacked Axes; return each with its columns.
+def panels(
+    count: int, cell: float, max_width: float, height: float, ax: Axes | None, beside: Sequence[float] = ()
+) -> tuple[list[tuple[Axes, slice]], list[Axes]]:
+    """Split `count` columns evenly over stacked Axes; return each with its columns, and Axes beside the first.
 
     Args:
         count: the total number of columns.
@@ -61,14 +63,20 @@ def panels(count: int, cell: float, max_width: float, height: float, ax: Axes | 
         max_width: maximum width of a panel, in inches.
         height: height of a panel, in inches.
         ax: draw everything here instead.
+        beside: widths of more Axes to the right of the first panel, in inches; with `ax` there are none.
     """
     if ax is not None:
-        return [(ax, slice(0, count))]
+        return [(ax, slice(0, count))], []
     number = max(math.ceil(count * cell / max_width), 1)
     each = max(math.ceil(count / number), 1)
-    figure = Picture(figsize=(max(each * cell, 3.2) + 1.6, number * height + 0.3), layout="constrained")
-    axes = figure.subplots(number, 1, squeeze=False)[:, 0]
-    return [(axes[index], slice(index * each, min((index + 1) * each, count))) for index in range(number)]
+    width = max(each * cell, 3.2)
+    figure = Picture(figsize=(width + 1.6 + sum(beside), number * height + 0.3), layout="constrained")
+    axes = figure.subplots(number, 1 + len(beside), squeeze=False, width_ratios=[width, *beside])
+    for unused in axes[1:, 1:].flat:
+        unused.remove()
+    return [(axes[index, 0], slice(index * each, min((index + 1) * each, count))) for index in range(number)], [
+        *axes[0, 1:]
+    ]
 
 
 def figure_of(ax: Axes) -> Figure:

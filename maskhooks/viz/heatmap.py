@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maskhooks.viz.figure import Scale, figure_of, name_columns, panels, visible
+from maskhooks.viz.totals import WIDTHS, Totals, draw_totals
 
 
 def heatmap(
@@ -24,6 +25,7 @@ def heatmap(
     label: str = "P(kept)",
     top: float = 1.0,
     max_width: float = 10.8,
+    totals: Totals | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw scores as colours, with the first row at the bottom.
@@ -38,13 +40,15 @@ def heatmap(
         label: label of the colour bar.
         top: the score at which the colours end.
         max_width: maximum width of a panel, in inches; more columns continue in a panel below.
+        totals: drawn to the right, a bar beside each row; not on an `ax`, which has no room for it.
         ax: Axes to draw on, in one panel; None makes a figure.
 
     Returns:
         The figure.
     """
     values = np.ma.masked_invalid(np.asarray(scores, float).reshape(len(rows), len(columns)))
-    parts = panels(len(columns), 0.3, max_width, 0.24 * len(rows) + 1.0, ax)
+    beside = () if totals is None else WIDTHS
+    parts, more = panels(len(columns), 0.3, max_width, 0.24 * len(rows) + 1.0, ax, beside)
     scale = Scale(scores, top)
     shades: dict[str, Any] = {"cmap": scale.colours, "vmin": scale.bottom, "vmax": top}
     for part, chosen in parts:
@@ -73,4 +77,6 @@ def heatmap(
         panchor=False,
     )
     bar.outline.set_visible(False)
+    if totals is not None and more:
+        draw_totals(totals, None, *more)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from maskhooks.errors import SettingError
 from maskhooks.viz.figure import Picture, Scale, figure_of
+from maskhooks.viz.totals import WIDTHS, Totals, draw_totals
 
 
 def images(
@@ -21,6 +22,7 @@ def images(
     label: str = "P(kept)",
     top: float = 1.0,
     columns: int = 4,
+    totals: Totals | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw scores as images side by side, with row 0 at the top.
@@ -32,6 +34,7 @@ def images(
         label: label of the colour bar.
         top: the score at which the colours end.
         columns: number of images side by side.
+        totals: drawn to the right, a bar for each image, the first at the bottom; not on an `ax`.
         ax: Axes to draw on, for one image; None makes a figure.
 
     Returns:
@@ -50,8 +53,13 @@ def images(
     height = 2.2 * values.shape[1] / values.shape[2] + 0.3
     figure: Figure
     if ax is None:
-        figure = Picture(figsize=(2.2 * across + 1.2, height * down + 0.4), layout="constrained")
-        axes = list(figure.subplots(down, across, squeeze=False).flat)
+        beside = () if totals is None else WIDTHS
+        figure = Picture(figsize=(2.2 * across + 1.2 + sum(beside), height * down + 0.4), layout="constrained")
+        grid = figure.add_gridspec(down, across + len(beside), width_ratios=[2.2] * across + [*beside])
+        axes = [figure.add_subplot(grid[place // across, place % across]) for place in range(down * across)]
+        if totals is not None:
+            left, right = (figure.add_subplot(grid[:, across + index]) for index in range(2))
+            draw_totals(totals, names, left, right, y="")
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium", parse_math=False)
     else:
         axes = [ax]

@@ -2,7 +2,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const slider = document.getElementById("depth"), shown = document.getElementById("shown");
 const tip = document.getElementById("tip"), search = document.getElementById("search");
-const keep = .5; // underline scores above this
 const height = data.rows.length > 16 ? 9 : 13, gap = 1;
 const visible = text => text.trim() ? text.replace(/[\n\r]+/g, "↵").replace(/\t/g, "⇥")
   : text.replace(/[\n\r]/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣");
@@ -86,17 +85,33 @@ function build(example) {
   const room = Math.floor((Math.min(innerWidth, 1080) - 120) / example.columns.length);
   const view = { example, card, spans, searched: [...spans, ...values], cell: Math.max(4, Math.min(16, room)) };
   view.text = searchable(example);
-  if (data.rows.length > 1 && !example.width && !example.graph) {
-    const figure = make("figure", card), list = make("ol", figure);
-    list.style.setProperty("--height", `${height}px`);
-    list.setAttribute("aria-hidden", "true");
-    view.items = data.rows.map(name => make("li", list, name));
-    list.append(...view.items.slice().reverse());
-    view.canvas = make("canvas", figure);
-    view.canvas.setAttribute("role", "img");
-    view.canvas.setAttribute("aria-label", `${data.label} of each position at each depth, the deepest at the top`);
+  const drawn = !example.width && !example.graph;
+  if (data.rows.length > 1 && (drawn || example.totals.length)) {
+    const figure = make("figure", card);
+    figure.style.setProperty("--height", `${height}px`);
+    view.items = upwards(figure, data.rows.map(name => [name]));
+    view.items[0].parentElement.setAttribute("aria-hidden", "true");
+    if (drawn) {
+      view.canvas = make("canvas", figure);
+      view.canvas.setAttribute("role", "img");
+      view.canvas.setAttribute("aria-label", `${data.label} of each position at each depth, the deepest at the top`);
+    }
+    if (example.totals.length) upwards(figure, example.totals.map(([length, text]) => [text, length]), "totals");
   }
   return view;
+}
+
+// A list with the first entry at the bottom; an entry with a length begins with a bar.
+function upwards(parent, entries, name) {
+  const list = make("ol", parent, undefined, name);
+  const items = entries.map(([text, length]) => {
+    const item = make("li", list);
+    if (length !== undefined) make("i", item).style.setProperty("--length", length);
+    item.append(text);
+    return item;
+  });
+  list.append(...items.slice().reverse());
+  return items;
 }
 
 // The text that a search covers: tokens, the words they form, and the example's metadata.
@@ -128,7 +143,7 @@ function colour(view, row) {
     span.classList.toggle("none", score === null);
     span.classList.toggle("on", Math.abs(score) / data.top > change);
     span.classList.toggle("below", score < 0);
-    span.classList.toggle("kept", score > keep);
+    span.classList.toggle("kept", data.threshold !== null && score > data.threshold);
     span.style.setProperty("--score", Math.abs(score ?? 0) / data.top);
     span.tip?.style.setProperty("--score", Math.abs(score ?? 0) / data.top);
     span.tip?.classList.toggle("below", score < 0);
@@ -163,8 +178,9 @@ const called = name => /^\d/.test(name) ? `depth ${name}` : name;
 
 function say(event, view, row, column) {
   const score = view.example.scores[row]?.[column] ?? null;
+  const digits = data.top >= 100 ? 0 : 3;
   tip.textContent = `${visible(view.example.columns[column])}   ${called(data.rows[row])}   `
-    + (score === null ? "no score" : `${data.label} ${score.toFixed(3)}`);
+    + (score === null ? "no score" : `${data.label} ${score.toFixed(digits)}`);
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - box.width - 8))}px`;

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from maskhooks.viz.amount import amount
 from maskhooks.viz.chart import HIGH, WIDE
 from maskhooks.viz.sections import Section
 
@@ -32,6 +33,7 @@ class Example:
         patches: how many of the columns are patches; others, such as a class token, follow them. Default: all.
         net: the graph whose edges are the columns.
         places: positions of its nodes, `[node, 2]` in [0, 1].
+        totals: what each row has in all; empty shows none.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Example:
     patches: int | None = None
     net: GraphLayout | None = None
     places: npt.ArrayLike = ()
+    totals: Sequence[float] = ()
 
 
 def page(
@@ -52,7 +55,9 @@ def page(
     note: str = "",
     label: str = "P(kept)",
     top: float = 1.0,
+    threshold: float | None = 0.5,
     zero_note: str = "",
+    unit: str = "",
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
 ) -> str:
@@ -68,7 +73,9 @@ def page(
         note: a sentence below the heading.
         label: what scores are called, in the legend and in tooltips.
         top: the score at which the colours end.
+        threshold: a position with a score above it is underlined; None underlines none.
         zero_note: a sentence on what a score of 0 says.
+        unit: of the examples' totals.
         provenance: shown at the end, collapsed.
         sections: shown above the examples.
     """
@@ -84,7 +91,8 @@ def page(
         "label": label,
         "bottom": -top if negative else 0,
         "top": top,
-        "examples": [_as_json(example, len(rows)) for example in examples],
+        "threshold": threshold,
+        "examples": [_as_json(example, len(rows), unit) for example in examples],
         "edges": any(example.net is not None for example in examples),
         "provenance": provenance or {},
     }
@@ -93,14 +101,16 @@ def page(
     )
 
 
-def _as_json(example: Example, rows: int) -> dict[str, Any]:
+def _as_json(example: Example, rows: int, unit: str) -> dict[str, Any]:
     scores = np.asarray(example.scores, float).reshape(rows, len(example.columns))
+    most = max(map(abs, example.totals), default=0.0) or 1.0
     return {
         "number": example.number,
         "columns": list(example.columns),
         "metadata": [[name, text] for name, text in example.metadata.items()],
         "width": example.width,
         "patches": 0 if not example.width else len(example.columns) if example.patches is None else example.patches,
+        "totals": [[round(abs(one) / most, 3), f"{amount(one)} {unit} in all"] for one in example.totals],
         "scores": [[None if score != score else score for score in row] for row in scores.round(3).tolist()],
         "graph": None if example.net is None else _drawn(example.net, np.asarray(example.places, float), scores),
     }

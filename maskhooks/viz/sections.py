@@ -23,7 +23,7 @@ class Bar:
 
     Args:
         name: shown before the bar.
-        length: in [0, 1]; 1 is the full width.
+        length: in [-1, 1]; 1 is the full width, and red is below 0.
         value: shown after the bar.
         note: shown in small type after the name.
     """
@@ -52,10 +52,17 @@ class Bars:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of `Grid`: a score in [0, 1], or None, and the text of its tooltip."""
+    """A cell of `Grid`.
+
+    Args:
+        score: its shade, in [-1, 1], red below 0; None is an empty cell.
+        text: the text of its tooltip.
+        value: what is written in it; by default the score in per cent.
+    """
 
     score: float | None
     text: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True)

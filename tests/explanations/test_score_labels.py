@@ -28,8 +28,10 @@ from maskhooks.explanations.explanation import Scores
 from maskhooks.explanations.score_labels import (
     ATTENTION,
     ATTRIBUTION,
+    BITS,
     DIVERGENCE,
     KEPT_OR_ERASED,
+    LOST,
     P_KEPT,
     RANDOM,
     ROLLOUT,
@@ -53,7 +55,7 @@ LABELS = {
 }
 # What is true of masks only.
 OF_MASKS = ("can be masked without changing the prediction", "expected fraction kept", "A mask replaces", "P(kept)")
-OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, ATTENTION, ROLLOUT, ATTRIBUTION, "relevance"]
+OTHERS = [DIVERGENCE, KEPT_OR_ERASED, RANDOM, ATTENTION, ROLLOUT, ATTRIBUTION, BITS, LOST, "relevance"]
 
 
 def explained(label: str | None = None, depths: int = 2, start_index: int = 0) -> Explanation:

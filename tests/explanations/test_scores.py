@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maskhooks.errors import BatchError, PatternError
+from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.scores import FIXED, Scores, stack
 from maskhooks.sites.site import Site
 
@@ -60,8 +61,9 @@ def test_position_is_the_position_axis_where_heads_come_first() -> None:
     assert rows["label"].tolist() == list("xyz") * 4 + list("uvw") * 4
 
 
-def test_patches_have_row_and_column() -> None:
-    rows = scores("batch channel height width -> batch height width", torch.rand(2, 3, 5)).rows()
+@pytest.mark.parametrize("axes", ["height width", "row column"])
+def test_patches_have_row_and_column(axes: str) -> None:
+    rows = scores(f"batch channel {axes} -> batch {axes}", torch.rand(2, 3, 5)).rows()
     assert rows["position"].reshape(2, 3, 5)[1].tolist() == np.arange(15).reshape(3, 5).tolist()
     np.testing.assert_array_equal(rows["position"], rows["row"] * 5 + rows["column"])
     assert rows["label"][:16].tolist() == [*(f"({row}, {column})" for row in range(3) for column in range(5)), "(0, 0)"]
@@ -71,6 +73,12 @@ def test_channels_beside_patches_are_a_column() -> None:
     rows = scores("batch channel height width -> batch channel height width", torch.rand(1, 2, 3, 5)).rows()
     assert rows["channel"].reshape(2, 15).tolist() == [[0] * 15, [1] * 15]
     assert rows["position"].reshape(2, 15)[1].tolist() == list(range(15))
+
+
+def test_an_image_needs_both_of_its_axes() -> None:
+    made = scores("batch token column -> batch token column", torch.rand(1, 4, 3))
+    assert made.rows()["column_index"].tolist() == [0, 1, 2] * 4
+    assert Explanation.build([made], provenance={}).matrix()[0].shape == (1, 4)
 
 
 def test_an_axis_named_like_a_column_is_renamed() -> None:

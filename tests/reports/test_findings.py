@@ -7,6 +7,7 @@ import torch
 
 from maskhooks.explanations.analyses import kept_by
 from maskhooks.explanations.explanation import Explanation, Scores
+from maskhooks.explanations.score_labels import ATTRIBUTION, BITS
 from maskhooks.reports.findings import by_depth, by_group, by_kind, by_label, kind_of
 from maskhooks.sites.site import Site
 from maskhooks.viz.sections import Bars, Grid, Section
@@ -107,6 +108,38 @@ def test_by_label_shows_both_ends_of_many_tokens() -> None:
     assert [bar.name for bar in most.rows] == [f"w{index:02}" for index in range(15)]
     assert len(least.rows) == 15
     assert (most.rows[0].value, most.caption, least.caption) == ("1.00", "kept most", "kept least")
+
+
+def test_scores_without_an_end_are_shown_as_they_are() -> None:
+    """Bits have no half and no per cent; bars and shades end at the largest mean."""
+    rows = explained()
+    rows.columns["score"] *= 2000
+    kinds = kept_by(rows, kind_of(["[CLS]"]))
+    bars, grid = part(by_depth(kinds, BITS)), part(by_kind(kinds, BITS))
+    assert isinstance(bars, Bars)
+    assert [(bar.value, round(bar.length, 3)) for bar in bars.rows] == [("733", 0.478), ("1,533", 1.0)]
+    assert isinstance(grid, Grid)
+    assert [cell.value for cell in grid.cells[0]] == ["600", "400", "933"]
+    assert [cell.score for cell in grid.cells[0]] == pytest.approx([0.3, 0.2, 1.4 / 3])
+    assert grid.cells[0][2].text == f"word, depth 1: mean {BITS} 933 over 6 positions of 4 examples"
+    tokens = by_label([rows], 4, 2, BITS)
+    assert [(bar.name, bar.value, bar.note) for bar in part(tokens).rows] == [("[CLS]", "1,300", "4 times")]  # type: ignore[union-attr]
+    assert tokens.text.startswith(f"The mean score of a token, {BITS}, over its occurrences and the 2 depths. Tokens")
+    assert not [text for text in (by_depth(kinds, BITS).text, tokens.text) if "half" in text]
+
+
+def test_attributions_below_0_are_red() -> None:
+    rows = explained()
+    rows.columns["score"] = rows.columns["score"] * 4 - 3
+    bars, grid = part(by_depth(kept_by(rows, "position"), ATTRIBUTION)), part(kinds_of(rows))
+    assert [bar.value for bar in bars.rows] == ["-1.53", "0.0667"]  # type: ignore[union-attr]
+    assert [round(bar.length, 3) for bar in bars.rows] == [-1.0, 0.043]  # type: ignore[union-attr]
+    assert isinstance(grid, Grid)
+    assert min(cell.score or 0 for line in grid.cells for cell in line) == -1
+
+
+def kinds_of(explanation: Explanation) -> Section | None:
+    return by_kind(kept_by(explanation, kind_of(explanation["label"])), ATTRIBUTION)
 
 
 def test_scores_that_are_not_a_number_have_no_colour() -> None:

@@ -121,14 +121,38 @@ def test_the_slider_colours_tokens(text: str, tmp_path: Path) -> None:
     assert seen["images"] == 0
 
 
+def test_totals_stand_beside_depths(tmp_path: Path) -> None:
+    words = Example(0, [[10.0, 5.0], [3.0, 0.0]], ["a", "b"], {}, totals=[15.0, 3.0])
+    patches = Example(1, np.full((2, 4), 4.0), list("0123"), {}, width=2, totals=[1600.0, -8.0])
+    text = page([words, patches], ["0", "1"], title="x", top=10.0, threshold=None, unit="bits")
+    assert "an underlined" not in text
+    look = """
+      const all = (selector, what) => [...document.querySelectorAll(selector)].map(what);
+      seen.totals = all(".totals", list => [...list.children].map(one => one.textContent));
+      seen.lengths = all(".totals i", bar => Math.round(bar.getBoundingClientRect().width));
+      const rows = all("article:first-child li", row => row.getBoundingClientRect().y);
+      seen.level = rows[0] === rows[2] && rows[1] === rows[3];
+      seen.canvases = document.querySelectorAll("canvas").length;
+      seen.kept = document.querySelectorAll(".kept").length;
+      [...document.querySelectorAll("article:last-child figure ol:first-child li")].at(-1)
+        .dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      seen.clicked = slider.value;
+    """
+    seen = seen_in_browser(text, look, tmp_path)
+    assert seen["totals"] == [["3 bits in all", "15 bits in all"], ["-8 bits in all", "1,600 bits in all"]]
+    assert seen["lengths"] == [22, 110, 1, 110]
+    assert (seen["level"], seen["canvases"], seen["kept"], seen["clicked"]) == (True, 1, 0, "0")
+
+
 SECTIONS = [
     Section(
         ATTACK,
         ATTACK,
         [
             Table([(ATTACK, ATTACK)]),
-            Bars([Bar(ATTACK, 0.25, ATTACK, ATTACK)], (ATTACK, ATTACK), ATTACK),
+            Bars([Bar(ATTACK, 0.25, ATTACK, ATTACK), Bar("b", -0.5, "-1")], (ATTACK, ATTACK), ATTACK),
             Grid(ATTACK, [(ATTACK, ATTACK)], [ATTACK, "b"], [[Cell(0.5, ATTACK)], [Cell(None)]]),
+            Grid("", [("a", ""), ("b", "")], ["c"], [[Cell(-0.25, "", "-2"), Cell(1.0, "", ATTACK)]]),
             Charts(
                 (ATTACK,),
                 [
@@ -148,7 +172,9 @@ SECTIONS = [
 def test_sections_are_escaped_and_stand_alone() -> None:
     text = page([], [], title="x", sections=SECTIONS)
     assert text.count("<script") == text.count("</script>") == 2
-    assert text.count("&lt;/script&gt;") == 2 * 22
+    assert text.count("&lt;/script&gt;") == 2 * 23
+    assert '<i class="below" style="width:50.0%"' in text
+    assert re.search(r'<td class="below" style="--score:0.25" title="">-2</td>', text)
     assert re.search(r'<section class="examples" id="examples" hidden>', text)
     assert 'style="width:25.0%"' in text
     assert '<td style="--score:0.5"' in text
