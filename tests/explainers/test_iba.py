@@ -74,6 +74,22 @@ def test_statistics_come_first():
         IBA(wrapped(), statistics="items")
 
 
+def test_statistics_of_each_position():
+    """An axis with a size has statistics of its own; it then cannot have padding."""
+    ids = torch.cat([ids for ids, _ in batches(3)])
+    sized = {"sites": {SITES[1]: f"{TOKENS}, token=6"}, "valid": lambda batch: torch.ones(len(batch[0]))}
+    hooked = wrapped(**sized)
+    explainer = Schulz(hooked, SITES[1], recipe={"name": "schulz", "steps": 3}).fit(batches(3), progress=False)
+    noise = explainer.maskings[0].baseline
+    with hooked.tap(read=SITES[1]) as tap:
+        hooked((ids, torch.ones_like(ids, dtype=torch.bool)))
+    torch.testing.assert_close(noise(), tap.values[SITES[1]].mean(0))
+    torch.testing.assert_close(noise.deviation, tap.values[SITES[1]].std(0, unbiased=False).clamp(min=0.01))
+    rows = explainer.explain(batches(1)[0])
+    assert len(rows["score"]) == 8 * 6
+    assert len(set(rows["score"].tolist())) > 8
+
+
 def test_statistics_of_one_item_need_no_fit():
     hidden = frozenset({"hidden"})
     hooked = wrapped(sites=[maskhooks.Site.parse(one, TOKENS, tags=hidden, depth=at) for at, one in enumerate(SITES)])
