@@ -12,9 +12,8 @@ def presets() -> dict[str, Recipe]:
         Recipe(
             name="language",
             description="For pretrained language models, whose predictions depend a little on nearly every position.",
-            steps=560,
+            steps=480,
             batch_size=8,
-            maskings_per_step=None,
             warm_start_batches=240,
             least_gain=0.005,
             optimizer={"name": "adam", "beta1": 0.95, "beta2": 0.999},
