@@ -23,6 +23,17 @@ from maskhooks.explainers.schulz import Schulz
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Noise, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
+from maskhooks.metrics.erasure import (
+    AOPC,
+    AreaBetween,
+    Comprehensiveness,
+    DivergenceKept,
+    LeRF,
+    LogOdds,
+    MoRF,
+    Sufficiency,
+)
+from maskhooks.metrics.metric import Metric
 from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss, squared_error
 from maskhooks.model.source import Factory, Source
 from maskhooks.plugins.hookspecs import hookimpl
@@ -104,6 +115,12 @@ def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
         "attention": Attention,
         "rollout": Rollout,
     }
+
+
+@hookimpl
+def maskhooks_metrics() -> Mapping[str, Callable[..., Metric]]:
+    metrics = (*(Comprehensiveness, Sufficiency, AOPC, MoRF, LeRF, AreaBetween, LogOdds, DivergenceKept),)
+    return {metric.name: metric for metric in metrics}
 
 
 @hookimpl

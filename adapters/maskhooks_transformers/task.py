@@ -64,6 +64,10 @@ class TransformersTask(Task):
         """Whether the model generates text."""
         return isinstance(self.head, (CausalLanguageModel, Translation))
 
+    @property
+    def mask_token(self) -> int | None:
+        return self.words.mask_token
+
     def types(self) -> tuple[type[nn.Module], ...]:
         return model_types()
 

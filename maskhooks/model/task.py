@@ -260,6 +260,11 @@ class Task:
         """
         return None if self._edges is None else _apply(self._edges, batch, site)
 
+    @property
+    def mask_token(self) -> int | None:
+        """The id of the token that stands for a masked one, such as `[MASK]`; None if none is known."""
+        return None
+
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
         """Return the position names, a list per example; None if unknown."""
         return self._names(batch) if self._names is not None else None
