@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
@@ -21,7 +23,7 @@ from maskhooks.model.hooked import Hooked
 Floats = npt.NDArray[np.float64]
 
 #: For each example, by its index: a weight for each position, or such a row for each of several minimal sets.
-Truth = Sequence[Any] | Mapping[int, Any]
+Truth = Sequence[Any] | Mapping[int, Any] | Tensor | npt.NDArray[Any]
 
 
 def not_special(label: str) -> bool:
@@ -44,6 +46,7 @@ class Evidence:
         start_index: the index of the first example of the first batch.
         truth: what each example's prediction needs, or None.
         others: the rows of other explanations, in the same order.
+        predictions: what the model predicted for some examples when they were explained, as text.
     """
 
     site: str
@@ -56,6 +59,7 @@ class Evidence:
     start_index: int = 0
     truth: Truth | None = None
     others: Sequence[Columns] = ()
+    predictions: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,9 +90,10 @@ class Evidence:
         if not layers.pairs:
             raise SettingError("this explanation has no rows, so there is nothing to judge")
         examples = np.unique([*np.unique(explanation["example"]).tolist(), *explanation.metadata]).astype(np.int64)
+        known = {number: about["prediction"] for number, about in explanation.metadata.items() if "prediction" in about}
         for site, depth in layers.pairs:
             columns = _rows(explanation, site, depth)
-            plain = cls(site, depth, columns, examples, counts, hooked, batches, start_index, truth)
+            plain = cls(site, depth, columns, examples, counts, hooked, batches, start_index, truth, (), known)
             plain.check()
             yield replace(plain, others=[_matching(other, plain, number) for number, other in enumerate(others)])
 
@@ -121,7 +126,7 @@ class Evidence:
         """The rows of each example that count."""
         rows = np.flatnonzero(self.counted)
         starts = np.searchsorted(self.columns["example"][rows], [*self.examples, self.examples[-1] + 1])
-        return [rows[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+        return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
 
     def scores(self, *, absolute: bool = False) -> list[Floats]:
         """Return each example's scores at the positions that count.

@@ -152,6 +152,7 @@ def removals(evidence: Evidence, how: Removing) -> Iterator[Removal]:
     for batch in evidence.batches:
         clean = _clean(hooked, batch, site, replay)
         masking = _masking(clean, site, baseline)
+        _check_predictions(evidence, clean, first)
         gates, owners, size = _placed(evidence, clean, masking, first)
         examples = np.arange(first, first + size)
         if np.isin(examples, evidence.examples).any():
@@ -193,6 +194,17 @@ def _placed(evidence: Evidence, clean: Clean, masking: Masking, first: int) -> t
     heads = masking.mask(clean.values[site], places, empty.to(clean.values[site].device)).counted.cpu().numpy()
     gates = np.where(counts & heads.reshape(-1), grid.reshape(-1).double().numpy(), np.nan)
     return gates, owners, scaffold.count
+
+
+def _check_predictions(evidence: Evidence, clean: Clean, first: int) -> None:
+    """Raise SettingError if the model predicts otherwise than when the examples were explained."""
+    for number, prediction in enumerate(clean.hooked.task.predictions(clean.outputs) or (), first):
+        before = evidence.predictions.get(number, prediction)
+        if before != prediction:
+            raise SettingError(
+                f"the batches are not those that were explained: example {number} was predicted {before!r}, and here "
+                f"it is {prediction!r}. Give the same batches in the same order, without shuffling"
+            )
 
 
 def _at(columns: Columns, rows: npt.NDArray[np.intp]) -> Columns:

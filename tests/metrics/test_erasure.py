@@ -370,6 +370,20 @@ def test_other_batches(wrong: str) -> None:
         judge(given, "morf", hooked=wrapped, batches=[found])
 
 
+def test_batches_that_only_their_predictions_tell_apart() -> None:
+    """Such as images: positions have no labels of their own."""
+    wrapped = maskhooks.wrap(
+        nn.Sequential(nn.Linear(4, 3)).eval(),
+        sites={"0:output": "batch hidden -> batch hidden"},
+        output=lambda logits: Categorical(logits=logits),
+    )
+    batch = torch.randn(20, 4)
+    given = maskhooks.Random(wrapped, "0:output").explain(batch)
+    assert judge(given, "morf", hooked=wrapped, batches=[batch])
+    with pytest.raises(SettingError, match="was predicted '.', and here it is"):
+        judge(given, "morf", hooked=wrapped, batches=[batch.flip(0)])
+
+
 def test_a_model_and_batches_are_needed() -> None:
     wrapped, inputs = small.hooked(), small.batch()
     given = small.explanation(wrapped, inputs, small.scores())
