@@ -34,7 +34,8 @@ class AgreementMetric(Metric):
         mine = evidence.scores(absolute=self.absolute)
         others = evidence.other_scores(absolute=self.absolute)
         pairs = [[self.compared(*pair) for pair in zip(mine, other, strict=True)] for other in others]
-        return np.array(pairs, np.float64).mean(0)
+        found: Floats = np.array(pairs, np.float64).mean(0)
+        return found
 
     @abstractmethod
     def compared(self, first: Floats, other: Floats) -> float:
@@ -77,7 +78,7 @@ class Spearman(AgreementMetric):
 
 
 class TopKOverlap(AgreementMetric):
-    """|A ∩ B| / k of the k highest scores in two explanations of an example, in [0, 1]; higher is more agreement.
+    """The share of the k highest scores that two explanations share, |A ∩ B| / k, in [0, 1]; higher is more agreement.
 
     Equal scores count in expectation over their orders, which are independent, so that constant scores give chance, k/n
     for n positions. Not defined for examples of no more than k positions.

@@ -255,10 +255,10 @@ class AreaBetween(CurveMetric):
 
 
 class LogOdds(ErasureMetric):
-    """log f_j(x without the highest-scored share) - log f_j(x), in nats; lower is better, without a lower bound.
+    """The log ratio log f_j(x without the highest-scored share) - log f_j(x), in nats; lower is better.
 
-    A log ratio of probabilities, in spite of its name. The share is rounded up; published code rounds it down, to
-    nothing for short texts. From log-probabilities, so that it is finite. Heads are summed, positions averaged.
+    Not odds, in spite of its name, and without a lower bound. The share is rounded up; published code rounds it down,
+    to nothing for short texts. From log-probabilities, so that it is finite. Heads are summed, positions averaged.
 
     Args:
         removed: the share of positions that is removed.
@@ -289,7 +289,7 @@ class LogOdds(ErasureMetric):
 
 
 class DivergenceKept(ErasureMetric):
-    """D(f(x) || f(x with only the highest-scored share)), in nats, from 0; lower is better.
+    """The divergence D(f(x) || f(x with only the highest-scored share)), in nats, from 0; lower is better.
 
     The whole output counts, not one class. At equal shares it compares explainers by what masks are trained for.
 

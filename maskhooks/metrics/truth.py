@@ -33,7 +33,8 @@ class TruthMetric(Metric):
 
     def __call__(self, evidence: Evidence) -> Floats:
         examples = zip(evidence.scores(absolute=self.absolute), evidence.kept(), evidence.truths(), strict=True)
-        return np.array([self._best([self.compared(*one, row) for row in sets]) for *one, sets in examples])
+        found = [self._best([self.compared(scores, kept, row) for row in sets]) for scores, kept, sets in examples]
+        return np.array(found, np.float64)
 
     @abstractmethod
     def compared(self, scores: Floats, kept: Bools, truth: Floats) -> float:
@@ -103,9 +104,9 @@ class Recall(KeptMetric):
 
 
 class F1(KeptMetric):
-    """2 P R / (P + R) = 2 hits / (kept + true), in [0, 1]; higher is better. Not defined if none is kept or true.
+    """The harmonic mean of precision and recall, 2 hits / (kept + true), in [0, 1]; higher is better.
 
-    Of each example, then averaged; not pooled over positions of all examples.
+    Not defined if none is kept or true. Of each example, then averaged; not pooled over positions of all examples.
 
     Args:
         top, absolute: as `KeptMetric` takes them.
@@ -245,7 +246,7 @@ class DistributionMetric(TruthMetric):
 
 
 class KL(DistributionMetric):
-    """KL(truth || scores), in nats, from 0; lower is better (De Cao et al. 2020, table 1).
+    """The divergence KL(truth || scores), in nats, from 0; lower is better (De Cao et al. 2020, table 1).
 
     Infinite if a true position has a score of 0, and so is the mean over examples then: `js` is finite.
 

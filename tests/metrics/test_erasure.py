@@ -380,7 +380,7 @@ def test_batches_that_only_their_predictions_tell_apart() -> None:
     batch = torch.randn(20, 4)
     given = maskhooks.Random(wrapped, "0:output").explain(batch)
     assert judge(given, "morf", hooked=wrapped, batches=[batch])
-    with pytest.raises(SettingError, match="was predicted '.', and here it is"):
+    with pytest.raises(SettingError, match=r"was predicted '.', and here it is"):
         judge(given, "morf", hooked=wrapped, batches=[batch.flip(0)])
 
 
