@@ -45,8 +45,9 @@ class ErasureMetric(Metric):
 
     Args:
         absolute: as `Metric` takes it.
-        operator: how a position is removed: "baseline", its value becomes the baseline; or "mask", at the output of an
-            embedding, its value becomes that of the mask token.
+        operator: how a position is removed: "baseline", its value becomes the baseline; "mask", at the output of an
+            embedding, its value becomes that of the mask token; "delete", at the input of a text model whose task
+            knows how, tokens are left out, and the others move together.
         baseline: what the operator "baseline" puts there. "mean" is the mean of the batches that are judged; a trained
             vector is given as a `Baseline`.
         token: the id of the mask token; None for the one that the model's task knows.

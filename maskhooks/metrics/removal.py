@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from torch.distributions import Distribution
 
 from maskhooks.errors import SettingError
 from maskhooks.explanations.scores import Columns, Scores
@@ -29,7 +30,7 @@ from maskhooks.seeds import seeded
 from maskhooks.sites.site import Site
 
 #: What becomes of a removed position.
-Operator = Literal["baseline", "mask"]
+Operator = Literal["baseline", "mask", "delete"]
 Numbers = npt.NDArray[np.int64]
 Compared = Callable[[Outputs, Outputs], Float[Tensor, " batch"]]
 
@@ -42,7 +43,8 @@ class Removing:
 
     Args:
         operator: "baseline": the value at the site becomes a baseline; "mask": the site is the output of an embedding,
-            and the value becomes that of a token.
+            and the value becomes that of a token; "delete": tokens are left out of the batch, at an input of a text
+            model whose task knows how.
         baseline: what the operator "baseline" puts there. One that gathers statistics, such as "mean", takes those of
             the batches that are judged.
         token: the id of the token of the operator "mask"; None for the mask token that the model's task knows.
@@ -68,13 +70,14 @@ class Removal:
         gates: the score of each gate of the batch; NaN where it does not count and always stays.
         owners: the example of each gate, counted in the batch.
         examples: the index of each example of the batch.
-        seed: the random seed.
+        how: how positions are removed.
     """
 
     def __init__(
-        self, clean: Clean, masking: Masking, gates: Floats, owners: Numbers, examples: Numbers, seed: int
+        self, clean: Clean, masking: Masking, gates: Floats, owners: Numbers, examples: Numbers, how: Removing
     ) -> None:
         self.clean, self.masking, self.examples = clean, masking, examples
+        self._deletes, seed = how.operator == "delete", how.seed
         here = np.flatnonzero(~np.isnan(gates))
         self._noise = seeded(seed, _NOISE, int(examples[0]))
         self._counts = np.bincount(owners[here], minlength=len(examples))
@@ -133,6 +136,8 @@ class Removal:
         value = self.clean.values[site]
         shape = site.gating().mask_shape(value, site=site)
         sample = torch.from_numpy(is_open).to(value.device, torch.float32).view(shape)
+        if self._deletes:
+            return _deleted(self.clean, site, sample)
         noise = Generator(value.device).manual_seed(self._noise) if self.masking.noisy else None
         masked = self.masking.mask(value, self.clean.places[site], sample, None, noise)
         return onward_pass(self.clean, {site: self.masking.replacement(masked)})
@@ -156,7 +161,7 @@ def removals(evidence: Evidence, how: Removing) -> Iterator[Removal]:
         gates, owners, size = _placed(evidence, clean, masking, first)
         examples = np.arange(first, first + size)
         if np.isin(examples, evidence.examples).any():
-            yield Removal(clean, masking, np.abs(gates) if how.absolute else gates, owners, examples, how.seed)
+            yield Removal(clean, masking, np.abs(gates) if how.absolute else gates, owners, examples, how)
         first += size
     left = evidence.examples[(evidence.examples < evidence.start_index) | (evidence.examples >= first)]
     if len(left):
@@ -218,7 +223,13 @@ def _clean(hooked: Hooked, batch: Any, site: Site, replay: Replay | None = None)
 
 def _masking(clean: Clean, site: Site, baseline: Baseline) -> Masking:
     masking = Masking(site, site.depth or 0, [], HardConcrete(), baseline)
-    masking.start(masking.sizes_for(clean.values), clean.values[site].device)
+    sizes = masking.sizes_for(clean.values)
+    masking.start(sizes, clean.values[site].device)
+    if list(baseline().shape) != sizes["baseline"]:
+        raise SettingError(
+            f"the baseline has shape {list(baseline().shape)}, but the features of {site} have shape "
+            f"{sizes['baseline']}. One Baseline object serves one site: judge explanation.select(site=...)"
+        )
     return masking
 
 
@@ -226,6 +237,11 @@ def _baseline(hooked: Hooked, site: Site, how: Removing, batches: Sequence[Any])
     """Return what replaces removed values."""
     if how.operator == "mask":
         return _token(hooked, site, how.token)
+    if how.operator == "delete" and "input" not in site.tags:
+        raise SettingError(
+            f"operator='delete' leaves tokens out of the input, but {site} is not tagged as one. Use "
+            "operator='baseline' there"
+        )
     if how.token is not None:
         raise SettingError(f"token={how.token} is for operator='mask', but the operator is {how.operator!r}")
     baseline = registry.make(BASELINES, how.baseline)
@@ -238,6 +254,28 @@ def _baseline(hooked: Hooked, site: Site, how: Removing, batches: Sequence[Any])
         rows = pattern.rows(value, site=site)[clean.places[site].valid]
         baseline.fit(rows.reshape(len(rows), *pattern.feature_shape(value, site=site)))
     return baseline
+
+
+def _deleted(clean: Clean, site: Site, sample: Float[Tensor, "*gated"]) -> Outputs:
+    """Return the outputs without the tokens whose gates are closed."""
+    hooked, places = clean.hooked, clean.places[site]
+    if places.units is not None:
+        sample = places.units.shared(sample, site.gating())
+    plain = sample.dim() == 2 and sample.shape == places.valid.shape and places.example_index is None
+    batch = hooked.task.without_tokens(clean.batch, sample == 0) if plain else None
+    if batch is None:
+        raise SettingError(
+            f"operator='delete' needs a batch of token ids with a gate for each token, and the task "
+            f"{hooked.task.name!r} cannot leave out positions of {site}. The other operators are 'baseline' and 'mask'"
+        )
+    with hooked.tap():
+        outputs = hooked.distribution(hooked(batch), batch)
+    if not isinstance(outputs, Distribution):
+        raise SettingError(
+            "operator='delete' needs one prediction per example, because positions move when tokens are left out. Use "
+            "operator='mask' or 'baseline'"
+        )
+    return outputs
 
 
 def _token(hooked: Hooked, site: Site, token: int | None) -> Baseline:

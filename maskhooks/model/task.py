@@ -291,6 +291,17 @@ class Task:
                 chosen = nested.put(chosen, path, tensor[torch.as_tensor(numbers, device=tensor.device)])
         return chosen
 
+    def without_tokens(self, batch: Any, removed: Bool[Tensor, "batch token"]) -> Any | None:
+        """Return the batch without some tokens, the others moved together; None if this task cannot.
+
+        Args:
+            removed: which tokens to leave out.
+
+        Raises:
+            BatchError: nothing would be left of an example.
+        """
+        return None
+
     def select_rows(self, batch: Any, numbers: Sequence[int]) -> Any | None:
         """Select examples if the first axis is not the batch axis; None if no `select` function is given."""
         return None if self._select is None else self._select(batch, numbers)

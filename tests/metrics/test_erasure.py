@@ -195,7 +195,8 @@ def test_a_hidden_state_is_judged_at_its_own_site() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"operator": "delete"}, "operator must be one of 'baseline', 'mask'"),
+        ({"operator": "erase"}, "operator must be one of 'baseline', 'mask', 'delete'"),
+        ({"operator": "delete"}, "is not tagged as one"),
         ({"operator": "mask"}, "knows no mask token"),
         ({"operator": "mask", "token": 99}, "no token 99"),
         ({"token": 2}, "is for operator='mask'"),
@@ -209,6 +210,18 @@ def test_an_operator_that_does_not_fit(settings: dict[str, Any], message: str) -
     given = small.explanation(wrapped, inputs, small.scores())
     with pytest.raises(MaskhooksError, match=message):
         judge(given, {"name": "comprehensiveness", **settings}, hooked=wrapped, batches=[inputs])
+
+
+def test_a_baseline_of_another_site() -> None:
+    wrapped, inputs = small.hooked(), small.batch()
+    baseline = Token(torch.zeros(5))
+    for site in (small.SITE, "first:output"):
+        given = small.explanation(wrapped, inputs, small.scores(), site=site)
+        if site == small.SITE:
+            assert judge(given, {"name": "morf", "baseline": baseline}, hooked=wrapped, batches=[inputs])
+            continue
+        with pytest.raises(SettingError, match=r"has shape \[5\], but the features of first:output have shape \[7\]"):
+            judge(given, {"name": "morf", "baseline": baseline}, hooked=wrapped, batches=[inputs])
 
 
 def test_the_operator_mask_needs_an_embedding() -> None:
