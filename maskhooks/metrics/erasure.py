@@ -73,11 +73,15 @@ class ErasureMetric(Metric):
 
     def __call__(self, evidence: Evidence) -> Floats:
         found = np.full(len(evidence.examples), np.nan)
-        how = Removing(self.operator, self.baseline, self.token, self.absolute, self.seed)
-        for removal in removals(evidence, how):
+        for removal in removals(evidence, self.removing):
             here = np.isin(removal.examples, evidence.examples)
             found[np.searchsorted(evidence.examples, removal.examples[here])] = self.measured(removal).numpy()[here]
         return found
+
+    @property
+    def removing(self) -> Removing:
+        """How positions are removed."""
+        return Removing(self.operator, self.baseline, self.token, self.absolute, self.seed)
 
     @abstractmethod
     def measured(self, removal: Removal) -> Float[Tensor, " example"]:
@@ -332,8 +336,7 @@ def curves(evidence: Evidence, metric: CurveMetric) -> tuple[Floats, Floats, Flo
         `[example, step]`.
     """
     found = np.full((3, len(evidence.examples), metric.steps + 1), np.nan)
-    how = Removing(metric.operator, metric.baseline, metric.token, metric.absolute, metric.seed)
-    for removal in removals(evidence, how):
+    for removal in removals(evidence, metric.removing):
         here = np.isin(removal.examples, evidence.examples)
         at = np.searchsorted(evidence.examples, removal.examples[here])
         lines = removal.shares(metric.shares), metric.highest_first(removal), metric.lowest_first(removal)
