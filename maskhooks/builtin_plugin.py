@@ -23,6 +23,30 @@ from maskhooks.explainers.schulz import Schulz
 from maskhooks.masks.baselines import Baseline, Learned, Mean, Noise, Token, Zero
 from maskhooks.masks.gates import Bernoulli, Gate, HardConcrete
 from maskhooks.masks.probes import MLP, PaperMLP, Probe, SummedMLP
+from maskhooks.metrics.agreement import Deviation, Kendall, Spearman, TopKOverlap
+from maskhooks.metrics.erasure import (
+    AOPC,
+    AreaBetween,
+    Comprehensiveness,
+    DivergenceKept,
+    LeRF,
+    LogOdds,
+    MoRF,
+    Sufficiency,
+)
+from maskhooks.metrics.metric import Metric
+from maskhooks.metrics.truth import (
+    AUROC,
+    F1,
+    JS,
+    KL,
+    AveragePrecision,
+    MeanRank,
+    Optimality,
+    Precision,
+    PrecisionAtK,
+    Recall,
+)
 from maskhooks.model.outputs import Divergence, kl, lost_lead, prediction_loss, squared_error
 from maskhooks.model.source import Factory, Source
 from maskhooks.plugins.hookspecs import hookimpl
@@ -104,6 +128,16 @@ def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
         "attention": Attention,
         "rollout": Rollout,
     }
+
+
+@hookimpl
+def maskhooks_metrics() -> Mapping[str, Callable[..., Metric]]:
+    metrics: list[type[Metric]] = [
+        *(Comprehensiveness, Sufficiency, AOPC, MoRF, LeRF, AreaBetween, LogOdds, DivergenceKept),
+        *(Precision, Recall, F1, Optimality, AUROC, AveragePrecision, PrecisionAtK, MeanRank, KL, JS),
+        *(Kendall, Spearman, TopKOverlap, Deviation),
+    ]
+    return {metric.name: metric for metric in metrics}
 
 
 @hookimpl

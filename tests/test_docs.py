@@ -88,8 +88,9 @@ def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypa
     space: dict[str, Any] = vars(sys.modules["page"])
     printed = ""
     code = "".join(block.code for block in blocks(page) if block.kind == "python")
-    for library in re.findall(r"^(?:import|from) (captum)\b", code, re.MULTILINE):  # not everyone installs it
-        pytest.importorskip(library)
+    for library, used in (("captum", r"(?:import|from) captum\b"), ("scipy", r"from maskhooks\.metrics\.intervals\b")):
+        if re.search(f"^{used}", code, re.MULTILINE):  # not everyone installs it
+            pytest.importorskip(library)
     for block in blocks(page):
         if block.comment == "prints":
             assert matches(block.code, printed), f"{name_of(page)}, line {block.line} shows not:\n{printed}"

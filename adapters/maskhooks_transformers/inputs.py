@@ -60,3 +60,35 @@ def labels(batch: Any) -> Tensor | None:
     """The batch's `labels` or `label` as a tensor; None if it has neither."""
     found = next((as_mapping(batch)[key] for key in LABELS if as_mapping(batch).get(key) is not None), None)
     return None if found is None else torch.as_tensor(found)
+
+
+def without_tokens(batch: Any, removed: Bool[Tensor, "batch token"]) -> dict[str, Any]:
+    """The batch without some tokens, the others moved together; padding stays on its side.
+
+    Every entry with a number per token is moved along, but positions, which the model then counts anew.
+
+    Raises:
+        BatchError: nothing would be left of an example.
+    """
+    mapping, ids, valid = as_mapping(batch), token_ids(batch), valid_tokens(batch)
+    assert ids is not None
+    assert valid is not None
+    kept = valid & ~removed.to(valid.device)
+    left = kept.sum(1)
+    if not bool(left.all()):
+        raise BatchError(
+            f"nothing is left of example {int((left == 0).nonzero()[0])} of the batch without its tokens. Remove a "
+            "smaller share, or replace tokens instead: operator='mask' or 'baseline'"
+        )
+    at_end = bool((valid[:, -1] | ~valid.any(1)).all()) and not bool(valid.all())  # padding on the left
+    order = kept.int().argsort(dim=1, stable=True, descending=not at_end)
+    found: dict[str, Any] = {"attention_mask": valid}
+    found.update({key: value for key, value in mapping.items() if key != "position_ids"})
+    for key, value in found.items():
+        if isinstance(value, Tensor) and value.shape[:2] == ids.shape:
+            moved = value.gather(1, order.view(*order.shape, *[1] * (value.dim() - 2)).expand_as(value))
+            here = kept.gather(1, order)
+            found[key] = here.to(value.dtype) if key == "attention_mask" else moved
+            if key == "labels":
+                found[key] = moved.masked_fill(~here, IGNORED)
+    return found

@@ -21,7 +21,14 @@ from maskhooks.sites import nested
 from maskhooks.sites.site import Site
 from maskhooks_transformers import attention, decoding
 from maskhooks_transformers.heads import CausalLanguageModel, Head, Translation, head_of
-from maskhooks_transformers.inputs import as_mapping, labels, token_ids, valid_targets, valid_tokens
+from maskhooks_transformers.inputs import (
+    as_mapping,
+    labels,
+    token_ids,
+    valid_targets,
+    valid_tokens,
+    without_tokens,
+)
 from maskhooks_transformers.loaded import model_types
 from maskhooks_transformers.patches import Patches
 from maskhooks_transformers.words import Words
@@ -63,6 +70,10 @@ class TransformersTask(Task):
     def writes(self) -> bool:
         """Whether the model generates text."""
         return isinstance(self.head, (CausalLanguageModel, Translation))
+
+    @property
+    def mask_token(self) -> int | None:
+        return self.words.mask_token
 
     def types(self) -> tuple[type[nn.Module], ...]:
         return model_types()
@@ -227,6 +238,14 @@ class TransformersTask(Task):
         if ids is None or positions not in (("batch", "token"), ("batch", "target")):
             return None
         return torch.tensor([self.words.pieces(row) for row in ids.tolist()])
+
+    def without_tokens(self, batch: Any, removed: Bool[Tensor, "batch token"]) -> Any | None:
+        """The batch without some tokens; padding stays on its side. None for batches without token ids.
+
+        Raises:
+            BatchError: nothing would be left of an example.
+        """
+        return None if token_ids(batch) is None else without_tokens(batch, removed)
 
     def perturb(self, batch: Any, generator: Generator) -> Any | None:
         """Another input of the same shape and padding: valid tokens are permuted across the batch, special ones stay.

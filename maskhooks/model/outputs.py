@@ -169,6 +169,24 @@ def flip_loss(original: Outputs, masked: Outputs, lead: float = 0.3) -> Float[Te
     return compared(original, masked, functools.partial(_flip_loss, lead=lead))
 
 
+def predicted_probability(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:
+    """Return the masked model's probability of the original prediction per example: a mean over positions and heads.
+
+    Raises:
+        UnknownDistributionError: the outputs are not classes.
+    """
+    if isinstance(original, Mapping):
+        assert isinstance(masked, Mapping)
+        return torch.stack([predicted_probability(part, masked[name]) for name, part in original.items()]).mean(0)
+    if isinstance(original, Positions):
+        assert isinstance(masked, Positions)
+        found = (-_loss(original.distribution, masked.distribution)).exp()
+        return _mean(found.flatten(2).mean(2) if found.dim() > 2 else found, original.chosen)
+    assert isinstance(masked, Distribution)
+    found = (-_loss(original, masked)).exp()
+    return found.flatten(1).mean(1) if found.dim() > 1 else found
+
+
 def predicted(outputs: Outputs) -> tuple[Tensor, int] | None:
     """Return each example's predicted class, `(batch,)`, and the number of classes; None without a single class."""
     if isinstance(outputs, Categorical) and outputs.logits.dim() == 2:

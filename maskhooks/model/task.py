@@ -260,6 +260,11 @@ class Task:
         """
         return None if self._edges is None else _apply(self._edges, batch, site)
 
+    @property
+    def mask_token(self) -> int | None:
+        """The id of the token that stands for a masked one, such as `[MASK]`; None if none is known."""
+        return None
+
     def names(self, site: Site, batch: Any) -> Sequence[Sequence[str]] | None:
         """Return the position names, a list per example; None if unknown."""
         return self._names(batch) if self._names is not None else None
@@ -285,6 +290,17 @@ class Task:
             if tensor.dim() and len(tensor) == count:
                 chosen = nested.put(chosen, path, tensor[torch.as_tensor(numbers, device=tensor.device)])
         return chosen
+
+    def without_tokens(self, batch: Any, removed: Bool[Tensor, "batch token"]) -> Any | None:
+        """Return the batch without some tokens, the others moved together; None if this task cannot.
+
+        Args:
+            removed: which tokens to leave out.
+
+        Raises:
+            BatchError: nothing would be left of an example.
+        """
+        return None
 
     def select_rows(self, batch: Any, numbers: Sequence[int]) -> Any | None:
         """Select examples if the first axis is not the batch axis; None if no `select` function is given."""

@@ -73,5 +73,10 @@ def maskhooks_explainers() -> Mapping[str, Callable[..., object]]:  # type: igno
 
 
 @hookspec
+def maskhooks_metrics() -> Mapping[str, Callable[..., object]]:  # type: ignore[empty-body]
+    """Return metrics by name, each as a class that takes settings."""
+
+
+@hookspec
 def maskhooks_sources() -> Mapping[str, object]:  # type: ignore[empty-body]
     """Return sources by name, which open the MODEL given on the command line."""

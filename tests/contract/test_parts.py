@@ -9,18 +9,21 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Bernoulli, Categorical
 
-from maskhooks import Recipe
+from maskhooks import Explanation, Recipe
 from maskhooks.errors import SettingError
 from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.masks.gates import GATES, Gate
 from maskhooks.masks.mix import mix
 from maskhooks.masks.probes import PROBES, Probe
 from maskhooks.masks.samples import GateSamples
+from maskhooks.metrics.judgement import judge
+from maskhooks.metrics.metric import METRICS, Metric
 from maskhooks.model.outputs import DIVERGENCES, Divergence, Outputs, Positions
 from maskhooks.plugins.kind import Kind
 from maskhooks.plugins.registry import registry
@@ -31,6 +34,7 @@ from maskhooks.training.penalty import PENALTIES, Penalty
 from maskhooks.training.recipe import RECIPES
 from tests.conftest import same_bits
 from tests.contract.conftest import registered
+from tests.metrics import small
 
 pytestmark = pytest.mark.usefixtures("third_party")
 
@@ -534,11 +538,81 @@ class TestRecipes:
         assert max(rates) == 1
 
 
+class TestMetrics:
+    @pytest.fixture(params=registered(METRICS))
+    def name(self, request: pytest.FixtureRequest) -> str:
+        found: str = request.param
+        return found
+
+    @pytest.fixture
+    def metric(self, name: str) -> Metric:
+        return registry.make(METRICS, name)
+
+    def evidence(self) -> tuple[Explanation, dict[str, Any]]:
+        """An explanation of four texts, and all that a metric may need."""
+        wrapped, inputs = small.hooked(), small.batch()
+        truth = [[number % 2 for number in range(length)] for length in small.LENGTHS]
+        given, *others = (
+            small.explanation(wrapped, inputs, [abs(row) for row in small.scores(seed=seed)]) for seed in range(3)
+        )
+        return given, {"hooked": wrapped, "batches": [inputs], "truth": truth, "others": others}
+
+    def test_it_says_what_it_is(self, name: str, metric: Metric) -> None:
+        assert metric.name == name
+        assert metric.better in ("higher", "lower")
+        assert metric.range[0] < metric.range[1]
+        assert isinstance(metric.unit, str)
+        assert metric.source
+        assert metric.needs <= {"hooked", "truth", "others"}
+
+    def test_a_number_in_its_range_for_each_example(self, metric: Metric) -> None:
+        given, more = self.evidence()
+        (found,) = judge(given, metric, **more)
+        assert found.values.shape == (4,)
+        values = found.values[found.defined]
+        assert len(values)
+        assert (values >= metric.range[0]).all()
+        assert (values <= metric.range[1]).all()
+
+    def test_it_needs_only_what_it_says(self, metric: Metric) -> None:
+        given, more = self.evidence()
+        named = {"hooked": ("hooked", "batches"), "truth": ("truth",), "others": ("others",)}
+        enough = {key: more[key] for need in metric.needs for key in named[need]}
+        (less,), (all_,) = judge(given, metric, **enough), judge(given, metric, **more)
+        assert less.values.tolist() == pytest.approx(all_.values.tolist(), nan_ok=True)
+        for need in metric.needs:
+            left = {key: value for key, value in more.items() if key not in named[need]}
+            with pytest.raises(SettingError, match=f"the metric '{metric.name}' needs"):
+                judge(given, metric, **left)
+
+    def test_examples_do_not_meet(self, metric: Metric) -> None:
+        given, more = self.evidence()
+        (whole,) = judge(given, metric, **more)
+        for example in range(4):
+            (alone,) = judge(given.select(example=example), metric, **more)
+            assert alone.examples.tolist() == [example]
+            assert alone.values[0] == pytest.approx(whole.values[example], abs=1e-6, nan_ok=True)
+
+    def test_padding_and_special_tokens_do_not_count(self, metric: Metric) -> None:
+        given, more = self.evidence()
+        (before,) = judge(given, metric, **more)
+        outside = ~given["valid"] | (given["label"] == "[CLS]")
+        given["score"][outside] = np.linspace(0, 9, outside.sum())
+        (after,) = judge(given, metric, **more)
+        assert after.values.tolist() == pytest.approx(before.values.tolist(), nan_ok=True)
+
+    def test_it_is_spelt_and_made_again(self, name: str, metric: Metric) -> None:
+        spelt = registry.spell(METRICS, metric)
+        assert spelt is not None
+        assert spelt["name"] == name
+        assert registry.make(METRICS, spelt).settings() == metric.settings()
+
+
 def _id(value: Any) -> str:
     return str(getattr(value, "name", value))
 
 
-KINDS: list[Kind[Any]] = [GATES, BASELINES, PROBES, OBJECTIVES, PENALTIES, OPTIMIZERS]
+KINDS: list[Kind[Any]] = [GATES, BASELINES, PROBES, OBJECTIVES, PENALTIES, OPTIMIZERS, METRICS]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in registered(kind)], ids=_id)

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical
 
 import maskhooks
-from maskhooks import DiffMask, Hooked, Recipe
+from maskhooks import DiffMask, Explanation, Hooked, Recipe, Site
 from maskhooks.errors import ModelError, PluginError, SettingError, UnknownDistributionError, UnknownNameError
 from maskhooks.explainers.base import EXPLAINERS
+from maskhooks.explanations.scores import Scores
 from maskhooks.masks.baselines import BASELINES
 from maskhooks.masks.gates import GATES
 from maskhooks.masks.probes import PROBES
 from maskhooks.masks.samples import GateSamples
+from maskhooks.metrics.judgement import judge
 from maskhooks.model.outputs import DIVERGENCES, Positions
 from maskhooks.model.source import SOURCES, Opened, choose
 from maskhooks.plugins.kind import declared
@@ -47,6 +49,7 @@ PARTS = {
     "divergence": ["total-variation"],
     "explainer": ["gradient-norm", "shared-mask"],
     "gate": ["gaussian"],
+    "metric": ["gini"],
     "objective": ["exponentiated"],
     "optimizer": ["sign-sgd"],
     "penalty": ["squared"],
@@ -335,6 +338,19 @@ def test_the_penalty(plugin: ModuleType) -> None:
     for name in OURS[PENALTIES]:
         other = registry.make(PENALTIES, name)(outputs, outputs, torch.tensor(divergence))
         assert (other - charged).abs()[1:].min() > 0.1, name
+
+
+def test_the_metric(plugin: ModuleType) -> None:
+    site = Site.parse("storeys.0:output", "batch feature -> batch feature")
+    scores = torch.tensor([[0.0, 0.0, 5.0, 0.0], [2.0, 2.0, -2.0, 2.0], [1.0, 3.0, 0.0, 0.0], [0.0] * 4])
+    given = Explanation.build([Scores(site, 0, scores, torch.ones(4, 4, dtype=torch.bool))], provenance={})
+    (found,) = judge(given, "gini")
+    wanted = [
+        sum(abs(abs(a) - abs(b)) for a in row for b in row) / (8 * sum(map(abs, row))) for row in scores[:3].tolist()
+    ]
+    assert found.values[:3].tolist() == pytest.approx(wanted)
+    assert found.undefined == 1
+    assert found.mean == pytest.approx(sum(wanted) / 3)
 
 
 def test_the_optimizer(plugin: ModuleType) -> None:

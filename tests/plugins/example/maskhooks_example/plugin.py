@@ -11,6 +11,7 @@ from maskhooks.explainers.base import Explainer
 from maskhooks.masks.baselines import Baseline
 from maskhooks.masks.gates import Gate
 from maskhooks.masks.probes import Probe
+from maskhooks.metrics.metric import Metric
 from maskhooks.model.adapter import Adapter
 from maskhooks.model.outputs import Divergence
 from maskhooks.model.source import Source
@@ -22,6 +23,7 @@ from maskhooks_example.baseline import Midrange
 from maskhooks_example.divergence import total_variation
 from maskhooks_example.gate import Gaussian
 from maskhooks_example.gradient import GradientNorm
+from maskhooks_example.metric import Gini
 from maskhooks_example.objective import ExponentiatedGradient
 from maskhooks_example.optimizer import SignSGD
 from maskhooks_example.penalty import Squared
@@ -85,6 +87,11 @@ def maskhooks_recipes() -> Mapping[str, Recipe]:
 @hookimpl
 def maskhooks_explainers() -> Mapping[str, Callable[..., Explainer]]:
     return {"gradient-norm": GradientNorm, "shared-mask": SharedMask}
+
+
+@hookimpl
+def maskhooks_metrics() -> Mapping[str, Callable[..., Metric]]:
+    return {"gini": Gini}
 
 
 @hookimpl
