@@ -83,12 +83,13 @@ RECIPE = dataclasses.replace(maskhooks.Recipe(), steps=4, baseline_steps=2, warm
 FREE = {"margin": 0.1, "recipe": RECIPE}
 OURS: list[tuple[str, type[Any], dict[str, Any]]] = [
     ("leave-one-out", maskhooks.LeaveOneOut, {}),
-    ("erasure", maskhooks.Erasure, {"margin": 0.05, "max_sets": 200}),
-    ("beam", maskhooks.Beam, {"margin": 0.05, "width": 2}),
+    ("erasure", maskhooks.Erasure, {"margin": 0.001, "max_sets": 200}),
+    ("beam", maskhooks.Beam, {"margin": 0.001, "width": 2}),
     ("random", maskhooks.Random, {"seed": 3}),
     ("diffmask", maskhooks.DiffMask, {"amortized": False, **FREE}),
     ("graphmask", maskhooks.GraphMask, {"amortized": False, **FREE}),
     ("reinforce", maskhooks.Reinforce, FREE),
+    ("guan", maskhooks.Guan, {"recipe": {"name": "guan", "steps": 4}}),
 ]
 
 
@@ -430,7 +431,7 @@ def in_captum(places: list[Place]) -> Iterator[dict[str, Any]]:
 
 
 def of_inputs(place: Place) -> Iterator[dict[str, Any]]:
-    """Our explainers at a model's input, and a fitted one."""
+    """Our explainers at a model's input, and fitted ones."""
     x, model = place.batch, place.hooked.model
     sites = {":input": "batch feature -> batch feature"}
     hooked = maskhooks.wrap(model, sites=sites, output=lambda logits: Categorical(logits=logits))
@@ -439,10 +440,11 @@ def of_inputs(place: Place) -> Iterator[dict[str, Any]]:
         theirs = partial(MaskAttribution(model, {"name": name, **settings}).attribute, x)
         explainer = kind(hooked, sites=":input", **settings)
         yield row(name, at, "explain", SAME, theirs, partial(as_explained, at, explainer))
-    fitted = maskhooks.DiffMask(hooked, sites=":input", **FREE)
-    fitted.fit([x], [x], progress=False, accelerator="cpu")
-    theirs = partial(MaskAttribution(model, fitted).attribute, x)
-    yield row("diffmask, fitted", at, "explain", SAME, theirs, partial(as_explained, at, fitted))
+    masks = maskhooks.DiffMask(hooked, sites=":input", **FREE)
+    for name, fitted in (("diffmask, fitted", masks), ("iba, fitted", maskhooks.IBA(hooked, sites=":input"))):
+        fitted.fit([x], [x], progress=False, accelerator="cpu")
+        theirs = partial(MaskAttribution(model, fitted).attribute, x)
+        yield row(name, at, "explain", SAME, theirs, partial(as_explained, at, fitted))
 
 
 def overhead(place: Place, rounds: int, n_steps: int = 20) -> dict[str, Any]:
