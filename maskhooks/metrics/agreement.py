@@ -78,7 +78,7 @@ class Spearman(AgreementMetric):
 
 
 class TopKOverlap(AgreementMetric):
-    """The share of the k highest scores that two explanations share, |A ∩ B| / k, in [0, 1]; higher is more agreement.
+    """The share of the k highest scores that two explanations have in common, in [0, 1]; higher is more agreement.
 
     Equal scores count in expectation over their orders, which are independent, so that constant scores give chance, k/n
     for n positions. Not defined for examples of no more than k positions.

@@ -20,6 +20,7 @@ from maskhooks.explanations.tokens import token_kind
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 
+#: A float64 for each position of an example, or each example.
 Floats = npt.NDArray[np.float64]
 
 #: For each example, by its index: a weight for each position, or such a row for each of several minimal sets.

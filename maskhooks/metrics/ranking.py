@@ -108,7 +108,7 @@ def spearman(first: Floats, other: Floats) -> float:
 
 
 def overlap(first: Floats, other: Floats, k: int) -> float:
-    """Return |A ∩ B| / k of the k highest of each, expected over orders of equal scores, in [0, 1].
+    """Return the share of the k highest of each that both have, expected over orders of equal scores, in [0, 1].
 
     The two orders are independent, so that two constant vectors of n positions have k / n, which is chance. NaN if
     there are no more than k positions.
