@@ -162,7 +162,9 @@ def readout(
 
 def capacities(hooked: maskhooks.Hooked, train: list[Batch], batches: list[Batch], *, beta: float) -> dict[str, Any]:
     """The capacity of each layer's output."""
-    iba = maskhooks.IBA(hooked, "*encoder.layer.[0-9]:output", beta=beta).fit(train, progress=False)
+    config: Any = hooked.model.config
+    outputs = [f"*encoder.layer.{number}:output" for number in range(config.num_hidden_layers)]
+    iba = maskhooks.IBA(hooked, outputs, beta=beta).fit(train, progress=False)
     totals, per_token = [], []
     for batch in track(batches, "explaining sentences at every layer"):
         rows = iba.explain(batch)
