@@ -18,12 +18,13 @@ from maskhooks.errors import EmptyLoaderError, MissingExtraError, NotFittedError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Scores
 from maskhooks.explanations.score_labels import ATTRIBUTION
+from maskhooks.hooks.preserved import preserved
 from maskhooks.masks.baselines import BASELINES, Baseline, BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.registry import registry
-from maskhooks.seeds import preserved_rng, seeded
+from maskhooks.seeds import seeded
 from maskhooks.settings.types import Seed
 from maskhooks.sites.site import Selector, Site
 from maskhooks_captum.at_site import AtSite
@@ -193,7 +194,7 @@ def _undisturbed(hooked: Hooked) -> Iterator[None]:
     """Restore the global random states of torch and numpy, and keep Captum's notes on how it works from the user."""
     state = np.random.get_state()
     try:
-        with preserved_rng(hooked.model), warnings.catch_warnings():
+        with preserved(hooked.model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"captum\.")
             yield
     finally:

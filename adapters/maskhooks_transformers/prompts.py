@@ -16,9 +16,9 @@ from torch import Tensor
 
 from maskhooks.errors import BatchError, SettingError
 from maskhooks.hooks.frozen import frozen
+from maskhooks.hooks.preserved import preserved
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.task import device_of, move
-from maskhooks.seeds import preserved_rng
 from maskhooks_transformers.decoding import start_token
 from maskhooks_transformers.heads import Translation
 from maskhooks_transformers.inputs import IGNORED
@@ -100,7 +100,7 @@ class Prompts:
         starts = [self._pair(number, prompt, None)[0] for number, prompt in enumerate(prompts)]
         batch = move(self._source(starts, left=not self.encodes), device_of(model))
         settings = {"do_sample": False, "pad_token_id": self._pad, **settings}
-        with torch.no_grad(), frozen(model), preserved_rng(model):
+        with torch.no_grad(), frozen(model), preserved(model):
             found = cast(Any, model).generate(**batch, **settings)
         ids = getattr(found, "sequences", found)
         return self(starts, ids if self.encodes else ids[:, batch["input_ids"].shape[1] :])

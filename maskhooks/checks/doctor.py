@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
+from maskhooks.checks.model_check import model_trouble
 from maskhooks.checks.site_checks import (
     UNUSED,
     bypassed,
@@ -22,24 +23,23 @@ from maskhooks.checks.site_checks import (
     others,
     owners,
     silent,
-    varies,
 )
 from maskhooks.errors import (
     BypassedWarning,
     GradientError,
-    MaskhooksWarning,
+    NonFiniteError,
     SiteFiredTooOftenError,
     SiteNeverFiredError,
     UnfiredSiteWarning,
     UnknownDistributionError,
 )
 from maskhooks.hooks.frozen import frozen
+from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.several_parts import Parts
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions
-from maskhooks.seeds import preserved_rng
 from maskhooks.sites import nested
 from maskhooks.sites import text_table as table
 from maskhooks.sites.modules import Modules
@@ -86,11 +86,13 @@ class Report:
     distribution: str
     fused: float = 0.0  # the largest change of the outputs when hooks switch off a fused path
     others: Mapping[str, int] = field(default_factory=dict)  # by package, the number of modules with its hooks
+    trouble: str = ""  # why the model is no function of its input; the sites are then not tried further
 
     @property
     def healthy(self) -> bool:
-        """Whether no site is in trouble or bypassed; parts of a layer, such as heads, may be bypassed."""
-        return not any(finding.trouble or (finding.bypassed and not is_part(finding.site)) for finding in self.findings)
+        """Whether neither model nor sites are in trouble; parts of a layer, such as heads, may be bypassed."""
+        around = any(finding.bypassed and not is_part(finding.site) for finding in self.findings)
+        return not (self.trouble or around or any(finding.trouble for finding in self.findings))
 
     def rows(self) -> list[dict[str, str]]:
         """The table as text, one dictionary for each site."""
@@ -115,6 +117,8 @@ class Report:
     def notes(self) -> list[str]:
         """Return the notes on the model as a whole."""
         notes = [f"output: {self.distribution}"]
+        if self.trouble:
+            return [*notes, f"model: {self.trouble}"]
         if self.fused:
             notes.append(
                 f"fused: hooks switch off a fused path and change the outputs by up to {self.fused:.1g}; clean and "
@@ -146,19 +150,22 @@ def doctor(hooked: Hooked, batch: Any, sites: Selector | None = None) -> Report:
     """
     chosen = list(hooked.sites) if sites is None else hooked.find(sites)
     known = Modules(hooked.model)
-    foreigners = others(hooked.model)
+    foreigners, model = others(hooked.model), model_trouble(hooked, batch)
     standing = {site: known.computing(site.module) for site in chosen}
     hooks = {site: (len(foreign(at)), owners(at)) for site, at in standing.items()}
-    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(chosen), frozen(hooked.model):
+    with preserved(hooked.model), torch.no_grad(), hooked.expose_sites(chosen), frozen(hooked.model):
         tap, outputs = _read(hooked, batch, chosen, known)
         try:
             described = _describe(hooked.distribution(outputs, batch))
-        except UnknownDistributionError as error:
+        except (UnknownDistributionError, NonFiniteError) as error:
             described = f"unknown ({error})"
         findings = [_finding(site, tap, *hooks[site]) for site in chosen]
         found = {f.site: f.trouble for f in findings}
         found |= silent(hooked, batch, [f.site for f in findings if f.trouble == _SILENT])
-        sound = [site for site, trouble in found.items() if not (trouble or is_read(site))]
+        if model is not None:
+            done = [dataclasses.replace(f, trouble=found[f.site]) for f in findings]
+            return Report(done, described, others=foreigners, trouble=str(model))
+        sound = [site for site, why in found.items() if not (why or is_read(site))]
         around, moved = bypassed(hooked, batch, sound), fused(hooked, batch, sound)
         copied, without = inexact(hooked, batch, sound), gradients(hooked, batch, sound)
         found |= {site: _INEXACT if copied[site] else without[site] for site in sound}
@@ -195,19 +202,7 @@ def is_read(site: Site) -> bool:
 
 
 def warn_bypassed(hooked: Hooked, batch: Any, sites: Sequence[Site], seed: int = 0) -> None:
-    """Warn of sites that information bypasses, with BypassedWarning.
-
-    If the model's outputs differ from pass to pass, warn of that instead, with MaskhooksWarning.
-    """
-    if varies(hooked, batch):
-        warnings.warn(
-            "two passes of one batch give different outputs: the model draws random numbers even in eval mode, as with "
-            "dropout(training=True). Masks then learn from noise, and if the model draws edges, a gate belongs to "
-            "another edge in each pass. Turn it off while masks are learned and read",
-            MaskhooksWarning,
-            stacklevel=4,
-        )
-        return
+    """Warn of sites that information bypasses, with BypassedWarning."""
     whole = [site for site in sites if not is_part(site)]
     around = [str(site) for site, way in bypassed(hooked, batch, whole, seed).items() if way]
     if around:

@@ -6,22 +6,23 @@ import functools
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
 from maskhooks.errors import GradientError, UnknownDistributionError
 from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.port import Uncopied
+from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.recompute import reentrant
 from maskhooks.hooks.replay import forwards
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Positions
-from maskhooks.seeds import generator, preserved_rng
+from maskhooks.seeds import generator
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, running
 from maskhooks.sites.site import Site
@@ -40,25 +41,23 @@ def bypassed(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) -
         For each site whether it is bypassed; None if no other input could be made, or if it changes nothing even with
         open gates.
     """
-    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
-        usual = _outputs(hooked, batch)  # before `perturb`: a batch that does not fit the model raises its own error
+    with preserved(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
+        usual = outputs_of(hooked, batch)  # before `perturb`: a batch that does not fit the model raises its own error
         other = hooked.task.perturb(batch, generator(seed))
-        if other is None or _same(usual, _outputs(hooked, other)):
+        if other is None or _same(usual, outputs_of(hooked, other)):
             return dict.fromkeys(sites)
         found: dict[Site, bool | None] = {}
         for site in sites:
             with hooked.tap(replace={site: _zeros}):
-                found[site] = not _same(_outputs(hooked, batch), _outputs(hooked, other))
+                found[site] = not _same(outputs_of(hooked, batch), outputs_of(hooked, other))
         return found
 
 
-def varies(hooked: Hooked, batch: Any) -> bool:
-    """Whether two passes of one batch differ by more than the order of summation explains, as with active dropout."""
-    with preserved_rng(hooked.model), torch.no_grad(), hooked.expose_sites(()), frozen(hooked.model):
-        first, second = _outputs(hooked, batch), _outputs(hooked, batch)
-    pairs = list(zip(first, second, strict=True))
-    return any(
-        a.shape != b.shape or not torch.allclose(a.float(), b.float(), _NOISE, _NOISE, equal_nan=True) for a, b in pairs
+def differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether the outputs of two passes differ by more than the order of summation explains, as with dropout."""
+    return len(first) != len(second) or any(
+        a.shape != b.shape or not torch.allclose(a.float(), b.float(), _NOISE, _NOISE, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -72,21 +71,21 @@ def _zeros(value: Tensor) -> Tensor:
 def inexact(hooked: Hooked, batch: Any, sites: Iterable[Site]) -> dict[Site, bool]:
     """Whether copying a site's value changes the output's bits, as if it is changed in place by another reference."""
     found: dict[Site, bool] = {}
-    with preserved_rng(hooked.model), torch.no_grad(), frozen(hooked.model):
+    with preserved(hooked.model), torch.no_grad(), frozen(hooked.model):
         for site in sites:
             with hooked.tap(read=site):
-                usual = _outputs(hooked, batch)
+                usual = outputs_of(hooked, batch)
             with hooked.tap(replace={site: torch.clone}):
-                found[site] = not _same(usual, _outputs(hooked, batch))
+                found[site] = not _same(usual, outputs_of(hooked, batch))
     return found
 
 
 def fused(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> float:
     """Return the largest change of the outputs when hooks on these sites switch off a fused path; 0 if they do not."""
-    with preserved_rng(hooked.model), torch.no_grad(), frozen(hooked.model):
-        usual = _outputs(hooked, batch)
+    with preserved(hooked.model), torch.no_grad(), frozen(hooked.model):
+        usual = outputs_of(hooked, batch)
         with hooked.tap(read=sites):
-            read = _outputs(hooked, batch)
+            read = outputs_of(hooked, batch)
     return 0.0 if _same(usual, read) else max(float((a - b).abs().max()) for a, b in zip(usual, read, strict=True))
 
 
@@ -94,7 +93,7 @@ def gradients(hooked: Hooked, batch: Any, sites: Iterable[Site], seed: int = 0) 
     """Say for each site why no gradient comes back from the outputs; empty if one does, or none can be computed."""
     found: dict[Site, str] = {}
     kept = hooked.expose_sites(())  # so that untapped passes leave nothing behind either
-    with preserved_rng(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
+    with preserved(hooked.model), torch.enable_grad(), kept, frozen(hooked.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, on kernels without gradients: reported here per site
         for site in sites:
             found[site] = _no_gradient(hooked, batch, site, seed)
@@ -126,8 +125,8 @@ def _no_gradient(hooked: Hooked, batch: Any, site: Site, seed: int) -> str:
                     return f"no gradient comes back: {error}"
     except GradientError as error:
         with torch.no_grad(), hooked.tap(replace={site: _zeros}):
-            closed = _outputs(hooked, batch)
-        if leaves and _same(closed, _outputs(hooked, batch)):
+            closed = outputs_of(hooked, batch)
+        if leaves and _same(closed, outputs_of(hooked, batch)):
             return UNUSED
         return str(error).removeprefix(f"site {site}: ").removesuffix(".")
     except RuntimeError as error:
@@ -162,7 +161,7 @@ def _hard(hooked: Hooked, batch: Any, site: Site, predicted: list[Tensor]) -> bo
     if any(tensor.requires_grad for tensor in predicted):
         return False
     with hooked.tap(replace={site: _zeros}):
-        return not _same(predicted, _outputs(hooked, batch))
+        return not _same(predicted, outputs_of(hooked, batch))
 
 
 def _raw(outputs: Any) -> Any:
@@ -177,7 +176,7 @@ def silent(hooked: Hooked, batch: Any, sites: Sequence[Site]) -> dict[Site, str]
         return {}
     uses = _Uses(modules.values())
     with (
-        preserved_rng(hooked.model),
+        preserved(hooked.model),
         torch.no_grad(),
         frozen(hooked.model),
         hooked.expose_sites(sites),
@@ -240,7 +239,8 @@ def _package(function: Any) -> str:
     return str(name).partition(".")[0]
 
 
-def _outputs(hooked: Hooked, batch: Any) -> list[Tensor]:
+def outputs_of(hooked: Hooked, batch: Any) -> list[Tensor]:
+    """Run a batch, and return the tensors of the predicted distribution, or of the outputs if it is unknown."""
     return _numbers(hooked, hooked(batch), batch)
 
 
@@ -260,11 +260,14 @@ def _plain(tensor: Tensor) -> list[Tensor]:
 
 
 def _parameters(outputs: Any) -> Iterable[Tensor]:
-    if isinstance(outputs, Distribution):
-        yield from (value for value in vars(outputs).values() if isinstance(value, Tensor))
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, (Distribution, Transform)):  # which may stand on others
+        for value in vars(outputs).values():
+            yield from _parameters(value if not isinstance(value, list) else dict(enumerate(value)))
     elif isinstance(outputs, Positions):
         yield from _parameters(outputs.distribution)
-    else:
+    elif isinstance(outputs, Mapping):
         for part in outputs.values():
             yield from _parameters(part)
 

@@ -172,7 +172,7 @@ class Material:
 
 
 def _together(hooked: Hooked, units: str) -> Hooked:
-    return Hooked(hooked.model, hooked.sites, hooked.task.with_options({"units": units}), hooked.claims)
+    return hooked.with_(task=hooked.task.with_options({"units": units}))
 
 
 def count(data: str, columns: Columns, limit: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskhooks.checks.model_check import check_model
 from maskhooks.errors import EmptyLoaderError
 from maskhooks.explainers.stored_settings import stored
 from maskhooks.explanations.chunks import Chunks
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.score_labels import P_KEPT
 from maskhooks.explanations.shards import Shards
+from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
@@ -27,7 +29,7 @@ from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.plugins.kind import declare
 from maskhooks.progress import counter, track
-from maskhooks.seeds import preserved_rng, seeded
+from maskhooks.seeds import seeded
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, Seed
 from maskhooks.sites.site import Site
@@ -50,6 +52,7 @@ class Explainer(ABC):
     name: str
     score_label: str = P_KEPT
     recorder: Replay | None = None  # records clean passes for `onward`
+    _checked: Hooked | None = None  # the model that was checked
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Check the arguments of each explainer's own `__init__` and `fit` against their signatures."""
@@ -101,7 +104,8 @@ class Explainer(ABC):
             start_index: the index of its first example in the rows, or the index of each example.
         """
         self.check_ready()
-        return self._explain(batch, start_index, self.provenance())
+        with preserved(self.hooked.model):
+            return self._explain(batch, start_index, self.provenance())
 
     @checked
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
@@ -113,7 +117,7 @@ class Explainer(ABC):
         self.check_ready()
         parts: list[Explanation] = []
         first, provenance = 0, self.provenance()
-        with preserved_rng(self.hooked.model):
+        with preserved(self.hooked.model):
             for batch in track(batches, "explaining"):
                 parts.append(self._explain(batch, first, provenance))
                 first = _next(parts[-1], first)
@@ -182,7 +186,7 @@ class Explainer(ABC):
             sum(count for number, count in there.items() if chunks.mine(number)),
             shown=progress is True,
         )
-        with preserved_rng(self.hooked.model), bar as advance:
+        with preserved(self.hooked.model), bar as advance:
             torch.manual_seed(seeded(self.seed, _STREAM))
             self._fill(shards, chunks, there, provenance, progress if callable(progress) else advance)
         return shards
@@ -215,8 +219,27 @@ class Explainer(ABC):
             },
         }
 
+    def check_model(self, batch: Any) -> bool:
+        """Check once, on the first batch, that the model is a function of its input; see `check_model`.
+
+        Returns:
+            Whether two passes of the batch were equal; True for later batches.
+        """
+        if self._checked is self.hooked or "model" in self.hooked.skipped_checks:
+            return True
+        repeats = check_model(self.hooked, batch)
+        self._checked = self.hooked
+        return repeats
+
+    def _on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield batches where the model is; the first one is checked."""
+        for batch in batches:
+            moved = move(batch, device_of(self.hooked.model))
+            self.check_model(moved)
+            yield moved
+
     def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
-        on_device = move(batch, device_of(self.hooked.model))
+        (on_device,) = self._on_device([batch])
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.recorder if self.onward else None)
         return Explanation.build(
             self.scores(clean), provenance=provenance, metadata=self._about(clean), start_index=first

@@ -19,6 +19,7 @@ from maskhooks.errors import SearchLimitError, SearchLimitWarning
 from maskhooks.explainers.smallest_sets import SmallestSets
 from maskhooks.explanations.explanation import Scores
 from maskhooks.explanations.score_labels import KEPT_OR_ERASED
+from maskhooks.hooks.preserved import preserved
 from maskhooks.masks.baselines import BaselineSetting
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import DivergenceSetting, parameters
@@ -32,7 +33,6 @@ from maskhooks.search.repeated import Repeated
 from maskhooks.search.saved import Saved
 from maskhooks.search.scheduler import SearchSteps
 from maskhooks.search.shared import tree
-from maskhooks.seeds import preserved_rng
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Positive, Seed
 from maskhooks.sites.site import Selector
@@ -124,7 +124,7 @@ class Erasure(SmallestSets):
         Warns:
             SearchLimitWarning: a limit ended the search for an example.
         """
-        with preserved_rng(self.hooked.model):
+        with preserved(self.hooked.model):
             return [one for _, found in self._search(self.clean(batch), state, progress) for one in found]
 
     def scores(self, clean: Clean) -> list[Scores]:

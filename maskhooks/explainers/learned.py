@@ -22,6 +22,7 @@ from maskhooks.explainers.base import Explainer
 from maskhooks.explainers.saving import save
 from maskhooks.explainers.stored_settings import restored
 from maskhooks.explanations.explanation import Scores
+from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import BASELINES, Baseline, BaselineSetting
 from maskhooks.masks.gates import GATES, GateSetting
@@ -38,7 +39,7 @@ from maskhooks.passes.clean_cache import CleanCache
 from maskhooks.plugins.registry import registry
 from maskhooks.progress import length, track
 from maskhooks.runs.tensorboard import Board
-from maskhooks.seeds import generator, preserved_rng, seeded
+from maskhooks.seeds import generator, seeded
 from maskhooks.settings.duration import Budget, Duration
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
@@ -218,7 +219,7 @@ class Learned(Explainer):
         if resume and run_dir is None:
             raise SettingError("resume needs the folder of the run. Give it as run_dir.")
         self.sites, self.fitted, self.result = self._asked, False, None
-        with preserved_rng(self.hooked.model), Epochs(train, self.seed).seeded():
+        with preserved(self.hooked.model), Epochs(train, self.seed).seeded():
             check_loaders(train, validation)
             self._check_data(train)
             self._check_sites(move(next(iter(train)), device_of(self.hooked.model)))
@@ -262,7 +263,9 @@ class Learned(Explainer):
 
     def _check_sites(self, batch: Any) -> None:
         """Check the sites on a batch before training; leave out those that have no effect."""
-        unused = check_gradients(self.hooked, batch, self.sites, seeded(self.seed))
+        skipped = self.hooked.skipped_checks
+        repeats = self.check_model(batch)
+        unused = [] if "gradients" in skipped else check_gradients(self.hooked, batch, self.sites, seeded(self.seed))
         if unused:
             self.sites = [site for site in self.sites if site not in unused]
             warnings.warn(
@@ -271,7 +274,8 @@ class Learned(Explainer):
                 UnfiredSiteWarning,
                 stacklevel=3,
             )
-        warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
+        if repeats and "bypass" not in skipped:
+            warn_bypassed(self.hooked, batch, self.sites, seeded(self.seed))
         self._check_batch(batch)
 
     def _check_data(self, train: Iterable[Any]) -> None:
@@ -341,8 +345,8 @@ class Learned(Explainer):
             replay=self.recorder,
             rounded=True,
         )
-        device = device_of(self.hooked.model)
-        return evaluation.rows(enumerate(move(one, device) for one in track(batches, "evaluating", shown=progress)))
+        with preserved(self.hooked.model):
+            return evaluation.rows(enumerate(self._on_device(track(batches, "evaluating", shown=progress))))
 
     @checked
     def save(self, folder: Folder) -> Path:

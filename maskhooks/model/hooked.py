@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site, SiteTable, resolve
 
+#: What an explainer checks first: "model", that it is a function of its input with finite outputs; "bypass", that no
+#: information goes round the masked sites; "gradients", that they come back to these sites.
+Check = Literal["model", "bypass", "gradients"]
 Replacements = Mapping[str, Replacement] | Mapping[Site, Replacement] | Mapping[str | Site, Replacement]
 
 
@@ -31,13 +34,26 @@ class Hooked:
         model: the given model.
         sites: `SiteTable`, in order of computation.
         task: how batches become calls and outputs become distributions.
+        skipped_checks: the checks that explainers leave out; see `wrap`.
     """
 
-    def __init__(self, model: nn.Module, sites: SiteTable, task: Task, claims: Sequence[Claim] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: SiteTable,
+        task: Task,
+        claims: Sequence[Claim] = (),
+        skipped_checks: Iterable[Check] = (),
+    ) -> None:
         self.model = model
         self.sites = sites
         self.task = task
         self.claims = list(claims)
+        self.skipped_checks = frozenset(skipped_checks)
+
+    def with_(self, *, sites: SiteTable | None = None, task: Task | None = None) -> Hooked:
+        """Return another `Hooked` of the same model, with other sites or another task."""
+        return Hooked(self.model, sites or self.sites, task or self.task, self.claims, self.skipped_checks)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

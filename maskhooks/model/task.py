@@ -339,8 +339,8 @@ class Task:
 
 def move(batch: Any, device: torch.device) -> Any:
     """Return a batch with its tensors on a device; a container with a `to` method moves itself."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
+    if hasattr(batch, "to"):  # of a copy, since that of a container changes it
+        return (batch if isinstance(batch, Tensor) else copy.copy(batch)).to(device)
     if isinstance(batch, MutableMapping):
         moved = copy.copy(batch)
         moved.update({key: move(value, device) for key, value in batch.items()})

@@ -12,14 +12,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from maskhooks.errors import ModelError, PluginError, SiteFiredTooOftenError
+from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps
 from maskhooks.model.adapter import ADAPTERS, Adapter, Claim, claimed_sites, claims, complete_sites
-from maskhooks.model.hooked import Hooked
+from maskhooks.model.hooked import Check, Hooked
 from maskhooks.model.outputs import Outputs
 from maskhooks.model.task import TASKS, Task
 from maskhooks.plugins.registry import registry
-from maskhooks.seeds import preserved_rng
 from maskhooks.settings.schema import checked
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.pattern import Pattern
@@ -42,6 +42,7 @@ def wrap(
     example_index: Callable[..., Tensor] | None = None,
     edges: Callable[..., Mapping[str, Tensor]] | None = None,
     units: Callable[..., Tensor] | str | None = None,
+    skip_checks: Sequence[Check] = (),
     **options: Any,
 ) -> Hooked:
     """Find the sites of a model, and how to call it. The model is not changed.
@@ -55,6 +56,9 @@ def wrap(
         adapter: one or more adapters for this call; registered ones are used only if these claim no module.
         task: how to call the model; by default found through plugins.
         call, output, valid, names, perturb, example_index, edges, units: functions of the task; see `Task`.
+        skip_checks: checks that explainers of this model leave out: "model", that it is a function of its input with
+            finite outputs (two passes); "bypass", that no information goes round masked sites; "gradients", that they
+            come back to these sites.
         **options: more options of the task, such as `select=`, or `tokenizer=` for Hugging Face models.
 
     Raises:
@@ -82,7 +86,7 @@ def wrap(
     functions |= {"example_index": example_index, "edges": edges, "units": units, **options}
     functions = {key: function for key, function in functions.items() if function is not None}
     chosen_task = (task or _task(model, found)).with_options(functions)
-    hooked = Hooked(model, SiteTable(chosen), chosen_task, found)
+    hooked = Hooked(model, SiteTable(chosen), chosen_task, found, skip_checks)
     Tap(model, chosen)  # checks that each module exists, and that none is compiled
     return hooked if example is None else with_shapes(hooked, example, named=sites is not None)
 
@@ -110,7 +114,7 @@ def with_shapes(hooked: Hooked, batch: Any, *, named: bool = False) -> Hooked:
         shaped.append(site if value is None else dataclasses.replace(site, shape=tuple(value.shape)))
     by_name = {str(site): site for site in shaped}
     fired = [by_name[key] for key in values if key in by_name]
-    return Hooked(hooked.model, SiteTable(complete_sites(hooked.claims, shaped, fired)), hooked.task, hooked.claims)
+    return hooked.with_(sites=SiteTable(complete_sites(hooked.claims, shaped, fired)))
 
 
 def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[str, Tensor]]:
@@ -119,7 +123,7 @@ def _run(hooked: Hooked, batch: Any, named: bool) -> tuple[list[Site], Mapping[s
     while True:
         reads = [site.at("*") if str(site) in often else site for site in hooked.sites]
         try:
-            with torch.no_grad(), preserved_rng(hooked.model), hooked.tap(read=reads) as tap:
+            with torch.no_grad(), preserved(hooked.model), hooked.tap(read=reads) as tap:
                 hooked(batch)
         except SiteFiredTooOftenError as error:
             site = hooked.sites.get(str(error.site))

@@ -13,9 +13,10 @@ from maskhooks.distributed.devices import make_fabric, starts_processes
 from maskhooks.distributed.ranks import Ranks
 from maskhooks.errors import EmptyLoaderError, MarginWarning
 from maskhooks.hooks.frozen import frozen
+from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.task import device_of
-from maskhooks.seeds import preserved_rng, seeded
+from maskhooks.seeds import seeded
 from maskhooks.training.one_process import run_here
 from maskhooks.training.preparation import gather_and_fit_baselines
 from maskhooks.training.problem import EPOCH, Problem
@@ -63,7 +64,7 @@ def fit_baselines_only(problem: Problem, train: Iterable[Any], replay: Replay | 
     """Gather statistics and fit baselines, for per-example logits, which learn nothing else from data."""
     ranks = Ranks(device=device_of(problem.hooked.model))
     batches = Epochs(train, seeded(problem.seed, EPOCH))
-    with frozen(problem.hooked.model), preserved_rng(problem.hooked.model), batches.seeded():
+    with frozen(problem.hooked.model), preserved(problem.hooked.model), batches.seeded():
         gather_and_fit_baselines(problem, batches, replay, ranks, progress)
 
 

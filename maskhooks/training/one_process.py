@@ -14,12 +14,13 @@ from maskhooks.distributed.devices import ranks_of
 from maskhooks.distributed.placement import on_device
 from maskhooks.errors import NonFiniteError, ResumeWarning, SettingError, StorageError
 from maskhooks.hooks.frozen import frozen
+from maskhooks.hooks.preserved import preserved
 from maskhooks.passes.clean_cache import Stored
 from maskhooks.progress import length, say
 from maskhooks.runs.interrupts import Interrupts
 from maskhooks.runs.run_log import RunLog
 from maskhooks.runs.run_state import decode, encode
-from maskhooks.seeds import preserved_rng, seeded
+from maskhooks.seeds import seeded
 from maskhooks.training.loop import Loop
 from maskhooks.training.pace import Pace
 from maskhooks.training.preparation import prepare
@@ -34,7 +35,7 @@ def run_here(fabric: Fabric, run: Run) -> FitResult:
     problem = run.problem
     model, ranks = problem.hooked.model, ranks_of(fabric)
     with contextlib.ExitStack() as stack:
-        for context in (frozen(model), on_device(model, ranks.device), preserved_rng(model)):
+        for context in (frozen(model), on_device(model, ranks.device), preserved(model)):
             stack.enter_context(context)
         log = stack.enter_context(RunLog(run.folder, run.board) if ranks.is_first else RunLog(None))
         batches: Iterable[Any] = run.train

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import maskhooks
-from maskhooks.checks.doctor import Report, check_gradients, doctor, warn_bypassed
+from maskhooks.checks.doctor import Report, check_gradients, doctor
 from maskhooks.checks.site_checks import owners
 from maskhooks.errors import BatchError, GradientError, TappedModelError, UnfiredSiteWarning
 from maskhooks.hooks.tap import Tap
@@ -326,28 +325,3 @@ def test_sites_on_which_nothing_depends_are_left_out():
 
 def _logits(outputs):
     return Categorical(logits=outputs)
-
-
-@pytest.mark.parametrize("amount", [0.0, 0.3])
-def test_a_model_that_draws_in_eval_mode_is_told(amount: float) -> None:
-    """Not that of sums in another order, as on a GPU; and no site is called bypassed for it."""
-
-    class Draws(Tiny):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(4, 4)
-
-        def body(self, x: Tensor) -> Tensor:
-            return self.first(torch.dropout(x, amount, train=True) + 1e-4 * torch.rand_like(x))
-
-    torch.manual_seed(0)
-    model = Draws()
-    data = model.example()
-    hooked, state = maskhooks.wrap(model, sites={"first:output": "batch feature -> batch"}), torch.get_rng_state()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        warn_bypassed(hooked, data, list(hooked.sites))
-    told = [str(warning.message) for warning in seen]
-    assert len(told) == (amount > 0)
-    assert all("draws random numbers even in eval mode" in text for text in told)
-    assert torch.equal(state, torch.get_rng_state())
