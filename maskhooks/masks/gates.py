@@ -109,7 +109,9 @@ class HardConcrete(Gate):
 
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         tiny = torch.finfo(torch.float32).tiny
-        u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
+        u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator), dtype=torch.float32).to(
+            logits.device
+        )
         u = u.clamp(tiny, 1 - 2**-24)
         s = torch.sigmoid((u.log() - (-u).log1p() + logits.float()) / self.temperature)
         z = (s * (self.high - self.low) + self.low).clamp(0, 1)
@@ -148,7 +150,9 @@ class Bernoulli(Gate):
 
     def sample(self, logits: Float[Tensor, "*any"], generator: Generator | None = None) -> Float[Tensor, "*any"]:
         p = torch.sigmoid(logits.float())
-        u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator)).to(logits.device)
+        u = torch.rand(logits.shape, generator=generator, device=_device(logits, generator), dtype=torch.float32).to(
+            logits.device
+        )
         return (u < p).float() + (p - p.detach())
 
     def log_open(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

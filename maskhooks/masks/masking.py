@@ -30,7 +30,7 @@ Normal = Callable[[tuple[int, ...], Generator], Float[Tensor, "..."]]
 
 def standard_normal(shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "..."]:
     """Return standard normal numbers in float32, on the generator's device."""
-    return torch.randn(shape, generator=generator, device=generator.device)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
 class Masking:
@@ -117,11 +117,11 @@ class Masking:
         self.sizes = dict(sizes)
         if not self.baseline.started:
             self.baseline.start(tuple(sizes["baseline"]))
-            self.baseline.to(device).started = True
+            self.baseline.to(device, torch.float32).started = True
         for vote, features in zip(self.votes, sizes["reads"], strict=True):
             if not vote.probe.started:
                 vote.probe.start(features, sizes["groups"])
-                vote.probe.to(device).started = True
+                vote.probe.to(device, torch.float32).started = True
 
     def logits(self, values: Values, units: Units | None = None) -> list[Float[Tensor, "*gated"]]:
         """Return each vote's logits over the gated positions, averaged over units."""

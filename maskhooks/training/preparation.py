@@ -211,9 +211,9 @@ def random_mask(clean: Clean, masking: Masking, source: Generator, share: Shard,
     shape = masking.pattern.mask_shape(value)
     places = clean.places[masking.site]
     examples = places.example_index
-    rate = counted.of(torch.rand(counted.whole, generator=source), (count(clean.outputs),))
+    rate = counted.of(torch.rand(counted.whole, generator=source, dtype=torch.float32), (count(clean.outputs),))
     rate = (rate if examples is None else rate[examples.index.cpu()]).view(-1, *[1] * (len(shape) - 1))
-    drawn = share.of(torch.rand(share.whole, generator=source), shape)
+    drawn = share.of(torch.rand(share.whole, generator=source, dtype=torch.float32), shape)
     logits = torch.where((drawn if examples is None else examples.back(drawn)) < rate, _OPEN, -_OPEN)
     sample = draw(share.drawing(masking.gate), logits, source, examples).to(value.device)
     return masking.mask(value, places, sample)
