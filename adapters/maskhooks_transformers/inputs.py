@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from maskhooks.errors import BatchError
+from maskhooks.model.task import as_bool
 
 LABELS = ("labels", "label")
 IGNORED = -100  # the label of positions that do not count, throughout transformers
@@ -47,6 +48,8 @@ def valid_tokens(batch: Any) -> Bool[Tensor, "batch token"] | None:
             f"attention_mask is {shape}, and a tensor (batch, token) is needed to say which tokens are valid. "
             f"Give wrap(model, valid=lambda batch: ...)"
         )
+    if bool((mask < 0).any()) or bool(mask.isnan().any()):  # whole numbers above 1 may tell packed texts apart
+        return as_bool(mask, "attention_mask")
     return mask.bool()
 
 

@@ -155,6 +155,19 @@ class TransformersTask(Task):
             kwargs.update(decoding.positions(model, kwargs))
         return (), {**kwargs, **decoding.without_cache(model)}
 
+    def misfit(self, model: nn.Module, batch: Any) -> str | None:
+        ids, config = token_ids(batch), getattr(model, "config", None)
+        limit = getattr(getattr(config, "get_text_config", lambda: config)(), "max_position_embeddings", None)
+        if ids is not None and isinstance(limit, int):
+            reserved = [one.padding_idx for one in model.modules() if getattr(one, "num_embeddings", None) == limit]
+            room = limit - max((index + 1 for index in reserved if index is not None), default=0)
+            if ids.shape[1] > room > 0:
+                return (
+                    f"the longest text has {ids.shape[1]} tokens, and {type(model).__name__} has positions for {room}. "
+                    f"Cut texts, as with tokenizer(texts, truncation=True, max_length={room})"
+                )
+        return super().misfit(model, batch)
+
     def attention(self, model: nn.Module, batch: Any) -> Attended:
         """Run the model with eager attention, and return the weights of self-attention.
 

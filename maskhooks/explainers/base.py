@@ -31,7 +31,7 @@ from maskhooks.plugins.kind import declare
 from maskhooks.progress import counter, track
 from maskhooks.seeds import seeded
 from maskhooks.settings.schema import checked
-from maskhooks.settings.types import Count, Folder, Natural, Seed
+from maskhooks.settings.types import Batches, Count, Folder, Natural, Seed
 from maskhooks.sites.site import Site
 
 _STREAM = 102  # the purpose of random numbers for the order of a shuffling loader
@@ -66,7 +66,7 @@ class Explainer(ABC):
         self.seed = seed
 
     @checked
-    def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None) -> Explainer:
+    def fit(self, train: Batches, validation: Batches | None = None) -> Explainer:
         """Do nothing: only trained explainers override this.
 
         Raises:
@@ -108,7 +108,7 @@ class Explainer(ABC):
             return self._explain(batch, start_index, self.provenance())
 
     @checked
-    def explain_all(self, batches: Iterable[Any]) -> Explanation:
+    def explain_all(self, batches: Batches) -> Explanation:
         """Explain all batches, numbering examples consecutively, with progress on stderr.
 
         Raises:

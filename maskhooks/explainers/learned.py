@@ -42,7 +42,7 @@ from maskhooks.runs.tensorboard import Board
 from maskhooks.seeds import generator, seeded
 from maskhooks.settings.duration import Budget, Duration
 from maskhooks.settings.schema import checked
-from maskhooks.settings.types import Count, Folder, Natural, NonNegative, Positive, Seed, Text
+from maskhooks.settings.types import Batches, Count, Folder, Natural, NonNegative, Positive, Seed, Text
 from maskhooks.sites.site import Selector, Site
 from maskhooks.training.copies import Estimate
 from maskhooks.training.evaluation import Evaluation
@@ -145,8 +145,8 @@ class Learned(Explainer):
 
     def fit(
         self: _Itself,
-        train: Iterable[Any],
-        validation: Iterable[Any] | None = None,
+        train: Batches,
+        validation: Batches | None = None,
         *,
         steps: Count | None = None,
         epochs: Count | None = None,
@@ -327,7 +327,7 @@ class Learned(Explainer):
         return pathwise
 
     @checked
-    def evaluate(self, batches: Iterable[Any], *, progress: bool = True) -> list[dict[str, Any]]:
+    def evaluate(self, batches: Batches, *, progress: bool = True) -> list[dict[str, Any]]:
         """Measure what the masks do to predictions: a row for each masked site and depth, or one for all layers.
 
         Returns:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maskhooks.errors import MaskhooksError, ModelError, NonFiniteError, SettingError, SiteConflictError
+from maskhooks.errors import BatchError, MaskhooksError, ModelError, NonFiniteError, SettingError, SiteConflictError
 from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.tap import Tap
 from maskhooks.hooks.time_steps import Steps, one_step
 from maskhooks.model.adapter import Claim
-from maskhooks.model.outputs import Outputs
-from maskhooks.model.task import Task
+from maskhooks.model.outputs import Outputs, count
+from maskhooks.model.task import EMPTY, Task
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules
 from maskhooks.sites.site import Selector, Site, SiteTable, resolve
@@ -72,20 +72,29 @@ class Hooked:
         """Run the model on a batch through its task, and return what the model returns.
 
         Raises:
+            BatchError: the model fails because the batch is text, is empty, or is longer than it can read.
             ModelError: the model fails because weights are on the meta device.
         """
         try:
             return self.task.call(self.model, batch)
-        except RuntimeError as error:
-            empty = [name for name, weight in self.model.named_parameters() if weight.is_meta]
-            if not empty or "meta" not in str(error):
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+            why = None if isinstance(error, MaskhooksError) else self._why(batch, error)
+            if why is None:
                 raise
-            raise ModelError(
+            raise why from error
+
+    def _why(self, batch: Any, error: Exception) -> MaskhooksError | None:
+        """Return the error that says why the model fails on a batch; None if its own says enough."""
+        empty = [name for name, weight in self.model.named_parameters() if weight.is_meta]
+        if empty and "meta" in str(error):
+            return ModelError(
                 f"the model failed ({error}), and {len(empty)} of its weights, such as {empty[0]!r}, are on the meta "
                 "device: they have shapes but no values. Load them first: with from_pretrained, or with "
                 "model.to_empty(device='cpu') and model.load_state_dict(...).",
                 module=empty[0].rpartition(".")[0],
-            ) from error
+            )
+        reason = self.task.misfit(self.model, batch)
+        return None if reason is None else BatchError(f"{reason} (the model failed with {type(error).__name__})")
 
     def distribution(self, outputs: Any, batch: Any) -> Outputs:
         """Return the model's outputs as `torch.distributions`.
@@ -93,15 +102,24 @@ class Hooked:
         Raises:
             UnknownDistributionError: the task does not know which distributions they are.
             NonFiniteError: the outputs are NaN or infinite, and the distribution rejects them.
+            BatchError: the batch has no example.
         """
         try:
-            return self.task.distribution(outputs, batch)
-        except ValueError as error:
-            if isinstance(error, MaskhooksError) or _finite(outputs):
+            found = self.task.distribution(outputs, batch)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, MaskhooksError):
+                raise
+            tensors = [tensor for _, tensor in nested.tensors(outputs)]
+            if tensors and not any(tensor.numel() for tensor in tensors):
+                raise BatchError(EMPTY) from error
+            if isinstance(error, RuntimeError) or _finite(outputs):
                 raise
             raise NonFiniteError(
                 "the model's outputs are not finite. Look for NaN or infinity in this batch and in the weights"
             ) from error
+        if not count(found):
+            raise BatchError(EMPTY)
+        return found
 
     def find(self, selector: Selector) -> list[Site]:
         """Return the sites that match an address, a glob, a tag, a Site, or several of these.

@@ -26,6 +26,7 @@ from maskhooks.sites.signature import signature
 from maskhooks.sites.site import Site
 from maskhooks.sites.units import undirected
 
+EMPTY = "the batch has no example. Leave empty batches out of the loader"
 _known: WeakKeyDictionary[FunctionType, int] = WeakKeyDictionary()  # how many arguments functions take
 
 
@@ -136,6 +137,17 @@ class Task:
             ) from error
         return model(*args, **kwargs)
 
+    def misfit(self, model: nn.Module, batch: Any) -> str | None:
+        """Return why a model that failed cannot read a batch, and the way out; None if this task sees no reason."""
+        tensors = [tensor for _, tensor in nested.tensors(batch)]
+        if not tensors and _has_text(batch):
+            return (
+                "the batch is text, and the model takes tensors. Tokenise it first, as with tokenizer(texts, "
+                "padding=True, return_tensors='pt'), or say how to call the model: "
+                "wrap(model, call=lambda model, texts: model(**tokenizer(texts, padding=True, return_tensors='pt')))"
+            )
+        return EMPTY if tensors and not any(tensor.numel() for tensor in tensors) else None
+
     def arguments(self, model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments for a batch."""
         if isinstance(batch, Mapping):
@@ -181,7 +193,7 @@ class Task:
 
     def _mask(self, site: Site, batch: Any, value: Tensor) -> Tensor:
         """Return the user's mask, unchecked."""
-        return torch.as_tensor(_apply(self._valid, batch, site)).to(value.device).bool()
+        return as_bool(torch.as_tensor(_apply(self._valid, batch, site)).to(value.device), "valid")
 
     def _fit(self, mask: Tensor, shape: tuple[int, ...], site: Site, pattern: Pattern) -> Tensor:
         if _ends(mask, shape):
@@ -335,6 +347,26 @@ class Task:
 
     def _takes_batch_only(self) -> bool:
         return self._valid is not None and _arity(self._valid) == 1
+
+
+def as_bool(mask: Tensor, name: str) -> Bool[Tensor, "*shape"]:
+    """Return a mask of valid positions as bool.
+
+    Raises:
+        BatchError: it has other values than 0 and 1, such as the large negative ones of an additive mask.
+    """
+    if mask.dtype is not torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        low, high = (f"{end:g}" for end in (mask.min().item(), mask.max().item()))
+        raise BatchError(
+            f"{name} says which positions are no padding by True and False, or 1 and 0, but it has values from {low} "
+            f"to {high}. An additive mask is 0 where a position is valid: give mask == 0"
+        )
+    return mask.bool()
+
+
+def _has_text(batch: Any) -> bool:
+    inside = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    return isinstance(batch, str) or any(map(_has_text, inside))
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -60,7 +60,13 @@ class _Places:
         value, examples = self._values[site], self._examples(site)
         numbers = self._task.units(site, self._batch, self._values)
         units = None if numbers is None else Units.of(numbers.to(value.device), examples)
-        self._found[site] = Places(self._task.valid(site, self._batch, value), examples, units)
+        valid = self._task.valid(site, self._batch, value)
+        if valid.numel() and not bool(valid.any()):
+            raise BatchError(
+                f"no position of this batch is valid at {site}: all are padding. Look at the mask, True or 1 where a "
+                "position counts, and leave out batches of padding alone"
+            )
+        self._found[site] = Places(valid, examples, units)
         return self._found[site]
 
     def _examples(self, site: Site) -> ExampleIndex | None:

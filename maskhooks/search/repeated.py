@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskhooks.errors import BatchError
+from maskhooks.errors import BatchError, MaskhooksError
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import Baseline
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import Criterion, Question, masking_of, units_of
+from maskhooks.search.question import REFUSALS, Criterion, Question, masking_of, units_of
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
 
@@ -74,10 +74,20 @@ class Repeated(Question):
         """Return this many copies of the example.
 
         Raises:
-            BatchError: the example has other values alone than in its batch.
+            BatchError: the example has other values alone than in its batch, or the model fails on copies of it.
         """
         batch = self.hooked.task.select(self.clean.batch, [self.example] * rows, self.count)
-        clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
+        try:
+            clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
+        except REFUSALS as error:
+            if isinstance(error, MaskhooksError):
+                raise
+            raise BatchError(
+                f"the model ran a batch of {self.count} examples, but fails on one of {rows}, copies of example "
+                f"{self.example} ({type(error).__name__}: {error}). Let it take batches of any size, with states made "
+                "for the batch that it gets; or say how to select examples: "
+                "wrap(model, select=lambda batch, numbers: ...)"
+            ) from error
         found = Copies(clean, Places(clean.places[self.site].valid), self._units(clean, 0))
         here, there = self._values(clean, -1), self._values(self.clean, self.example)
         same = len(found.places.valid) == rows and [len(unit) for unit in found.units] == [

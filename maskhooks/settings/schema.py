@@ -340,5 +340,6 @@ def _owner(function: Callable[..., Any], instance: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    shape = getattr(value, "shape", None)
+    text = repr(value) if shape is None else f"{_a(type(value).__name__)} of shape {list(shape)}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,6 +7,7 @@ A type with its own check, such as a selector of sites, carries an object with t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -30,6 +31,21 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 Text = Annotated[str, MinLen(1)]
 #: A path, as a string or a Path.
 Folder = Text | Path
+
+
+class _Loader:
+    """Refuses what can be iterated and holds no batches; the loader itself is not read."""
+
+    words = "a DataLoader or a list of batches, [batch] for a single one"
+
+    def accepts(self, value: Any) -> bool:
+        one = isinstance(value, (str, bytes, Mapping)) or hasattr(value, "dtype")  # a tensor or an array
+        table = callable(getattr(value, "to_dict", None)) and callable(getattr(value, "keys", None))  # or a graph
+        return not (one or table) and (hasattr(value, "__iter__") or hasattr(value, "__getitem__"))
+
+
+#: Batches, in a loader or a list.
+Batches = Annotated[Iterable[Any], _Loader()]
 
 
 @runtime_checkable
