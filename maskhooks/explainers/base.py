@@ -21,6 +21,7 @@ from maskhooks.explanations.chunks import Chunks
 from maskhooks.explanations.explanation import Explanation, Scores
 from maskhooks.explanations.score_labels import P_KEPT
 from maskhooks.explanations.shards import Shards
+from maskhooks.hooks.frozen import frozen
 from maskhooks.hooks.preserved import preserved
 from maskhooks.hooks.replay import Replay
 from maskhooks.model.fingerprint import fingerprint
@@ -239,11 +240,11 @@ class Explainer(ABC):
             yield moved
 
     def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
-        (on_device,) = self._on_device([batch])
-        clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.recorder if self.onward else None)
-        return Explanation.build(
-            self.scores(clean), provenance=provenance, metadata=self._about(clean), start_index=first
-        )
+        with frozen(self.hooked.model):  # once for all passes
+            (moved,) = self._on_device([batch])
+            clean = clean_pass(self.hooked, moved, self.reads, self.onward, self.recorder if self.onward else None)
+            found, metadata = self.scores(clean), self._about(clean)
+        return Explanation.build(found, provenance=provenance, metadata=metadata, start_index=first)
 
     def _fill(
         self,

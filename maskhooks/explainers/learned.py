@@ -117,6 +117,7 @@ class Learned(Explainer):
                 "baseline='zero', or mask what it weights."
             )
         self.recorder = Replay(hooked.model) if self.recipe.replay else None
+        self._gradients: set[str] = set()  # groups to whose sites they are known to come back
         self._baselines_first = not amortized  # learned ones are fitted before any gate, and then frozen
 
     def __repr__(self) -> str:
@@ -315,7 +316,7 @@ class Learned(Explainer):
     def optimise(self, clean: Clean) -> None:
         """Optimise per-example logits for a batch, if masks are not amortised."""
         if not self.amortized:
-            optimise(self._problem(), clean, self._estimator, self.recorder)
+            optimise(self._problem(), clean, self._estimator, self.recorder, self._gradients)
 
     @property
     def _scored(self) -> Sequence[Masking]:

@@ -32,14 +32,36 @@ class _Hold:
                 now.requires_grad_(on)
 
 
+@dataclass
+class _Open:
+    """A model that `count` blocks are open on.
+
+    Attributes:
+        restores: whether weights require grad again when the last one closes, as far as its first block knows.
+    """
+
+    model: nn.Module
+    holds: list[_Hold]
+    restores: bool
+    count: int = 0
+
+    def close(self) -> None:
+        self.count -= 1
+        if not self.count:
+            del _open[id(self.model)]
+            _release(self.holds)
+
+
 _holds: dict[int, _Hold] = {}
+_open: dict[int, _Open] = {}
 
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[bool]:
     """Put a model in eval mode with frozen weights; flags are set directly and restored one by one.
 
-    Several blocks may be open on one model or its parts, and close in any order: the last one restores a part.
+    Several blocks may be open on one model or its parts, and close in any order: the last one restores a part. A
+    further block on the same model takes no time.
 
     Yields:
         Whether weights require grad again afterwards, as far as this block knows.
@@ -47,6 +69,17 @@ def frozen(model: nn.Module) -> Iterator[bool]:
     Raises:
         ModelError: a weight has no shape yet.
     """
+    block, first = _open.get(id(model)), False
+    if block is None:
+        block, first = _open.setdefault(id(model), _hold(model)), True
+    block.count += 1
+    try:
+        yield first and block.restores
+    finally:
+        block.close()
+
+
+def _hold(model: nn.Module) -> _Open:
     mine: list[_Hold] = []
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     modules, weights = running(model), dict[int, Tensor]()
@@ -67,13 +100,18 @@ def frozen(model: nn.Module) -> Iterator[bool]:
             if hold is not None:
                 hold.count += 1
                 mine.append(hold)
-        yield any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine)
-    finally:
-        for hold in mine:
-            hold.count -= 1
-            if not hold.count:
-                del _holds[id(hold.part)]
-                hold.switch(True)
+    except BaseException:
+        _release(mine)
+        raise
+    return _Open(model, mine, any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine))
+
+
+def _release(holds: list[_Hold]) -> None:
+    for hold in holds:
+        hold.count -= 1
+        if not hold.count:
+            del _holds[id(hold.part)]
+            hold.switch(True)
 
 
 def _shapeless(model: nn.Module) -> ModelError:

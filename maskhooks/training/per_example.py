@@ -89,6 +89,7 @@ def optimise(
     clean: Clean,
     estimator: Callable[[], Estimate] = lambda: pathwise,
     replay: Replay | None = None,
+    checked: set[str] | None = None,
 ) -> None:
     """Create per-example logits for one batch and optimise them for the recipe's steps, with a multiplier per example.
 
@@ -98,6 +99,7 @@ def optimise(
     Args:
         estimator: makes the function that samples the gates, once per restart.
         replay: what records the clean pass of a batch of copies, for several samples in one step.
+        checked: the groups to whose sites gradients are known to come back; the others are tried, and added.
 
     Raises:
         GradientError: a site affects the output, but gets no gradient.
@@ -110,7 +112,7 @@ def optimise(
         chosen: Chosen | None = None
         for attempt in range(recipe.restarts):
             begin(group, clean, generator(problem.seed, _START, number, attempt))
-            _descend(problem, clean, group, objective, (number, attempt), estimator(), replay)
+            _descend(problem, clean, group, objective, (number, attempt), estimator(), replay, checked)
             if recipe.restarts > 1:
                 found = Chosen.of(problem, clean, group, generator(problem.seed, _DRAW, number, attempt))
                 chosen = found if chosen is None else chosen.or_better(found)
@@ -128,6 +130,7 @@ def _descend(
     numbers: tuple[int, ...],
     estimate: Estimate,
     replay: Replay | None,
+    checked: set[str] | None,
 ) -> None:
     """Optimise once; the gates' temperature falls to their own."""
     recipe, gates = problem.recipe, [masking.gate for masking in group.maskings]
@@ -140,8 +143,11 @@ def _descend(
                 probe.logits.fill_(probe.min_logit)
         return
     needed = not math.isfinite(problem.margin) or bool((closed > problem.margin).any())
-    if estimate is pathwise and needed:  # otherwise no position is needed, and no gradient either
+    known = "gradients" in problem.hooked.skipped_checks or (checked is not None and group.label in checked)
+    if estimate is pathwise and needed and not known:  # otherwise no position is needed, and no gradient either
         check_gradients(problem.hooked, clean.batch, group.sites)
+        if checked is not None:
+            checked.add(group.label)
     logits = [weight for probe, _ in _probes(clean, group) for weight in probe.parameters()]
     optimizer = recipe.make_logit_optimizer(logits)
     try:
