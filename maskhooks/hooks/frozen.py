@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Lock, get_ident
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from maskhooks.errors import ModelError
+from maskhooks.hooks.threads import check_thread
 from maskhooks.sites.modules import running
 
 
@@ -38,20 +40,24 @@ class _Open:
 
     Attributes:
         restores: whether weights require grad again when the last one closes, as far as its first block knows.
+        thread: the thread of all blocks.
     """
 
     model: nn.Module
     holds: list[_Hold]
     restores: bool
+    thread: int
     count: int = 0
 
     def close(self) -> None:
-        self.count -= 1
-        if not self.count:
-            del _open[id(self.model)]
-            _release(self.holds)
+        with _lock:
+            self.count -= 1
+            if not self.count:
+                del _open[id(self.model)]
+                _release(self.holds)
 
 
+_lock = Lock()
 _holds: dict[int, _Hold] = {}
 _open: dict[int, _Open] = {}
 
@@ -68,11 +74,15 @@ def frozen(model: nn.Module) -> Iterator[bool]:
 
     Raises:
         ModelError: a weight has no shape yet.
+        TappedModelError: another thread has a block open on the model.
     """
-    block, first = _open.get(id(model)), False
-    if block is None:
-        block, first = _open.setdefault(id(model), _hold(model)), True
-    block.count += 1
+    with _lock:
+        block = _open.get(id(model))
+        first = block is None
+        if block is None:
+            block = _open[id(model)] = _hold(model)
+        check_thread(block.thread)
+        block.count += 1
     try:
         yield first and block.restores
     finally:
@@ -103,7 +113,8 @@ def _hold(model: nn.Module) -> _Open:
     except BaseException:
         _release(mine)
         raise
-    return _Open(model, mine, any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine))
+    restores = any(hold.count == 1 and isinstance(hold.part, Tensor) for hold in mine)
+    return _Open(model, mine, restores, get_ident())
 
 
 def _release(holds: list[_Hold]) -> None:

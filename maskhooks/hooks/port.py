@@ -20,6 +20,7 @@ from maskhooks.errors import (
     TappedModelError,
 )
 from maskhooks.hooks.recompute import Pass, recomputing
+from maskhooks.hooks.threads import check_thread
 from maskhooks.sites import nested
 from maskhooks.sites.site import Site
 
@@ -160,6 +161,7 @@ class Port(Uncopied, ABC):
             return self._pass_again(value)
         if exported():
             raise TappedModelError("the model is tapped: trace or export it outside the `with hooked.tap(...)` block")
+        check_thread(self._pass.thread)
         call, before = self.calls, value
         self.calls += 1
         for point in self.reads:

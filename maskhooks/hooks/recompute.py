@@ -44,6 +44,7 @@ class Pass:
         hidden: a value was replaced while gradients were off, as in reentrant checkpointing.
         learning: the sites whose replacement requires grad while the value did not.
         put: by site, the values that will be recomputed, each with its replacement or None.
+        thread: which thread may run the model; None while the tap is closed.
     """
 
     grad: bool = False
@@ -53,6 +54,8 @@ class Pass:
     hidden: bool = False
     learning: list[Site] = field(default_factory=list)
     put: dict[str, list[tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
+
+    thread: int | None = None
 
     def begin(self) -> None:
         self.grad = torch.is_grad_enabled()

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from threading import get_ident
 from typing import Any, NoReturn
 
 import torch
@@ -27,6 +28,7 @@ from maskhooks.hooks.module_ports import InputPort, OutputPort
 from maskhooks.hooks.port import Fired, Point, Port, Replacement, Uncopied
 from maskhooks.hooks.recompute import Pass, Watch, recomputing
 from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
+from maskhooks.hooks.threads import check_thread
 from maskhooks.hooks.time_steps import Steps, StepsPort
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, check_compiled, compiled
@@ -73,6 +75,7 @@ class Tap:
         UnknownSiteError: a site's module is not in the model.
         SiteConflictError: two replacements of one value.
         CompiledModelError: hooks added now would be ignored.
+        TappedModelError: on entering, another thread taps or explains the model.
 
     While the model runs:
         SiteFiredTooOftenError, SiteNeverFiredError, NotATensorError, ReplacementError.
@@ -117,9 +120,9 @@ class Tap:
             port.calls = 0
         for point in self._points():
             point.fired = Fired.NEVER
-        self._frozen = frozen(self.model)
-        self._watched = not self._frozen.__enter__()
         try:
+            held = frozen(self.model)
+            self._watched, self._frozen, self._pass.thread = not held.__enter__(), held, get_ident()
             self._watch.open = True
             self._handles.append(self.model.register_forward_pre_hook(_Begin(self)))
             for port in self._ports.values():
@@ -150,6 +153,7 @@ class Tap:
         finally:
             self._watch.open = False
             held, self._frozen = self._frozen, None
+            self._pass.thread = None
             if held is not None:
                 held.__exit__(None, None, None)
 
@@ -185,6 +189,7 @@ class Tap:
     def _begin(self) -> None:
         if recomputing():
             return
+        check_thread(self._pass.thread)
         self._depth += 1
         if self._depth == 1:
             self._pass.begin()
@@ -201,6 +206,8 @@ class Tap:
 
     def _end(self, outputs: Any) -> None:
         if self._depth == 0 or recomputing():  # another library's hook raised before the pass began
+            return
+        if self._pass.thread != get_ident():  # a pass that began before the tap
             return
         self._depth -= 1
         raised = sys.exc_info()[1] is not self._handling
