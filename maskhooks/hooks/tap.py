@@ -28,7 +28,7 @@ from maskhooks.hooks.module_ports import InputPort, OutputPort
 from maskhooks.hooks.port import Fired, Point, Port, Replacement, Uncopied
 from maskhooks.hooks.recompute import Pass, Watch, recomputing
 from maskhooks.hooks.several_parts import Parts, PartsPort, PicksPort
-from maskhooks.hooks.threads import check_thread
+from maskhooks.hooks.threads import check_thread, is_other
 from maskhooks.hooks.time_steps import Steps, StepsPort
 from maskhooks.sites import nested
 from maskhooks.sites.modules import Modules, check_compiled, compiled
@@ -207,7 +207,7 @@ class Tap:
     def _end(self, outputs: Any) -> None:
         if self._depth == 0 or recomputing():  # another library's hook raised before the pass began
             return
-        if self._pass.thread != get_ident():  # a pass that began before the tap
+        if is_other(self._pass.thread):  # a pass that began before the tap
             return
         self._depth -= 1
         raised = sys.exc_info()[1] is not self._handling

@@ -5,7 +5,14 @@ from __future__ import annotations
 import threading
 from threading import get_ident
 
+import torch
+
 from maskhooks.errors import TappedModelError
+
+
+def is_other(thread: int | None) -> bool:
+    """Whether this is another thread; False for None, and while `torch.compile` traces."""
+    return thread is not None and not torch.compiler.is_compiling() and thread != get_ident()
 
 
 def check_thread(thread: int | None) -> None:
@@ -14,7 +21,7 @@ def check_thread(thread: int | None) -> None:
     Raises:
         TappedModelError: this is another thread.
     """
-    if thread is not None and thread != get_ident():
+    if is_other(thread):
         names = {one.ident: one.name for one in threading.enumerate()}
         raise TappedModelError(
             f"another thread, {names.get(thread, thread)}, taps this model, so values would be mixed up. Give each "
