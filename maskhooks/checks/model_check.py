@@ -71,7 +71,8 @@ def model_trouble(hooked: Hooked, batch: Any) -> MaskhooksError | MaskhooksWarni
 def _tensors(batch: Any) -> list[tuple[nested.Path, Tensor]]:
     """Return the tensors of a batch; a graph of PyTorch Geometric lists its own in a dictionary."""
     listed = getattr(batch, "to_dict", None)
-    return list(nested.tensors(listed() if callable(listed) else batch))
+    own = {str(key): value for key, value in listed().items()} if callable(listed) else batch
+    return list(nested.tensors(own))
 
 
 def _restored(tensor: Tensor, before: Tensor) -> bool:
