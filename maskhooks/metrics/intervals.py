@@ -52,7 +52,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """The difference of two judgements of the same examples by one metric.
 
     Attributes:
@@ -82,10 +82,10 @@ def interval(judged: Judgement, *, confidence: Confidence = 0.95, resamples: Cou
 
 
 @checked
-def compare(
+def difference(
     first: Judgement, second: Judgement, *, confidence: Confidence = 0.95, resamples: Count = 9999, seed: Seed = 0
-) -> Comparison:
-    """Compare two judgements of the same examples by one metric: the mean difference, its interval, a p-value.
+) -> Difference:
+    """Return the mean difference of two judgements of the same examples by one metric, its interval and a p-value.
 
     The test flips the sign of each example's difference at random, or in all ways if there are no more than
     `resamples`. The p-value is twice the smaller of the shares of mean differences that are at most, and at least, the
@@ -124,7 +124,7 @@ def compare(
         batch=max(1, _NUMBERS // len(defined)),
         rng=np.random.default_rng(seeded(seed, _PERMUTATION)),
     )
-    return Comparison(found, float(result.pvalue))
+    return Difference(found, float(result.pvalue))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
