@@ -101,7 +101,7 @@ class Explainer(ABC):
             start_index: the index of its first example in the rows, or the index of each example.
         """
         self.check_ready()
-        return self._explain(batch, start_index, self.provenance())
+        return self.explained(batch, start_index, self.provenance())
 
     @checked
     def explain_all(self, batches: Iterable[Any]) -> Explanation:
@@ -115,8 +115,8 @@ class Explainer(ABC):
         first, provenance = 0, self.provenance()
         with preserved_rng(self.hooked.model):
             for batch in track(batches, "explaining"):
-                parts.append(self._explain(batch, first, provenance))
-                first = _next(parts[-1], first)
+                parts.append(self.explained(batch, first, provenance))
+                first = index_after(parts[-1], first)
         if not parts:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         return Explanation.concat(parts)
@@ -215,7 +215,8 @@ class Explainer(ABC):
             },
         }
 
-    def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
+    def explained(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
+        """Return what `explain` does, with a provenance that was made once for many batches."""
         on_device = move(batch, device_of(self.hooked.model))
         clean = clean_pass(self.hooked, on_device, self.reads, self.onward, self.recorder if self.onward else None)
         return Explanation.build(
@@ -262,7 +263,7 @@ class Explainer(ABC):
         parts: list[Explanation] = []
         following = 0
         for batch, first in batches:
-            parts.append(self._explain(batch, following if first is None else first, provenance))
+            parts.append(self.explained(batch, following if first is None else first, provenance))
             numbers = np.unique(parts[-1].columns["example"])
             following = int(numbers[-1]) + 1
             advance(len(numbers))
@@ -284,7 +285,7 @@ class Explainer(ABC):
         return [dict(zip(known, texts, strict=True)) for texts in zip(*known.values(), strict=True)] if known else None
 
 
-def _next(part: Explanation, first: int) -> int:
+def index_after(part: Explanation, first: int) -> int:
     """Return the index after a batch's last example; a graph without edges has no row, but may have metadata."""
     return int(max(part.columns["example"].max(initial=first), max(part.metadata, default=first))) + 1
 
