@@ -168,7 +168,7 @@ class Explainer(ABC):
         provenance = self.provenance()
         made = {
             "explainer": provenance,
-            "weights": self._weights(),
+            "weights": self.weights_digest(),
             **chunks.settings(),
             "metadata": dict(metadata or {}),
         }
@@ -273,7 +273,7 @@ class Explainer(ABC):
         examples = dict(sorted(together.metadata.items()))
         return dataclasses.replace(together, columns=columns, metadata=examples)
 
-    def _weights(self) -> str | None:
+    def weights_digest(self) -> str | None:
         """Return a digest of the learned weights; None if there are none."""
         parts = getattr(self, "parts", None)
         return None if parts is None else fingerprint(nn.ModuleList(parts))["digest"]

@@ -185,6 +185,11 @@ def _interval(values: Floats, confidence: float, resamples: int, seed: int) -> I
     )
 
 
+def check_scipy() -> None:
+    """Raise MissingExtraError if SciPy is not installed."""
+    _scipy()
+
+
 def _scipy() -> ModuleType:
     try:
         from scipy import stats
