@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ class KnownMetric(Metric):
 
     def __init__(self, about: Mapping[str, Any]) -> None:
         self.name, self.better, self.unit, self.source = (about[key] for key in ("name", "better", "unit", "source"))
-        self.range = tuple(about["range"])
+        low, high = about["range"]
+        self.range = (-math.inf if low is None else low, math.inf if high is None else high)
         self._settings = dict(about["settings"])
 
     def settings(self) -> dict[str, Any]:
@@ -29,10 +31,12 @@ def told(metric: Metric) -> dict[str, Any]:
     """Return what a store tells of a metric, JSON-serialisable."""
     settings = {name: _plain(value) for name, value in metric.settings().items()}
     about = {"name": metric.name, "better": metric.better, "unit": metric.unit, "source": metric.source}
-    return {**about, "range": list(metric.range), "settings": settings}
+    return {**about, "range": [end if math.isfinite(end) else None for end in metric.range], "settings": settings}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):

@@ -70,7 +70,8 @@ def _cell(cell: Cell, digits: int, intervals: bool) -> str:
         return "--"
     text = _number(cell.interval.mean, digits)
     if cell.best:
-        text = rf"\textbf{{{text}}}"
+        inside = text.strip("$")
+        text = rf"$\mathbf{{{inside}}}$" if text != inside else rf"\textbf{{{text}}}"
     elif not cell.worse and not math.isnan(cell.p_best):
         text = rf"\underline{{{text}}}"
     if intervals and not math.isnan(cell.interval.low):

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Gt, Lt
@@ -183,6 +183,32 @@ def _interval(values: Floats, confidence: float, resamples: int, seed: int) -> I
         examples=len(defined),
         undefined=len(values) - len(defined),
     )
+
+
+@checked
+def means(
+    values: Any, *, confidence: Confidence = 0.95, resamples: Count = 999, seed: Seed = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Return the means over examples of several numbers, such as of curves, and the ends of their intervals.
+
+    Args:
+        values: `[example, number]`; rows with NaN do not count.
+        confidence: the nominal coverage of each interval alone; percentiles of bootstrap samples of whole examples.
+        resamples: the number of bootstrap samples.
+        seed: the random seed.
+
+    Returns:
+        Means, lower and upper ends; the ends are NaN for fewer than two examples.
+    """
+    rows = np.asarray(values, np.float64)
+    rows = rows[np.isfinite(rows).all(1)]
+    if len(rows) < 2:
+        nothing = np.full(rows.shape[1], np.nan)
+        return (rows[0] if len(rows) else nothing), nothing, nothing
+    draws = np.random.default_rng(seeded(seed, _BOOTSTRAP))
+    weights = draws.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), resamples) / len(rows)
+    low, high = np.quantile(weights @ rows, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return rows.mean(0), low, high
 
 
 def check_scipy() -> None:
