@@ -18,6 +18,7 @@ from maskhooks.comparison.results import Cell, Row, Test, Timing
 from maskhooks.comparison.store import Store
 from maskhooks.errors import SettingError, UnknownNameError, close_matches
 from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.score_labels import RANDOM, score_label
 from maskhooks.metrics.erasure import Curves
 from maskhooks.metrics.evidence import Floats, not_special
 from maskhooks.metrics.intervals import Confidence, Difference, Interval, difference, holm, interval
@@ -273,6 +274,8 @@ class Comparison:
     def break_even(self) -> pd.DataFrame:
         """Return after how many examples a trained method costs less than each other one, its training included.
 
+        Random scores and other trained methods are left out.
+
         Columns: method, other, fit_seconds, seconds, other_seconds, examples. `examples` is the training time over the
         difference of the times per example, rounded up; NaN where the trained method is no faster.
         """
@@ -283,7 +286,8 @@ class Comparison:
             if timing.fit_seconds is None:
                 continue
             for other, each in self.timings.items():
-                if each.fit_seconds is not None or math.isnan(each.seconds):
+                random = score_label(self.explanations[other].provenance) == RANDOM
+                if random or each.fit_seconds is not None or math.isnan(each.seconds):
                     continue
                 saved = each.seconds - timing.seconds
                 number = math.ceil(timing.fit_seconds / saved) if saved > 0 else math.nan

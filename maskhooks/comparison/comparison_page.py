@@ -21,6 +21,10 @@ from maskhooks.viz.page import page
 from maskhooks.viz.sections import Bar, Bars, Cell, Grid, Part, Section, Table
 from maskhooks.viz.side_by_side import Side, SideBySide
 
+_CURVES = {
+    "highest_first": "Highest scores removed first: the faster it falls, the better",
+    "lowest_first": "Lowest scores removed first: the longer it stays, the better",
+}
 _ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -73,7 +77,7 @@ def _scores(comparison: Comparison) -> Section:
         ]
         corner = "Method" if len(comparison.sites) == 1 else site
         parts.append(Grid(corner, columns, [comparison.name(comparison.table_rows[n]) for n in numbers], cells))
-    return Section("Scores", text, parts)
+    return Section("Scores", text, parts, wide=True)
 
 
 def _shades(comparison: Comparison, results: Sequence[Result]) -> list[float]:
@@ -111,15 +115,12 @@ def _curves(comparison: Comparison) -> list[Section]:
     parts: list[Part] = []
     for site in comparison.sites:
         rows = [row for row in comparison.table_rows if row.site == site]
-        for name, title in (
-            ("highest_first", "Highest scores removed first: the faster it falls, the better"),
-            ("lowest_first", "Lowest scores removed first: the longer it stays, the better"),
-        ):
-            drawn = [_line(comparison, row, name) for row in rows]
-            found = [line for line in drawn if line is not None]
-            if found:
-                heading = title if len(comparison.sites) == 1 else f"{site}. {title}"
-                parts.append(lines(heading, found, x="share of positions removed", y="probability"))
+        found = {name: [line for row in rows for line in _line(comparison, row, name)] for name in _CURVES}
+        every = [line for here in found.values() for line in here]
+        for name, here in found.items():
+            if here:
+                heading = _CURVES[name] if len(comparison.sites) == 1 else f"{site}. {_CURVES[name]}"
+                parts.append(lines(heading, here, x="share of positions removed", y="probability", beside=every))
     text = (
         "The probability of the predicted class while positions are removed in the order of their scores, the mean over "
         f"examples with {100 * comparison.confidence:g} % intervals."
@@ -128,15 +129,14 @@ def _curves(comparison: Comparison) -> list[Section]:
     return [Section("Curves", text, parts)]
 
 
-def _line(comparison: Comparison, row: Row, name: str) -> Line | None:
+def _line(comparison: Comparison, row: Row, name: str) -> list[Line]:
+    """Return one curve of a row, if it was computed."""
     curves = comparison.curves(row)
-    if curves is None:
-        return None
-    values: Floats = getattr(curves, name)
+    values: Floats = np.empty(0) if curves is None else getattr(curves, name)
     if not np.isfinite(values).any():
-        return None
+        return []
     mean, low, high = means(values, confidence=comparison.confidence, seed=int(comparison.settings["seed"]))
-    return Line(comparison.name(row), np.linspace(0, 1, len(mean)), mean, low, high)
+    return [Line(comparison.name(row), np.linspace(0, 1, len(mean)), mean, low, high)]
 
 
 def _times(comparison: Comparison) -> Section:
@@ -152,8 +152,8 @@ def _times(comparison: Comparison) -> Section:
         for label, one in timings.items()
     ]
     text = (
-        "Explaining alone, in batches as they were given, without metrics. Trained methods cost less once there are "
-        "enough examples."
+        "Explaining alone, in batches as they were given, without metrics and without training. The first batch of "
+        "each method is left out where there are others."
     )
     parts: list[Part] = [Bars(bars, ("Method", "per example"))] if bars else []
     told = pays_off(comparison)
@@ -178,7 +178,7 @@ def _agreement(comparison: Comparison) -> list[Section]:
         "Kendall's tau-b of the scores of two methods in an example, the mean over examples: 1 is the same order of "
         "positions, 0 no relation. Methods may agree and be wrong."
     )
-    return [Section("Agreement", text, parts)]
+    return [Section("Agreement", text, parts, wide=True)]
 
 
 def _tau(tau: float) -> Cell:
@@ -199,14 +199,11 @@ def _side_by_side(comparison: Comparison, examples: Sequence[int]) -> Section:
             metadata = one.metadata.get(number, {})
             shown = pictured(layers, np.arange(len(one)), number, metadata, (), None)
             facts = facts or metadata
-            side = Side.of(comparison.name(row), shown)
-            sides.append(side)
+            sides.append(Side.of(comparison.name(row), score_label(one.provenance), shown))
         parts.append(SideBySide(f"Example {number}", list(facts.items()), sides))
-    labels = {label: score_label(one.provenance) for label, one in comparison.explanations.items()}
-    kinds = "; ".join(f"{label}: {what}" for label, what in labels.items())
     where = f" at {comparison.sites[0]}" if len(comparison.sites) > 1 else ""
     text = (
         f"The same examples by each method{where}. Each method's shades end at its largest score in the example, so "
-        f"compare their order, not their depth; red is below 0. Scores are, {kinds}."
+        f"compare their order, not their depth; red is below 0."
     )
     return Section("Side by side", text, parts)

@@ -68,9 +68,17 @@ class Lines:
     up: Sequence[tuple[float, str]]
 
 
-def lines(title: str, curves: Sequence[Line], *, x: str, y: str) -> Lines:
-    """Return a picture of curves over a share, from 0 to 100 %; the y axis spans the curves and their bands."""
-    every = np.concatenate([np.r_[np.asarray(one.y), np.asarray(one.low), np.asarray(one.high)] for one in curves])
+def lines(title: str, curves: Sequence[Line], *, x: str, y: str, beside: Sequence[Line] = ()) -> Lines:
+    """Return a picture of curves over a share, from 0 to 100 %; the y axis spans the curves and their bands.
+
+    Args:
+        title: above the picture.
+        curves: the first has the first colour.
+        x, y: what the axes are.
+        beside: the curves of a picture beside this one, which the y axis spans too.
+    """
+    shown = [*curves, *beside]
+    every = np.concatenate([np.r_[np.asarray(one.y), np.asarray(one.low), np.asarray(one.high)] for one in shown])
     every = every[np.isfinite(every)]
     least, most = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
     step = next((size for size in _STEPS if (most - least) / size <= 5), _STEPS[-1])

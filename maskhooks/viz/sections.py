@@ -118,8 +118,9 @@ Part: TypeAlias = Table | Bars | Grid | Charts | Lines | SideBySide
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a short explanation for newcomers, and pictures."""
+    """A heading, a short explanation for newcomers, and pictures, side by side where there is room unless `wide`."""
 
     title: str
     text: str
     parts: Sequence[Part] = field(default=())
+    wide: bool = False

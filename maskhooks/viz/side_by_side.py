@@ -66,8 +66,14 @@ class Side:
     network: Network | None = None
 
     @classmethod
-    def of(cls, name: str, example: Example) -> Side:
-        """Return the first row of an example's scores, shaded by their share of the largest."""
+    def of(cls, name: str, label: str, example: Example) -> Side:
+        """Return the first row of an example's scores, shaded by their share of the largest.
+
+        Args:
+            name: the method.
+            label: what its scores are called.
+            example: has the scores.
+        """
         scores = np.asarray(example.scores, np.float64)[0]
         largest = float(np.abs(np.nan_to_num(scores)).max(initial=0.0))
         shades = [
@@ -80,7 +86,7 @@ class Side:
             )
             for text, score in zip(example.columns, scores.tolist(), strict=True)
         ]
-        return cls(name, f"largest {largest:.2g}", shades, example.width, _network(example, scores))
+        return cls(name, f"{label}, largest {largest:.2g}", shades, example.width, _network(example, scores))
 
 
 @dataclass(frozen=True)
