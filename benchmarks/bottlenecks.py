@@ -10,7 +10,7 @@ medians. `gaussian_kl_error` is the largest difference from numerical integratio
 with `IBA` at the same layer and price: bits per token of each, the mean rank correlation of their scores over a
 sentence's tokens, and the seconds of an explanation.
 
-    python benchmarks/bottleneck.py [--quick]
+    python benchmarks/bottlenecks.py [--quick]
 """
 
 from __future__ import annotations
