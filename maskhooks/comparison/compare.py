@@ -20,7 +20,7 @@ from maskhooks.explainers.base import Explainer, index_after
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.metrics.evidence import Truth, not_special
 from maskhooks.metrics.intervals import Confidence, check_scipy
-from maskhooks.metrics.metric import Metric, MetricSetting
+from maskhooks.metrics.metric import Metric
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import count
@@ -33,6 +33,7 @@ from maskhooks.settings.types import Folder, Seed
 from maskhooks.sites.site import Selector
 
 _STREAM = 430  # the purpose of random numbers
+_Metric = str | Mapping[str, Any] | Metric
 
 
 @checked
@@ -41,7 +42,7 @@ def compare(
     explainers: Mapping[str, Given] | Sequence[Given] | None,
     batches: Iterable[Any],
     *,
-    metrics: MetricSetting | Sequence[MetricSetting] | None = None,
+    metrics: _Metric | Sequence[_Metric] | None = None,
     sites: Selector | None = None,
     truth: Truth | None = None,
     counts: Callable[[str], bool] = not_special,
@@ -95,7 +96,7 @@ def compare(
         raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
     methods = methods_of(default_methods(hooked) if explainers is None else explainers, hooked, sites, seed)
     wanted = default_metrics(hooked, loaded[0], truth) if metrics is None else metrics
-    listed: list[MetricSetting] = [wanted] if isinstance(wanted, (str, Mapping, Metric)) else list(wanted)
+    listed: list[_Metric] = [wanted] if isinstance(wanted, (str, Mapping, Metric)) else list(wanted)
     made = labelled(listed)
     if fit_batches is None:
         _check_ready(methods)
