@@ -13,7 +13,7 @@ from maskhooks.comparison.comparison import Comparison
 from maskhooks.comparison.digest import digest
 from maskhooks.comparison.judging import Judging, default_metrics, labelled
 from maskhooks.comparison.known_metric import told
-from maskhooks.comparison.methods import Given, Method, about, check_same_sites, default_methods, methods_of
+from maskhooks.comparison.methods import Method, about, check_same_sites, default_methods, methods_of
 from maskhooks.comparison.store import Explained, Store
 from maskhooks.errors import EmptyLoaderError, NotFittedError
 from maskhooks.explainers.base import Explainer, index_after
@@ -39,7 +39,7 @@ _Metric = str | Mapping[str, Any] | Metric
 @checked
 def compare(
     hooked: Hooked,
-    explainers: Mapping[str, Given] | Sequence[Given] | None,
+    explainers: Mapping[str, Any] | Sequence[Any] | None,
     batches: Iterable[Any],
     *,
     metrics: _Metric | Sequence[_Metric] | None = None,
@@ -214,10 +214,10 @@ class _Work:
     @property
     def _left(self) -> float | None:
         """The seconds that the rest will take, from the mean time of each kind of work; None before each is known."""
-        if any(count and work not in self._spent for work, count in self._open.items()):
+        if any(missing and work not in self._spent for work, missing in self._open.items()):
             return None
         means = {work: sum(spent) / len(spent) for work, spent in self._spent.items()}
-        return sum(count * means[work] for work, count in self._open.items() if count)
+        return float(sum(missing * means[work] for work, missing in self._open.items() if missing))
 
 
 def _check_ready(methods: Sequence[Method]) -> None:

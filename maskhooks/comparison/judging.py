@@ -55,7 +55,7 @@ def labelled(metrics: Sequence[MetricSetting]) -> dict[str, Metric]:
     for metric in made:
         same = [other.settings() for other in made if other.name == metric.name]
         own = metric.settings()
-        apart = [f"{name}={value}" for name, value in own.items() if any(one[name] != value for one in same)]
+        apart = [f"{name}={value}" for name, value in own.items() if any(one.get(name) != value for one in same)]
         label = metric.name + (f" ({', '.join(apart)})" if apart else "")
         if label in found:
             raise SettingError(f"the metric {label} is given twice. Leave one out")

@@ -157,19 +157,20 @@ class Method:
 
 
 def methods_of(
-    given: Mapping[str, Given] | Sequence[Given], hooked: Hooked, sites: Selector | None, seed: int
+    given: Mapping[str, Any] | Sequence[Any], hooked: Hooked, sites: Selector | None, seed: int
 ) -> list[Method]:
     """Return the methods for what a user gave, each with a label of its own.
 
     Args:
-        given: by label, or in a sequence, labelled by their names.
+        given: each a `Given`, by label, or in a sequence, labelled by their names.
         sites: for explainers given by name; None takes those of an explainer that is given, else `default_sites`.
 
     Raises:
         SettingError: there is no method, two have one label, or two have no site in common.
         UnknownNameError, FingerprintError: see `Method.of`.
     """
-    pairs = list(given.items()) if isinstance(given, Mapping) else [("", one) for one in given]
+    listed = [given] if isinstance(given, str) else given
+    pairs = list(listed.items()) if isinstance(listed, Mapping) else [("", one) for one in listed]
     if not pairs:
         raise SettingError("there is no method to compare. Give explainers, by label or in a list")
     named = [isinstance(one, Mapping) or (isinstance(one, str) and not Path(one).is_dir()) for _, one in pairs]

@@ -109,7 +109,7 @@ def lines(title: str, curves: Sequence[Line], *, x: str, y: str, beside: Sequenc
                 curve.name, number % COLOURS, number // COLOURS % 2 == 1, path(at[there], values[there]), band, marks
             )
         )
-    shares = [(across(share), f"{share:.0%}") for share in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    shares = [(across(share), f"{share:.0%}") for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     ticks = [bottom + step * index for index in range(round((top - bottom) / step) + 1)]
     return Lines(title, x, y, drawn, shares, [(up(tick), f"{tick:.{digits}f}") for tick in ticks])
 
