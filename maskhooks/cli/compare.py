@@ -26,6 +26,7 @@ from maskhooks.cli.options import (
 )
 from maskhooks.comparison.compare import compare as compare_methods
 from maskhooks.comparison.comparison import Comparison, pays_off
+from maskhooks.comparison.judging import Depths
 from maskhooks.comparison.results import Cell
 from maskhooks.data.records import Columns
 from maskhooks.errors import SettingError
@@ -68,6 +69,10 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    depths: Annotated[
+        Depths,
+        typer.Option(help="Which depths are judged where masks of one site are read from several: the last, or all."),
+    ] = "last",
     out: Annotated[Path, typer.Option(help="Folder for the results; the same command resumes there.")] = Path(
         "comparison"
     ),
@@ -139,6 +144,7 @@ def compare(
             batches,
             metrics=given[1],
             sites=sites or None,
+            depths=depths,
             folder=out / "results",
             confidence=confidence,
             seed=seed,

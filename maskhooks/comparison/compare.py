@@ -11,7 +11,7 @@ import torch
 
 from maskhooks.comparison.comparison import Comparison
 from maskhooks.comparison.digest import digest
-from maskhooks.comparison.judging import Judging, default_metrics, labelled
+from maskhooks.comparison.judging import Depths, Judging, default_metrics, labelled
 from maskhooks.comparison.known_metric import told
 from maskhooks.comparison.methods import Method, about, check_same_sites, default_methods, methods_of
 from maskhooks.comparison.store import Explained, Store
@@ -46,6 +46,7 @@ def compare(
     sites: Selector | None = None,
     truth: Truth | None = None,
     counts: Callable[[str], bool] = not_special,
+    depths: Depths = "last",
     fit_batches: Iterable[Any] | None = None,
     validation_batches: Iterable[Any] | None = None,
     folder: Folder | None = None,
@@ -71,6 +72,8 @@ def compare(
             inputs, the messages or the hidden states, whichever the model has first.
         truth: what each example's prediction needs, as `judge` takes it.
         counts: which labels count, as `judge` takes it.
+        depths: which depths are judged where the masks of one site are read from several: the "last", or "all", each in
+            a row of its own.
         fit_batches: training batches for explainers that must be fitted. Copies are fitted, the given ones stay as
             they are.
         validation_batches: validation batches for them.
@@ -100,7 +103,7 @@ def compare(
     made = labelled(listed)
     if fit_batches is None:
         _check_ready(methods)
-    judging = Judging(hooked, made, loaded, truth, counts, len(methods))
+    judging = Judging(hooked, made, loaded, truth, counts, len(methods), depths)
     settings = {
         "model": {"name": type(hooked.model).__name__, "fingerprint": fingerprint(hooked.model)["digest"]},
         "methods": {method.label: method.settings() for method in methods},
@@ -108,6 +111,7 @@ def compare(
         "batches": [digest(batch) for batch in loaded],
         "truth": None if truth is None else digest(truth),
         "counts": getattr(counts, "__qualname__", type(counts).__qualname__),
+        "depths": depths,
         "seed": seed,
     }
     store = Store.open(settings, None if folder is None else Path(folder))
@@ -224,6 +228,6 @@ def _check_ready(methods: Sequence[Method]) -> None:
     for method in methods:
         if not method.ready:
             raise NotFittedError(
-                f"{method.label} must be fitted before it explains. Fit it, load a saved one, or give the batches to "
-                "fit it with: compare(..., fit_batches=...)"
+                f"{method.label} must be fitted before it explains. Fit it, with maskhooks fit or explainer.fit, and "
+                "give its folder or the explainer; or give the batches to fit it with, compare(..., fit_batches=...)"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from maskhooks.errors import SettingError, UnknownDistributionError
 from maskhooks.explainers.base import Explainer
 from maskhooks.explanations.explanation import Explanation
+from maskhooks.explanations.layers import Layers
 from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.metrics.erasure import CurveMetric, Curves, ErasureMetric
 from maskhooks.metrics.evidence import Evidence, Floats, Truth
@@ -24,6 +25,9 @@ from maskhooks.model.outputs import predicted_probability
 from maskhooks.model.task import device_of, move
 from maskhooks.passes.clean import clean_pass
 from maskhooks.plugins.registry import registry
+
+#: Which depths are judged where the masks of one site are read from several.
+Depths = Literal["last", "all"]
 
 _CLASSES = ("comprehensiveness", "sufficiency", "area-between", "divergence")
 _ANY_OUTPUT = ("divergence",)
@@ -94,6 +98,7 @@ class Judging:
         batches: all of them.
         truth, counts: as `judge` takes them.
         methods: the number of methods; a metric of agreement compares each with all others.
+        depths: which depths are judged where the masks of one site are read from several: the "last", or "all".
 
     Raises:
         SettingError: a metric lacks what it needs.
@@ -107,10 +112,11 @@ class Judging:
         truth: Truth | None,
         counts: Callable[[str], bool],
         methods: int,
+        depths: Depths,
     ) -> None:
         check_needs(metrics.values(), {"hooked": True, "truth": truth is not None, "others": methods > 1})
         self.hooked, self.metrics, self.batches = hooked, metrics, batches
-        self.truth, self.counts = truth, counts
+        self.truth, self.counts, self.depths = truth, counts, depths
         self.compares = any("others" in metric.needs for metric in metrics.values())
         self._gathering = {label for label, metric in metrics.items() if _gathers(metric)}
         self._gathered: dict[tuple[str, str], Metric] = {}
@@ -126,6 +132,8 @@ class Judging:
             first: the index of the batch's first example.
             others: the scores of the other methods.
         """
+        if self.depths == "last":
+            explanation, *others = (_deepest(one) for one in (explanation, *others))
         if not self._gathering:
             return self._judged(explanation, self.metrics, batch, first, others)
         found: list[Judged] = []
@@ -184,6 +192,16 @@ class _Traced(Metric):
     def __call__(self, evidence: Evidence) -> Floats:
         values, self.curves[evidence.site, evidence.depth] = self.metric.traced(evidence)
         return values
+
+
+def _deepest(explanation: Explanation) -> Explanation:
+    """Return the scores of each site that were read at its last depth."""
+    pairs = Layers(explanation.columns, explanation.sites).pairs
+    last = dict(pairs)  # pairs are in order of depth
+    if len(last) == len(pairs):
+        return explanation
+    chosen = [explanation.select(site=site, depth=depth, valid=None) for site, depth in last.items()]
+    return Explanation.concat(chosen)
 
 
 def _gathers(metric: Metric) -> bool:

@@ -177,6 +177,21 @@ class TestMethods:
         assert found.explanations["masks"] == masks.fit(train, progress=False).explain_all(data)
         assert (found.timings["masks"].fit_seconds or 0) > 0
 
+    def test_of_several_depths_the_last_or_all(self) -> None:
+        masks = tiny_runs.explainer(["embedding:output"], conditioned_on=["layers.0:output", "layers.1:output"])
+        data = list(tiny_runs.loader(8, 4))
+        masks.fit(data, steps=4, progress=False)
+        given = {"masks": masks, "random": "random"}
+        last, every = (
+            maskhooks.compare(masks.hooked, given, data, metrics=METRICS, depths=depths, progress=False)
+            for depths in ("last", "all")
+        )
+        assert [(row.method, row.depth) for row in last.table_rows] == [("masks", 2), ("random", 0)]
+        assert every.table().index.tolist() == ["masks, depth 1", "masks, depth 2", "random"]
+        assert every.judgements["masks"]["area-between"][-1].values.tolist() == (
+            last.judgements["masks"]["area-between"][0].values.tolist()
+        )
+
     def test_only_explanations(self) -> None:
         hooked = small.hooked()
         given = {
