@@ -145,14 +145,12 @@ class Bench:
             there = [held(folder / kind) for kind in ("explained", "judged")]
             self.explained = self.judged = 0
             rows = self.compare(folder, [counting]).rows()
-            repeated += sum(
-                done + had - all_of for done, had, all_of in zip(self._done, there, total, strict=True)
-            )
+            repeated += sum(done + had - all_of for done, had, all_of in zip(self._done, there, total, strict=True))
             stored.append(there)
             same = rows["value"].to_numpy() == whole["value"].to_numpy()
             same |= rows["value"].isna().to_numpy() & whole["value"].isna().to_numpy()
             different += int((~same).sum())
-            say(f"kill {number + 1} of {kills}, after {at:.1f} s: {there[0]} explained and {there[1]} judged were stored")
+            say(f"kill {number + 1} of {kills}, after {at:.1f} s: {there[0]} and {there[1]} stored")
         return {
             "repeated_after_kill": repeated,
             "kills": kills,

@@ -25,7 +25,7 @@ from maskhooks.cli.options import (
     parsed,
 )
 from maskhooks.comparison.compare import compare as compare_methods
-from maskhooks.comparison.comparison import Comparison, pays_off
+from maskhooks.comparison.comparison import Comparison
 from maskhooks.comparison.judging import Depths
 from maskhooks.comparison.results import Cell
 from maskhooks.data.records import Columns
@@ -177,8 +177,8 @@ def _show(found: Comparison) -> None:
     say("Differences by paired permutation tests, adjusted by Holm's rule for all tests of a metric, at the 5 % level:")
     for metric in found.metrics:
         say(f"  {_differences(found, metric)}")
-    for sentence in pays_off(found):
-        say(sentence)
+    for one in found.break_evens():
+        say(str(one))
 
 
 def _number(cell: Cell) -> str:
@@ -236,8 +236,12 @@ def _with_settings(
     left = set(own) - set(methods or ()) - set(metrics or ())
     if left:
         (owner, *_) = sorted(left)
-        kind = "--metrics" if owner in registry.parts(METRICS) and owner not in registry.parts(EXPLAINERS) else "--methods"
-        raise SettingError(f"--set {owner}.{next(iter(own[owner]))} is for {owner}, which is not compared. Name it in {kind}.")
+        kind = (
+            "--metrics" if owner in registry.parts(METRICS) and owner not in registry.parts(EXPLAINERS) else "--methods"
+        )
+        raise SettingError(
+            f"--set {owner}.{next(iter(own[owner]))} is for {owner}, which is not compared. Name it in {kind}."
+        )
     made = [
         None if names is None else [{"name": name, **own[name]} if name in own else name for name in names]
         for names in (methods, metrics)

@@ -130,7 +130,7 @@ class Material:
         return Portioned(itertools.islice(self._stream(data), limit), metadata, collate)
 
     def for_comparing(self, data: str | None, limit: int | None) -> list[Any]:
-        """Return batches of records drawn by the seed, up to a limit, in the order of the data; or the factory's own."""
+        """Return batches of records drawn by the seed, up to a limit, in order; or the factory's own batches."""
         if data is None:
             own = self._own_batches(None, limit)
             return list(own if self.opened.validation is None else self.opened.validation)

@@ -14,7 +14,7 @@ import numpy as np
 from maskhooks.atomic_write import atomic_open
 from maskhooks.comparison.judging import Judged
 from maskhooks.comparison.known_metric import KnownMetric
-from maskhooks.comparison.results import Cell, Row, Test, Timing
+from maskhooks.comparison.results import BreakEven, Cell, Row, Test, Timing
 from maskhooks.comparison.store import Store
 from maskhooks.errors import SettingError, UnknownNameError, close_matches
 from maskhooks.explanations.explanation import Explanation
@@ -24,12 +24,12 @@ from maskhooks.metrics.evidence import Floats, not_special
 from maskhooks.metrics.intervals import Confidence, Difference, Interval, difference, holm, interval
 from maskhooks.metrics.judgement import Judgement, judge
 from maskhooks.metrics.metric import Metric
-from maskhooks.progress import duration
 from maskhooks.settings.schema import checked
 from maskhooks.settings.types import Folder
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 class Comparison:
     """What `compare` returns, and `Comparison.load` reads.
@@ -69,9 +69,7 @@ class Comparison:
     @functools.cached_property
     def explanations(self) -> dict[str, Explanation]:
         """The scores of each method, by label."""
-        return {
-            label: Explanation.concat([one.explanation for one in self._parts(label)]) for label in self.methods
-        }
+        return {label: Explanation.concat([one.explanation for one in self._parts(label)]) for label in self.methods}
 
     @functools.cached_property
     def judgements(self) -> dict[str, dict[str, list[Judgement]]]:
@@ -96,7 +94,7 @@ class Comparison:
     @functools.cached_property
     def table_rows(self) -> list[Row]:
         """A row for each site, method and depth, in this order."""
-        rows = {Row(label, one.site, one.depth) for label in self.methods for one in self._judged(label)}
+        rows = {Row(label, one.site, one.depth) for label in self.methods for one in self.judged(label)}
         return sorted(rows, key=lambda row: (self.sites.index(row.site), self.methods.index(row.method), row.depth))
 
     def name(self, row: Row) -> str:
@@ -187,55 +185,24 @@ class Comparison:
         Raises:
             UnknownNameError: the comparison has no such metric or method.
         """
-        import pandas as pd
+        from maskhooks.comparison import tables
 
-        tests = self.tests(metric, against=against)
-        columns = ["metric", "site", "first", "second", "difference", "low", "high", "p", "p_adjusted", "tests"]
-        rows = [
-            (metric, one.first.site, self.name(one.first), self.name(one.second))
-            + (one.found.difference.mean, one.found.difference.low, one.found.difference.high)
-            + (one.found.p_value, one.adjusted, len(tests))
-            for one in tests
-        ]
-        return pd.DataFrame(rows, columns=columns)
+        return tables.differences(self, metric, self.tests(metric, against=against))
 
     def table(self) -> pd.DataFrame:
         """Return a row for each method, and for each metric the columns mean, low and high; and seconds per example.
 
         With several sites the rows are by site and method.
         """
-        import pandas as pd
+        from maskhooks.comparison import tables
 
-        rows = self.table_rows
-        columns: dict[tuple[str, str], list[float]] = {}
-        for metric in self.metrics:
-            cells = self.cells(metric)
-            for name in ("mean", "low", "high"):
-                columns[metric, name] = [getattr(cell.interval, name) for cell in cells]
-        columns["seconds per example", ""] = [self.timings[row.method].seconds for row in rows]
-        names = [self.name(row) for row in rows]
-        several = len(self.sites) > 1
-        index = (
-            pd.MultiIndex.from_arrays([[row.site for row in rows], names], names=["site", "method"])
-            if several
-            else pd.Index(names, name="method")
-        )
-        return pd.DataFrame(columns, index=index)
+        return tables.table(self)
 
     def rows(self) -> pd.DataFrame:
         """Return the value of each example: method, metric, site, depth, example, value."""
-        import pandas as pd
+        from maskhooks.comparison import tables
 
-        found = []
-        for label in self.methods:
-            for one in self._judged(label):
-                frame = pd.DataFrame({"example": one.examples, "value": one.values})
-                for at, (name, value) in enumerate(
-                    {"method": label, "metric": one.metric, "site": one.site, "depth": one.depth}.items()
-                ):
-                    frame.insert(at, name, value)
-                found.append(frame)
-        return pd.concat(found, ignore_index=True)
+        return tables.rows(self)
 
     def summary(self) -> pd.DataFrame:
         """Return a row for each row and metric, as `csv` writes it.
@@ -243,33 +210,19 @@ class Comparison:
         Columns: method, site, depth, metric; mean, low, high, confidence; examples, undefined; better, unit; best,
         p_best (adjusted, of the difference from the best); seconds_per_example, fit_seconds.
         """
-        import pandas as pd
+        from maskhooks.comparison import tables
 
+        return tables.summary(self)
+
+    def break_evens(self) -> list[BreakEven]:
+        """Return after how many examples each trained method costs less than each other; see `break_even`."""
         found = []
-        for metric, about in self.metrics.items():
-            for cell in self.cells(metric):
-                timing = self.timings[cell.row.method]
-                found.append(
-                    {
-                        "method": cell.row.method,
-                        "site": cell.row.site,
-                        "depth": cell.row.depth,
-                        "metric": metric,
-                        "mean": cell.interval.mean,
-                        "low": cell.interval.low,
-                        "high": cell.interval.high,
-                        "confidence": self.confidence,
-                        "examples": cell.interval.examples,
-                        "undefined": cell.interval.undefined,
-                        "better": about.better,
-                        "unit": about.unit,
-                        "best": cell.best,
-                        "p_best": cell.p_best,
-                        "seconds_per_example": timing.seconds,
-                        "fit_seconds": math.nan if timing.fit_seconds is None else timing.fit_seconds,
-                    }
-                )
-        return pd.DataFrame(found)
+        for label, timing in self.timings.items():
+            for other, each in self.timings.items():
+                random = score_label(self.explanations[other].provenance) == RANDOM
+                if timing.fit_seconds is not None and each.fit_seconds is None and not random:
+                    found.append(BreakEven(label, other, timing.fit_seconds, timing.seconds, each.seconds))
+        return [one for one in found if not math.isnan(one.other_seconds)]
 
     def break_even(self) -> pd.DataFrame:
         """Return after how many examples a trained method costs less than each other one, its training included.
@@ -279,21 +232,9 @@ class Comparison:
         Columns: method, other, fit_seconds, seconds, other_seconds, examples. `examples` is the training time over the
         difference of the times per example, rounded up; NaN where the trained method is no faster.
         """
-        import pandas as pd
+        from maskhooks.comparison import tables
 
-        found = []
-        for label, timing in self.timings.items():
-            if timing.fit_seconds is None:
-                continue
-            for other, each in self.timings.items():
-                random = score_label(self.explanations[other].provenance) == RANDOM
-                if random or each.fit_seconds is not None or math.isnan(each.seconds):
-                    continue
-                saved = each.seconds - timing.seconds
-                number = math.ceil(timing.fit_seconds / saved) if saved > 0 else math.nan
-                found.append((label, other, timing.fit_seconds, timing.seconds, each.seconds, number))
-        names = ["method", "other", "fit_seconds", "seconds", "other_seconds", "examples"]
-        return pd.DataFrame(found, columns=names)
+        return tables.break_even(self.break_evens())
 
     def agreement(self) -> list[tuple[Row, Row, float]]:
         """Return Kendall's tau-b of the scores of each two rows at one site, the mean over examples.
@@ -318,7 +259,7 @@ class Comparison:
             return None
         parts = [
             one.curves
-            for one in self._judged(row.method)
+            for one in self.judged(row.method)
             if (one.metric, one.site, one.depth) == (metric, row.site, row.depth) and one.curves is not None
         ]
         names = ("shares", "highest_first", "lowest_first")
@@ -328,7 +269,7 @@ class Comparison:
     def curve_metric(self) -> str | None:
         """The label of the metric whose curves are drawn; None if none has curves."""
         known: dict[str, int] = {}
-        for one in self._judged(self.methods[0]):
+        for one in self.judged(self.methods[0]):
             if one.curves is not None:
                 lines = (one.curves.highest_first, one.curves.lowest_first)
                 known[one.metric] = sum(int(np.isfinite(line).any()) for line in lines)
@@ -425,15 +366,16 @@ class Comparison:
         found = [self._store.explained(label, number) for number in self._store.numbers(label)]
         return [one for one in found if one is not None]
 
-    def _judged(self, label: str) -> list[Judged]:
+    def judged(self, label: str) -> list[Judged]:
+        """Return what metrics say of each batch of a method."""
         return [one for number in self._store.numbers(label) for one in self._store.judged(label, number) or ()]
 
     def _every(self) -> list[Judged]:
-        return [one for label in self.methods for one in self._judged(label)]
+        return [one for label in self.methods for one in self.judged(label)]
 
     def _judgements(self, label: str) -> dict[str, list[Judgement]]:
         groups: dict[str, dict[tuple[str, int], list[Judged]]] = {metric: {} for metric in self.metrics}
-        for one in self._judged(label):
+        for one in self.judged(label):
             groups[one.metric].setdefault((one.site, one.depth), []).append(one)
         return {
             metric: [
@@ -477,19 +419,6 @@ class Comparison:
                 f"no metric of this comparison is called {metric!r}. The metrics are {', '.join(self.metrics)}.",
                 near=close_matches(metric, self.metrics),
             )
-
-
-def pays_off(comparison: Comparison) -> list[str]:
-    """Return a sentence for each trained method and each other: after how many examples it costs less."""
-    found = []
-    for row in comparison.break_even().itertuples():
-        each = f"{duration(row.seconds)} an example against {duration(row.other_seconds)}"
-        if math.isnan(row.examples):
-            found.append(f"{row.method} never pays off against {row.other}: {each}.")
-        else:
-            fit = f"{duration(row.fit_seconds)} of training"
-            found.append(f"{row.method} costs less than {row.other} from {row.examples:,.0f} examples on: {fit}, {each}.")
-    return found
 
 
 def _testable(values: Floats) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from maskhooks.comparison.comparison import Comparison, pays_off
+from maskhooks.comparison.comparison import Comparison
 from maskhooks.comparison.results import Cell as Result
 from maskhooks.comparison.results import Row
+from maskhooks.errors import SettingError
 from maskhooks.explanations.layers import Layers
 from maskhooks.explanations.pictures import example as pictured
 from maskhooks.explanations.score_labels import score_label
@@ -31,6 +32,9 @@ _ARROWS = {"higher": "↑", "lower": "↓"}
 def comparison_page(comparison: Comparison, *, title: str = "", examples: int | Iterable[int] = 3) -> str:
     """Return the page; see `Comparison.page`."""
     chosen = comparison.examples[:examples] if isinstance(examples, int) else list(examples)
+    missing = sorted(set(chosen) - set(comparison.examples))
+    if missing:
+        raise SettingError(f"there is no example {missing[0]}. Give indices of examples that were compared")
     sections = [
         _scores(comparison),
         *_curves(comparison),
@@ -61,8 +65,9 @@ def _scores(comparison: Comparison) -> Section:
     tests = len(comparison.tests(next(iter(comparison.metrics))))
     text = (
         f"Means over examples, and below them {100 * comparison.confidence:g} % intervals (bootstrap, BCa). Higher is "
-        "better where the arrow points up. The darker, the better in its column. Bold is the best mean; ≈ does not differ from it at the 5 % level by a paired "
-        f"permutation test, adjusted by Holm's rule for all {tests} tests of a metric. No metric alone says which "
+        "better where the arrow points up. The darker, the better in its column. Bold is the best mean; ≈ does not "
+        "differ from it at the 5 % level by a paired permutation test, "
+        f"adjusted by Holm's rule for all {tests} tests of a metric. No metric alone says which "
         "explanation is right, and erasure depends on what replaces a position."
     )
     parts: list[Part] = []
@@ -122,8 +127,8 @@ def _curves(comparison: Comparison) -> list[Section]:
                 heading = _CURVES[name] if len(comparison.sites) == 1 else f"{site}. {_CURVES[name]}"
                 parts.append(lines(heading, here, x="share of positions removed", y="probability", beside=every))
     text = (
-        "The probability of the predicted class while positions are removed in the order of their scores, the mean over "
-        f"examples with {100 * comparison.confidence:g} % intervals."
+        "The probability of the predicted class while positions are removed in the order of their scores, the mean "
+        f"over examples with {100 * comparison.confidence:g} % intervals."
         + (f" Where a position is removed, {how}." if how else "")
     )
     return [Section("Curves", text, parts)]
@@ -156,9 +161,13 @@ def _times(comparison: Comparison) -> Section:
         "each method is left out where there are others."
     )
     parts: list[Part] = [Bars(bars, ("Method", "per example"))] if bars else []
-    told = pays_off(comparison)
+    told = [str(one) for one in comparison.break_evens()]
     if told:
-        parts.append(Table([(f"break-even {number}" if len(told) > 1 else "break-even", one) for number, one in enumerate(told, 1)]))
+        parts.append(
+            Table(
+                [(f"break-even {number}" if len(told) > 1 else "break-even", one) for number, one in enumerate(told, 1)]
+            )
+        )
     return Section("Time", text, parts)
 
 
@@ -189,7 +198,8 @@ def _side_by_side(comparison: Comparison, examples: Sequence[int]) -> Section:
     rows = [row for row in comparison.table_rows if row.site == comparison.sites[0]]
     parts: list[Part] = []
     for number in examples:
-        sides, facts = [], {}
+        sides: list[Side] = []
+        facts: dict[str, str] = {}
         for row in rows:
             chosen = comparison.explanations[row.method].select(site=row.site, depth=row.depth)
             if number not in chosen["example"]:
@@ -204,6 +214,6 @@ def _side_by_side(comparison: Comparison, examples: Sequence[int]) -> Section:
     where = f" at {comparison.sites[0]}" if len(comparison.sites) > 1 else ""
     text = (
         f"The same examples by each method{where}. Each method's shades end at its largest score in the example, so "
-        f"compare their order, not their depth; red is below 0."
+        "compare their order, not their depth; red is below 0."
     )
     return Section("Side by side", text, parts)

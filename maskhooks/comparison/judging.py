@@ -122,7 +122,12 @@ class Judging:
         self._gathered: dict[tuple[str, str], Metric] = {}
 
     def __call__(
-        self, explanation: Explanation, explainer: Explainer | None, batch: Any, first: int, others: Sequence[Explanation]
+        self,
+        explanation: Explanation,
+        explainer: Explainer | None,
+        batch: Any,
+        first: int,
+        others: Sequence[Explanation],
     ) -> list[Judged]:
         """Return what each metric says of the scores of a batch.
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from maskhooks.comparison.digest import digest
-from maskhooks.errors import MaskhooksError, MissingExtraError, NotFittedError, SettingError, UnknownNameError, close_matches
+from maskhooks.errors import (
+    MaskhooksError,
+    MissingExtraError,
+    NotFittedError,
+    SettingError,
+    UnknownNameError,
+    close_matches,
+)
 from maskhooks.explainers.base import EXPLAINERS, Explainer
 from maskhooks.explainers.learned import Learned
 from maskhooks.explainers.saving import load
@@ -88,12 +95,11 @@ class Method:
                 f"{found!r} is not a method. Give an explainer, its name, the folder of a run, or an explanation"
             )
         label = label or found.name
-        if found.hooked is not hooked and found.hooked.model is not hooked.model:
-            if fingerprint(found.hooked.model)["digest"] != fingerprint(hooked.model)["digest"]:
-                raise SettingError(
-                    f"{label}: this explainer is of another model than the {type(hooked.model).__name__} that is "
-                    "compared on: their fingerprints differ. Make it, or load it, with the same wrapped model"
-                )
+        if found.hooked.model is not hooked.model and _differ(found.hooked, hooked):
+            raise SettingError(
+                f"{label}: this explainer is of another model than the {type(hooked.model).__name__} that is "
+                "compared on: their fingerprints differ. Make it, or load it, with the same wrapped model"
+            )
         seconds = getattr(getattr(found, "result", None), "seconds", None)
         return cls(label, found, seconds or None)
 
@@ -226,6 +232,10 @@ def _named(given: str | Mapping[str, Any], hooked: Hooked, sites: Selector, seed
             near=close_matches(name, known),
         )
     return registry.make(EXPLAINERS, given, {"hooked": hooked, "sites": sites, "seed": seed})
+
+
+def _differ(one: Hooked, other: Hooked) -> bool:
+    return bool(fingerprint(one.model)["digest"] != fingerprint(other.model)["digest"])
 
 
 def _check_overlap(methods: Sequence[Method]) -> None:

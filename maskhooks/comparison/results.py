@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from maskhooks.metrics.intervals import Difference, Interval
 from maskhooks.metrics.judgement import Judgement
+from maskhooks.progress import duration
 
 _LEVEL = 0.05
 
@@ -86,3 +88,36 @@ class Timing:
     first_seconds: float
     examples: int
     fit_seconds: float | None
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """After how many examples a trained method costs less than another, its training included.
+
+    Attributes:
+        method: the trained method.
+        other: a method without training.
+        fit_seconds: the training.
+        seconds, other_seconds: of each for an example.
+    """
+
+    method: str
+    other: str
+    fit_seconds: float
+    seconds: float
+    other_seconds: float
+
+    @property
+    def examples(self) -> float:
+        """The training time over what each example saves, rounded up; NaN where the trained method is no faster."""
+        saved = self.other_seconds - self.seconds
+        return float(math.ceil(self.fit_seconds / saved)) if saved > 0 else math.nan
+
+    def __str__(self) -> str:
+        each = f"{duration(self.seconds)} an example against {duration(self.other_seconds)}"
+        if math.isnan(self.examples):
+            return f"{self.method} never pays off against {self.other}: {each}."
+        return (
+            f"{self.method} costs less than {self.other} from {self.examples:,.0f} examples on: "
+            f"{duration(self.fit_seconds)} of training, {each}."
+        )

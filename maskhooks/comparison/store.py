@@ -79,7 +79,9 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{folder} cannot be made ({error.strerror}). Choose another folder.", path=folder) from error
+            raise StorageError(
+                f"{folder} cannot be made ({error.strerror}). Choose another folder.", path=folder
+            ) from error
         if (folder / MANIFEST).exists():
             found = differences(_manifest(folder), made)
             if found:
@@ -261,12 +263,11 @@ def _read_judged(path: Path) -> list[Judged]:
         for (metric, site, depth), rows in groups.items():
             examples = np.array([table["example"][row] for row in rows], np.int64)
             values = np.array([table["value"][row] for row in rows], np.float64)
-            drawn = table["shares"][rows[0]] is not None
-            lines = {
-                name: np.array([table[name][row] for row in rows]) if drawn else None
-                for name in ("shares", "highest_first", "lowest_first")
-            }
-            found.append(Judged(metric, site, depth, examples, values, Curves(**lines) if drawn else None))
+            curves = None
+            if table["shares"][rows[0]] is not None:
+                names = ("shares", "highest_first", "lowest_first")
+                curves = Curves(*(np.array([table[name][row] for row in rows], np.float64) for name in names))
+            found.append(Judged(metric, site, depth, examples, values, curves))
         return found
 
 

@@ -105,9 +105,7 @@ def lines(title: str, curves: Sequence[Line], *, x: str, y: str, beside: Sequenc
         ]
         band = f"{path(at[banded], high[banded])} {path(at[banded][::-1], low[banded][::-1])}".strip()
         drawn.append(
-            Drawn(
-                curve.name, number % COLOURS, number // COLOURS % 2 == 1, path(at[there], values[there]), band, marks
-            )
+            Drawn(curve.name, number % COLOURS, number // COLOURS % 2 == 1, path(at[there], values[there]), band, marks)
         )
     shares = [(across(share), f"{share:.0%}") for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     ticks = [bottom + step * index for index in range(round((top - bottom) / step) + 1)]

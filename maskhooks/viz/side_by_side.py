@@ -16,7 +16,7 @@ _DARK = 0.7  # from this shade on, text is light
 
 @dataclass(frozen=True)
 class Shade:
-    """A position: its text, its shade in [0, 1], whether its score is below 0, its tooltip and whether it has a score."""
+    """A position: its text, shade in [0, 1] and tooltip, whether its score is below 0, and whether it has one."""
 
     text: str
     score: float
@@ -121,5 +121,8 @@ def _network(example: Example, scores: np.ndarray) -> Network | None:
     nodes = (6 + 88 * places).round(1).tolist()
     return Network(
         [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.tolist()],
-        [(x, y, name, number == net.target_node) for number, ((x, y), name) in enumerate(zip(nodes, net.nodes, strict=True))],
+        [
+            (x, y, name, number == net.target_node)
+            for number, ((x, y), name) in enumerate(zip(nodes, net.nodes, strict=True))
+        ],
     )

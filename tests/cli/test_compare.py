@@ -27,7 +27,9 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-def test_texts_with_nothing_else_said(run: Run, bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_texts_with_nothing_else_said(
+    run: Run, bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = run("compare", bert, "--data", texts)
     assert done.exit_code == 0, done.stderr
@@ -81,7 +83,7 @@ def test_a_factory_brings_its_batches(run: Run, network: str, tmp_path: Path) ->
     [
         (["--methods", "leave-one-oot"], "neither the folder of a run nor the name of an explainer"),
         (["--methods", "leave-one-oot"], "Did you mean 'leave-one-out'"),
-        (["--metrics", "sufficency"], "Did you mean 'sufficiency'"),
+        (["--metrics", "sufficiensy"], "Did you mean 'sufficiency'"),
         (["--metrics", "auroc"], "'auroc' needs what each example needs"),
         (["--methods", "diffmask"], "diffmask must be fitted"),
         (["--methods", "random", "--set", "steps=3"], "--set steps names no method or metric"),

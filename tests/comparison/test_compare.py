@@ -277,7 +277,7 @@ class TestRefusals:
         ("settings", "error", "words"),
         [
             ({"methods": ["leave-one-oot"]}, UnknownNameError, "neither the folder .* Did you mean 'leave-one-out'"),
-            ({"metrics": ["sufficency"]}, UnknownNameError, "no metric is named .* Did you mean 'sufficiency'"),
+            ({"metrics": ["sufficiensy"]}, UnknownNameError, "no metric is named .* Did you mean 'sufficiency'"),
             ({"metrics": []}, SettingError, "no metric to judge by"),
             ({"metrics": ["morf", "morf"]}, SettingError, "morf is given twice"),
             ({"methods": []}, SettingError, "no method to compare"),
@@ -304,24 +304,26 @@ class TestRefusals:
             )
 
     def test_what_is_no_method(self, unchecked: None) -> None:
-        with pytest.raises(SettingError, match="3 is not a method. Give an explainer, its name"):
+        with pytest.raises(SettingError, match=r"3 is not a method. Give an explainer, its name"):
             compared(methods=[3])
 
     def test_another_model(self) -> None:
         other = small.hooked(small.model(1))
-        with pytest.raises(SettingError, match="^theirs: this explainer is of another model"):
+        with pytest.raises(SettingError, match=r"^theirs: this explainer is of another model"):
             compared(methods={"theirs": maskhooks.Random(other, small.SITE)})
         explained = maskhooks.Random(other, small.SITE).explain_all(batches())
-        with pytest.raises(SettingError, match="^theirs: .*of another model"):
+        with pytest.raises(SettingError, match=r"^theirs: .*of another model"):
             compared(methods={"theirs": explained})
 
     def test_other_sites(self) -> None:
         hooked = small.hooked()
         one, other = (maskhooks.Random(hooked, site) for site in (small.SITE, "first:output"))
-        with pytest.raises(SettingError, match="different sites: a explains embedding:output; b explains first:output"):
+        with pytest.raises(
+            SettingError, match=r"different sites: a explains embedding:output; b explains first:output"
+        ):
             compared(hooked, {"a": one, "b": other})
         both = maskhooks.Random(hooked, [small.SITE, "first:output"])
-        with pytest.raises(SettingError, match="b explains embedding:output, first:output"):
+        with pytest.raises(SettingError, match=r"b explains embedding:output, first:output"):
             compared(hooked, {"a": one, "b": both})
 
     def test_scores_that_are_nan(self) -> None:
@@ -334,7 +336,7 @@ class TestRefusals:
             compared(hooked, {"fine": maskhooks.Random(hooked, small.SITE), "broken": Broken(hooked, small.SITE)})
 
     def test_an_example_without_positions(self) -> None:
-        with pytest.raises(SettingError, match="^leave-one-out: example 1 has no position that counts"):
+        with pytest.raises(SettingError, match=r"^leave-one-out: example 1 has no position that counts"):
             compared(batches=[small.batch((3, 1))])
 
     def test_without_scipy_nothing_is_begun(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -471,5 +473,5 @@ def test_digests_tell_data_apart() -> None:
 def test_an_explanation_needs_all_examples() -> None:
     hooked = small.hooked()
     few: Explanation = maskhooks.Random(hooked, small.SITE).explain_all(batches(1))
-    with pytest.raises(SettingError, match="^few: .*there is no example"):
+    with pytest.raises(SettingError, match=r"^few: .*there is no example"):
         compared(hooked, {"few": few})

@@ -7,13 +7,13 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from maskhooks import Comparison
-from maskhooks.comparison.comparison import pays_off
 from maskhooks.comparison.latex import escaped
 from maskhooks.errors import CorruptFileError, FormatError, ResumeError, SettingError, UnknownNameError
 from maskhooks.metrics.intervals import difference, holm, interval
@@ -67,7 +67,10 @@ class TestNumbers:
         assert [cell.worse for cell in lower] == [True, True, False]
 
     def test_equal_means_are_both_best(self) -> None:
-        assert [cell.best for cell in comparison({"a": [1, 2, 3], "b": [3, 2, 1]}).cells("comprehensiveness")] == [True, True]
+        assert [cell.best for cell in comparison({"a": [1, 2, 3], "b": [3, 2, 1]}).cells("comprehensiveness")] == [
+            True,
+            True,
+        ]
 
     def test_values_that_are_not_defined(self) -> None:
         nan = math.nan
@@ -88,14 +91,14 @@ class TestNumbers:
         assert found.latex().count("[") == 0 or "scriptsize" not in found.latex()
 
     def test_unknown_names(self) -> None:
-        with pytest.raises(UnknownNameError, match="no metric .* 'suficiency'.* Did you mean 'sufficiency'"):
+        with pytest.raises(UnknownNameError, match=r"no metric .* 'suficiency'.* Did you mean 'sufficiency'"):
             comparison(VALUES).cells("suficiency")
-        with pytest.raises(UnknownNameError, match="no method is called 'god'.* Did you mean 'good'"):
+        with pytest.raises(UnknownNameError, match=r"no method is called 'god'.* Did you mean 'good'"):
             comparison(VALUES).differences("sufficiency", against="god")
 
 
 class TestTime:
-    SECONDS = {"masks": (0.01, 100.0), "slow": (0.51, None), "fast": (0.001, None)}
+    SECONDS: ClassVar = {"masks": (0.01, 100.0), "slow": (0.51, None), "fast": (0.001, None)}
 
     def test_break_even(self) -> None:
         """n = C_fit / (c_each - c_amortised), none where the trained method is no faster."""
@@ -104,7 +107,7 @@ class TestTime:
         assert rows["method"].tolist() == ["masks", "masks"]
         assert rows.loc["slow", "examples"] == math.ceil(100 / 0.5)
         assert math.isnan(rows.loc["fast", "examples"])
-        told = pays_off(found)
+        told = [str(one) for one in found.break_evens()]
         assert told[0].startswith("masks costs less than slow from 200 examples on: 1 min 40 s of training")
         assert told[1].startswith("masks never pays off against fast")
         assert found.table()["seconds per example"].tolist() == pytest.approx([0.01, 0.51, 0.001])
@@ -143,7 +146,7 @@ class TestFiles:
         saved(VALUES, tmp_path)
         (path,) = tmp_path.glob("judged/00-good/part-*.parquet")
         path.write_bytes(b"PAR1")
-        with pytest.raises(CorruptFileError, match="part-000000.parquet is not what a comparison writes"):
+        with pytest.raises(CorruptFileError, match=r"part-000000.parquet is not what a comparison writes"):
             Comparison.load(tmp_path)
         manifest = tmp_path / "comparison.json"
         kept = manifest.read_text()
@@ -204,6 +207,10 @@ class TestPage:
         assert re.findall(r"<h3>(Example \d+)</h3>", text) == ["Example 3", "Example 5"]
         assert f"{GOOD.mean():.3f}" in text
         assert "good costs less than bad from 6 examples on" in text
+
+    def test_examples_that_are_not_there(self) -> None:
+        with pytest.raises(SettingError, match="there is no example 99"):
+            comparison(VALUES).page(examples=[99])
 
     def test_agreement_is_that_of_scores(self) -> None:
         found = comparison(VALUES).agreement()

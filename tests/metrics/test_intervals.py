@@ -13,7 +13,7 @@ import pytest
 from maskhooks.errors import MissingExtraError, SettingError
 from maskhooks.metrics.erasure import MoRF
 from maskhooks.metrics.evidence import Floats
-from maskhooks.metrics.intervals import difference, holm, interval
+from maskhooks.metrics.intervals import difference, holm, interval, means
 from maskhooks.metrics.judgement import Judgement
 from maskhooks.metrics.metric import Metric
 from maskhooks.metrics.truth import AUROC
@@ -158,3 +158,18 @@ def test_scipy_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in (lambda: interval(judgement(draws(5))), lambda: difference(judgement(draws(5)), judgement(draws(5)))):
         with pytest.raises(MissingExtraError, match=r"pip install 'maskhooks\[metrics\]'"):
             call()
+
+
+def test_means_of_curves() -> None:
+    values = np.stack([draws(30), draws(30, 1) + 5], 1)
+    values[3, 1] = math.nan  # the example does not count
+    middle, low, high = means(values, confidence=0.9, resamples=4000)
+    known = np.delete(values, 3, 0)
+    assert middle == pytest.approx(known.mean(0))
+    error = known.std(0, ddof=0) / math.sqrt(29)
+    assert low == pytest.approx(known.mean(0) - 1.645 * error, abs=0.3 * error.max())
+    assert high == pytest.approx(known.mean(0) + 1.645 * error, abs=0.3 * error.max())
+    alone, nothing, _ = means(values[:1])
+    assert alone == pytest.approx(values[0])
+    assert np.isnan(nothing).all()
+    assert np.isnan(means(values[3:4])[0]).all()
