@@ -90,7 +90,8 @@ class TestSides:
     def test_graphs(self) -> None:
         pytest.importorskip("networkx")
         net = GraphLayout(np.array([0, 1, 2, 2]), np.array([1, 2, 0, 2]), ["C", "N", ""], 1)
-        side = Side.of("loo", "s", Example(0, [[1, 2, 3, 4]], ["0-1", "1-2", "2-0", "2-2"], {}, net=net, places=layout(net)))  # fmt: skip
+        labels = ["0-1", "1-2", "2-0", "2-2"]
+        side = Side.of("loo", "s", Example(0, [[1, 2, 3, 4]], labels, {}, net=net, places=layout(net)))
         assert side.network is not None
         assert side.network.lines[3][:2] == side.network.lines[3][2:]
         assert [name for *_, name, _ in side.network.nodes] == ["C", "N", ""]
