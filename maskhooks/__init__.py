@@ -1,6 +1,8 @@
 """Hook any PyTorch model and learn which inputs, hidden states or graph edges its predictions need."""
 
 from maskhooks.checks.doctor import doctor
+from maskhooks.comparison.compare import compare
+from maskhooks.comparison.comparison import Comparison
 from maskhooks.explainers.attention import Attention
 from maskhooks.explainers.beam import Beam
 from maskhooks.explainers.diffmask import DiffMask
@@ -34,6 +36,7 @@ __all__ = [
     "Adapter",
     "Attention",
     "Beam",
+    "Comparison",
     "DiffMask",
     "Erasure",
     "Explanation",
@@ -52,6 +55,7 @@ __all__ = [
     "Shards",
     "Site",
     "Task",
+    "compare",
     "doctor",
     "hookimpl",
     "load",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from maskhooks.cli.compare import compare
 from maskhooks.cli.console import reporting, say
 from maskhooks.cli.demo import demo
 from maskhooks.cli.doctor import doctor
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, sites, doctor, fit, explain, report, plugins, settings):
+for command in (demo, sites, doctor, fit, explain, compare, report, plugins, settings):
     app.command()(command)
 
 

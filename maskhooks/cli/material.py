@@ -129,6 +129,16 @@ class Material:
         collate = {"collate": self._batch(data), "batch_size": self.batch_size, "length": _length}
         return Portioned(itertools.islice(self._stream(data), limit), metadata, collate)
 
+    def for_comparing(self, data: str | None, limit: int | None) -> list[Any]:
+        """Return batches of records drawn by the seed, up to a limit, in order; or the factory's own batches."""
+        if data is None:
+            own = self._own_batches(None, limit)
+            return list(own if self.opened.validation is None else self.opened.validation)
+        records = list(self._stream(data))
+        order = torch.randperm(len(records), generator=generator(self.seed, _SAMPLE))[:limit].sort().values.tolist()
+        chosen, size = [records[index] for index in order], self.batch_size
+        return [self._batch(data)(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+
     def _own_batches(self, validation: str | None, limit: int | None) -> Iterable[Any]:
         if validation is not None or limit is not None:
             option = "--validation" if validation is not None else "--limit"

@@ -106,7 +106,7 @@ class Explainer(ABC):
         """
         self.check_ready()
         with preserved(self.hooked.model):
-            return self._explain(batch, start_index, self.provenance())
+            return self.explained(batch, start_index, self.provenance())
 
     @checked
     def explain_all(self, batches: Batches) -> Explanation:
@@ -120,8 +120,8 @@ class Explainer(ABC):
         first, provenance = 0, self.provenance()
         with preserved(self.hooked.model):
             for batch in track(batches, "explaining"):
-                parts.append(self._explain(batch, first, provenance))
-                first = _next(parts[-1], first)
+                parts.append(self.explained(batch, first, provenance))
+                first = index_after(parts[-1], first)
         if not parts:
             raise EmptyLoaderError("there is nothing to explain: the loader yields no batch")
         return Explanation.concat(parts)
@@ -173,7 +173,7 @@ class Explainer(ABC):
         provenance = self.provenance()
         made = {
             "explainer": provenance,
-            "weights": self._weights(),
+            "weights": self.weights_digest(),
             **chunks.settings(),
             "metadata": dict(metadata or {}),
         }
@@ -239,7 +239,8 @@ class Explainer(ABC):
             self.check_model(moved)
             yield moved
 
-    def _explain(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
+    def explained(self, batch: Any, first: int | Sequence[int], provenance: Mapping[str, Any]) -> Explanation:
+        """Return what `explain` does, with a provenance that was made once for many batches."""
         with frozen(self.hooked.model):  # once for all passes
             (moved,) = self._on_device([batch])
             clean = clean_pass(self.hooked, moved, self.reads, self.onward, self.recorder if self.onward else None)
@@ -286,7 +287,7 @@ class Explainer(ABC):
         parts: list[Explanation] = []
         following = 0
         for batch, first in batches:
-            parts.append(self._explain(batch, following if first is None else first, provenance))
+            parts.append(self.explained(batch, following if first is None else first, provenance))
             numbers = np.unique(parts[-1].columns["example"])
             following = int(numbers[-1]) + 1
             advance(len(numbers))
@@ -296,7 +297,7 @@ class Explainer(ABC):
         examples = dict(sorted(together.metadata.items()))
         return dataclasses.replace(together, columns=columns, metadata=examples)
 
-    def _weights(self) -> str | None:
+    def weights_digest(self) -> str | None:
         """Return a digest of the learned weights; None if there are none."""
         parts = getattr(self, "parts", None)
         return None if parts is None else fingerprint(nn.ModuleList(parts))["digest"]
@@ -308,7 +309,7 @@ class Explainer(ABC):
         return [dict(zip(known, texts, strict=True)) for texts in zip(*known.values(), strict=True)] if known else None
 
 
-def _next(part: Explanation, first: int) -> int:
+def index_after(part: Explanation, first: int) -> int:
     """Return the index after a batch's last example; a graph without edges has no row, but may have metadata."""
     return int(max(part.columns["example"].max(initial=first), max(part.metadata, default=first))) + 1
 

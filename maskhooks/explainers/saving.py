@@ -40,6 +40,7 @@ from maskhooks.sites.site import Site
 from maskhooks.training.run import FitResult
 
 SETTINGS, _WEIGHTS = "explainer.json", "weights.safetensors"
+_RESULT = ("within_margin", "chosen_steps", "stop_reason", "seconds")
 
 
 class Saved(TypedDict):
@@ -54,7 +55,7 @@ class Saved(TypedDict):
         shapes: for each masking, the sizes of its parts.
         fingerprint: the model's fingerprint.
         provenance: the provenance of its explanations.
-        result: within_margin, chosen_steps and stop_reason of the last fit.
+        result: within_margin, chosen_steps, stop_reason and seconds of the last fit.
     """
 
     format: int
@@ -123,9 +124,7 @@ def save(explainer: Saveable, folder: Path) -> Path:
         "shapes": explainer.shapes(),
         "fingerprint": fingerprint(explainer.hooked.model),
         "provenance": explainer.provenance(),
-        "result": {
-            key: getattr(explainer.result, key, None) for key in ("within_margin", "chosen_steps", "stop_reason")
-        },
+        "result": {key: getattr(explainer.result, key, None) for key in _RESULT},
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = {_WEIGHTS: weights, SETTINGS: json.dumps(settings, indent=1).encode()}

@@ -70,13 +70,13 @@ class Shards:
                 raise ResumeError(f"{folder} holds rows of unknown origin. {_WAY_OUT}")
             _write(folder / MANIFEST, {"format": FORMAT, "settings": settings, "totals": None})
         found = cls(folder)
-        differences = _differences(found.settings, json.loads(json.dumps(settings)))
-        if differences:
+        unlike = differences(found.settings, json.loads(json.dumps(settings)))
+        if unlike:
             raise ResumeError(
-                f"{folder} was started with other settings: {'; '.join(differences[:5])}"
-                + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
+                f"{folder} was started with other settings: {'; '.join(unlike[:5])}"
+                + (f"; and {len(unlike) - 5} more" if len(unlike) > 5 else "")
                 + f". Resume with the same settings. {_WAY_OUT}",
-                differences=differences,
+                differences=unlike,
             )
         return found
 
@@ -193,11 +193,11 @@ def _write(path: Path, manifest: Mapping[str, Any]) -> None:
         file.write(json.dumps(manifest, indent=1).encode())
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """The differences between two trees, as text."""
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return the differences between two trees of settings, as text."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+        return [text for key in keys for text in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
     return [] if old == new else [f"{name} was {_short(old)} and is {_short(new)}"]
 
 

@@ -11,8 +11,10 @@ not judge an explainer only with the baseline that it was trained with.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -33,6 +35,7 @@ from maskhooks.model.outputs import (
     prediction_loss,
 )
 from maskhooks.plugins.registry import registry
+from maskhooks.settings.schema import schema_of
 from maskhooks.settings.types import Count, Natural, Seed
 
 #: A share of positions, above 0.
@@ -146,6 +149,57 @@ class Sufficiency(BinnedMetric):
         return removal.only_highest(self.bins, _drop).mean(0)
 
 
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Perturbation curves of examples, each `[example, step]`; NaN where one was not computed.
+
+    Attributes:
+        shares: the share of positions removed after each step.
+        highest_first: f_j, the highest scores removed first (MoRF).
+        lowest_first: f_j, the lowest scores removed first (LeRF).
+    """
+
+    shares: Floats
+    highest_first: Floats
+    lowest_first: Floats
+
+    @classmethod
+    def empty(cls, examples: int, steps: int) -> Curves:
+        """Return curves of NaN."""
+        return cls(*np.full((3, examples, steps + 1), np.nan))
+
+
+class Lines:
+    """f_j of a batch as 0, 1/L, ..., 1 of the positions are removed; a curve is computed when it is first asked for.
+
+    Args:
+        removal: the batch.
+        steps: the number L of steps; each share is rounded up to a whole number of positions.
+    """
+
+    def __init__(self, removal: Removal, steps: int) -> None:
+        self._removal, self._shares = removal, [step / steps for step in range(steps + 1)]
+
+    @functools.cached_property
+    def shares(self) -> Float[Tensor, "step example"]:
+        """The share that is removed after each step, after rounding up."""
+        return torch.from_numpy(self._removal.shares(self._shares))
+
+    @functools.cached_property
+    def highest_first(self) -> Float[Tensor, "step example"]:
+        """f_j after each step, the highest scores removed first (MoRF)."""
+        return self._removal.without_highest(self._shares, predicted_probability)
+
+    @functools.cached_property
+    def lowest_first(self) -> Float[Tensor, "step example"]:
+        """f_j after each step, the lowest scores removed first (LeRF)."""
+        return self._removal.without_lowest(self._shares, predicted_probability)
+
+    def area(self, curve: Float[Tensor, "step example"]) -> Float[Tensor, " example"]:
+        """Return the trapezoid area under a curve over the share that is removed."""
+        return torch.trapezoid(curve, self.shares, dim=0)
+
+
 class CurveMetric(ErasureMetric):
     """A metric of perturbation curves: f_j as 0, 1/L, ..., 1 of the positions are removed.
 
@@ -167,22 +221,27 @@ class CurveMetric(ErasureMetric):
         super().__init__(absolute=absolute, operator=operator, baseline=baseline, token=token, seed=seed)
         self.steps = steps
 
-    @property
-    def shares(self) -> list[float]:
-        """The shares that are removed, from 0 to 1."""
-        return [step / self.steps for step in range(self.steps + 1)]
+    def __call__(self, evidence: Evidence) -> Floats:
+        return self.traced(evidence)[0]
 
-    def highest_first(self, removal: Removal) -> Float[Tensor, "step example"]:
-        """Return f_j after each step, the highest scores removed first (MoRF)."""
-        return removal.without_highest(self.shares, predicted_probability)
+    def traced(self, evidence: Evidence) -> tuple[Floats, Curves]:
+        """Return the value of each example, and the curves that were computed for it."""
+        values, found = np.full(len(evidence.examples), np.nan), Curves.empty(len(evidence.examples), self.steps)
+        for removal in removals(evidence, self.removing):
+            here = np.isin(removal.examples, evidence.examples)
+            at = np.searchsorted(evidence.examples, removal.examples[here])
+            lines = Lines(removal, self.steps)
+            values[at] = self.of(lines).numpy()[here]
+            for name in vars(found).keys() & vars(lines).keys():
+                vars(found)[name][at] = np.asarray(vars(lines)[name]).T[here]
+        return values, found
 
-    def lowest_first(self, removal: Removal) -> Float[Tensor, "step example"]:
-        """Return f_j after each step, the lowest scores removed first (LeRF)."""
-        return removal.without_lowest(self.shares, predicted_probability)
+    def measured(self, removal: Removal) -> Float[Tensor, " example"]:
+        return self.of(Lines(removal, self.steps))
 
-    def area(self, curve: Float[Tensor, "step example"], removal: Removal) -> Float[Tensor, " example"]:
-        """Return the trapezoid area under a curve over the share that is removed, after rounding up."""
-        return torch.trapezoid(curve, torch.from_numpy(removal.shares(self.shares)), dim=0)
+    @abstractmethod
+    def of(self, lines: Lines) -> Float[Tensor, " example"]:
+        """Return the value of each example of a batch, in float64."""
 
 
 class AOPC(CurveMetric):
@@ -200,9 +259,8 @@ class AOPC(CurveMetric):
     better = "higher"
     source = "Samek et al. 2017, on probabilities"
 
-    def measured(self, removal: Removal) -> Float[Tensor, " example"]:
-        curve = self.highest_first(removal)
-        return (curve[0] - curve).mean(0)
+    def of(self, lines: Lines) -> Float[Tensor, " example"]:
+        return (lines.highest_first[0] - lines.highest_first).mean(0)
 
 
 class MoRF(CurveMetric):
@@ -219,8 +277,8 @@ class MoRF(CurveMetric):
     range = (0.0, 1.0)
     source = "Samek et al. 2017, as an area"
 
-    def measured(self, removal: Removal) -> Float[Tensor, " example"]:
-        return self.area(self.highest_first(removal), removal)
+    def of(self, lines: Lines) -> Float[Tensor, " example"]:
+        return lines.area(lines.highest_first)
 
 
 class LeRF(CurveMetric):
@@ -237,8 +295,8 @@ class LeRF(CurveMetric):
     range = (0.0, 1.0)
     source = "Samek et al. 2017, as an area"
 
-    def measured(self, removal: Removal) -> Float[Tensor, " example"]:
-        return self.area(self.lowest_first(removal), removal)
+    def of(self, lines: Lines) -> Float[Tensor, " example"]:
+        return lines.area(lines.lowest_first)
 
 
 class AreaBetween(CurveMetric):
@@ -255,8 +313,8 @@ class AreaBetween(CurveMetric):
     better = "higher"
     source = "Schulz et al. 2020, not scaled"
 
-    def measured(self, removal: Removal) -> Float[Tensor, " example"]:
-        return self.area(self.lowest_first(removal) - self.highest_first(removal), removal)
+    def of(self, lines: Lines) -> Float[Tensor, " example"]:
+        return lines.area(lines.lowest_first - lines.highest_first)
 
 
 class LogOdds(ErasureMetric):
@@ -328,20 +386,10 @@ class DivergenceKept(ErasureMetric):
         return removal.only_highest([self.kept], registry.make(DIVERGENCES, self.divergence))[0]
 
 
-def curves(evidence: Evidence, metric: CurveMetric) -> tuple[Floats, Floats, Floats]:
-    """Return the perturbation curves of all examples, to draw them.
-
-    Returns:
-        The share removed after each step, and f_j with the highest and with the lowest scores removed first; each
-        `[example, step]`.
-    """
-    found = np.full((3, len(evidence.examples), metric.steps + 1), np.nan)
-    for removal in removals(evidence, metric.removing):
-        here = np.isin(removal.examples, evidence.examples)
-        at = np.searchsorted(evidence.examples, removal.examples[here])
-        lines = removal.shares(metric.shares), metric.highest_first(removal), metric.lowest_first(removal)
-        found[:, at] = np.stack([np.asarray(line).T[here] for line in lines])
-    return found[0], found[1], found[2]
+def curves(evidence: Evidence, metric: CurveMetric) -> Curves:
+    """Return both perturbation curves of all examples, at the steps of a metric, to draw them."""
+    how = {name: getattr(metric, name) for name in schema_of(CurveMetric)}
+    return AreaBetween(**how).traced(evidence)[1]
 
 
 def _drop(original: Outputs, masked: Outputs) -> Float[Tensor, " batch"]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Gt, Lt
@@ -52,7 +52,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """The difference of two judgements of the same examples by one metric.
 
     Attributes:
@@ -82,10 +82,10 @@ def interval(judged: Judgement, *, confidence: Confidence = 0.95, resamples: Cou
 
 
 @checked
-def compare(
+def difference(
     first: Judgement, second: Judgement, *, confidence: Confidence = 0.95, resamples: Count = 9999, seed: Seed = 0
-) -> Comparison:
-    """Compare two judgements of the same examples by one metric: the mean difference, its interval, a p-value.
+) -> Difference:
+    """Return the mean difference of two judgements of the same examples by one metric, its interval and a p-value.
 
     The test flips the sign of each example's difference at random, or in all ways if there are no more than
     `resamples`. The p-value is twice the smaller of the shares of mean differences that are at most, and at least, the
@@ -124,7 +124,7 @@ def compare(
         batch=max(1, _NUMBERS // len(defined)),
         rng=np.random.default_rng(seeded(seed, _PERMUTATION)),
     )
-    return Comparison(found, float(result.pvalue))
+    return Difference(found, float(result.pvalue))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -183,6 +183,37 @@ def _interval(values: Floats, confidence: float, resamples: int, seed: int) -> I
         examples=len(defined),
         undefined=len(values) - len(defined),
     )
+
+
+@checked
+def means(
+    values: Any, *, confidence: Confidence = 0.95, resamples: Count = 999, seed: Seed = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Return the means over examples of several numbers, such as of curves, and the ends of their intervals.
+
+    Args:
+        values: `[example, number]`; rows with NaN do not count.
+        confidence: the nominal coverage of each interval alone; percentiles of bootstrap samples of whole examples.
+        resamples: the number of bootstrap samples.
+        seed: the random seed.
+
+    Returns:
+        Means, lower and upper ends; the ends are NaN for fewer than two examples.
+    """
+    rows = np.asarray(values, np.float64)
+    rows = rows[np.isfinite(rows).all(1)]
+    if len(rows) < 2:
+        nothing = np.full(rows.shape[1], np.nan)
+        return (rows[0] if len(rows) else nothing), nothing, nothing
+    draws = np.random.default_rng(seeded(seed, _BOOTSTRAP))
+    weights = draws.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), resamples) / len(rows)
+    low, high = np.quantile(weights @ rows, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return rows.mean(0), low, high
+
+
+def check_scipy() -> None:
+    """Raise MissingExtraError if SciPy is not installed."""
+    _scipy()
 
 
 def _scipy() -> ModuleType:

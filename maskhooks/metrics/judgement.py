@@ -12,7 +12,7 @@ import numpy.typing as npt
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.metrics.evidence import Evidence, Explains, Floats, Truth, not_special
-from maskhooks.metrics.metric import METRICS, Metric, MetricSetting
+from maskhooks.metrics.metric import METRICS, Metric, MetricSetting, Need
 from maskhooks.model.hooked import Hooked
 from maskhooks.plugins.registry import registry
 
@@ -108,12 +108,13 @@ def judge(
     listed = [metrics] if isinstance(metrics, (str, Mapping, Metric)) else list(metrics)
     made = [registry.make(METRICS, one) for one in listed]
     loaded = list(batches)
-    given = {"hooked": hooked is not None and bool(loaded), "truth": truth is not None, "others": bool(others)}
-    given["explainer"] = explainer is not None
-    for metric in made:
-        for need in sorted(metric.needs):
-            if not given[need]:
-                raise SettingError(f"the metric {metric.name!r} needs {_GIVEN[need]}")
+    given: dict[Need, bool] = {
+        "hooked": hooked is not None and bool(loaded),
+        "truth": truth is not None,
+        "others": bool(others),
+        "explainer": explainer is not None,
+    }
+    check_needs(made, given)
     return [
         Judgement(metric, evidence.site, evidence.depth, evidence.examples, _values(metric, evidence))
         for evidence in Evidence.of(
@@ -128,6 +129,14 @@ def judge(
         )
         for metric in made
     ]
+
+
+def check_needs(metrics: Iterable[Metric], given: Mapping[Need, bool]) -> None:
+    """Raise SettingError if a metric needs what is not given."""
+    for metric in metrics:
+        for need in sorted(metric.needs):
+            if not given[need]:
+                raise SettingError(f"the metric {metric.name!r} needs {_GIVEN[need]}")
 
 
 def table(judgements: Iterable[Judgement]) -> pd.DataFrame:

@@ -161,7 +161,7 @@ def removals(evidence: Evidence, how: Removing) -> Iterator[Removal]:
     hooked = evidence.hooked
     assert hooked is not None
     (site,) = hooked.required_sites(evidence.site)
-    baseline, replay = _baseline(hooked, site, how, evidence.batches), Replay(hooked.model)
+    baseline, replay = replacing(hooked, site, how, evidence.batches), Replay(hooked.model)
     first = evidence.start_index
     for batch in evidence.batches:
         clean = _clean(hooked, batch, site, replay)
@@ -242,8 +242,8 @@ def _masking(clean: Clean, site: Site, baseline: Baseline) -> Masking:
     return masking
 
 
-def _baseline(hooked: Hooked, site: Site, how: Removing, batches: Sequence[Any]) -> Baseline:
-    """Return what replaces removed values."""
+def replacing(hooked: Hooked, site: Site, how: Removing, batches: Sequence[Any]) -> Baseline:
+    """Return what replaces removed values: a baseline that has gathered what it needs from the batches."""
     if how.operator == "mask":
         return _token(hooked, site, how.token)
     if how.operator == "delete" and "input" not in site.tags:

@@ -118,6 +118,7 @@ class Loop:
                 self._validate(self.validation)
             if self.progress >= 1 and not self.result.stop_reason:
                 self.result.stop_reason = self.pace.end(self.done)
+            self.result.seconds = self.pace.elapsed
             yield
             if self.result.stop_reason:
                 return

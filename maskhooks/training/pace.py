@@ -99,14 +99,12 @@ class Pace:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        times = {} if self.budget is None else {"elapsed": self.elapsed, "first_step": self._first_step}
-        return {"checked": self.checked, **times}
+        return {"checked": self.checked, "elapsed": self.elapsed, "first_step": self._first_step}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved run was."""
         self.checked = state["checked"]
-        if self.budget is not None:
-            self._begun, self._first_step = time.monotonic() - state["elapsed"], state["first_step"]
+        self._begun, self._first_step = time.monotonic() - state["elapsed"], state["first_step"]
 
     def begin(self) -> str:
         """Note that the first step is next; return what is wrong if there is no time for a step of each group.

@@ -62,6 +62,7 @@ class FitResult:
         over_margin: the groups whose mean divergence exceeds the margin.
         chosen_steps: for each group, the step whose state was kept.
         stop_reason: why training ended.
+        seconds: how long the run took, with its preparation, and without the time between a stop and a resume.
         error: what ended training early, JSON-serialisable: the signal of an interruption or the class of an error,
             and the message.
     """
@@ -72,6 +73,7 @@ class FitResult:
     over_margin: list[str] = field(default_factory=list)
     chosen_steps: dict[str, int] = field(default_factory=dict)
     stop_reason: str = ""
+    seconds: float = 0.0
     error: dict[str, Any] | None = None
 
     @property

@@ -93,6 +93,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
         "pace": loop.pace.state(),
         "resting": sorted(loop.resting),
         "stop_reason": loop.result.stop_reason,
+        "seconds": loop.result.seconds,
         "batch": digest(loop.batch),
         **parts_of(loop.problem),
         "penalty": loop.problem.penalty.state_dict(),
@@ -109,6 +110,7 @@ def restore(loop: Loop, tree: Mapping[str, Any]) -> None:
     loop.done, loop.epoch, loop.index = tree["done"], tree["epoch"], tree["index"]
     loop.stale, loop.result.stop_reason = tree["stale"], tree["stop_reason"]
     loop.progress = tree["progress"]
+    loop.result.seconds = tree["seconds"]
     loop.pace.resume(tree["pace"])
     loop.resting.update(tree["resting"])
     put_parts(loop.problem, tree, loop.ranks.device)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
 from maskhooks.viz.chart import Chart
+from maskhooks.viz.lines import Lines
+from maskhooks.viz.side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,15 @@ class Cell:
         score: its shade, in [-1, 1], red below 0; None is an empty cell.
         text: the text of its tooltip.
         value: what is written in it; by default the score in per cent.
+        note: written below it, in small type.
+        strong: whether the value is bold.
     """
 
     score: float | None
     text: str = ""
     value: str = ""
+    note: str = ""
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,14 @@ class Charts:
     rows: Sequence[ChartRow]
 
 
-Part: TypeAlias = Table | Bars | Grid | Charts
+Part: TypeAlias = Table | Bars | Grid | Charts | Lines | SideBySide
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a short explanation for newcomers, and pictures."""
+    """A heading, a short explanation for newcomers, and pictures, side by side where there is room unless `wide`."""
 
     title: str
     text: str
     parts: Sequence[Part] = field(default=())
+    wide: bool = False

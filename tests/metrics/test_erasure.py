@@ -108,7 +108,7 @@ def test_the_bins_of_ten_positions_are_rounded_up() -> None:
     network.first.register_forward_hook(lambda *_: calls.append(1))
     given = small.explanation(wrapped, inputs, small.scores([31, 11]))
     (evidence,) = Evidence.of(given, hooked=wrapped, batches=[inputs])
-    shares, *_ = curves(evidence, AOPC(steps=10))
+    shares = curves(evidence, AOPC(steps=10)).shares
     assert (np.round(shares * [[30], [10]]) == [[3 * step for step in range(11)], list(range(11))]).all()
     calls.clear()
     judge(given, "comprehensiveness", hooked=wrapped, batches=[inputs])
@@ -411,7 +411,8 @@ def test_the_curves_are_those_of_the_metrics() -> None:
     (evidence,) = Evidence.of(given, hooked=wrapped, batches=[inputs])
     metric = registry.make(METRICS, "area-between", steps=7)
     assert isinstance(metric, CurveMetric)
-    shares, high, low = curves(evidence, metric)
+    found = curves(evidence, metric)
+    shares, high, low = found.shares, found.highest_first, found.lowest_first
     assert shares.shape == high.shape == low.shape == (4, 8)
     assert (shares[:, [0, -1]] == [0, 1]).all()
     assert high[:, [0, -1]] == pytest.approx(low[:, [0, -1]])

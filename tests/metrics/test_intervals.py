@@ -13,7 +13,7 @@ import pytest
 from maskhooks.errors import MissingExtraError, SettingError
 from maskhooks.metrics.erasure import MoRF
 from maskhooks.metrics.evidence import Floats
-from maskhooks.metrics.intervals import compare, holm, interval
+from maskhooks.metrics.intervals import difference, holm, interval, means
 from maskhooks.metrics.judgement import Judgement
 from maskhooks.metrics.metric import Metric
 from maskhooks.metrics.truth import AUROC
@@ -103,7 +103,7 @@ class TestIntervals:
 class TestComparisons:
     def test_all_ways_to_flip_signs(self) -> None:
         first, second = draws(9), draws(9, 1)
-        found = compare(judgement(first), judgement(second))
+        found = difference(judgement(first), judgement(second))
         flips = [np.mean(signs * (first - second)) for signs in itertools.product((1, -1), repeat=9)]
         mean = float(np.mean(first - second))
         tails = [np.mean([flip <= mean + 1e-12 for flip in flips]), np.mean([flip >= mean - 1e-12 for flip in flips])]
@@ -113,21 +113,21 @@ class TestComparisons:
 
     def test_random_flips(self) -> None:
         first, second = draws(60), draws(60, 1) + 0.2
-        found = compare(judgement(first), judgement(second), resamples=4000)
+        found = difference(judgement(first), judgement(second), resamples=4000)
         signs = np.random.default_rng(3).choice([-1, 1], (20_000, 60))
         flips, mean = (signs * (first - second)).mean(1), float(np.mean(first - second))
         assert found.p_value == pytest.approx(2 * min(np.mean(flips <= mean), np.mean(flips >= mean)), abs=0.03)
 
     def test_pairs_without_a_value_do_not_count(self) -> None:
         first, second = draws(12), draws(12, 1)
-        whole = compare(judgement(first[2:]), judgement(second[2:]))
+        whole = difference(judgement(first[2:]), judgement(second[2:]))
         first[0] = second[1] = math.nan
-        found = compare(judgement(first), judgement(second))
+        found = difference(judgement(first), judgement(second))
         assert (found.difference.examples, found.difference.undefined) == (10, 2)
         assert found.p_value == whole.p_value
 
     def test_equal_judgements_do_not_differ(self) -> None:
-        found = compare(judgement(draws(8)), judgement(draws(8)))
+        found = difference(judgement(draws(8)), judgement(draws(8)))
         assert found.p_value == 1
         assert found.difference.method == "percentile"
         assert found.difference.low == found.difference.high == 0
@@ -135,11 +135,11 @@ class TestComparisons:
     def test_judgements_of_something_else(self) -> None:
         values = judgement(draws(5))
         with pytest.raises(SettingError, match="differ in absolute"):
-            compare(values, judgement(draws(5), AUROC(absolute=True)))
+            difference(values, judgement(draws(5), AUROC(absolute=True)))
         with pytest.raises(SettingError, match=r"differ in .*name"):
-            compare(values, judgement(draws(5), MoRF()))
+            difference(values, judgement(draws(5), MoRF()))
         with pytest.raises(SettingError, match="of other examples"):
-            compare(values, judgement(draws(6)))
+            difference(values, judgement(draws(6)))
 
 
 def test_holm_written_out() -> None:
@@ -155,6 +155,21 @@ def test_holm_written_out() -> None:
 
 def test_scipy_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
-    for call in (lambda: interval(judgement(draws(5))), lambda: compare(judgement(draws(5)), judgement(draws(5)))):
+    for call in (lambda: interval(judgement(draws(5))), lambda: difference(judgement(draws(5)), judgement(draws(5)))):
         with pytest.raises(MissingExtraError, match=r"pip install 'maskhooks\[metrics\]'"):
             call()
+
+
+def test_means_of_curves() -> None:
+    values = np.stack([draws(30), draws(30, 1) + 5], 1)
+    values[3, 1] = math.nan  # the example does not count
+    middle, low, high = means(values, confidence=0.9, resamples=4000)
+    known = np.delete(values, 3, 0)
+    assert middle == pytest.approx(known.mean(0))
+    error = known.std(0, ddof=0) / math.sqrt(29)
+    assert low == pytest.approx(known.mean(0) - 1.645 * error, abs=0.3 * error.max())
+    assert high == pytest.approx(known.mean(0) + 1.645 * error, abs=0.3 * error.max())
+    alone, nothing, _ = means(values[:1])
+    assert alone == pytest.approx(values[0])
+    assert np.isnan(nothing).all()
+    assert np.isnan(means(values[3:4])[0]).all()

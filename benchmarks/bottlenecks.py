@@ -11,7 +11,7 @@ with `IBA` at the same layer and price: bits per token of each, the mean rank co
 sentence's tokens, and the seconds of an explanation. At the published price hardly anything is squeezed out, so
 `higher_price` has the same figures at a beta of 10, the capacity for the first 60 sentences.
 
-    python benchmarks/bottleneck.py [--quick]
+    python benchmarks/bottlenecks.py [--quick]
 """
 
 from __future__ import annotations
