@@ -16,7 +16,7 @@ from maskhooks_geometric.peer import Peer
 from maskhooks_geometric.restored import restored
 
 
-class Given(ExplainerAlgorithm):
+class Given(ExplainerAlgorithm):  # type: ignore[misc] # PyG has no types
     """An algorithm whose edge mask is given."""
 
     def __init__(self, mask: Float[Tensor, " edge"]) -> None:

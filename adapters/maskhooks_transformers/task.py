@@ -159,8 +159,8 @@ class TransformersTask(Task):
         ids, config = token_ids(batch), getattr(model, "config", None)
         limit = getattr(getattr(config, "get_text_config", lambda: config)(), "max_position_embeddings", None)
         if ids is not None and isinstance(limit, int):
-            reserved = [one.padding_idx for one in model.modules() if getattr(one, "num_embeddings", None) == limit]
-            room = limit - max((index + 1 for index in reserved if index is not None), default=0)
+            tables = [one for one in model.modules() if isinstance(one, nn.Embedding) and one.num_embeddings == limit]
+            room = limit - max((one.padding_idx + 1 for one in tables if one.padding_idx is not None), default=0)
             if ids.shape[1] > room > 0:
                 return (
                     f"the longest text has {ids.shape[1]} tokens, and {type(model).__name__} has positions for {room}. "

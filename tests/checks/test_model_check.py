@@ -162,7 +162,7 @@ def test_checks_are_left_out_by_name() -> None:
     Random(strange("plain"), SITE).explain(ids())
     handle.remove()
     with pytest.raises(maskhooks.errors.SettingError, match="skip_checks"):
-        strange("plain", skip_checks=["modle"])
+        strange("plain", skip_checks=["models"])
 
 
 def test_the_check_costs_two_passes_once() -> None:
