@@ -90,6 +90,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_use_rtype = napoleon_attr_annotations = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Options of wrap", "params_style")]
 copybutton_prompt_text = r"^\$ "
 

@@ -135,10 +135,10 @@ class _Grid:
 class SensitivityMax(Metric):
     """The largest relative change of the scores when the value at the site moves a little; from 0, lower is better.
 
-    max over x' of |s(x') - s(x)| / |s(x)|, with x' = x + noise that is uniform in [-radius, radius] in each feature of
-    each valid position, by `captum.metrics.sensitivity_max`: a lower bound, as only some x' are tried. The norm is over
-    the positions that count. The paper does not divide by |s(x)|. Scores that are all 0 are divided by 1. The explainer
-    explains each example again for each x', by itself; one that draws numbers draws the same ones.
+    The largest norm of s(x') - s(x) over the norm of s(x), with x' = x + noise that is uniform in [-radius, radius] in
+    each feature of each valid position, by `captum.metrics.sensitivity_max`: a lower bound, as only some x' are tried.
+    The norm is over the positions that count. The paper does not divide by that of s(x); if it is 0, it counts as 1. The
+    explainer explains each example again for each x', by itself; one that draws numbers draws the same ones.
 
     Yeh et al. 2019.
 

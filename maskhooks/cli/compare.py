@@ -172,7 +172,7 @@ def _show(found: Comparison) -> None:
     say_table(
         lines,
         f"{len(found.examples)} examples{where}: means with {100 * found.confidence:g} % intervals; * is the best, "
-        "~ no different from it",
+        "~ not shown to differ from it",
     )
     say("Differences by paired permutation tests, adjusted by Holm's rule for all tests of a metric, at the 5 % level:")
     for metric in found.metrics:

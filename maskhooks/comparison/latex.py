@@ -35,7 +35,7 @@ def latex(comparison: Comparison, *, digits: int = 3, intervals: bool = True) ->
     lines = [
         f"% {len(comparison.examples)} examples. In brackets: {100 * comparison.confidence:g} % bootstrap intervals "
         "(BCa) of the mean over examples.",
-        "% Bold: the best mean. Underlined: no different from it at the 5 % level by paired permutation tests,",
+        "% Bold: the best mean. Underlined: not shown to differ from it at the 5 % level by paired permutation tests,",
         f"% adjusted by Holm's rule for all {pairs} tests of a metric. Needs \\usepackage{{booktabs}}.",
         r"\begin{tabular}{l" + "r" * (len(metrics) + 1) + "}",
         r"\toprule",
