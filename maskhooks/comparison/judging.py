@@ -140,18 +140,19 @@ class Judging:
         if self.depths == "last":
             explanation, *others = (_deepest(one) for one in (explanation, *others))
         if not self._gathering:
-            return self._judged(explanation, self.metrics, batch, first, others)
+            return self._judged(explanation, self.metrics, explainer, batch, first, others)
         found: list[Judged] = []
         for site in explanation.sites:
             at_site = {label: self._ready(label, site) for label in self.metrics}
             part = explanation if len(explanation.sites) == 1 else explanation.select(site=site, valid=None)
-            found += self._judged(part, at_site, batch, first, others)
+            found += self._judged(part, at_site, explainer, batch, first, others)
         return found
 
     def _judged(
         self,
         explanation: Explanation,
         metrics: Mapping[str, Metric],
+        explainer: Explainer | None,
         batch: Any,
         first: int,
         others: Sequence[Explanation],
