@@ -73,7 +73,7 @@ class Bench:
         self.examples = examples
         self.explained = self.judged = 0
         given = [
-            {"name": "integrated-gradients", "n_steps": 5 if quick else 20},
+            {"name": "integrated-gradients", "n_steps": 5 if quick else 10},
             "input-x-gradient",
             "leave-one-out",
             "random",
@@ -210,7 +210,7 @@ def main() -> None:
     sentences = read(str(shared / "data" / "sst" / "dev.txt"))
     if given.quick:
         sentences = [one for one in sentences if len(one.text.split()) <= 8]
-    examples, size, repeats, kills = (8, 4, 1, 1) if given.quick else (24, 8, 3, 2)
+    examples, size, repeats, kills = (8, 4, 1, 1) if given.quick else (16, 8, 3, 2)
     bench = Bench(shared / "models" / "minilm-sst5", sentences, examples, size, given.quick)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

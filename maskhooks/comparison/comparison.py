@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Comparison:
-    """What `compare` returns, and `Comparison.load` reads.
+    """What `compare` returns, and `Comparison.load` reads: the batches that all methods have explained by then.
 
     Attributes:
         settings: what was compared: model, methods, metrics, data, seed.
@@ -49,7 +49,7 @@ class Comparison:
         self._store, self._counts = store, counts
         self._tested: dict[tuple[str, str | None], list[Test]] = {}
         self._told: dict[str, list[Cell]] = {}
-        if not any(store.numbers(label) for label in store.labels):
+        if not store.numbers:
             raise SettingError("this comparison has no results yet. Run the same comparison again to go on with it")
 
     def __repr__(self) -> str:
@@ -363,12 +363,12 @@ class Comparison:
         return int(self.settings["seed"])
 
     def _parts(self, label: str) -> list[Any]:
-        found = [self._store.explained(label, number) for number in self._store.numbers(label)]
+        found = [self._store.explained(label, number) for number in self._store.numbers]
         return [one for one in found if one is not None]
 
     def judged(self, label: str) -> list[Judged]:
         """Return what metrics say of each batch of a method."""
-        return [one for number in self._store.numbers(label) for one in self._store.judged(label, number) or ()]
+        return [one for number in self._store.numbers for one in self._store.judged(label, number) or ()]
 
     def _every(self) -> list[Judged]:
         return [one for label in self.methods for one in self.judged(label)]

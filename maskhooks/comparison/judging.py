@@ -18,7 +18,7 @@ from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.metrics.erasure import CurveMetric, Curves, ErasureMetric
 from maskhooks.metrics.evidence import Evidence, Floats, Truth
 from maskhooks.metrics.judgement import check_needs, judge
-from maskhooks.metrics.metric import METRICS, Metric, MetricSetting
+from maskhooks.metrics.metric import METRICS, Metric, MetricSetting, Need
 from maskhooks.metrics.removal import replacing
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import predicted_probability
@@ -114,9 +114,8 @@ class Judging:
         methods: int,
         depths: Depths,
     ) -> None:
-        check_needs(
-            metrics.values(), {"hooked": True, "truth": truth is not None, "others": methods > 1, "explainer": True}
-        )
+        given: dict[Need, bool] = {"hooked": True, "truth": truth is not None, "others": methods > 1, "explainer": True}
+        check_needs(metrics.values(), given)
         self.hooked, self.metrics, self.batches = hooked, metrics, batches
         self.truth, self.counts, self.depths = truth, counts, depths
         self.compares = any("others" in metric.needs for metric in metrics.values())
@@ -142,19 +141,19 @@ class Judging:
         if self.depths == "last":
             explanation, *others = (_deepest(one) for one in (explanation, *others))
         if not self._gathering:
-            return self._judged(explanation, explainer, self.metrics, batch, first, others)
+            return self._judged(explanation, self.metrics, explainer, batch, first, others)
         found: list[Judged] = []
         for site in explanation.sites:
             at_site = {label: self._ready(label, site) for label in self.metrics}
             part = explanation if len(explanation.sites) == 1 else explanation.select(site=site, valid=None)
-            found += self._judged(part, explainer, at_site, batch, first, others)
+            found += self._judged(part, at_site, explainer, batch, first, others)
         return found
 
     def _judged(
         self,
         explanation: Explanation,
-        explainer: Explainer | None,
         metrics: Mapping[str, Metric],
+        explainer: Explainer | None,
         batch: Any,
         first: int,
         others: Sequence[Explanation],

@@ -76,12 +76,7 @@ class Store:
         made = json.loads(json.dumps(settings))
         if folder is None:
             return cls(made)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"{folder} cannot be made ({error.strerror}). Choose another folder.", path=folder
-            ) from error
+        _writable(folder / MANIFEST)
         if (folder / MANIFEST).exists():
             found = differences(_manifest(folder), made)
             if found:
@@ -132,9 +127,11 @@ class Store:
         """Return what metrics say of it; None if they have not yet."""
         return self._judged.get((label, number))
 
-    def numbers(self, label: str) -> list[int]:
-        """Return the numbers of the batches that a method explained and metrics judged, in order."""
-        return sorted(n for one, n in self._judged.keys() & self._explained.keys() if one == label)
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the batches that all methods explained, and that metrics judged, in order."""
+        both = self._judged.keys() & self._explained.keys()
+        return sorted(set.intersection(*({number for one, number in both if one == label} for label in self.labels)))
 
     def add_explained(self, label: str, number: int, made: Explained) -> None:
         """Keep what a method made of a batch."""
@@ -143,7 +140,7 @@ class Store:
             return
         about = {"seconds": made.seconds, "first": made.first, "fit_seconds": made.fit_seconds}
         one = made.explanation
-        path = self._path("explained", label, number)
+        path = _writable(self._path("explained", label, number))
         row_files.write_parquet(
             path,
             one.columns,
@@ -155,7 +152,7 @@ class Store:
         """Keep what metrics say of it."""
         self._judged[label, number] = list(made)
         if self.folder is not None:
-            path = self._path("judged", label, number)
+            path = _writable(self._path("judged", label, number))
             _write_judged(path, made)
             clear(path)
 
@@ -181,13 +178,22 @@ class Store:
 
     def _path(self, kind: str, label: str, number: int) -> Path:
         assert self.folder is not None
-        path = self.folder / kind / self._name(label) / f"part-{number:06d}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self.folder / kind / self._name(label) / f"part-{number:06d}.parquet"
 
     def _name(self, label: str) -> str:
         """Return the name of a method's folders, in order and safe in any file system."""
         return f"{self.labels.index(label):02d}-{re.sub(r'[^A-Za-z0-9.-]+', '_', label)[:60]}"
+
+
+def _writable(path: Path) -> Path:
+    """Return a path, in a folder that is made if it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{path.parent} cannot be made ({error.strerror}). Choose another folder.", path=path.parent
+        ) from error
+    return path
 
 
 def _write(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -388,6 +388,11 @@ class TestResuming:
         with pytest.raises(KeyboardInterrupt):
             go_on(first, stop, tmp_path / "cut")
         before = Watched.calls
+        if stop > 1:  # the batches that are done for both can be looked at
+            assert len(Comparison.load(tmp_path / "cut").examples) == 4 * (stop // 2)
+        else:
+            with pytest.raises(SettingError, match="no results yet"):
+                Comparison.load(tmp_path / "cut")
         rest: list[int] = []
         resumed = go_on(rest, 99, tmp_path / "cut")
         assert same(resumed, whole)
