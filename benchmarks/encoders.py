@@ -145,6 +145,17 @@ def encoder(name: str, folder: Path | None = None) -> Encoder:
     return found
 
 
+def prepared(name: str, home: Path) -> Encoder:
+    """Return an encoder of the default folder, which is made if it is missing.
+
+    Args:
+        name: one of `TASKS`.
+        home: the folder with models and data.
+    """
+    settings = TASKS[name].settings
+    return _found(name, default_folder(), settings) or make(name, default_folder(), settings, home)
+
+
 def default_folder() -> Path:
     return Path(os.environ.get("MASKHOOKS_CACHE") or "~/.cache/maskhooks/encoders").expanduser()
 
@@ -242,6 +253,9 @@ class Examples:
         self._labels = [row["label"] for row in rows]
         self._pad = tokenizer.pad
         self._length = [len(ids) for ids in self._tokens["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
     def batches(self, size: int, order: random.Random | None = None) -> list[list[int]]:
         """The examples of each batch: in a new order each time, or by length."""
