@@ -124,9 +124,7 @@ class Methods:
             ),
             "gradient_l2": lambda: GradientNorm(hooked, INPUT),
             "gradient_x_input": lambda: InputXGradient(hooked, INPUT),
-            "lime": lambda: Lime(
-                hooked, INPUT, baseline=mask, n_samples=100, alpha=1e-3, perturbations_per_eval=50
-            ),
+            "lime": lambda: Lime(hooked, INPUT, baseline=mask, n_samples=100, alpha=1e-3, perturbations_per_eval=50),
             "guan": lambda: Guan(hooked, INPUT),
             "leave_one_out": lambda: LeaveOneOut(hooked, INPUT, baseline=Token(mask)),
             "attention": lambda: Attention(hooked, heads="mean", queries="cls", layer=-1),
@@ -169,9 +167,7 @@ class Methods:
         chosen = self.settings
         recipe = dataclasses.replace(Recipe.named("language"), steps=chosen.fit_steps)
         read = site(chosen.read)
-        return DiffMask(
-            self.hooked, INPUT, conditioned_on=read, cumulative=False, margin=chosen.margin, recipe=recipe
-        )
+        return DiffMask(self.hooked, INPUT, conditioned_on=read, cumulative=False, margin=chosen.margin, recipe=recipe)
 
 
 def site(layer: int | None) -> str:
