@@ -37,7 +37,19 @@ import captum
 import torch
 import transformers
 from encoders import Encoder, Examples, encoder, prepared, say
-from explainers import FITTED, LENGTH, STATISTICS, Methods, Settings, explained, ordered, row, rows_of, sampled, site
+from explainers import (
+    FITTED,
+    LENGTH,
+    STATISTICS,
+    Methods,
+    Settings,
+    explained,
+    figures,
+    ordered,
+    rows_of,
+    sampled,
+    site,
+)
 
 import maskhooks
 from maskhooks import IBA, Explanation, Hooked, Schulz
@@ -102,7 +114,7 @@ def measure(methods: Mapping[str, Methods], batches: Mapping[str, Batches]) -> d
         explanation, seconds = explained(one.make(method), batches[name])
         for operator, table in tables.items():
             found = judged(explanation, one.hooked, batches[name], operator)
-            table[name][method] = row(found, seconds)
+            table[name][method] = figures(found, seconds)
             if operator == "delete":
                 between[name][method] = found["morf_lerf"]
         say(f"{name} {method}: {json.dumps(tables['delete'][name][method])}")

@@ -252,8 +252,9 @@ TASKS: Mapping[str, Task] = {
     ),
     **{
         f"polarity_{kind}" if kind else "polarity": Task(
-            data="Stanford Sentiment Treebank, sentences that are positive or negative, three times: train; dev held out"
-            + (f"; a fifth has planted words ({kind})" if kind else ""),
+            data="Stanford Sentiment Treebank, positive and negative sentences: train, three times"
+            + (f", a fifth with planted words ({kind})" if kind else "")
+            + "; dev held out",
             labels=("negative", "positive"),
             read=partial(_polarity, kind=kind),
             columns=Columns(label="label"),

@@ -150,7 +150,7 @@ class Methods:
         explainer.fit(batches[held:], batches[:held])
         seconds = time.perf_counter() - begun
         explainer.save(self.folder)
-        about = {"settings": dataclasses.asdict(self.settings), "seconds": seconds}
+        about = {"settings": self._fit_settings, "seconds": seconds}
         (self.folder / "fit.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
         return seconds
 
@@ -161,7 +161,13 @@ class Methods:
             about = json.loads((self.folder / "fit.json").read_text(encoding="utf-8"))
         except OSError:
             return None
-        return float(about["seconds"]) if about["settings"] == dataclasses.asdict(self.settings) else None
+        same = all(about["settings"].get(name) == value for name, value in self._fit_settings.items())
+        return float(about["seconds"]) if same else None
+
+    @property
+    def _fit_settings(self) -> dict[str, Any]:
+        """The settings that the amortised masks depend on."""
+        return {name: getattr(self.settings, name) for name in ("read", "margin", "fit_steps")}
 
     def _amortised(self) -> DiffMask:
         chosen = self.settings
@@ -210,7 +216,7 @@ def at_input(explanation: Explanation) -> Explanation:
     return dataclasses.replace(explanation, columns={**explanation.columns, "depth": depth}, sites=(INPUT,))
 
 
-def row(judgements: Mapping[str, Judgement], seconds: float) -> dict[str, Any]:
+def figures(judgements: Mapping[str, Judgement], seconds: float) -> dict[str, Any]:
     """The figures of one method: means over texts, their intervals of 95 %, the seconds of an example."""
     found = {name: interval(one) for name, one in judgements.items()}
     return {

@@ -37,7 +37,7 @@ import planting
 import torch
 import transformers
 from encoders import Encoder, Examples, Row, encoder, prepared, say
-from explainers import FITTED, LENGTH, STATISTICS, Methods, Settings, explained, ordered, row, rows_of, sampled
+from explainers import FITTED, LENGTH, STATISTICS, Methods, Settings, explained, figures, ordered, rows_of, sampled
 
 import maskhooks
 from maskhooks.errors import MaskhooksWarning
@@ -136,8 +136,10 @@ def fit(one: Encoder, kind: str, methods: Methods) -> float:
     """Fit the amortised masks on planted training texts, unless they are there; the seconds that it took."""
     draw = random.Random(SEED)
     rows = sampled(rows_of(one.train), methods.settings.fit_steps * FITTED, SEED)
-    plain = [planting.without(row["text"], planting.WORDS) for row in rows]
-    texts = [{**row, "text": planting.planted(text, kind, draw.randrange(2), draw)} for row, text in zip(rows, plain)]
+    texts = []
+    for row in rows:
+        text = planting.without(row["text"], planting.WORDS)
+        texts.append({**row, "text": planting.planted(text, kind, draw.randrange(2), draw)})
     return methods.fit_amortised(Examples(texts, methods.tokenizer, LENGTH))
 
 
@@ -149,7 +151,7 @@ def measure(methods: Mapping[str, Methods], texts: Mapping[str, Texts], count: i
         batches = ordered(sampled(texts[kind].rows, count, SEED), one.tokenizer)
         explanation, seconds = explained(one.make(method), batches)
         judgements = judge(explanation, ["precision-at-k", "mean-rank"], truth=truth(batches, one.tokenizer))
-        tables[kind][method] = row(dict(zip(("precision_at_k", "mean_rank"), judgements, strict=True)), seconds)
+        tables[kind][method] = figures(dict(zip(("precision_at_k", "mean_rank"), judgements, strict=True)), seconds)
         say(f"{kind} {method}: {json.dumps(tables[kind][method])}")
     return {"tables": tables, "ours": {kind: ours(table) for kind, table in tables.items()}}
 
