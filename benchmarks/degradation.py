@@ -5,7 +5,7 @@ has for each set and method, as means over texts: `morf` and `lerf`, the areas u
 class as tokens are removed from the highest score down and from the lowest up, in ten steps; `morf_lerf`, LeRF - MoRF;
 `comprehensiveness` and `sufficiency` (ERASER); `interval`, the bootstrap interval of 95 % of each; and
 `seconds_per_example` in batches of 32, without what is fitted beforehand. Tokens are deleted and the others move
-together, as Jiang et al. 2020 do; [CLS] and [SEP] stay. `mask_tables` has the same with removed tokens replaced by
+together, as Jiang et al. 2020 do; [CLS] and [SEP] stay. `mask_tables` has the areas with removed tokens replaced by
 [MASK]. `iba_above` compares IBA's `morf_lerf` with integrated gradients, LIME and random scores: paired permutation
 tests, with p-values by Holm over all sets. `speed` is the time of integrated gradients over that of amortised DiffMask,
 and `break_even` the number of texts from which the fit of the masks costs less time than it saves.
@@ -73,9 +73,10 @@ METHODS = (
     "random",
 )
 RIVALS = ("integrated_gradients", "lime", "random")
-METRICS = ("morf", "lerf", "comprehensiveness", "sufficiency")
+CURVES = ("morf", "lerf")
+METRICS = {"delete": (*CURVES, "comprehensiveness", "sufficiency"), "mask": CURVES}
 SEED = 3
-SETTINGS = Settings(layer=2, beta=0.1, schulz_beta=10.0, read=2)
+SETTINGS = Settings(layer=None, beta=0.1, schulz_beta=10.0, read=2, logit_steps=100)
 LAYERS = (None, 0, 1, 2, 3, 4, 5)
 BETAS = {IBA: (1e-5, 1e-2, 0.1, 1.0, 10.0), Schulz: (0.1, 1.0, 10.0)}
 
@@ -98,8 +99,8 @@ def fit(one: Encoder, methods: Methods) -> float:
 
 def judged(explanation: Explanation, hooked: Hooked, batches: Sequence[Any], operator: str) -> dict[str, Judgement]:
     """What each metric says; the area between the curves is that under one minus that under the other."""
-    metrics = [{"name": name, "operator": operator} for name in METRICS]
-    found = dict(zip(METRICS, judge(explanation, metrics, hooked=hooked, batches=batches), strict=True))
+    metrics = [{"name": name, "operator": operator} for name in METRICS[operator]]
+    found = dict(zip(METRICS[operator], judge(explanation, metrics, hooked=hooked, batches=batches), strict=True))
     morf, lerf = found["morf"], found["lerf"]
     between: Any = AreaBetween(operator="mask" if operator == "mask" else "delete")
     return {**found, "morf_lerf": dataclasses.replace(morf, metric=between, values=lerf.values - morf.values)}
@@ -107,7 +108,7 @@ def judged(explanation: Explanation, hooked: Hooked, batches: Sequence[Any], ope
 
 def measure(methods: Mapping[str, Methods], batches: Mapping[str, Batches]) -> dict[str, Any]:
     """The figures of all methods on all sets."""
-    tables: dict[str, Found] = {operator: {name: {} for name in methods} for operator in ("delete", "mask")}
+    tables: dict[str, Found] = {operator: {name: {} for name in methods} for operator in METRICS}
     between: dict[str, dict[str, Judgement]] = {name: {} for name in methods}
     for name, method in track([(name, method) for name in methods for method in METHODS], "methods on sets"):
         one = methods[name]
@@ -189,10 +190,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--quick", action="store_true", help="a few texts of SST and few steps, within a minute")
     parser.add_argument("--tune", action="store_true", help="try settings of the bottlenecks on training texts")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     warnings.simplefilter("ignore", MaskhooksWarning)
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     if given.prepare:
         home = Path(os.environ.get("MASKHOOKS_DATA", "../shared"))
         made = {name: prepared(name, home) for name in given.sets}

@@ -44,7 +44,7 @@ from maskhooks.progress import track
 
 Row = dict[str, Any]  # a line of the exported files
 HELD_OUT = 0.2  # of the pairs of MNLI, whose training set is not at hand
-COPIES = 3  # of the sentences with planted words
+COPIES = 1  # of the sentences with planted words
 TUNED = 0.1  # of the training examples, for --tune
 QUICK = 64  # training examples with --quick; twice as many are held out
 MEASURED = 64  # examples per batch when nothing is trained
@@ -252,7 +252,7 @@ TASKS: Mapping[str, Task] = {
     ),
     **{
         f"polarity_{kind}" if kind else "polarity": Task(
-            data="Stanford Sentiment Treebank, positive and negative sentences: train, three times"
+            data="Stanford Sentiment Treebank, positive and negative sentences: train"
             + (f", a fifth with planted words ({kind})" if kind else "")
             + "; dev held out",
             labels=("negative", "positive"),

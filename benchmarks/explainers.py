@@ -43,7 +43,7 @@ from maskhooks.metrics.judgement import Judgement
 
 INPUT = "bert.embeddings.word_embeddings:output"
 BATCH = 32
-LENGTH = 128  # tokens of a text
+LENGTH = 64  # tokens of a text, which is cut there
 AT_ONCE = 128  # rows in one pass of integrated gradients
 FITTED = 8  # texts in a training step of the amortised masks
 STATISTICS = 640  # training texts for the noise of bottlenecks

@@ -210,10 +210,11 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=60, help="texts of each kind")
     parser.add_argument("--kinds", nargs="*", choices=planting.KINDS, default=list(planting.KINDS))
     parser.add_argument("--quick", action="store_true", help="a few texts of one kind and few steps, within a minute")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     warnings.simplefilter("ignore", MaskhooksWarning)
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     if given.prepare:
         home = Path(os.environ.get("MASKHOOKS_DATA", "../shared"))
         made = {kind: prepared(f"polarity_{kind}", home) for kind in given.kinds}
