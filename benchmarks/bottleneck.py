@@ -26,6 +26,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+if __name__ != "__main__":  # pandas takes a module of this name for a library that makes it faster
+    raise ImportError("this is a benchmark: python benchmarks/bottleneck.py")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

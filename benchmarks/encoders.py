@@ -26,12 +26,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import planting
 import torch
 import transformers
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ from maskhooks.progress import track
 
 Row = dict[str, Any]  # a line of the exported files
 HELD_OUT = 0.2  # of the pairs of MNLI, whose training set is not at hand
+COPIES = 1  # of the sentences with planted words
 TUNED = 0.1  # of the training examples, for --tune
 QUICK = 64  # training examples with --quick; twice as many are held out
 MEASURED = 64  # examples per batch when nothing is trained
@@ -85,6 +88,8 @@ class Task:
         read: gives training and held-out examples of a data folder, by a seed if they have to be split.
         columns: the columns of the exported files.
         settings: the best ones of those tried.
+        source: the folder of the data, if not the name of the task.
+        words: new entries of the vocabulary.
     """
 
     data: str
@@ -92,6 +97,8 @@ class Task:
     read: Callable[[Path, int], tuple[list[Row], list[Row]]]
     columns: Columns
     settings: Settings
+    source: str | None = None
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,17 @@ def encoder(name: str, folder: Path | None = None) -> Encoder:
     return found
 
 
+def prepared(name: str, home: Path) -> Encoder:
+    """Return an encoder of the default folder, which is made if it is missing.
+
+    Args:
+        name: one of `TASKS`.
+        home: the folder with models and data.
+    """
+    settings = TASKS[name].settings
+    return _found(name, default_folder(), settings) or make(name, default_folder(), settings, home)
+
+
 def default_folder() -> Path:
     return Path(os.environ.get("MASKHOOKS_CACHE") or "~/.cache/maskhooks/encoders").expanduser()
 
@@ -171,6 +189,14 @@ def _sst(data: Path, seed: int) -> tuple[list[Row], list[Row]]:
         for part in ("train", "dev")
     )
     return train, dev
+
+
+def _polarity(data: Path, seed: int, kind: str | None = None) -> tuple[list[Row], list[Row]]:
+    """Sentences that are not neutral, of which some to train on have planted words."""
+    train, held = (
+        [{**row, "label": row["label"] // 3} for row in rows if row["label"] != 2] for rows in _sst(data, seed)
+    )
+    return planting.mixed(train, kind, COPIES, random.Random(seed)) if kind else train * COPIES, held
 
 
 def _ag_news(data: Path, seed: int) -> tuple[list[Row], list[Row]]:
@@ -224,6 +250,20 @@ TASKS: Mapping[str, Task] = {
         # With --tune .624, and from minilm-sst5 .511: the questions were pairs already.
         settings=Settings("minilm-squad", rate=2e-4, epochs=1),
     ),
+    **{
+        f"polarity_{kind}" if kind else "polarity": Task(
+            data="Stanford Sentiment Treebank, positive and negative sentences: train"
+            + (f", a fifth with planted words ({kind})" if kind else "")
+            + "; dev held out",
+            labels=("negative", "positive"),
+            read=partial(_polarity, kind=kind),
+            columns=Columns(label="label"),
+            settings=Settings("minilm-sst5", rate=2e-4, epochs=1),
+            source="sst",
+            words=planting.WORDS,
+        )
+        for kind in (None, *planting.KINDS)
+    },
 }
 
 
@@ -242,6 +282,9 @@ class Examples:
         self._labels = [row["label"] for row in rows]
         self._pad = tokenizer.pad
         self._length = [len(ids) for ids in self._tokens["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
     def batches(self, size: int, order: random.Random | None = None) -> list[list[int]]:
         """The examples of each batch: in a new order each time, or by length."""
@@ -266,7 +309,7 @@ def examples_of(name: str, settings: Settings, home: Path) -> tuple[list[Row], l
     Raises:
         SystemExit: the data or the base are not there.
     """
-    for path in (home / "models" / settings.base, home / "data" / name):
+    for path in (home / "models" / settings.base, home / "data" / (TASKS[name].source or name)):
         if not path.is_dir():
             raise SystemExit(
                 f"{name} needs {path}, which is not there. Set MASKHOOKS_DATA to the folder with models and data."
@@ -290,7 +333,11 @@ def loaded(task: Task, settings: Settings, home: Path) -> tuple[Any, Any]:
             dtype=torch.float32,
             attn_implementation="eager",  # on a CPU not slower than fused attention
         )
-    return model.train(), transformers.AutoTokenizer.from_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    if task.words:
+        tokenizer.add_tokens(list(task.words))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # otherwise all new ones are alike
+    return model.train(), tokenizer
 
 
 def train(model: Any, examples: Examples, settings: Settings, name: str) -> None:

@@ -137,8 +137,8 @@ class SensitivityMax(Metric):
 
     The largest norm of s(x') - s(x) over the norm of s(x), with x' = x + noise that is uniform in [-radius, radius] in
     each feature of each valid position, by `captum.metrics.sensitivity_max`: a lower bound, as only some x' are tried.
-    The norm is over the positions that count. The paper does not divide by that of s(x); if it is 0, it counts as 1. The
-    explainer explains each example again for each x', by itself; one that draws numbers draws the same ones.
+    The norm is over the positions that count. The paper does not divide by that of s(x); if it is 0, it counts as 1.
+    Each example is explained again for each x', by itself; an explainer that draws numbers draws the same ones.
 
     Yeh et al. 2019.
 

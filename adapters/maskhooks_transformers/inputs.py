@@ -66,7 +66,7 @@ def labels(batch: Any) -> Tensor | None:
 
 
 def without_tokens(batch: Any, removed: Bool[Tensor, "batch token"]) -> dict[str, Any]:
-    """The batch without some tokens, the others moved together; padding stays on its side.
+    """The batch without some tokens, the others moved together; padding stays on its side, no more than is needed.
 
     Every entry with a number per token is moved along, but positions, which the model then counts anew.
 
@@ -85,11 +85,14 @@ def without_tokens(batch: Any, removed: Bool[Tensor, "batch token"]) -> dict[str
         )
     at_end = bool((valid[:, -1] | ~valid.any(1)).all()) and not bool(valid.all())  # padding on the left
     order = kept.int().argsort(dim=1, stable=True, descending=not at_end)
+    order = order[:, -int(left.max()) :] if at_end else order[:, : int(left.max())]
     found: dict[str, Any] = {"attention_mask": valid}
     found.update({key: value for key, value in mapping.items() if key != "position_ids"})
     for key, value in found.items():
         if isinstance(value, Tensor) and value.shape[:2] == ids.shape:
-            moved = value.gather(1, order.view(*order.shape, *[1] * (value.dim() - 2)).expand_as(value))
+            moved = value.gather(
+                1, order.view(*order.shape, *[1] * (value.dim() - 2)).expand(*order.shape, *value.shape[2:])
+            )
             here = kept.gather(1, order)
             found[key] = here.to(value.dtype) if key == "attention_mask" else moved
             if key == "labels":
