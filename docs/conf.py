@@ -90,10 +90,10 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_use_rtype = napoleon_attr_annotations = False
-napoleon_use_ivar = True
 napoleon_custom_sections = [("Options of wrap", "params_style")]
 copybutton_prompt_text = r"^\$ "
 
+suppress_warnings = ["ref.python"]  # a kind in an annotation, such as metric, is also the name of attributes
 nitpick_ignore_regex = [("py:.*", r"maskhooks.*\.(_\w+|[A-Z])")]  # private names and type variables in signatures
 if os.environ.get("MASKHOOKS_DOCS_INTERSPHINX") == "1":
     extensions.append("sphinx.ext.intersphinx")
