@@ -35,7 +35,6 @@ from maskhooks.metrics.erasure import (
     Sufficiency,
 )
 from maskhooks.metrics.metric import Metric
-from maskhooks.metrics.sanity import RandomisedWeights
 from maskhooks.metrics.truth import (
     AUROC,
     F1,
@@ -136,7 +135,7 @@ def maskhooks_metrics() -> Mapping[str, Callable[..., Metric]]:
     metrics: list[type[Metric]] = [
         *(Comprehensiveness, Sufficiency, AOPC, MoRF, LeRF, AreaBetween, LogOdds, DivergenceKept),
         *(Precision, Recall, F1, Optimality, AUROC, AveragePrecision, PrecisionAtK, MeanRank, KL, JS),
-        *(Kendall, Spearman, TopKOverlap, Deviation, RandomisedWeights),
+        *(Kendall, Spearman, TopKOverlap, Deviation),
     ]
     return {metric.name: metric for metric in metrics}
 

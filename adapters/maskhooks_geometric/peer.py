@@ -75,8 +75,8 @@ class Peer(Explainer):
             for number, batch in enumerate(batches):
                 with restored(self.hooked.model) as changed, torch.enable_grad():
                     torch.manual_seed(seeded(self.seed, _FIT, epoch, number))
-                    for graph in self.graphs(move(batch, device_of(self.hooked.model))):
-                        explainer, x, edges, rest = self.question(graph)
+                    for graph in self._graphs(move(batch, device_of(self.hooked.model))):
+                        explainer, x, edges, rest = self._question(graph)
                         target = _target(explainer, x, edges, rest)
                         self.algorithm.train(epoch, self.hooked.model, x, edges, target=target, **rest)
                 self.changed |= set(changed)
@@ -86,15 +86,15 @@ class Peer(Explainer):
         with restored(self.hooked.model) as changed, torch.enable_grad():
             torch.manual_seed(seeded(self.seed, _EXPLAIN))
             found = []
-            for graph in self.graphs(clean.batch):
-                explainer, x, edges, rest = self.question(graph)
+            for graph in self._graphs(clean.batch):
+                explainer, x, edges, rest = self._question(graph)
                 if explainer.explanation_type == ExplanationType.phenomenon:
                     rest["target"] = _target(explainer, x, edges, rest)
                 found.append(explainer(x, edges, **rest))
         self.changed |= set(changed)
         return [self.site_scores(clean, self.site, self.site.depth or 0, self._rows(clean, found))]
 
-    def graphs(self, batch: Any) -> list[Any]:
+    def _graphs(self, batch: Any) -> list[Any]:
         """The batch, graph by graph."""
         if hasattr(batch, "to_data_list"):
             return list(batch.to_data_list())
@@ -107,7 +107,7 @@ class Peer(Explainer):
         assert isinstance(self.hooked.task, GraphTask)
         return self.hooked.task
 
-    def question(self, graph: Any) -> tuple[GeometricExplainer, Any, Any, dict[str, Any]]:
+    def _question(self, graph: Any) -> tuple[GeometricExplainer, Any, Any, dict[str, Any]]:
         """An explainer for one graph, and its arguments."""
         hooked = self.hooked
         outputs = clean_pass(hooked, graph, []).outputs

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,6 @@ Floats = npt.NDArray[np.float64]
 
 #: For each example, by its index: a weight for each position, or such a row for each of several minimal sets.
 Truth = Sequence[Any] | Mapping[int, Any] | Tensor | npt.NDArray[Any]
-
-
-@runtime_checkable
-class Explains(Protocol):
-    """What metrics need of an explainer: it explains a batch again."""
-
-    hooked: Hooked
-
-    def explain(self, batch: Any, *, start_index: int = 0) -> Explanation:
-        """Return the scores of a batch, whose first example has this index."""
 
 
 def not_special(label: str) -> bool:
@@ -57,7 +47,6 @@ class Evidence:
         start_index: the index of the first example of the first batch.
         truth: what each example's prediction needs, or None.
         others: the rows of other explanations, in the same order.
-        explainer: what made the explanation, or None.
         predictions: what the model predicted for some examples when they were explained, as text.
     """
 
@@ -71,7 +60,6 @@ class Evidence:
     start_index: int = 0
     truth: Truth | None = None
     others: Sequence[Columns] = ()
-    explainer: Explains | None = None
     predictions: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -84,14 +72,13 @@ class Evidence:
         start_index: int = 0,
         truth: Truth | None = None,
         others: Sequence[Explanation] = (),
-        explainer: Explains | None = None,
         counts: Callable[[str], bool] = not_special,
     ) -> Iterator[Evidence]:
         """Yield the evidence of each masked site and depth of an explanation, in order of depth.
 
         Args:
             explanation: what is judged.
-            hooked, batches, start_index, truth, explainer, counts: as in `judge`.
+            hooked, batches, start_index, truth, counts: as in `judge`.
             others: other explanations of the same examples. Each must have the site; of several depths, the same one.
 
         Raises:
@@ -107,19 +94,9 @@ class Evidence:
         known = {number: about["prediction"] for number, about in explanation.metadata.items() if "prediction" in about}
         for site, depth in layers.pairs:
             columns = _rows(explanation, site, depth)
-            plain = cls(
-                site, depth, columns, examples, counts, hooked, batches, start_index, truth, (), explainer, known
-            )
+            plain = cls(site, depth, columns, examples, counts, hooked, batches, start_index, truth, (), known)
             plain.check()
-            yield plain.beside(others)
-
-    def beside(self, others: Sequence[Explanation]) -> Evidence:
-        """Return the same beside other explanations of the same examples.
-
-        Raises:
-            SettingError: one of them does not fit.
-        """
-        return replace(self, others=[_matching(other, self, number) for number, other in enumerate(others)])
+            yield replace(plain, others=[_matching(other, plain, number) for number, other in enumerate(others)])
 
     def check(self) -> None:
         """Raise SettingError for a score that is not finite, or an example without a position that counts."""

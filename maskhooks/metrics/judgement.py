@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
-from maskhooks.metrics.evidence import Evidence, Explains, Floats, Truth, not_special
+from maskhooks.metrics.evidence import Evidence, Floats, Truth, not_special
 from maskhooks.metrics.metric import METRICS, Metric, MetricSetting, Need
 from maskhooks.model.hooked import Hooked
 from maskhooks.plugins.registry import registry
@@ -23,7 +23,6 @@ _GIVEN = {
     "hooked": "the wrapped model and the batches that were explained, hooked=... and batches=...",
     "truth": "what each example needs, truth=...",
     "others": "other explanations of the same examples, others=[...]",
-    "explainer": "the explainer that made the explanation, which explains again, explainer=...",
 }
 
 
@@ -77,7 +76,6 @@ def judge(
     batches: Iterable[Any] = (),
     truth: Truth | None = None,
     others: Sequence[Explanation] = (),
-    explainer: Explains | None = None,
     counts: Callable[[str], bool] = not_special,
     start_index: int = 0,
 ) -> list[Judgement]:
@@ -92,7 +90,6 @@ def judge(
             position, such as 1 where it is needed and 0 elsewhere. An example with several minimal sets has a row for
             each, `truth[example][set][position]`.
         others: other explanations of the same examples, such as with other seeds.
-        explainer: what made the explanation, for metrics that explain again.
         counts: which labels count. Default: all but special tokens, such as `[CLS]`. Padding never counts. Positions
             that do not count are never removed.
         start_index: the index of the first example of the first batch.
@@ -112,7 +109,6 @@ def judge(
         "hooked": hooked is not None and bool(loaded),
         "truth": truth is not None,
         "others": bool(others),
-        "explainer": explainer is not None,
     }
     check_needs(made, given)
     return [
@@ -124,7 +120,6 @@ def judge(
             start_index=start_index,
             truth=truth,
             others=others,
-            explainer=explainer,
             counts=counts,
         )
         for metric in made

@@ -71,10 +71,6 @@ class Removal:
         owners: the example of each gate, counted in the batch.
         examples: the index of each example of the batch.
         how: how positions are removed.
-
-    Attributes:
-        scores: the score of each position that counts, example by example as the batch has them.
-        owners: the example of each, counted in the batch.
     """
 
     def __init__(
@@ -94,8 +90,7 @@ class Removal:
         starts = np.cumsum(self._counts) - self._counts
         rank = np.empty(len(here), np.int64)
         rank[order] = np.arange(len(here)) - np.repeat(starts, self._counts)
-        self._here, self.owners, self._rank = here, owners[here], rank
-        self.scores: Floats = gates[here]
+        self._here, self._owners, self._rank = here, owners[here], rank
         self._open = np.ones(len(gates), bool)
 
     def numbers(self, share: float) -> Numbers:
@@ -113,19 +108,15 @@ class Removal:
 
     def without_lowest(self, shares: Sequence[float], compare: Compared) -> Float[Tensor, "share batch"]:
         """Compare the original outputs with those without each share of positions, those of the lowest scores."""
-        total = self._counts[self.owners]
+        total = self._counts[self._owners]
         return self._compared([self._rank >= total - self._of(share) for share in shares], compare)
 
     def only_highest(self, shares: Sequence[float], compare: Compared) -> Float[Tensor, "share batch"]:
         """Compare the original outputs with those with only each share of positions, those of the highest scores."""
         return self._compared([self._rank >= self._of(share) for share in shares], compare)
 
-    def without(self, removed: npt.NDArray[np.bool_], compare: Compared) -> Float[Tensor, " batch"]:
-        """Compare the original outputs with those without some positions, of those that `scores` lists."""
-        return self._compared([removed], compare)[0]
-
     def _of(self, share: float) -> Numbers:
-        return self.numbers(share)[self.owners]
+        return self.numbers(share)[self._owners]
 
     @torch.no_grad()
     def _compared(self, removed: Sequence[npt.NDArray[np.bool_]], compare: Compared) -> Float[Tensor, "share batch"]:
