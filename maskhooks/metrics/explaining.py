@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from maskhooks.errors import SettingError
@@ -23,6 +23,9 @@ class Explaining(Protocol):
     name: str
     hooked: Hooked
     fitted: bool
+
+    def explain(self, batch: Any, *, start_index: int | Sequence[int] = 0) -> Explanation:
+        """Explain a batch, its first example having this index."""
 
     def explain_all(self, batches: Iterable[Any], *, start_index: int = 0) -> Explanation:
         """Explain all batches, the first example having this index."""

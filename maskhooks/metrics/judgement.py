@@ -105,7 +105,8 @@ def judge(
     Raises:
         UnknownNameError: no metric has this name; near names are listed.
         SettingError: a setting of a metric is wrong, a metric lacks what it needs, or the explanation does not fit: it
-            is of another model, explainer or other batches, has scores that are NaN, or an example without a position that counts.
+            is of another model, explainer or other batches, has scores that are NaN, or an example without a position
+            that counts.
     """
     listed = [metrics] if isinstance(metrics, (str, Mapping, Metric)) else list(metrics)
     made = [registry.make(METRICS, one) for one in listed]

@@ -57,7 +57,8 @@ class RandomisedWeights(Spearman):
     def _explained(self, evidence: Evidence) -> list[Explanation]:
         """Return an explanation of the model after each step."""
         hooked, explainer = evidence.hooked, evidence.explainer
-        assert hooked is not None and explainer is not None
+        assert hooked is not None
+        assert explainer is not None
         if not callable(explainer) and explainer.fitted:
             raise SettingError(
                 f"the explainer {explainer.name!r} was fitted to the trained model, and would say nothing of random "

@@ -241,13 +241,13 @@ def test_what_does_not_fit() -> None:
         judge(explanation, "randomised-weights", **arguments)
     with pytest.raises(SettingError, match="'randomised-weights' needs the wrapped model and the batches"):
         judge(explanation, "randomised-weights", explainer=explainer)
+    other = maskhooks.LeaveOneOut(small.hooked(small.model(0)), small.SITE)
     with pytest.raises(SettingError, match="was made for another model than hooked="):
-        other = maskhooks.LeaveOneOut(small.hooked(small.model(0)), small.SITE)
         judge(explanation, "randomised-weights", explainer=other, **arguments)
     with pytest.raises(SettingError, match="made by leave-one-out, and not by the explainer 'random'"):
         judge(explanation, "randomised-weights", explainer=maskhooks.Random(hooked, small.SITE), **arguments)
+    elsewhere = maskhooks.LeaveOneOut(hooked, "first:output")
     with pytest.raises(SettingError, match=r"has no scores of embedding:output.*first:output"):
-        elsewhere = maskhooks.LeaveOneOut(hooked, "first:output")
         judge(explanation, "randomised-weights", explainer=elsewhere, **arguments)
 
 
