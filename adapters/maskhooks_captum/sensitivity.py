@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from maskhooks.errors import SettingError
 from maskhooks.metrics.evidence import Evidence, Floats
 from maskhooks.metrics.explaining import Explaining, made
 from maskhooks.metrics.metric import Metric
@@ -74,12 +73,7 @@ class SensitivityMax(Metric):
                 at = np.searchsorted(evidence.examples, around.examples[here])
                 found[at] = self._measured(around).cpu().numpy()[here]
             first = int(around.examples[-1]) + 1
-        left = evidence.examples[(evidence.examples < evidence.start_index) | (evidence.examples >= first)]
-        if len(left):
-            raise SettingError(
-                f"the batches hold the examples {evidence.start_index} to {first - 1}, but the explanation has example "
-                f"{int(left[0])}. Give the batches that were explained, all of them"
-            )
+        evidence.check_reached(first)
         return found
 
     def _measured(self, around: _Around) -> Float[Tensor, " example"]:

@@ -137,6 +137,20 @@ class Evidence:
                 "count: judge(..., counts=lambda label: ...)"
             )
 
+    def check_reached(self, stop: int) -> None:
+        """Raise SettingError for an example that the batches do not hold.
+
+        Args:
+            stop: the index after the last example of the batches.
+        """
+        left = self.examples[(self.examples < self.start_index) | (self.examples >= stop)]
+        if len(left):
+            raise SettingError(
+                f"the batches hold the examples {self.start_index} to {stop - 1}, but the explanation has example "
+                f"{int(left[0])}. Give the batches that were explained, all of them, and start_index=... if the first "
+                "example has another index than 0"
+            )
+
     @functools.cached_property
     def counted(self) -> npt.NDArray[np.bool_]:
         """Which rows count."""

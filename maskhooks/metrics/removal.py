@@ -179,13 +179,7 @@ def removals(evidence: Evidence, how: Removing) -> Iterator[Removal]:
         if np.isin(examples, evidence.examples).any():
             yield Removal(clean, masking, np.abs(gates) if how.absolute else gates, owners, examples, how)
         first += size
-    left = evidence.examples[(evidence.examples < evidence.start_index) | (evidence.examples >= first)]
-    if len(left):
-        raise SettingError(
-            f"the batches hold the examples {evidence.start_index} to {first - 1}, but the explanation has example "
-            f"{int(left[0])}. Give the batches that were explained, all of them, and start_index=... if the first "
-            "example has another index than 0"
-        )
+    evidence.check_reached(first)
 
 
 def _placed(evidence: Evidence, clean: Clean, masking: Masking, first: int) -> tuple[Floats, Numbers, int]:
