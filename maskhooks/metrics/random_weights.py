@@ -69,20 +69,21 @@ class RandomWeights:
                     now.update(before)
 
     @torch.no_grad()
-    def randomise(self, number: int) -> None:
+    def randomise(self, number: int, draw: int = 0) -> None:
         """Make the weights of a layer random, within `kept`.
 
         Args:
             number: which of `layers`.
+            draw: which of several independent draws.
         """
-        draw = generator(self._seed, _WEIGHTS, number)
+        numbers = generator(self._seed, _WEIGHTS, draw, number)
         for weight in self.layers[number]:
-            weight.copy_(_noise(weight, draw))
+            weight.copy_(_noise(weight, numbers))
 
 
-def _noise(weight: Tensor, draw: torch.Generator) -> Tensor:
+def _noise(weight: Tensor, numbers: torch.Generator) -> Tensor:
     scale = weight.detach().double().square().mean().sqrt() if weight.numel() else 0.0
-    return torch.randn(weight.shape, generator=draw, dtype=torch.float64).to(weight.device) * scale
+    return torch.randn(weight.shape, generator=numbers, dtype=torch.float64).to(weight.device) * scale
 
 
 def _last_first(hooked: Hooked, batch: Any) -> list[nn.Module]:

@@ -33,6 +33,8 @@ class RandomisedWeights(Spearman):
         layers: "all": all weights are random; "top-down": layer by layer from the output, and the value is the mean
             over steps.
         steps: with "top-down", in how many steps of about as many layers. After the last all weights are random.
+        draws: over how many random models the value is a mean. All examples share them, so an interval over examples
+            does not say how far other models would differ: with few positions or words take several.
         absolute: as `Metric` takes it.
         seed: the random seed of the weights.
     """
@@ -43,19 +45,25 @@ class RandomisedWeights(Spearman):
     needs = frozenset({"hooked", "explainer"})
 
     def __init__(
-        self, *, layers: Literal["all", "top-down"] = "all", steps: Count = 4, absolute: bool = False, seed: Seed = 0
+        self,
+        *,
+        layers: Literal["all", "top-down"] = "all",
+        steps: Count = 4,
+        draws: Count = 1,
+        absolute: bool = False,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(absolute=absolute)
-        self.layers, self.steps, self.seed = layers, steps, seed
+        self.layers, self.steps, self.draws, self.seed = layers, steps, draws, seed
 
     def __call__(self, evidence: Evidence) -> Floats:
-        key = (self.name, self.layers, self.steps, self.seed)
+        key = (self.name, self.layers, self.steps, self.draws, self.seed)
         if key not in evidence.memory:
             evidence.memory[key] = self._explained(evidence)
         return super().__call__(evidence.against(evidence.memory[key]))
 
     def _explained(self, evidence: Evidence) -> list[Explanation]:
-        """Return an explanation of the model after each step."""
+        """Return an explanation of the model after each step of each draw."""
         hooked, explainer = evidence.hooked, evidence.explainer
         assert hooked is not None
         assert explainer is not None
@@ -69,10 +77,11 @@ class RandomisedWeights(Spearman):
         numbers = np.arange(len(weights.layers))
         steps = np.array_split(numbers, min(self.steps, len(numbers)) if self.layers == "top-down" else 1)
         found = []
-        with weights.kept():
-            for step in steps:
-                for number in step:
-                    weights.randomise(int(number))
-                again = made(explainer, hooked)
-                found.append(again.explain_all(evidence.batches, start_index=evidence.start_index))
+        for draw in range(self.draws):
+            with weights.kept():
+                for step in steps:
+                    for number in step:
+                        weights.randomise(int(number), draw)
+                    again = made(explainer, hooked)
+                    found.append(again.explain_all(evidence.batches, start_index=evidence.start_index))
         return found

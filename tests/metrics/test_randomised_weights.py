@@ -41,14 +41,14 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
     )
 
 
-def by_hand(network: small.Classifier, seed: int, layers: int) -> Hooked:
+def by_hand(network: small.Classifier, seed: int, layers: int, draw: int = 0) -> Hooked:
     """The same classifier with the weights of its last layers random."""
     other = copy.deepcopy(network)
     with torch.no_grad():
         for number, layer in enumerate([other.last, other.first, other.embedding][:layers]):
-            draw = generator(seed, 430, number)
+            numbers = generator(seed, 430, draw, number)
             for weight in layer.parameters():
-                noise = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+                noise = torch.randn(weight.shape, generator=numbers, dtype=torch.float64)
                 weight.copy_(noise * math.sqrt(sum(float(one) ** 2 for one in weight.flatten()) / weight.numel()))
     return small.hooked(other)
 
@@ -85,6 +85,16 @@ def test_top_down_is_the_mean_over_steps() -> None:
     (found,) = judge(explanation, settings, hooked=hooked, batches=BATCHES, explainer=explainer)
     steps = [correlations(explanation, explained(by_hand(network, 0, layers))[1], False) for layers in (2, 3)]
     assert found.values == pytest.approx(np.mean(steps, 0))
+
+
+def test_several_random_models() -> None:
+    network = small.model()
+    hooked = small.hooked(network)
+    explainer, explanation = explained(hooked)
+    settings = {"name": "randomised-weights", "draws": 3}
+    (found,) = judge(explanation, settings, hooked=hooked, batches=BATCHES, explainer=explainer)
+    draws = [correlations(explanation, explained(by_hand(network, 0, 3, draw))[1], False) for draw in range(3)]
+    assert found.values == pytest.approx(np.mean(draws, 0))
 
 
 def test_the_indices_of_examples_need_not_start_at_0() -> None:
