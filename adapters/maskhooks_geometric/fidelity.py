@@ -251,7 +251,7 @@ class Unfaithfulness(GraphMetric):
     def measured(self, explainer: Any, explanation: Any) -> float:
         from torch_geometric.explain.metric import unfaithfulness
 
-        return max(0.0, unfaithfulness(explainer, explanation))
+        return max(0.0, float(unfaithfulness(explainer, explanation)))
 
 
 def _fidelity(explainer: Any, explanation: Any) -> tuple[float, float]:

@@ -53,8 +53,11 @@ class RandomWeights:
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """Bring back all weights, buffers and the global random state on exit, bit for bit."""
-        held = [(module, dict(module._parameters), dict(module._buffers)) for module in self._model.modules()]
-        tensors = {id(one): one for _, *both in held for part in both for one in part.values() if one is not None}
+        registers: list[dict[str, Any]] = []
+        for module in self._model.modules():
+            registers += [module._parameters, module._buffers]
+        before = [dict(register) for register in registers]
+        tensors = {id(one): one for held in before for one in held.values() if one is not None}
         copies = {key: tensor.detach().clone() for key, tensor in tensors.items()}
         try:
             with preserved_rng(self._model):
@@ -63,10 +66,9 @@ class RandomWeights:
             with torch.no_grad():
                 for key, tensor in tensors.items():
                     tensor.copy_(copies[key])
-            for module, *both in held:
-                for now, before in zip((module._parameters, module._buffers), both, strict=True):
-                    now.clear()
-                    now.update(before)
+            for register, held in zip(registers, before, strict=True):
+                register.clear()
+                register.update(held)
 
     @torch.no_grad()
     def randomise(self, number: int, draw: int = 0) -> None:
