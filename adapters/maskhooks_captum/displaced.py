@@ -1,16 +1,20 @@
-"""Displaced values: explain a batch as if a site had another value."""
+"""Displaced values: explain a batch as if a site had a value beside its own."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Float, Shaped
 from torch import Generator, Tensor, nn
 
 from maskhooks.errors import SettingError
+from maskhooks.hooks.port import Replacement
+from maskhooks.hooks.time_steps import Stepwise
 from maskhooks.model.attention import Attended
 from maskhooks.model.hooked import Hooked
 from maskhooks.model.outputs import Outputs
@@ -20,15 +24,15 @@ from maskhooks.sites.site import Site
 
 @dataclass(frozen=True)
 class Displaced:
-    """A batch, and the value that a site shall have for it.
+    """A batch, and what is added to the value of a site for it.
 
     Attributes:
         batch: the batch.
-        value: the value, as the model computes it.
+        shift: what is added, of the shape of the value.
     """
 
     batch: Any
-    value: Tensor
+    shift: Tensor
 
 
 @contextlib.contextmanager
@@ -37,45 +41,62 @@ def displacing(hooked: Hooked, site: Site, axis: int | None) -> Iterator[None]:
 
     Args:
         hooked: the wrapped model.
-        site: the site whose value is given.
+        site: the site whose value is shifted.
         axis: the batch axis of the value; None if rows belong to examples by an index.
     """
     task = hooked.task
-    serving = _Serving(task, site, axis)
-    hooked.task = serving
+    hooked.task = serving = _Serving(task, site, axis)
     try:
-        with hooked.tap(replace={site: serving.replacement}):  # an explainer's own taps see what this one returns
+        # an explainer's own taps see what this one returns; a pass that begins behind the site does not reach it
+        with hooked.tap(replace={dataclasses.replace(site, optional=True): _Shift(serving, site)}):
             yield
     finally:
         hooked.task = task
 
 
+class _Shift(Stepwise):
+    """The replacement that adds the shift of the batch that runs, to a value, a step or a portion of it."""
+
+    def __init__(self, serving: _Serving, site: Site) -> None:
+        self._serving, self._site = serving, site
+
+    def __call__(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "*value"]:
+        return self._added(value, self._serving.shift)
+
+    def at(self, step: int) -> Replacement:
+        return lambda state: self._added(state, self._serving.shift[:, step : step + 1])
+
+    def on(self, step: int, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch hidden"]:
+        return self._added(state, self._serving.shift[:, step])
+
+    def rows(self, begin: int, end: int) -> Replacement:
+        return lambda part: self._added(part, self._serving.shift[begin:end])
+
+    def _added(self, value: Tensor, shift: Tensor) -> Tensor:
+        if value.shape != shift.shape:
+            raise SettingError(
+                f"site {self._site} has a value of shape {list(value.shape)} where {list(shift.shape)} was expected: "
+                "the explainer runs the model on other rows. Say how to select examples, "
+                "wrap(model, select=lambda batch, numbers: ...), or judge an explainer that runs whole batches"
+            )
+        return value + shift.to(value)
+
+
 class _Serving(Task):
-    """A task whose batches carry a value; everything else is up to the task that it stands for."""
+    """A task whose batches carry a shift; everything else is up to the task that it stands for."""
 
     def __init__(self, task: Task, site: Site, axis: int | None) -> None:
         super().__init__()
         self._task, self._site, self._axis = task, site, axis
-        self._value: Tensor | None = None
+        self.shift = torch.zeros(())
         self.name, self.recipe, self.options = task.name, task.recipe, task.options
 
-    def replacement(self, old: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "*value"]:
-        """Return the value of the batch that runs."""
-        assert self._value is not None
-        if self._value.shape != old.shape:
-            raise SettingError(
-                f"site {self._site} has a value of shape {list(old.shape)} where {list(self._value.shape)} was "
-                "expected: the explainer runs the model on other rows. Say how to select examples, "
-                "wrap(model, select=lambda batch, numbers: ...), or judge an explainer that runs whole batches"
-            )
-        return self._value.to(old)
-
     def call(self, model: nn.Module, batch: Any) -> Any:
-        self._value = batch.value
+        self.shift = batch.shift
         return self._task.call(model, batch.batch)
 
     def attention(self, model: nn.Module, batch: Any) -> Attended:
-        self._value = batch.value
+        self.shift = batch.shift
         return self._task.attention(model, batch.batch)
 
     def select(self, batch: Any, numbers: Sequence[int], count: int) -> Any:
@@ -84,12 +105,8 @@ class _Serving(Task):
                 f"the explainer selects examples, and the rows of site {self._site} belong to them by an index. Give "
                 "batches of one example"
             )
-        rows = self._value_rows(batch.value, numbers)
+        rows = batch.shift.movedim(self._axis, 0)[list(numbers)].movedim(0, self._axis)
         return Displaced(self._task.select(batch.batch, numbers, count), rows)
-
-    def _value_rows(self, value: Tensor, numbers: Sequence[int]) -> Tensor:
-        assert self._axis is not None
-        return value.movedim(self._axis, 0)[list(numbers)].movedim(0, self._axis)
 
     def select_rows(self, batch: Any, numbers: Sequence[int]) -> None:
         return None  # whole batches will do

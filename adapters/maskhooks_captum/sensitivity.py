@@ -33,7 +33,8 @@ class SensitivityMax(Metric):
     max over noise of |scores(x + noise) - scores(x)| / |scores(x)|, in the Euclidean norm over an example's positions
     that count (Yeh et al. 2019, without the division), by `captum.metrics.sensitivity_max`. The noise is uniform in a
     box around the value at the explanation's own site, and the largest of some samples, so the value is a lower
-    bound. Padding does not move. Not defined for an example whose scores are all 0.
+    bound. Padding does not move; states of a recurrent network also move with those before them. Not defined
+    for an example whose scores are all 0.
 
     Args:
         radius: half the width of the box.
@@ -82,9 +83,8 @@ class SensitivityMax(Metric):
         drawn = iter(range(self.samples))
         scale = around.scale if self.relative else torch.ones_like(around.scale)
 
-        def perturb(values: Float[Tensor, "example element"], radius: float) -> Float[Tensor, "example element"]:
-            noise = around.noise(self.seed, next(drawn)).to(values)
-            return values + radius * scale[:, None].to(values) * noise
+        def perturb(shift: Float[Tensor, "example element"], radius: float) -> Float[Tensor, "example element"]:
+            return shift + radius * scale[:, None] * around.noise(self.seed, next(drawn)).to(scale)
 
         original: list[Tensor] = []
 
@@ -93,14 +93,13 @@ class SensitivityMax(Metric):
             original.append(scores) if not original else None
             return (scores,)
 
-        values = around.values
         found: Tensor = sensitivity_max(
             explain,
-            values,
+            torch.zeros_like(around.values),  # the value is the point around which all moves
             perturb_func=perturb,
             perturb_radius=self.radius,
             n_perturb_samples=self.samples,
-            max_examples_per_batch=len(values),
+            max_examples_per_batch=len(around.values),
         )
         return torch.where(original[0].any(1).to(found.device), found, math.nan)
 
@@ -117,7 +116,7 @@ class _Around:
 
     Attributes:
         examples: the indices of the batch's examples.
-        values: the elements of each example; 0 where it has no more.
+        values: the elements of each example, in float64; 0 where it has no more.
         scale: the root mean square of each example's elements.
     """
 
@@ -129,8 +128,8 @@ class _Around:
         self.examples = np.arange(first, first + layout.examples)
         self._at = _elements(clean, site, layout, self._value)
         self._there = self._at >= 0
-        self.values = torch.where(self._there, self._value.reshape(-1)[self._at.clamp(min=0)], 0)
-        squares = self.values.double().square().sum(1)
+        self.values = torch.where(self._there, self._value.reshape(-1)[self._at.clamp(min=0)].double(), 0)
+        squares = self.values.square().sum(1)
         self.scale = (squares / self._there.sum(1).clamp(min=1)).sqrt()
 
     def noise(self, seed: int, sample: int) -> Float[Tensor, "example element"]:
@@ -142,11 +141,11 @@ class _Around:
         ]
         return pad_sequence(draws, batch_first=True)
 
-    def scores(self, values: Float[Tensor, "example element"]) -> Float[Tensor, "example position"]:
-        """Return the scores at positions that count if the site's value has these elements; 0 where there are none."""
-        flat = self._value.reshape(-1).clone()
-        flat[self._at[self._there]] = values[self._there].to(flat)
-        batch = Displaced(self._clean.batch, flat.view(self._value.shape))
+    def scores(self, shift: Float[Tensor, "example element"]) -> Float[Tensor, "example position"]:
+        """Return the scores at positions that count if this is added to the elements; 0 where there are no more."""
+        flat = torch.zeros(self._value.numel(), dtype=shift.dtype, device=self._value.device)
+        flat[self._at[self._there]] = shift[self._there]
+        batch = Displaced(self._clean.batch, flat.view(self._value.shape).to(self._value))
         with displacing(self._explainer.hooked, self._site, self._axis), torch.enable_grad():
             found = self._explainer.explain(batch, start_index=self._first)
         evidence = self._evidence

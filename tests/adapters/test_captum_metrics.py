@@ -385,6 +385,40 @@ class TestSensitivity:
         assert found.values == pytest.approx(wanted, rel=1e-2)
         assert infidelity.undefined == 0
 
+    @pytest.mark.filterwarnings("ignore::maskhooks.errors.MarginWarning")
+    def test_an_explainer_of_several_sites(self) -> None:
+        """Each is moved by itself, and passes that begin behind it do not reach it."""
+        sites = dict.fromkeys((SITE, "act:output"), "batch token hidden -> batch token")
+        hooked, batch = mixed(sites=sites), vectors()
+        explainer = made("input-x-gradient", hooked, list(sites))
+        found = judge(explainer.explain(batch), SENSITIVITY, hooked=hooked, batches=[batch], explainer=explainer)
+        assert [one.site for one in found] == list(sites)
+        for one in found:
+            alone = made("input-x-gradient", hooked, one.site)
+            (wanted,) = judge(alone.explain(batch), SENSITIVITY, hooked=hooked, batches=[batch], explainer=alone)
+            assert one.values == pytest.approx(wanted.values, rel=1e-4)
+        masks = maskhooks.DiffMask(hooked, list(sites), amortized=False, recipe=maskhooks.Recipe(steps=3))
+        explanation = masks.explain(batch)
+        for one in judge(explanation, SENSITIVITY, hooked=hooked, batches=[batch], explainer=masks):
+            assert one.undefined == 0
+
+    def test_a_site_whose_value_comes_step_by_step(self) -> None:
+        class Read(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.cells, self.last = nn.GRU(5, 6, batch_first=True), nn.Linear(6, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                found: Tensor = self.last(self.cells(x)[0][:, -1])
+                return found
+
+        torch.manual_seed(0)
+        hooked, batch = maskhooks.wrap(Read(), output=lambda logits: Categorical(logits=logits)), vectors()
+        explainer = maskhooks.LeaveOneOut(hooked, "cells.h_l0:output")
+        (found,) = judge(explainer.explain(batch), SENSITIVITY, hooked=hooked, batches=[batch], explainer=explainer)
+        assert (found.values > 0).all()
+        assert (found.values < 0.5).all()
+
     def test_an_error_leaves_the_model_and_its_task(self) -> None:
         _, hooked, batch, *_ = plain()
 
