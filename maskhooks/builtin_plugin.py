@@ -35,6 +35,7 @@ from maskhooks.metrics.erasure import (
     Sufficiency,
 )
 from maskhooks.metrics.metric import Metric
+from maskhooks.metrics.randomised_weights import RandomisedWeights
 from maskhooks.metrics.truth import (
     AUROC,
     F1,
@@ -135,7 +136,7 @@ def maskhooks_metrics() -> Mapping[str, Callable[..., Metric]]:
     metrics: list[type[Metric]] = [
         *(Comprehensiveness, Sufficiency, AOPC, MoRF, LeRF, AreaBetween, LogOdds, DivergenceKept),
         *(Precision, Recall, F1, Optimality, AUROC, AveragePrecision, PrecisionAtK, MeanRank, KL, JS),
-        *(Kendall, Spearman, TopKOverlap, Deviation),
+        *(Kendall, Spearman, TopKOverlap, Deviation, RandomisedWeights),
     ]
     return {metric.name: metric for metric in metrics}
 

@@ -89,7 +89,7 @@ def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypa
     printed = ""
     code = "".join(block.code for block in blocks(page) if block.kind == "python")
     for library, used in (
-        ("captum", r"(?:import|from) captum\b"),
+        ("captum", r"(?:import|from) (?:maskhooks_)?captum\b"),
         ("scipy", r"(?:from maskhooks\.metrics\.intervals|.*\bmaskhooks\.compare)\b"),
     ):
         if re.search(f"^{used}", code, re.MULTILINE):  # not everyone installs it

@@ -125,7 +125,7 @@ class CaptumExplainer(Explainer):
                 fitted[site].fit(rows.reshape(len(rows), *features))
         if not fitted:
             raise EmptyLoaderError("there is nothing to take a baseline from: the loader yields no batch")
-        self._fitted = fitted
+        self._fitted, self.fitted = fitted, True
         return self
 
     def check_ready(self) -> None:

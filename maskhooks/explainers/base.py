@@ -48,10 +48,12 @@ class Explainer(ABC):
     Attributes:
         name: the name in lists and in `provenance`.
         score_label: what scores are called in pictures, pages and reports.
+        fitted: whether it has learned from the model as it was when `fit` ran.
     """
 
     name: str
     score_label: str = P_KEPT
+    fitted: bool = False
     recorder: Replay | None = None  # records clean passes for `onward`
     _checked: Hooked | None = None  # the model that was checked
 
@@ -109,15 +111,19 @@ class Explainer(ABC):
             return self.explained(batch, start_index, self.provenance())
 
     @checked
-    def explain_all(self, batches: Batches) -> Explanation:
+    def explain_all(self, batches: Batches, *, start_index: Natural = 0) -> Explanation:
         """Explain all batches, numbering examples consecutively, with progress on stderr.
+
+        Args:
+            batches: batches, as the loaders yield them.
+            start_index: the index of the first example in the rows.
 
         Raises:
             EmptyLoaderError: the loader yields no batch.
         """
         self.check_ready()
         parts: list[Explanation] = []
-        first, provenance = 0, self.provenance()
+        first, provenance = start_index, self.provenance()
         with preserved(self.hooked.model):
             for batch in track(batches, "explaining"):
                 parts.append(self.explained(batch, first, provenance))

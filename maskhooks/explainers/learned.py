@@ -86,7 +86,6 @@ class Learned(Explainer):
     """
 
     groups: Sequence[MaskingGroup]
-    fitted = False
     result: Any = None
 
     def __init__(

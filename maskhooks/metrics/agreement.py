@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class AgreementMetric(Metric):
     """
 
     needs = frozenset({"others"})
-    better = "higher"
+    better: Literal["higher", "lower"] = "higher"
     range = (-1.0, 1.0)
     unit = "correlation"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from maskhooks.explanations.explanation import Explanation
 from maskhooks.explanations.layers import Layers
 from maskhooks.explanations.scores import FIXED, Column, Columns
 from maskhooks.explanations.tokens import token_kind
+from maskhooks.metrics.explaining import ExplainedBy, check_explainer
 from maskhooks.model.fingerprint import fingerprint
 from maskhooks.model.hooked import Hooked
 
@@ -48,6 +49,8 @@ class Evidence:
         truth: what each example's prediction needs, or None.
         others: the rows of other explanations, in the same order.
         predictions: what the model predicted for some examples when they were explained, as text.
+        explainer: what made the explanation, or None.
+        memory: what metrics keep for other sites and depths of the explanation, by any key of theirs.
     """
 
     site: str
@@ -61,6 +64,8 @@ class Evidence:
     truth: Truth | None = None
     others: Sequence[Columns] = ()
     predictions: Mapping[int, str] = field(default_factory=dict)
+    explainer: ExplainedBy | None = None
+    memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -72,31 +77,47 @@ class Evidence:
         start_index: int = 0,
         truth: Truth | None = None,
         others: Sequence[Explanation] = (),
+        explainer: ExplainedBy | None = None,
         counts: Callable[[str], bool] = not_special,
     ) -> Iterator[Evidence]:
         """Yield the evidence of each masked site and depth of an explanation, in order of depth.
 
         Args:
             explanation: what is judged.
-            hooked, batches, start_index, truth, counts: as in `judge`.
+            hooked, batches, start_index, truth, explainer, counts: as in `judge`.
             others: other explanations of the same examples. Each must have the site; of several depths, the same one.
 
         Raises:
             SettingError: the explanation has no rows, a score that is not finite, or an example without a position that
-                counts; it is of another model; or another explanation does not fit.
+                counts; it is of another model or explainer; or another explanation does not fit.
         """
         if hooked is not None:
             _check_model(explanation, hooked)
+        if explainer is not None:
+            check_explainer(explainer, explanation, hooked)
         layers = Layers(explanation.columns, explanation.sites)
         if not layers.pairs:
             raise SettingError("this explanation has no rows, so there is nothing to judge")
         examples = np.unique([*np.unique(explanation["example"]).tolist(), *explanation.metadata]).astype(np.int64)
         known = {number: about["prediction"] for number, about in explanation.metadata.items() if "prediction" in about}
+        memory: dict[Hashable, Any] = {}
         for site, depth in layers.pairs:
             columns = _rows(explanation, site, depth)
-            plain = cls(site, depth, columns, examples, counts, hooked, batches, start_index, truth, (), known)
+            plain = cls(
+                *(site, depth, columns, examples, counts, hooked, batches, start_index, truth, (), known),
+                explainer=explainer,
+                memory=memory,
+            )
             plain.check()
-            yield replace(plain, others=[_matching(other, plain, number) for number, other in enumerate(others)])
+            yield plain.against(others)
+
+    def against(self, others: Sequence[Explanation]) -> Evidence:
+        """Return the same with these as the other explanations.
+
+        Raises:
+            SettingError: one does not fit.
+        """
+        return replace(self, others=[_matching(other, self, number) for number, other in enumerate(others)])
 
     def check(self) -> None:
         """Raise SettingError for a score that is not finite, or an example without a position that counts."""
@@ -114,6 +135,20 @@ class Evidence:
                 f"example {', '.join(map(str, empty[:5]))} has no position that counts at {self.site}; padding and "
                 "special tokens do not. Leave such examples out, explanation.select(example=...), or say which labels "
                 "count: judge(..., counts=lambda label: ...)"
+            )
+
+    def check_reached(self, stop: int) -> None:
+        """Raise SettingError for an example that the batches do not hold.
+
+        Args:
+            stop: the index after the last example of the batches.
+        """
+        left = self.examples[(self.examples < self.start_index) | (self.examples >= stop)]
+        if len(left):
+            raise SettingError(
+                f"the batches hold the examples {self.start_index} to {stop - 1}, but the explanation has example "
+                f"{int(left[0])}. Give the batches that were explained, all of them, and start_index=... if the first "
+                "example has another index than 0"
             )
 
     @functools.cached_property

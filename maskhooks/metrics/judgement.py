@@ -12,6 +12,7 @@ import numpy.typing as npt
 from maskhooks.errors import SettingError
 from maskhooks.explanations.explanation import Explanation
 from maskhooks.metrics.evidence import Evidence, Floats, Truth, not_special
+from maskhooks.metrics.explaining import ExplainedBy
 from maskhooks.metrics.metric import METRICS, Metric, MetricSetting, Need
 from maskhooks.model.hooked import Hooked
 from maskhooks.plugins.registry import registry
@@ -23,6 +24,7 @@ _GIVEN = {
     "hooked": "the wrapped model and the batches that were explained, hooked=... and batches=...",
     "truth": "what each example needs, truth=...",
     "others": "other explanations of the same examples, others=[...]",
+    "explainer": "the explainer that made the explanation, or a function that makes one, explainer=...",
 }
 
 
@@ -76,6 +78,7 @@ def judge(
     batches: Iterable[Any] = (),
     truth: Truth | None = None,
     others: Sequence[Explanation] = (),
+    explainer: ExplainedBy | None = None,
     counts: Callable[[str], bool] = not_special,
     start_index: int = 0,
 ) -> list[Judgement]:
@@ -90,6 +93,8 @@ def judge(
             position, such as 1 where it is needed and 0 elsewhere. An example with several minimal sets has a row for
             each, `truth[example][set][position]`.
         others: other explanations of the same examples, such as with other seeds.
+        explainer: the explainer that made the explanation, for metrics that explain again; or a function from a
+            `Hooked` that makes it, and fits it if it must be.
         counts: which labels count. Default: all but special tokens, such as `[CLS]`. Padding never counts. Positions
             that do not count are never removed.
         start_index: the index of the first example of the first batch.
@@ -100,7 +105,8 @@ def judge(
     Raises:
         UnknownNameError: no metric has this name; near names are listed.
         SettingError: a setting of a metric is wrong, a metric lacks what it needs, or the explanation does not fit: it
-            is of another model or other batches, has scores that are NaN, or an example without a position that counts.
+            is of another model, explainer or other batches, has scores that are NaN, or an example without a position
+            that counts.
     """
     listed = [metrics] if isinstance(metrics, (str, Mapping, Metric)) else list(metrics)
     made = [registry.make(METRICS, one) for one in listed]
@@ -109,6 +115,7 @@ def judge(
         "hooked": hooked is not None and bool(loaded),
         "truth": truth is not None,
         "others": bool(others),
+        "explainer": explainer is not None,
     }
     check_needs(made, given)
     return [
@@ -120,6 +127,7 @@ def judge(
             start_index=start_index,
             truth=truth,
             others=others,
+            explainer=explainer,
             counts=counts,
         )
         for metric in made

@@ -10,7 +10,7 @@ from maskhooks.metrics.evidence import Evidence, Floats
 from maskhooks.plugins.kind import declare
 from maskhooks.settings.schema import checked, schema_of
 
-Need = Literal["hooked", "truth", "others"]
+Need = Literal["hooked", "truth", "others", "explainer"]
 
 
 class Metric(ABC):
@@ -28,7 +28,8 @@ class Metric(ABC):
         range: the lowest and the highest value.
         unit: what the values are measured in.
         source: where the definition is from.
-        needs: which arguments of `judge` it needs: "hooked" (with the batches), "truth" or "others".
+        needs: which arguments of `judge` it needs: "hooked" (with the batches), "truth", "others" or
+            "explainer".
     """
 
     name: str

@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from maskhooks.errors import SettingError
 from maskhooks.explanations.scores import Columns, Scores
+from maskhooks.hooks.port import Replacement
 from maskhooks.hooks.replay import Replay
 from maskhooks.masks.baselines import BASELINES, Baseline, BaselineSetting, Token
 from maskhooks.masks.gates import HardConcrete
@@ -71,12 +72,15 @@ class Removal:
         owners: the example of each gate, counted in the batch.
         examples: the index of each example of the batch.
         how: how positions are removed.
+
+    Attributes:
+        clean, masking, gates, owners, examples: as given.
     """
 
     def __init__(
         self, clean: Clean, masking: Masking, gates: Floats, owners: Numbers, examples: Numbers, how: Removing
     ) -> None:
-        self.clean, self.masking, self.examples = clean, masking, examples
+        self.clean, self.masking, self.gates, self.owners, self.examples = clean, masking, gates, owners, examples
         self._deletes, seed = how.operator == "delete", how.seed
         here = np.flatnonzero(~np.isnan(gates))
         self._noise = seeded(seed, _NOISE, int(examples[0]))
@@ -91,7 +95,6 @@ class Removal:
         rank = np.empty(len(here), np.int64)
         rank[order] = np.arange(len(here)) - np.repeat(starts, self._counts)
         self._here, self._owners, self._rank = here, owners[here], rank
-        self._open = np.ones(len(gates), bool)
 
     def numbers(self, share: float) -> Numbers:
         """Return how many positions a share of each example is, rounded up."""
@@ -130,17 +133,30 @@ class Removal:
             found.append(compare(self.clean.outputs, outputs).double().cpu())
         return torch.stack(found)
 
+    def replacement(self, is_open: npt.NDArray[np.bool_]) -> Replacement:
+        """Return what becomes of the site's value with only some gates open.
+
+        Args:
+            is_open: whether each of `gates` is; those that do not count must be.
+        """
+        site = self.masking.site
+        value = self.clean.values[site]
+        noise = Generator(value.device).manual_seed(self._noise) if self.masking.noisy else None
+        masked = self.masking.mask(value, self.clean.places[site], self._sample(is_open), None, noise)
+        return self.masking.replacement(masked)
+
     def _without(self, removed: npt.NDArray[np.bool_]) -> Outputs:
-        site, is_open = self.masking.site, self._open.copy()
+        site, is_open = self.masking.site, np.ones(len(self.gates), bool)
         is_open[self._here[removed]] = False
+        if self._deletes:
+            return _deleted(self.clean, site, self._sample(is_open))
+        return onward_pass(self.clean, {site: self.replacement(is_open)})
+
+    def _sample(self, is_open: npt.NDArray[np.bool_]) -> Float[Tensor, "*gated"]:
+        site = self.masking.site
         value = self.clean.values[site]
         shape = site.gating().mask_shape(value, site=site)
-        sample = torch.from_numpy(is_open).to(value.device, torch.float32).view(shape)
-        if self._deletes:
-            return _deleted(self.clean, site, sample)
-        noise = Generator(value.device).manual_seed(self._noise) if self.masking.noisy else None
-        masked = self.masking.mask(value, self.clean.places[site], sample, None, noise)
-        return onward_pass(self.clean, {site: self.masking.replacement(masked)})
+        return torch.from_numpy(is_open).to(value.device, torch.float32).view(shape)
 
 
 def removals(evidence: Evidence, how: Removing) -> Iterator[Removal]:
@@ -163,13 +179,7 @@ def removals(evidence: Evidence, how: Removing) -> Iterator[Removal]:
         if np.isin(examples, evidence.examples).any():
             yield Removal(clean, masking, np.abs(gates) if how.absolute else gates, owners, examples, how)
         first += size
-    left = evidence.examples[(evidence.examples < evidence.start_index) | (evidence.examples >= first)]
-    if len(left):
-        raise SettingError(
-            f"the batches hold the examples {evidence.start_index} to {first - 1}, but the explanation has example "
-            f"{int(left[0])}. Give the batches that were explained, all of them, and start_index=... if the first "
-            "example has another index than 0"
-        )
+    evidence.check_reached(first)
 
 
 def _placed(evidence: Evidence, clean: Clean, masking: Masking, first: int) -> tuple[Floats, Numbers, int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Bernoulli, Categorical
 
-from maskhooks import Explanation, Recipe
+from maskhooks import Explanation, LeaveOneOut, Random, Recipe, wrap
 from maskhooks.errors import SettingError
 from maskhooks.masks.baselines import BASELINES, Baseline
 from maskhooks.masks.gates import GATES, Gate
@@ -548,14 +548,29 @@ class TestMetrics:
     def metric(self, name: str) -> Metric:
         return registry.make(METRICS, name)
 
-    def evidence(self) -> tuple[Explanation, dict[str, Any]]:
-        """An explanation of four texts, and all that a metric may need."""
+    def evidence(self, metric: Metric) -> tuple[Explanation, dict[str, Any]]:
+        """An explanation of four texts, or four graphs, and all that a metric may need."""
+        if type(metric).__module__.startswith("maskhooks_geometric"):
+            return self.graphs()
         wrapped, inputs = small.hooked(), small.batch()
         truth = [[number % 2 for number in range(length)] for length in small.LENGTHS]
         given, *others = (
             small.explanation(wrapped, inputs, [abs(row) for row in small.scores(seed=seed)]) for seed in range(3)
         )
-        return given, {"hooked": wrapped, "batches": [inputs], "truth": truth, "others": others}
+        explainer = LeaveOneOut(wrapped, small.SITE)
+        more = {"hooked": wrapped, "batches": [inputs], "truth": truth, "others": others, "explainer": explainer}
+        return given, more
+
+    def graphs(self) -> tuple[Explanation, dict[str, Any]]:
+        from torch_geometric.data import Batch
+
+        from tests.adapters.geometric_models import Pooled, graph
+
+        with torch.random.fork_rng():
+            wrapped = wrap(Pooled().eval())
+        inputs = Batch.from_data_list([graph(nodes) for nodes in (5, 6, 7, 8)])
+        explainer = Random(wrapped, "first.message:output")
+        return explainer.explain(inputs), {"hooked": wrapped, "batches": [inputs], "explainer": explainer}
 
     def test_it_says_what_it_is(self, name: str, metric: Metric) -> None:
         assert metric.name == name
@@ -563,10 +578,10 @@ class TestMetrics:
         assert metric.range[0] < metric.range[1]
         assert isinstance(metric.unit, str)
         assert metric.source
-        assert metric.needs <= {"hooked", "truth", "others"}
+        assert metric.needs <= {"hooked", "truth", "others", "explainer"}
 
     def test_a_number_in_its_range_for_each_example(self, metric: Metric) -> None:
-        given, more = self.evidence()
+        given, more = self.evidence(metric)
         (found,) = judge(given, metric, **more)
         assert found.values.shape == (4,)
         values = found.values[found.defined]
@@ -575,8 +590,9 @@ class TestMetrics:
         assert (values <= metric.range[1]).all()
 
     def test_it_needs_only_what_it_says(self, metric: Metric) -> None:
-        given, more = self.evidence()
-        named = {"hooked": ("hooked", "batches"), "truth": ("truth",), "others": ("others",)}
+        given, more = self.evidence(metric)
+        named = {name: (name,) for name in ("truth", "others", "explainer")}
+        named["hooked"] = ("hooked", "batches")
         enough = {key: more[key] for need in metric.needs for key in named[need]}
         (less,), (all_,) = judge(given, metric, **enough), judge(given, metric, **more)
         assert less.values.tolist() == pytest.approx(all_.values.tolist(), nan_ok=True)
@@ -586,7 +602,7 @@ class TestMetrics:
                 judge(given, metric, **left)
 
     def test_examples_do_not_meet(self, metric: Metric) -> None:
-        given, more = self.evidence()
+        given, more = self.evidence(metric)
         (whole,) = judge(given, metric, **more)
         for example in range(4):
             (alone,) = judge(given.select(example=example), metric, **more)
@@ -594,7 +610,7 @@ class TestMetrics:
             assert alone.values[0] == pytest.approx(whole.values[example], abs=1e-6, nan_ok=True)
 
     def test_padding_and_special_tokens_do_not_count(self, metric: Metric) -> None:
-        given, more = self.evidence()
+        given, more = self.evidence(metric)
         (before,) = judge(given, metric, **more)
         outside = ~given["valid"] | (given["label"] == "[CLS]")
         given["score"][outside] = np.linspace(0, 9, outside.sum())
