@@ -97,11 +97,6 @@ class CaptumExplainer(Explainer):
     def reads(self) -> Sequence[Site]:
         return self.sites
 
-    @property
-    def fitted(self) -> bool:
-        """Whether the baseline was gathered from data."""
-        return bool(self._fitted)
-
     def fit(self, train: Iterable[Any], validation: Iterable[Any] | None = None) -> CaptumExplainer:
         """Gather what a baseline such as "mean" needs from the training data; other baselines need none.
 
