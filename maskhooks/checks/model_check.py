@@ -71,8 +71,7 @@ def model_trouble(hooked: Hooked, batch: Any) -> MaskhooksError | MaskhooksWarni
 def _tensors(batch: Any) -> list[tuple[nested.Path, Tensor]]:
     """Return the tensors of a batch; a graph of PyTorch Geometric lists its own in a dictionary."""
     listed = getattr(batch, "to_dict", None)
-    own = {str(key): value for key, value in listed().items()} if callable(listed) else batch
-    return list(nested.tensors(own))
+    return list(nested.tensors(listed() if callable(listed) else batch))
 
 
 def _restored(tensor: Tensor, before: Tensor) -> bool:

@@ -50,12 +50,15 @@ def put(value: Any, path: Path, new: Any) -> Any:
 
 
 def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield every tensor inside `value` with its path, in order; plain objects are not searched."""
+    """Yield every tensor inside `value` with its path, in order; plain objects are not searched.
+
+    A key that is neither a number nor a string, such as a type of edges, is shown as text, and cannot be addressed.
+    """
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from tensors(item, (*path, key))
+            yield from tensors(item, (*path, key if isinstance(key, (int, str)) else str(key)))
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         for name, item in zip(value._fields, value, strict=True):
             yield from tensors(item, (*path, name))

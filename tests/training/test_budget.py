@@ -36,7 +36,7 @@ class TestBudget:
         result = fit(hooked, "20s").result
         steps = len(result.log)
         assert result.stop_reason == f"the budget of 20 s was spent, after {steps} steps"
-        assert 100 < steps < 2000
+        assert 20 < steps < 2000
         assert len({row["step"] for row in result.validation}) == QUICK.validations
         assert result.validation[-1]["step"] == steps
 
