@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,11 @@ from maskhooks.masks.baselines import Baseline
 from maskhooks.model.outputs import Outputs
 from maskhooks.passes.clean import Clean, clean_pass
 from maskhooks.passes.masked import onward_pass
-from maskhooks.search.question import REFUSALS, Criterion, Question, masking_of, units_of
+from maskhooks.search.question import Criterion, Question, masking_of, units_of
 from maskhooks.sites.places import Places
 from maskhooks.sites.site import Site
+
+_OF_SIZES = re.compile("size|shape|dimension")  # in an error: the model takes batches of one size
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Repeated(Question):
         batch = self.hooked.task.select(self.clean.batch, [self.example] * rows, self.count)
         try:
             clean = clean_pass(self.hooked, batch, [self.site], [self.site], self.replay)
-        except REFUSALS as error:
-            if isinstance(error, MaskhooksError):
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, MaskhooksError) or not _OF_SIZES.search(str(error)):
                 raise
             raise BatchError(
                 f"the model ran a batch of {self.count} examples, but fails on one of {rows}, copies of example "
