@@ -30,11 +30,11 @@ _NOISE = 331  # the purpose of random numbers
 class SensitivityMax(Metric):
     """The largest relative change of scores under small noise, by Captum, from 0; lower is better.
 
-    max over noise of |scores(x + noise) - scores(x)| / |scores(x)|, in the Euclidean norm over an example's positions
-    that count (Yeh et al. 2019, without the division), by `captum.metrics.sensitivity_max`. The noise is uniform in a
-    box around the value at the explanation's own site, and the largest of some samples, so the value is a lower
-    bound. Padding does not move; states of a recurrent network also move with those before them. Not defined
-    for an example whose scores are all 0.
+    The largest norm of scores(x + noise) - scores(x) over the norm of scores(x), Euclidean over the positions of an
+    example that count (Yeh et al. 2019, without the division), by `captum.metrics.sensitivity_max`. The noise is
+    uniform in a box around the value at the explanation's own site, and the largest of some samples, so the value is a
+    lower bound. Padding does not move; states of a recurrent network also move with those before them. Not defined for
+    an example whose scores are all 0.
 
     Args:
         radius: half the width of the box.

@@ -234,9 +234,9 @@ class Characterization(GraphMetric):
 
 
 class Unfaithfulness(GraphMetric):
-    """1 - exp(-KL(y' || y)) of the outputs y and y' with only the edges or nodes that are kept, in [0, 1].
+    """1 - exp(-KL(y', y)) of the outputs y and y' with only the edges or nodes that are kept, in [0, 1].
 
-    Lower is better. PyG's graph explanation faithfulness (Agarwal et al. 2023): its documentation has KL(y || y'), its
+    Lower is better. PyG's graph explanation faithfulness (Agarwal et al. 2023): its documentation has KL(y, y'), its
     code, and so this, the other direction.
 
     Args:

@@ -31,7 +31,7 @@ class Explaining(Protocol):
         """Explain all batches, the first example having this index."""
 
 
-#: The explainer of an explanation, or a function that makes it, and fits it if it must be: `lambda hooked: ...`.
+#: The explainer of an explanation, or a function of a Hooked that makes it, and fits it if needed.
 ExplainedBy = Explaining | Callable[[Hooked], Explaining]
 
 
